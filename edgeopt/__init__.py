@@ -1,0 +1,1 @@
+"""Optimisation and scheduling of AI at the wireless edge."""

@@ -1,0 +1,1 @@
+"""Solvers of expert caching, one algorithm per file."""
