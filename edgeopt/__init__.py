@@ -1,1 +1,64 @@
-"""Optimisation and scheduling of AI at the wireless edge."""
+"""Optimisation and scheduling of AI at the wireless edge.
+
+Problems, solvers and evaluation load on first use, so that ``import edgeopt`` stays light.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from edgeopt.errors import EdgeOptError as EdgeOptError
+from edgeopt.errors import InvalidFileError as InvalidFileError
+from edgeopt.errors import InvalidProblemError as InvalidProblemError
+from edgeopt.errors import MissingDependencyError as MissingDependencyError
+from edgeopt.errors import NoSolutionError as NoSolutionError
+from edgeopt.errors import SolverError as SolverError
+from edgeopt.errors import UnsupportedProblemError as UnsupportedProblemError
+from edgeopt.problem import Problem as Problem
+from edgeopt.problem import Violation as Violation
+from edgeopt.progress import Callback as Callback
+from edgeopt.progress import ProgressLine as ProgressLine
+from edgeopt.result import Exact as Exact
+from edgeopt.result import Heuristic as Heuristic
+from edgeopt.result import Ratio as Ratio
+from edgeopt.result import Result as Result
+from edgeopt.result import Status as Status
+from edgeopt.solve import Run as Run
+from edgeopt.solve import SolveOptions as SolveOptions
+from edgeopt.solve import Solver as Solver
+from edgeopt.solve import solve as solve
+from edgeopt.solve import versions as versions
+from edgeopt.stop import AnyOf as AnyOf
+from edgeopt.stop import Limit as Limit
+from edgeopt.stop import MaxIterations as MaxIterations
+from edgeopt.stop import MaxTime as MaxTime
+from edgeopt.stop import NoImprovement as NoImprovement
+from edgeopt.stop import Progress as Progress
+from edgeopt.stop import StopCriterion as StopCriterion
+from edgeopt.stop import TargetGap as TargetGap
+
+if TYPE_CHECKING:
+    from edgeopt import evaluation as evaluation
+    from edgeopt import problems as problems
+    from edgeopt import solvers as solvers
+    from edgeopt.network import EdgeNetwork as EdgeNetwork
+    from edgeopt.problems import load as load
+
+_LAZY = {
+    "evaluation": ("edgeopt.evaluation", None),
+    "problems": ("edgeopt.problems", None),
+    "solvers": ("edgeopt.solvers", None),
+    "EdgeNetwork": ("edgeopt.network", "EdgeNetwork"),
+    "load": ("edgeopt.problems", "load"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'edgeopt' has no attribute {name!r}")
+    module, attribute = _LAZY[name]
+    loaded = importlib.import_module(module)
+    return loaded if attribute is None else getattr(loaded, attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

@@ -1,4 +1,43 @@
-"""Placeholder."""
+"""Problems: frozen data that knows its own objective and constraints, one file each."""
+
+import os
+
+from edgeopt import storage
+from edgeopt.errors import InvalidFileError
+from edgeopt.problem import Problem
+from edgeopt.problems.expert_caching import CacheReport as CacheReport
+from edgeopt.problems.expert_caching import ExpertCaching as ExpertCaching
+from edgeopt.problems.placement import Placement as Placement
+from edgeopt.problems.routed_model import RoutedModel as RoutedModel
 
 if __name__ != "edgeopt.problems":  # one module object only: the root folder is edgeopt.problems
     raise ImportError("import edgeopt.problems, not " + __name__)
+
+PROBLEMS: tuple[type[Problem], ...] = (ExpertCaching,)
+
+
+def load(path: str | os.PathLike[str]) -> Problem:
+    """Read a problem that `Problem.save` wrote.
+
+    Parameters
+    ----------
+    path : a ``.json`` or ``.npz`` file.
+
+    Raises
+    ------
+    InvalidFileError
+        If the file cannot be read or is of an unknown kind or version; the message starts with the path.
+    InvalidProblemError
+        If what it holds is not a valid problem.
+    """
+    values, arrays = storage.load(path)
+    kinds = {problem.kind: problem for problem in PROBLEMS}
+    kind, version = values.pop("kind", None), values.pop("schema_version", None)
+    if kind not in kinds:
+        raise InvalidFileError(f"{path}: kind = {kind!r}: expected one of {', '.join(kinds)}")
+    if version != kinds[kind].schema_version:
+        raise InvalidFileError(f"{path}: schema_version = {version!r}: expected {kinds[kind].schema_version}")
+    try:
+        return kinds[kind].from_data(values, arrays)
+    except ValueError as error:  # our own errors: say which file they are about
+        raise InvalidFileError(f"{path}: {error}") from None

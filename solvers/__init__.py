@@ -1,4 +1,40 @@
-"""Placeholder."""
+"""Solvers: one folder per problem, one algorithm per file; `solvers_of` lists them, `get_solver` finds one by name."""
+
+import difflib
+
+from edgeopt.errors import EdgeOptError
+from edgeopt.solve import Solver
 
 if __name__ != "edgeopt.solvers":  # one module object only: the root folder is edgeopt.solvers
     raise ImportError("import edgeopt.solvers, not " + __name__)
+
+
+def solvers_of(kind: str) -> tuple[Solver, ...]:
+    """Return the solvers of a kind of problem, each with its default hyper-parameters.
+
+    Examples
+    --------
+    >>> [solver.name for solver in solvers_of("expert-caching")][:2]
+    ['greedy', 'density-greedy']
+    """
+    if kind == "expert-caching":
+        from edgeopt.solvers import expert_caching
+
+        return expert_caching.SOLVERS
+    raise EdgeOptError(f"kind = {kind!r}: expected one of expert-caching")
+
+
+def get_solver(kind: str, name: str) -> Solver:
+    """Return the solver `name` of a kind of problem, with its default hyper-parameters.
+
+    Raises
+    ------
+    EdgeOptError
+        If there is no such solver; the message suggests close names.
+    """
+    found = {solver.name: solver for solver in solvers_of(kind)}
+    if name not in found:
+        close = difflib.get_close_matches(name, found, 1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise EdgeOptError(f"solver = {name!r}: {hint}{kind} has {', '.join(found)}")
+    return found[name]

@@ -1,0 +1,335 @@
+"""`solve`, what a solver is, and the `Run` that a solver reports to."""
+
+import dataclasses
+import importlib.metadata
+import logging
+import math
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+import numpy as np
+
+from edgeopt.errors import EdgeOptError, InvalidProblemError, SolverError, UnsupportedProblemError
+from edgeopt.problem import Problem
+from edgeopt.progress import Callback, ProgressLine
+from edgeopt.result import Guarantee, History, Record, Result, Seconds, Status, relative_gap
+from edgeopt.stop import AnyOf, Limit, MaxTime, Progress, StopCriterion
+
+logger = logging.getLogger("edgeopt")
+logger.addHandler(logging.NullHandler())
+
+S = TypeVar("S")
+
+
+class Solver(Protocol):
+    """What every solver offers: a frozen dataclass whose fields are its hyper-parameters."""
+
+    @property
+    def name(self) -> str:
+        """Name on the command line."""
+        ...
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """Best guarantee on the problems it supports."""
+        ...
+
+    def guarantee_for(self, problem: Any) -> Guarantee:
+        """Return the guarantee on this very problem."""
+        ...
+
+    def supports(self, problem: Problem) -> str | None:
+        """Return None, or the sentence that says why this problem cannot be solved."""
+        ...
+
+    def solve(self, problem: Any, options: "SolveOptions") -> Result[Any]:
+        """Solve the problem. Call `edgeopt.solve` instead, which checks first."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SolveOptions:
+    """Options common to all solvers, see `solve`."""
+
+    time_limit: float = math.inf
+    stop: StopCriterion | None = None
+    seed: int | None = 0
+    initial_solution: Any | None = None
+    callback: Callback | None = None
+    display: bool = False
+    deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.time_limit >= 0:
+            raise EdgeOptError(f"time_limit = {self.time_limit!r}: expected seconds >= 0")
+        if self.seed is not None and (not isinstance(self.seed, int | np.integer) or self.seed < 0):
+            raise EdgeOptError(f"seed = {self.seed!r}: expected an integer >= 0 or None")
+
+
+def solve(
+    problem: Problem,
+    solver: "str | Solver",
+    *,
+    time_limit: float = math.inf,
+    stop: StopCriterion | None = None,
+    seed: int | None = 0,
+    initial_solution: Any | None = None,
+    callback: Callback | None = None,
+    display: bool = False,
+    deterministic: bool = False,
+) -> Result[Any]:
+    """Solve a problem.
+
+    Parameters
+    ----------
+    problem : the problem.
+    solver : a solver object, or the name of one with its default hyper-parameters.
+    time_limit : seconds for the whole call, compilation included. Never an error: the best solution so far is returned.
+    stop : further stop criteria, for example ``TargetGap(1e-4)``.
+    seed : same seed, same result. None draws a fresh seed and reports it.
+    initial_solution : feasible solution to start from (warm start); the result is never worse.
+    callback : told of every iteration and every better solution; may stop the run.
+    display : show progress on a terminal.
+    deterministic : one worker and no clock inside back ends, so that equal seeds give equal results everywhere.
+
+    Returns
+    -------
+    Result
+
+    Raises
+    ------
+    UnsupportedProblemError
+        If the solver cannot handle the problem; the message says what is missing.
+    InvalidProblemError
+        If the initial solution does not fit the problem.
+
+    Examples
+    --------
+    >>> import edgeopt
+    >>> problem = edgeopt.problems.ExpertCaching.random(num_servers=3, num_users=20, seed=1)
+    >>> result = edgeopt.solve(problem, "greedy")
+    >>> result.status, result.objective <= result.bound
+    (<Status.FEASIBLE: 'feasible'>, True)
+    """
+    if isinstance(solver, str):
+        from edgeopt import solvers  # late: the core does not depend on the solvers
+
+        solver = solvers.get_solver(problem.kind, solver)
+    if (reason := solver.supports(problem)) is not None:
+        raise UnsupportedProblemError(f"{solver.name}: {reason}")
+    if initial_solution is not None and (violations := problem.violations(initial_solution)):
+        raise InvalidProblemError(f"initial_solution: {violations[0].message}")
+    if seed is None:
+        seed = int(np.random.SeedSequence().generate_state(1)[0])
+    options = SolveOptions(
+        time_limit=time_limit,
+        stop=stop,
+        seed=seed,
+        initial_solution=initial_solution,
+        callback=callback,
+        display=display,
+        deterministic=deterministic,
+    )
+    return solver.solve(problem, options)
+
+
+class Run(Generic[S]):
+    """One solve in progress: clock, limits, incumbent, bound, history. Used as a context manager by every solver.
+
+    Inside the ``with`` block the solver calls `offer` for solutions, `tighten` for bounds and `step` once an
+    iteration; Ctrl-C leaves the block quietly, and `result` returns the incumbent.
+    """
+
+    def __init__(self, solver: Solver, problem: Problem, options: SolveOptions) -> None:
+        self.problem, self.options, self._solver = problem, options, solver
+        self._sign = 1.0 if problem.sense == "max" else -1.0
+        self._start = time.perf_counter()
+        self._build = 0.0
+        self.solution: S | None = None
+        self.objective: float | None = None
+        self.bound = math.inf * self._sign
+        self.iteration = 0
+        self.limit: Limit | None = None
+        self._best_at = (0.0, 0)
+        self.history = History()
+        criteria: list[StopCriterion] = [MaxTime(options.time_limit)] if math.isfinite(options.time_limit) else []
+        self._criteria = AnyOf((*criteria, options.stop) if options.stop else tuple(criteria))
+        self._callbacks = [c for c in (options.callback, ProgressLine() if options.display else None) if c]
+
+    def __enter__(self) -> Self:
+        from edgeopt.jit import CompileTimer  # late: numba takes 0.3 s to import
+
+        self._compile = CompileTimer()
+        self._compile.__enter__()
+        for callback in self._callbacks:
+            callback.on_start(self._solver.name, self.problem.kind)
+        if self.options.initial_solution is not None:
+            self.offer(self.options.initial_solution)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        self._compile.__exit__()
+        for callback in self._callbacks:
+            callback.on_end(self.progress())
+        if isinstance(error, KeyboardInterrupt):
+            self.limit = Limit.INTERRUPT
+            return True
+        return False
+
+    @property
+    def seed(self) -> int:
+        """Seed of the run."""
+        return self.options.seed if self.options.seed is not None else 0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self._start
+
+    @property
+    def remaining(self) -> float:
+        """Seconds left under the time limit, maybe infinite, never negative."""
+        return max(0.0, self.options.time_limit - self.seconds)
+
+    @property
+    def gap(self) -> float:
+        """Relative gap between incumbent and bound."""
+        return relative_gap(self.objective, self.bound)
+
+    @contextmanager
+    def building(self) -> Iterator[None]:
+        """Charge what happens inside to build time; compilation inside counts as compilation."""
+        start, compiled = time.perf_counter(), self._compile.seconds
+        try:
+            yield
+        finally:
+            self._build += time.perf_counter() - start - (self._compile.seconds - compiled)
+
+    def progress(self) -> Progress:
+        """Return a snapshot."""
+        return Progress(self.seconds, self.iteration, self.objective, self.bound, self.gap, *self._best_at)
+
+    def offer(self, solution: S, objective: float | None = None) -> bool:
+        """Report a feasible solution; keep it if it is better than the incumbent, and return whether it is."""
+        value = self.problem.objective(solution) if objective is None else float(objective)
+        if self.objective is not None and self._sign * (value - self.objective) <= 0:
+            return False
+        self.solution, self.objective = solution, value
+        self._best_at = (self.seconds, self.iteration)
+        self._record()
+        for callback in self._callbacks:
+            if callback.on_best(self.progress()) is False:
+                self.limit = Limit.CALLBACK
+        return True
+
+    def tighten(self, bound: float) -> None:
+        """Report a valid bound on the optimum; the best one is kept."""
+        if self._sign * (self.bound - bound) > 0:
+            self.bound = float(bound)
+            self._record()
+
+    def step(self) -> bool:
+        """Count one iteration; return whether to go on."""
+        self.iteration += 1
+        for callback in self._callbacks:
+            if callback.on_iteration(self.progress()) is False:
+                self.limit = Limit.CALLBACK
+        return not self.stopped()
+
+    def stopped(self) -> bool:
+        """Return whether a limit has been reached."""
+        if self.limit is None:
+            self.limit = self._criteria.check(self.progress())
+        return self.limit is not None
+
+    def result(
+        self, *, optimal: bool = False, infeasible: bool = False, error: str = "", message: str = ""
+    ) -> Result[S]:
+        """Return the result: objective and feasibility recomputed by the problem, status derived from them.
+
+        Parameters
+        ----------
+        optimal : the solver has proved the incumbent optimal.
+        infeasible : the solver has proved that there is no solution.
+        error : what failed, in the words of the back end.
+        message : one sentence for the user.
+        """
+        total = self.seconds
+        compiled = min(self._compile.seconds, total)
+        build = min(max(self._build, 0.0), total - compiled)
+        objective, feasible, bound = None, False, self.bound
+        if self.solution is not None:
+            objective = self.problem.objective(self.solution)
+            violations = self.problem.violations(self.solution)
+            feasible = not violations
+            tolerance = 1e-7 * max(1.0, abs(objective))
+            if violations:
+                error = f"returned an infeasible solution: {violations[0].message}"
+            elif self.objective is not None and abs(objective - self.objective) > tolerance:
+                error = f"reported objective {self.objective!r}, the problem says {objective!r}"
+            if optimal or abs(bound - objective) <= 1e-9 * max(1.0, abs(objective)):
+                optimal, bound = True, objective
+            elif self._sign * (objective - bound) > tolerance:
+                error = f"reported the bound {bound!r}, which its own solution of {objective!r} beats"
+            else:  # equal up to rounding: a bound never contradicts the objective
+                bound = self._sign * max(self._sign * bound, self._sign * objective)
+        return Result(
+            problem=self.problem.kind,
+            solver=self._solver.name,
+            sense=self.problem.sense,
+            status=self._status(feasible, optimal, infeasible, error),
+            limit=self.limit,
+            message=error or message,
+            solution=self.solution,
+            feasible=feasible,
+            bound=bound,
+            guarantee=self._solver.guarantee_for(self.problem),
+            history=self.history,
+            seconds=Seconds(build, compiled, total - compiled - build),
+            seed=self.options.seed,
+            versions=versions(),
+            _objective=objective,
+        )
+
+    @staticmethod
+    def _status(feasible: bool, optimal: bool, infeasible: bool, error: str) -> Status:
+        if error:
+            return Status.ERROR
+        if infeasible:
+            return Status.INFEASIBLE
+        if not feasible:
+            return Status.NO_SOLUTION
+        return Status.OPTIMAL if optimal else Status.FEASIBLE
+
+    def _record(self) -> None:
+        bound = self.bound if math.isfinite(self.bound) else None
+        self.history.append(Record(self.seconds, self.iteration, self.objective, bound))
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, edgeopt and the packages results depend on."""
+    found = {"python": platform.python_version()}
+    for package in ("edgeopt", "numpy", "scipy", "numba", "highspy", "ortools"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def configure(solver: Solver, **changes: Any) -> Solver:
+    """Return a copy of a solver with some hyper-parameters changed; unknown names are errors that list the known."""
+    fields = [field.name for field in dataclasses.fields(solver)]  # type: ignore[arg-type]
+    if unknown := sorted(set(changes) - set(fields)):
+        raise EdgeOptError(f"{solver.name} has no parameter {unknown[0]!r}; it has {', '.join(fields) or 'none'}")
+    return dataclasses.replace(solver, **changes)  # type: ignore[type-var]
+
+
+__all__ = ["Run", "SolveOptions", "Solver", "SolverError", "configure", "solve", "versions"]

@@ -1,0 +1,63 @@
+"""Kernels behind `ExpertCaching.objective`: exact sums over users, experts and activation sets."""
+
+import numpy as np
+from numba import prange
+from numpy.typing import NDArray
+
+from edgeopt.jit import parallel_kernel
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@parallel_kernel
+def best_gain(holders_ptr: Ints, holders: Ints, gain: Floats) -> Floats:
+    """Return [U, E]: the largest gain[n, u] over the servers n that hold expert e, 0 if none does.
+
+    ``holders[holders_ptr[e]:holders_ptr[e + 1]]`` are the servers that hold expert e; gain is [N, U].
+    """
+    num_experts, num_users = holders_ptr.size - 1, gain.shape[1]
+    best = np.zeros((num_users, num_experts))
+    for u in prange(num_users):
+        for e in range(num_experts):
+            value = 0.0
+            for k in range(holders_ptr[e], holders_ptr[e + 1]):
+                if gain[holders[k], u] > value:
+                    value = gain[holders[k], u]
+            best[u, e] = value
+    return best
+
+
+@parallel_kernel
+def expected_saving(
+    base: Floats,
+    saving: Floats,
+    profile: Ints,
+    indptr: Ints,
+    indices: NDArray[np.int32],
+    probability: Floats,
+    sets: NDArray[np.int32],
+    theta: float,
+) -> Floats:
+    """Return [U]: expected seconds saved per token, (1 - theta) sum + theta K max over each activated set.
+
+    base [U, E] is the latency of each expert without any edge cache, saving [U, E] what the placement takes off it.
+    ``theta * K`` of the maximum is the caller's `theta` here: ``sum`` is 0, plain ``max`` is passed as -1.
+    """
+    num_users, top_k = base.shape[0], sets.shape[1]
+    total = np.zeros(num_users)
+    for u in prange(num_users):
+        value = 0.0
+        for k in range(indptr[profile[u]], indptr[profile[u] + 1]):
+            added, before, after = 0.0, 0.0, 0.0
+            for j in range(top_k):
+                e = sets[indices[k], j]
+                added += saving[u, e]
+                before = max(before, base[u, e])
+                after = max(after, base[u, e] - saving[u, e])
+            if theta < 0.0:
+                value += probability[k] * (before - after)
+            else:
+                value += probability[k] * ((1.0 - theta) * added + theta * top_k * (before - after))
+        total[u] = value
+    return total

@@ -1,0 +1,33 @@
+"""What the solvers of expert caching share."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.jit import kernel
+from edgeopt.problem import Problem
+from edgeopt.problems import ExpertCaching
+
+
+def supports_expert_caching(problem: Problem) -> str | None:
+    """Return None for an `ExpertCaching` problem, else what was expected."""
+    return None if isinstance(problem, ExpertCaching) else f"expected an expert-caching problem, got {problem.kind}"
+
+
+def fill_in_order(order: NDArray[np.int64], problem: ExpertCaching) -> NDArray[np.bool_]:
+    """Return bool [N, E]: each server n takes the experts ``order[n]`` one by one, skipping what no longer fits."""
+    return _fill_in_order(order, problem.expert_bytes, np.array(problem.storage_bytes))
+
+
+@kernel
+def _fill_in_order(
+    order: NDArray[np.int64], size: NDArray[np.float64], capacity: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    cached = np.zeros(order.shape, np.bool_)
+    for n in range(order.shape[0]):
+        left = capacity[n]
+        for k in range(order.shape[1]):
+            e = order[n, k]
+            if size[e] <= left:
+                cached[n, e] = True
+                left -= size[e]
+    return cached

@@ -1,0 +1,134 @@
+"""The facility-location form of expert caching that most of its solvers work on."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.problems import ExpertCaching
+
+MAX_UNITS = 1 << 20  # finest grid of storage units that a dynamic programme is run on
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Facility:
+    """Maximise the sum over e, u of ``weight[e, u] * max over servers n holding e of gain[model[e], n, u]``.
+
+    Parameters
+    ----------
+    weight : float64 [E, U], expected uses of expert e by user u per token, zero where the device holds it.
+    gain : float64 [M, N, U], seconds server n saves user u on one expert of model m, >= 0.
+    model : int64 [E].
+    size, capacity : float64 [E] and [N], bytes.
+    units, capacity_units : int64 [E] and [N], the same in whole storage units. Sizes are rounded up and capacities
+        down, so what fits in units fits in bytes.
+    exact_units : whether nothing was lost by that rounding, so that a knapsack in units is the knapsack in bytes.
+    """
+
+    weight: NDArray[np.float64]
+    gain: NDArray[np.float64]
+    model: NDArray[np.int64]
+    size: NDArray[np.float64]
+    capacity: NDArray[np.float64]
+    units: NDArray[np.int64]
+    capacity_units: NDArray[np.int64]
+    exact_units: bool
+
+    @classmethod
+    def of(cls, problem: ExpertCaching, *, bound: bool = False) -> "Facility":
+        """Return the facility form of a problem.
+
+        For K = 1 or latency ``sum`` its value is the objective. Otherwise it is a surrogate: each set counts as the
+        *sum* of its savings, scaled by (1 - theta) + theta for ``mix`` and 1/K for ``max``. With ``bound=True`` it
+        is an upper bound instead: a maximum saves at most the mean saving over the experts that the device lacks,
+        because all of those take the cloud's time without a cache (ours).
+        """
+        device = problem.device_mask()
+        weight = np.empty((problem.num_experts, problem.num_users))
+        for m, model in enumerate(problem.models):
+            experts = slice(problem.first_expert[m], problem.first_expert[m + 1])
+            if problem.is_modular_per_set or not bound:
+                uses = model.uses[problem.profile[:, m]]
+                if not problem.is_modular_per_set:
+                    uses = uses * _surrogate_scale(problem, model.top_k)
+            else:
+                uses = _bounding_uses(problem, m, device[:, experts])
+            np.multiply(uses.T, problem.user_weight * problem.request[:, m], out=weight[experts])
+        weight[device.T] = 0.0
+        units, capacity_units, exact = storage_units(problem.expert_bytes, problem.storage_bytes)
+        return cls(
+            weight=weight,
+            gain=np.ascontiguousarray(problem.gain_s.transpose(0, 2, 1)),
+            model=problem.expert_model.astype(np.int64),
+            size=problem.expert_bytes,
+            capacity=np.array(problem.storage_bytes),
+            units=units,
+            capacity_units=capacity_units,
+            exact_units=exact,
+        )
+
+    @property
+    def num_servers(self) -> int:
+        """Servers, N."""
+        return self.gain.shape[1]
+
+    @property
+    def num_experts(self) -> int:
+        """Experts, E."""
+        return self.weight.shape[0]
+
+
+def storage_units(
+    size: NDArray[np.float64], capacity: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], bool]:
+    """Return sizes [E] and capacities [N] in whole units, and whether the units are exact.
+
+    Whole sizes are divided by their greatest common divisor. If that leaves more than `MAX_UNITS` units, or sizes
+    are not whole, the largest capacity is cut into `MAX_UNITS` / 64 units: sizes rounded up, capacities down.
+    """
+    useful = np.minimum(capacity, size.sum())  # more storage than all experts take changes nothing
+    if (size == np.floor(size)).all() and size.max() < 2**53:
+        divisor = math.gcd(*size.astype(np.int64).tolist())
+        units = (size / divisor).astype(np.int64)
+        capacity_units = np.floor(useful / divisor * (1 + 1e-15)).astype(np.int64)
+        if capacity_units.max(initial=0) <= MAX_UNITS:
+            return units, capacity_units, True
+    grain = max(float(useful.max(initial=0.0)) / (MAX_UNITS // 64), float(size.min()) / 1024)
+    units = np.ceil(size / grain - 1e-12).astype(np.int64)
+    return units, np.floor(useful / grain + 1e-12).astype(np.int64), False
+
+
+def _surrogate_scale(problem: ExpertCaching, top_k: int) -> float:
+    return 1.0 / top_k if problem.latency == "max" else 1.0
+
+
+def _bounding_uses(problem: ExpertCaching, m: int, device: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return [U, E_m]: uses in which each set is shared evenly by its experts that are not on the user's device."""
+    model = problem.models[m]
+    theta = 1.0 if problem.latency == "max" else problem.theta
+    uses = np.empty((problem.num_users, model.num_experts))
+    plain: dict[int, NDArray[np.float64]] = {}
+    for p in np.unique(problem.profile[:, m]):
+        entries = slice(model.indptr[p], model.indptr[p + 1])
+        sets, probability = model.sets[model.indices[entries]], model.probability[entries]
+        for u in np.flatnonzero(problem.profile[:, m] == p):
+            if device[u].any():
+                uses[u] = _shared(sets, probability, ~device[u], theta, problem.latency)
+            else:
+                if p not in plain:
+                    plain[p] = _shared(sets, probability, ~device[u], theta, problem.latency)
+                uses[u] = plain[p]
+    return uses
+
+
+def _shared(
+    sets: NDArray[np.int32], probability: NDArray[np.float64], remote: NDArray[np.bool_], theta: float, latency: str
+) -> NDArray[np.float64]:
+    top_k = sets.shape[1]
+    share = 1.0 / np.maximum(1, remote[sets].sum(axis=1))
+    per_set = probability * (share if latency == "max" else (1.0 - theta) + theta * top_k * share)
+    uses: NDArray[np.float64] = np.bincount(
+        sets.ravel(), weights=np.repeat(per_set, top_k), minlength=remote.size
+    )
+    return uses

@@ -1,0 +1,40 @@
+"""`random`: fill every server with experts in random order."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from edgeopt.problem import Problem
+from edgeopt.problems import ExpertCaching, Placement
+from edgeopt.result import Guarantee, Heuristic, Result
+from edgeopt.rng import stream
+from edgeopt.solve import Run, SolveOptions
+from edgeopt.solvers.expert_caching.common import fill_in_order, supports_expert_caching
+
+
+@dataclass(frozen=True, slots=True)
+class RandomFill:
+    """Take experts in random order, a different one on each server, and keep each that still fits. A baseline.
+
+    O(N E) time. One iteration is one server.
+    """
+
+    name: ClassVar[str] = "random"
+    guarantee: ClassVar[Guarantee] = Heuristic("baseline")
+
+    def guarantee_for(self, problem: ExpertCaching) -> Guarantee:
+        """Return that nothing is promised."""
+        return self.guarantee
+
+    def supports(self, problem: Problem) -> str | None:
+        """Support every expert-caching problem."""
+        return supports_expert_caching(problem)
+
+    def solve(self, problem: ExpertCaching, options: SolveOptions) -> Result[Any]:
+        """Solve by one random fill."""
+        with Run[Placement](self, problem, options) as run:
+            rng = stream(run.seed, self.name)
+            order = np.argsort(rng.random((problem.num_servers, problem.num_experts)), axis=1)
+            run.offer(Placement(fill_in_order(order, problem)))
+        return run.result()
