@@ -66,27 +66,32 @@ class RoutingTrace:
     meta: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise InvalidProblemError(f"name = {self.name!r}: expected a string")
         for size in ("num_layers", "num_experts"):
-            _check_size(size, getattr(self, size))
+            object.__setattr__(self, size, _size(size, getattr(self, size)))
         if (total := self.num_layers * self.num_experts) > MAX_EXPERTS:
             raise InvalidProblemError(f"num_layers * num_experts = {total}: expected at most {MAX_EXPERTS} experts")
-        experts = int_array("set_experts", self.set_experts, (None, None), low=0, high=self.num_experts - 1)
+        experts = int_array("set_experts", self.set_experts, (None, None), low=0)
         rows, top_k = experts.shape
+        if not 1 <= top_k <= self.num_experts:
+            raise InvalidProblemError(
+                f"set_experts: K = {top_k} experts per set, expected 1 to num_experts = {self.num_experts}"
+            )
         most = (1 << 62) // max(rows, 1)  # so that no sum of counts overflows
         tokens = int_array("tokens_per_user", self.tokens_per_user, (None,), low=1, high=most, dtype=np.int64)
         if tokens.size == 0:
             raise InvalidProblemError("tokens_per_user: expected at least one user")
         arrays = {
-            "set_user": int_array("set_user", self.set_user, (rows,), low=0, high=tokens.size - 1),
-            "set_layer": int_array("set_layer", self.set_layer, (rows,), low=0, high=self.num_layers - 1),
-            "set_experts": experts,
-            "set_count": int_array("set_count", self.set_count, (rows,), low=0, high=most, dtype=np.int64),
-            "tokens_per_user": tokens,
+            "set_user": int_array("set_user", self.set_user, (None,), low=0, high=tokens.size - 1),
+            "set_layer": int_array("set_layer", self.set_layer, (None,), low=0, high=self.num_layers - 1),
+            "set_experts": int_array("set_experts", experts, (None, None), low=0, high=self.num_experts - 1),
+            "set_count": int_array("set_count", self.set_count, (None,), low=0, high=most, dtype=np.int64),
         }
-        if not 1 <= top_k <= self.num_experts:
-            raise InvalidProblemError(
-                f"set_experts: K = {top_k} experts per set, expected 1 to num_experts = {self.num_experts}"
-            )
+        for name, array in arrays.items():
+            if len(array) != rows:
+                raise InvalidProblemError(f"{name}: {len(array)} rows, expected {rows} as in set_experts")
+        arrays["tokens_per_user"] = tokens
         _check_ascending(experts)
         for name, array in arrays.items():
             object.__setattr__(self, name, array)
@@ -157,6 +162,8 @@ class RoutingTrace:
         for name in (*_ARRAYS, "meta"):
             if name not in arrays:
                 raise InvalidFileError(f"{path}: no array {name!r}: expected {', '.join(_ARRAYS)}, meta")
+            if arrays[name].dtype.kind not in "iu":
+                raise InvalidFileError(f"{path}: {name}: expected integers, got {arrays[name].dtype}")
         if arrays["meta"].dtype != np.uint8 or arrays["meta"].ndim != 1:
             raise InvalidFileError(
                 f"{path}: meta: expected the bytes of a JSON object as uint8 [n],"
@@ -219,8 +226,7 @@ class RoutingTrace:
                 f" got {values.dtype} {list(values.shape)}"
             )
         users, tokens, layers, experts = values.shape
-        _check_size("top_k", top_k)
-        if top_k > experts:
+        if (top_k := _size("top_k", top_k)) > experts:
             raise InvalidProblemError(f"top_k = {top_k}: expected at most the {experts} experts of a layer")
         if (missing := np.isnan(values)).any():
             index = ", ".join(str(i) for i in np.unravel_index(int(missing.argmax()), values.shape))
@@ -260,11 +266,10 @@ class RoutingTrace:
         _, first, which = np.unique(code, return_index=True, return_inverse=True)
         order = np.lexsort((which, self.set_user))
         user = self.set_user[order]
-        total = self.num_layers * self.num_experts
         return RoutedModel(
             name=self.name,
             expert_layer=np.repeat(np.arange(self.num_layers, dtype=np.int32), self.num_experts),
-            expert_bytes=np.broadcast_to(np.asarray(expert_bytes, np.float64), (total,)),
+            expert_bytes=np.asarray(expert_bytes),
             sets=self.set_experts[first] + (self.set_layer[first] * np.int32(self.num_experts))[:, None],
             indptr=np.concatenate(([0], np.cumsum(np.bincount(user, minlength=self.num_users)))),
             indices=which[order].astype(np.int32),
@@ -345,7 +350,9 @@ def _count_sets(
     threshold = np.partition(logits, experts - top_k, axis=-1)[..., experts - top_k, None]  # (T, L, 1), K-th largest
     above, level = logits > threshold, logits == threshold  # (T, L, E)
     room = top_k - above.sum(axis=-1, keepdims=True)  # (T, L, 1)
-    chosen = (above | (level & (level.cumsum(axis=-1) <= room))).nonzero()[-1].reshape(-1, top_k)  # (T * L, K)
+    chosen = (
+        (above | (level & (level.cumsum(axis=-1, dtype=np.int32) <= room))).nonzero()[-1].reshape(-1, top_k)
+    )  # (T * L, K)
     layer = np.tile(np.arange(layers), tokens)  # (T * L,)
     code = _row_codes((layer, layers), *((chosen[:, k], experts) for k in range(top_k)))
     _, first, count = np.unique(code, return_index=True, return_counts=True)
@@ -363,9 +370,10 @@ def _row_codes(*columns: tuple[NDArray[Any], int]) -> NDArray[np.int64]:
     return code
 
 
-def _check_size(name: str, value: object) -> None:
+def _size(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise InvalidProblemError(f"{name} = {value!r}: expected a positive integer")
+    return int(value)
 
 
 def _check_ascending(experts: NDArray[np.int32]) -> None:

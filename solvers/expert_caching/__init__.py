@@ -1,6 +1,10 @@
 """Solvers of expert caching, one algorithm per file."""
 
 from edgeopt.solve import Solver
+from edgeopt.solvers.expert_caching.continuous_greedy import ContinuousGreedy as ContinuousGreedy
+from edgeopt.solvers.expert_caching.greedy import DensityGreedy as DensityGreedy
+from edgeopt.solvers.expert_caching.greedy import Greedy as Greedy
 from edgeopt.solvers.expert_caching.random_fill import RandomFill as RandomFill
+from edgeopt.solvers.expert_caching.successive import Successive as Successive
 
-SOLVERS: tuple[Solver, ...] = (RandomFill(),)
+SOLVERS: tuple[Solver, ...] = (Greedy(), DensityGreedy(), Successive(), ContinuousGreedy(), RandomFill())

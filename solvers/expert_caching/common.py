@@ -5,12 +5,34 @@ from numpy.typing import NDArray
 
 from edgeopt.jit import kernel
 from edgeopt.problem import Problem
-from edgeopt.problems import ExpertCaching
+from edgeopt.problems import ExpertCaching, Placement
+from edgeopt.solve import Run
+from edgeopt.solvers.expert_caching.facility import Facility, certificate
 
 
 def supports_expert_caching(problem: Problem) -> str | None:
     """Return None for an `ExpertCaching` problem, else what was expected."""
     return None if isinstance(problem, ExpertCaching) else f"expected an expert-caching problem, got {problem.kind}"
+
+
+def empty_placement(problem: ExpertCaching) -> Placement:
+    """Return the placement that caches nothing: the solution to fall back on."""
+    return Placement(np.zeros((problem.num_servers, problem.num_experts), bool))
+
+
+def has_equal_sizes(problem: ExpertCaching) -> bool:
+    """Whether all experts take the same storage."""
+    sizes = problem.expert_bytes
+    return bool((sizes == sizes[0]).all())
+
+
+def certify(run: Run[Placement], problem: ExpertCaching, facility: Facility | None = None) -> None:
+    """Report the marginal certificate of the incumbent as a bound; `facility` spares building it when it is at hand."""
+    if run.solution is None or run.stopped():
+        return
+    if facility is None or not problem.is_modular_per_set:
+        facility = Facility.of(problem, bound=True)
+    run.tighten(certificate(problem, facility, run.solution))
 
 
 def fill_in_order(order: NDArray[np.int64], problem: ExpertCaching) -> NDArray[np.bool_]:

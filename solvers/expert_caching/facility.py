@@ -6,19 +6,21 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.problems import ExpertCaching
+from edgeopt.problems import ExpertCaching, Placement
+from edgeopt.solvers.kernels.facility import best_of, marginals
+from edgeopt.solvers.kernels.knapsack import fractional_knapsack
 
 MAX_UNITS = 1 << 20  # finest grid of storage units that a dynamic programme is run on
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Facility:
-    """Maximise the sum over e, u of ``weight[e, u] * max over servers n holding e of gain[model[e], n, u]``.
+    """Maximise the sum over e, u of ``weight[e, u] * max over servers n holding e of gain[model[e], u, n]``.
 
     Parameters
     ----------
     weight : float64 [E, U], expected uses of expert e by user u per token, zero where the device holds it.
-    gain : float64 [M, N, U], seconds server n saves user u on one expert of model m, >= 0.
+    gain : float64 [M, U, N], seconds server n saves user u on one expert of model m, >= 0.
     model : int64 [E].
     size, capacity : float64 [E] and [N], bytes.
     units, capacity_units : int64 [E] and [N], the same in whole storage units. Sizes are rounded up and capacities
@@ -59,7 +61,7 @@ class Facility:
         units, capacity_units, exact = storage_units(problem.expert_bytes, problem.storage_bytes)
         return cls(
             weight=weight,
-            gain=np.ascontiguousarray(problem.gain_s.transpose(0, 2, 1)),
+            gain=problem.gain_s,
             model=problem.expert_model.astype(np.int64),
             size=problem.expert_bytes,
             capacity=np.array(problem.storage_bytes),
@@ -68,15 +70,20 @@ class Facility:
             exact_units=exact,
         )
 
+    @staticmethod
+    def units_are_exact(problem: ExpertCaching) -> bool:
+        """Whether a knapsack in whole storage units is the knapsack in bytes."""
+        return storage_units(problem.expert_bytes, problem.storage_bytes)[2]
+
     @property
     def num_servers(self) -> int:
         """Servers, N."""
-        return self.gain.shape[1]
+        return int(self.gain.shape[2])
 
     @property
     def num_experts(self) -> int:
         """Experts, E."""
-        return self.weight.shape[0]
+        return int(self.weight.shape[0])
 
 
 def storage_units(
@@ -128,7 +135,20 @@ def _shared(
     top_k = sets.shape[1]
     share = 1.0 / np.maximum(1, remote[sets].sum(axis=1))
     per_set = probability * (share if latency == "max" else (1.0 - theta) + theta * top_k * share)
-    uses: NDArray[np.float64] = np.bincount(
-        sets.ravel(), weights=np.repeat(per_set, top_k), minlength=remote.size
+    return np.bincount(sets.ravel(), weights=np.repeat(per_set, top_k), minlength=remote.size).astype(np.float64)
+
+
+def certificate(problem: ExpertCaching, facility: Facility, placement: Placement) -> float:
+    """Return an upper bound on the optimum from the marginal values at a placement S.
+
+    OPT <= F(S) + sum over servers of the fractional knapsack of the marginal values at S: by submodularity the
+    optimum adds to S at most the sum of its own marginal values, and those fit each server's storage. `facility` is
+    the bounding form of the problem, ``Facility.of(problem, bound=True)`` (the form itself when sets are modular).
+    """
+    best = best_of(placement.cached, facility.gain, facility.model)
+    value = float(np.einsum("eu,eu->", facility.weight, best))
+    values = marginals(facility.weight, facility.gain, facility.model, best)
+    return value + sum(
+        fractional_knapsack(values[:, n], facility.size, float(facility.capacity[n]))[0]
+        for n in range(facility.num_servers)
     )
-    return uses

@@ -10,7 +10,7 @@ from edgeopt.problems import ExpertCaching, Placement
 from edgeopt.result import Guarantee, Heuristic, Result
 from edgeopt.rng import stream
 from edgeopt.solve import Run, SolveOptions
-from edgeopt.solvers.expert_caching.common import fill_in_order, supports_expert_caching
+from edgeopt.solvers.expert_caching.common import certify, fill_in_order, supports_expert_caching
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,4 +37,5 @@ class RandomFill:
             rng = stream(run.seed, self.name)
             order = np.argsort(rng.random((problem.num_servers, problem.num_experts)), axis=1)
             run.offer(Placement(fill_in_order(order, problem)))
+            certify(run, problem)
         return run.result()

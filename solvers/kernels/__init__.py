@@ -15,6 +15,8 @@ Bools = NDArray[np.bool_]
 def float_vector(name: str, data: ArrayLike) -> Floats:
     """Return `data` as a contiguous float64 vector, without a copy where it is one already.
 
+    Read-only data are copied: numba would compile every kernel a second time for them.
+
     Raises
     ------
     InvalidProblemError
@@ -28,11 +30,13 @@ def float_vector(name: str, data: ArrayLike) -> Floats:
     array = _vector(name, data)
     if array.size and array.dtype.kind not in "fiu":
         raise InvalidProblemError(f"{name}: got dtype {array.dtype}, expected real numbers")
-    return np.ascontiguousarray(array, dtype=np.float64)
+    return np.require(array, np.float64, ["C", "W"])
 
 
 def int_vector(name: str, data: ArrayLike) -> Ints:
     """Return `data` as a contiguous int64 vector, without a copy where it is one already.
+
+    Read-only data are copied: numba would compile every kernel a second time for them.
 
     Raises
     ------
@@ -47,7 +51,7 @@ def int_vector(name: str, data: ArrayLike) -> Ints:
     array = _vector(name, data)
     if array.size and array.dtype.kind not in "iu":
         raise InvalidProblemError(f"{name}: got dtype {array.dtype}, expected integers; round to units first")
-    return np.ascontiguousarray(array, dtype=np.int64)
+    return np.require(array, np.int64, ["C", "W"])
 
 
 def require(name: str, array: NDArray[Any], valid: Bools, expected: str) -> None:

@@ -17,6 +17,7 @@ WORD = 64  # choices packed into one word
 CORE = 48  # items of the first, small core; a larger core pays only when this one leaves a gap
 EXACT_TOTAL = 2.0**40  # integral values up to this total let bounds be rounded down safely
 ROUNDING = 1e-14  # relative rounding error of a bound, below which an improvement is no improvement
+MAX_UNITS = 2.0**52  # whole numbers up to here and their halves are float64
 DEFAULT_GRAIN = 4096  # units in the capacity when `knapsack_bound` chooses the unit
 
 
@@ -203,7 +204,7 @@ def _solve_core(v: Floats, w: Ints, b: int, capacity: int, free: Bools) -> tuple
         if total <= room:
             taken[core] = True
         else:
-            taken[core] = dp_choose_kernel(v[core], w[core], room)
+            taken[core] = dp_choose_kernel(v[core], w[core], int(room))
     value = 0.0
     for j in range(v.size):
         if taken[j]:
@@ -223,7 +224,7 @@ def _solve_sorted(v: Floats, w: Ints, capacity: int) -> Bools:
         s[j + 1] = s[j] + w[j]
         integral = integral and v[j] == np.floor(v[j])
     integral = integral and p[n] < EXACT_TOTAL
-    b = np.searchsorted(s, capacity, side="right") - 1
+    b = int(np.searchsorted(s, capacity, side="right")) - 1
     lower, taken = _greedy(v, w, p, s, b, capacity)
     for attempt in range(2):
         target = lower + 0.999 if integral else lower * (1.0 + ROUNDING)
@@ -410,7 +411,8 @@ def fractional_knapsack(values: ArrayLike, weights: ArrayLike, capacity: float) 
     bound : float
         Never below the best value. Time O(n log n).
     price : float
-        Optimal dual price: bound = capacity * price + sum of max(0, value - price * weight).
+        Optimal dual price: bound = capacity * price + sum of max(0, value - price * weight) over the items that fit
+        on their own; infinite where a tiny weight makes the quotient overflow.
 
     Raises
     ------
@@ -427,8 +429,7 @@ def fractional_knapsack(values: ArrayLike, weights: ArrayLike, capacity: float) 
     (24.0, 4.0)
     """
     v, w = _items(values, float_vector("weights", weights))
-    bound, price = fractional_kernel(v, w, _real("capacity", capacity))
-    return float(bound), float(price)
+    return _linear(v, w, _real("capacity", capacity))
 
 
 def to_units(weights: ArrayLike, unit: float, *, up: bool) -> Ints:
@@ -447,13 +448,7 @@ def to_units(weights: ArrayLike, unit: float, *, up: bool) -> Ints:
     >>> to_units([2.0, 2.5], 1.0, up=True), to_units([2.0, 2.5], 1.0, up=False)
     (array([2, 3]), array([2, 2]))
     """
-    w = float_vector("weights", weights)
-    require("weights", w, np.isfinite(w) & (w >= 0.0), "a finite number >= 0")
-    if not _real("unit", unit) > 0.0:
-        raise InvalidProblemError(f"unit = {unit}, expected a number > 0")
-    require("weights", w, w <= 2.0**52 * unit, f"at most 2**52 units of {unit}")
-    rest = np.fmod(w, unit)  # exact, so (w - rest) / unit is a whole number but for rounding
-    return (np.rint((w - rest) / unit) + (up & (rest > 0.0))).astype(np.int64)
+    return _whole("weights", float_vector("weights", weights), unit, up=up)
 
 
 def knapsack_bound(values: ArrayLike, weights: ArrayLike, capacity: float, *, unit: float | None = None) -> float:
@@ -490,14 +485,15 @@ def knapsack_bound(values: ArrayLike, weights: ArrayLike, capacity: float, *, un
     """
     v, w = _items(values, float_vector("weights", weights))
     room = _real("capacity", capacity)
-    linear = float(fractional_kernel(v, w, room)[0])
+    linear, _ = _linear(v, w, room)
     fits = w <= room
     if unit is None:
         unit = room / DEFAULT_GRAIN
         if unit == 0.0:
             return linear
-    units = to_units(np.append(w[fits], room), unit, up=False)
-    return min(linear, float(knapsack_kernel(v[fits], units[:-1], units[-1])[0]))
+    units = _whole("weights", w[fits], unit, up=False)
+    room_units = int(_whole("capacity", np.array([room]), unit, up=False)[0])
+    return min(linear, float(knapsack_kernel(v[fits], units, room_units)[0]))
 
 
 def warm_up() -> None:
@@ -519,6 +515,21 @@ def _items(values: ArrayLike, w: Weights) -> tuple[Floats, Weights]:
     require("values", v, np.isfinite(v) & (v >= 0.0), "a finite number >= 0")
     require("weights", w, np.isfinite(w) & (w >= 0), "a finite number >= 0")
     return v, w
+
+
+def _linear(v: Floats, w: Floats, capacity: float) -> tuple[float, float]:
+    with np.errstate(over="ignore"):  # a density beyond float64 is infinite: first in order, as it should be
+        bound, price = fractional_kernel(v, w, capacity)
+    return float(bound), float(price)
+
+
+def _whole(name: str, real: Floats, unit: float, *, up: bool) -> Ints:
+    require(name, real, np.isfinite(real) & (real >= 0.0), "a finite number >= 0")
+    if not _real("unit", unit) > 0.0:
+        raise InvalidProblemError(f"unit = {unit}, expected a number > 0")
+    require(name, real, real <= MAX_UNITS * unit, f"at most 2**52 units of {unit}")
+    rest = np.fmod(real, unit)  # exact, so (real - rest) / unit is a whole number but for rounding
+    return (np.rint((real - rest) / unit) + (up & (rest > 0.0))).astype(np.int64)
 
 
 def _capacity(capacity: int) -> int:

@@ -150,7 +150,11 @@ def concave_kernel(a: Floats, b: Floats, size: int) -> Convolution:
 
 @kernel
 def concave_concave_kernel(a: Floats, b: Floats) -> Convolution:
-    """Convolution of two concave vectors, O(n + m): both are climbed, the steeper next step first, a's at a tie."""
+    """Convolution of two concave vectors, O(n + m): both are climbed, the steeper next step first, a's at a tie.
+
+    The climb is followed from both ends at once, as each step waits for the one before it; steps are added rather
+    than branched on, as nobody can predict them.
+    """
     size = a.size + b.size - 1 if a.size > 0 and b.size > 0 else 0
     out = np.full(size, -np.inf)
     levels = np.full(size, np.int32(-1), np.int32)
@@ -169,10 +173,22 @@ def concave_concave_kernel(a: Floats, b: Floats) -> Convolution:
     while b[last_j] == -np.inf:
         last_j -= 1
     k = i + j
+    while last_i - i > 1 and last_j - j > 1:  # each end moves one step: they cannot cross
+        out[k] = a[i] + b[j]
+        levels[k] = j
+        step = int(b[j + 1] - b[j] > a[i + 1] - a[i])
+        j += step
+        i += 1 - step
+        k += 1
+        out[last_i + last_j] = a[last_i] + b[last_j]
+        levels[last_i + last_j] = last_j
+        step = int(b[last_j] - b[last_j - 1] <= a[last_i] - a[last_i - 1])
+        last_j -= step
+        last_i -= 1 - step
     while i < last_i and j < last_j:
         out[k] = a[i] + b[j]
         levels[k] = j
-        step = int(b[j + 1] - b[j] > a[i + 1] - a[i])  # no branch: the next step is not predictable
+        step = int(b[j + 1] - b[j] > a[i + 1] - a[i])
         j += step
         i += 1 - step
         k += 1
@@ -239,13 +255,14 @@ def envelope_kernel(profile: Floats) -> tuple[Floats, Ints]:
 def is_concave_kernel(a: Floats, tol: float) -> bool:
     """Whether a lies within ``tol * max |a|`` of its concave envelope; see `is_concave`."""
     scale = 0.0
-    falling = True  # increments never rise: nothing more to check
+    falling = True  # all finite, and the increments never rise: nothing more to check
     for k in range(a.size):
         if a[k] > -np.inf:
             scale = max(scale, abs(a[k]))
-        if 0 < k < a.size - 1:
-            falling = falling and a[k - 1] > -np.inf and a[k + 1] - a[k] <= a[k] - a[k - 1]
-    if falling and (a.size == 0 or a[0] > -np.inf):
+        else:
+            falling = False
+        falling = falling and (k < 2 or a[k] - a[k - 1] <= a[k - 1] - a[k - 2])
+    if falling:
         return True
     envelope, _ = envelope_kernel(a)
     worst = 0.0

@@ -1,0 +1,201 @@
+"""Rows of a comparison: how they are named, kept on disk one file each, and turned into a data frame."""
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgeopt import storage
+from edgeopt.errors import InvalidFileError, MissingDependencyError
+from edgeopt.problem import Sense
+
+if TYPE_CHECKING:
+    import os
+
+    import pandas as pd
+
+Row = dict[str, Any]
+"""One run: the keys of ``Result.to_json`` and those of `COLUMNS`, plain JSON values only."""
+
+COLUMNS = (
+    "instance", "problem", "sense", "solver", "seed", "status", "limit", "objective", "bound", "gap", "guarantee",
+    "feasible", "best_known", "gap_to_best", "seconds_build", "seconds_compile", "seconds_solve", "seconds_total",
+    "message",
+)  # fmt: skip
+"""Columns of the data frame of a comparison."""
+
+FORMAT = 1
+_REQUIRED = ("key", "problem", "sense", "solver", "seed", "status", "objective", "feasible", "seconds", "history")
+
+logger = logging.getLogger("edgeopt")
+
+
+class RowStore:
+    """A folder with one JSON file per finished run, each written whole or not at all.
+
+    Parameters
+    ----------
+    folder : made if it is not there.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> store = RowStore(tempfile.mkdtemp())
+    >>> store.get("0123") is None
+    True
+    """
+
+    def __init__(self, folder: "str | os.PathLike[str]") -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, key: str) -> Path:
+        """Return the file of a row."""
+        return self.folder / f"{key}.json"
+
+    def get(self, key: str) -> Row | None:
+        """Return a stored row, or None if there is none or its file is damaged."""
+        try:
+            row = read_row(self.path(key))
+        except FileNotFoundError:
+            return None
+        except (OSError, InvalidFileError) as error:
+            logger.warning("this run is repeated: %s", error)
+            return None
+        return row if row["key"] == key else None
+
+    def put(self, row: Row) -> None:
+        """Write a row at once; whoever reads sees all of it or nothing."""
+        storage.write_text(self.path(row["key"]), dumps({"format": FORMAT, **row}) + "\n")
+
+
+def row_key(*parts: object) -> str:
+    """Return a file name that is equal for equal parts.
+
+    Examples
+    --------
+    >>> row_key("instance", 1) == row_key("instance", 1) != row_key("instance", 2)
+    True
+    """
+    return hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()[:24]
+
+
+def read_row(path: "str | os.PathLike[str]") -> Row:
+    """Read one row file.
+
+    Raises
+    ------
+    InvalidFileError
+        If the file is truncated or lacks something.
+    """
+    row = storage.read_json(path)
+    if row.pop("format", None) != FORMAT or (missing := [name for name in _REQUIRED if name not in row]):
+        raise InvalidFileError(f"{path}: not a row of a comparison" + (f": no {missing[0]!r}" if row else ""))
+    return row
+
+
+def read_rows(folder: "str | os.PathLike[str]") -> list[Row]:
+    """Read all rows of a comparison from its ``out`` folder, sorted; damaged files are left out with a warning."""
+    inner = Path(folder) / "rows"
+    rows = []
+    for path in sorted((inner if inner.is_dir() else Path(folder)).glob("*.json")):
+        try:
+            rows.append(read_row(path))
+        except InvalidFileError as error:
+            logger.warning("left out: %s", error)
+    return sorted(rows, key=lambda row: (str(row.get("instance")), row["solver"], row["seed"]))
+
+
+def add_gaps(rows: Iterable[Row], references: Mapping[str, float] | None = None) -> list[Row]:
+    """Return the rows with ``best_known`` and ``gap_to_best``.
+
+    The best known value of an instance is the best of its reference and of all its feasible rows; the gap is
+    ``|best - objective| / |best|``, None without a feasible solution.
+
+    Examples
+    --------
+    >>> rows = [{"instance": "a", "sense": "max", "feasible": True, "objective": value} for value in (4.0, 5.0)]
+    >>> [row["gap_to_best"] for row in add_gaps(rows)]
+    [0.2, 0.0]
+    """
+    rows = list(rows)
+    best: dict[str, float] = dict(references or {})
+    for row in rows:
+        if row["feasible"] and row["objective"] is not None:
+            known = best.get(row["instance"])
+            best[row["instance"]] = row["objective"] if known is None else _better(row["sense"], known, row["objective"])
+    return [{**row, **_gap_to_best(row, best.get(row["instance"]))} for row in rows]
+
+
+def rows_frame(rows: Iterable[Row]) -> "pd.DataFrame":
+    """Return one tidy data frame, one line per row, with the `COLUMNS`.
+
+    Raises
+    ------
+    MissingDependencyError
+        Without pandas.
+    """
+    try:
+        import pandas as pd
+    except ImportError:
+        raise MissingDependencyError("data frames need pandas: pip install 'edgeopt[report]'") from None
+    records = [flat_row(row) for row in rows]
+    frame = pd.DataFrame({name: [record.get(name) for record in records] for name in COLUMNS})
+    numbers = [name for name in COLUMNS if name.startswith("seconds_")]
+    numbers += ["objective", "bound", "gap", "best_known", "gap_to_best"]
+    return frame.astype(dict.fromkeys(numbers, "float64"))
+
+
+def flat_row(row: Row) -> Row:
+    """Return the row with ``seconds`` as ``seconds_build``, ``seconds_compile``, ``seconds_solve``, ``seconds_total``."""
+    seconds = row.get("seconds") or {}
+    return row | {f"seconds_{part}": seconds.get(part) for part in ("build", "compile", "solve", "total")}
+
+
+def plain(value: Any) -> Any:
+    """Return the value made of JSON types only: arrays become lists, numbers that are not finite become None.
+
+    Examples
+    --------
+    >>> plain({"gap": float("inf"), "cached": np.arange(2), "bound": np.float64(1.5)})
+    {'gap': None, 'cached': [0, 1], 'bound': 1.5}
+    """
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, Enum):
+        return plain(value.value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence | set | frozenset) and not isinstance(value, str | bytes):
+        return [plain(item) for item in value]
+    return str(value)
+
+
+def dumps(value: Any, *, indent: int | None = None) -> str:
+    """Return JSON text without NaN or infinity."""
+    return json.dumps(plain(value), allow_nan=False, indent=indent)
+
+
+def _better(sense: Sense, first: float, second: float) -> float:
+    return max(first, second) if sense == "max" else min(first, second)
+
+
+def _gap_to_best(row: Row, best: float | None) -> Row:
+    objective = row["objective"] if row["feasible"] else None
+    if best is None or objective is None:
+        gap = None
+    elif objective == best:
+        gap = 0.0
+    else:
+        gap = abs(best - objective) / abs(best) if best else None
+    return {"best_known": best, "gap_to_best": gap}

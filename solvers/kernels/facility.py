@@ -1,0 +1,226 @@
+"""Kernels of the facility-location form: marginal values, lazy greedy, gradients of the multilinear extension.
+
+Arrays, unless said otherwise: weight [E, U], gain [M, U, N], model [E], best [E, U] (the gain each user already gets
+for each expert), values and prices per expert and server [E, N].
+"""
+
+import numpy as np
+from numba import prange
+from numpy.typing import NDArray
+
+from edgeopt.jit import kernel, parallel_kernel
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+@parallel_kernel
+def marginals(weight: Floats, gain: Floats, model: Ints, best: Floats) -> Floats:
+    """Return [E, N]: what caching expert e at server n would add, O(E U N)."""
+    num_experts, num_users = weight.shape
+    num_servers = gain.shape[2]
+    values = np.zeros((num_experts, num_servers))
+    for e in prange(num_experts):
+        row = np.zeros(num_servers)
+        reach = gain[model[e]]
+        for u in range(num_users):
+            w, b = weight[e, u], best[e, u]
+            if w > 0.0:
+                for n in range(num_servers):  # the inner loop over servers has no reduction, so it vectorises
+                    row[n] += w * max(0.0, reach[u, n] - b)
+        values[e] = row
+    return values
+
+
+@parallel_kernel
+def best_of(cached: Bools, gain: Floats, model: Ints) -> Floats:
+    """Return [E, U]: the best gain of every user for every expert under a placement [N, E]."""
+    num_servers, num_experts = cached.shape
+    num_users = gain.shape[1]
+    best = np.zeros((num_experts, num_users))
+    for e in prange(num_experts):
+        reach = gain[model[e]]
+        for n in range(num_servers):
+            if cached[n, e]:
+                for u in range(num_users):
+                    best[e, u] = max(best[e, u], reach[u, n])
+    return best
+
+
+@parallel_kernel
+def best_without(cached: Bools, server: int, gain: Floats, model: Ints, weight: Floats) -> tuple[Floats, Floats]:
+    """Return the values [E] of caching each expert at one server given the others, and the others' total value [E]."""
+    num_servers, num_experts = cached.shape
+    num_users = gain.shape[1]
+    values, base = np.zeros(num_experts), np.zeros(num_experts)
+    for e in prange(num_experts):
+        reach = gain[model[e]]
+        others = np.zeros(num_users)
+        for n in range(num_servers):
+            if cached[n, e] and n != server:
+                for u in range(num_users):
+                    others[u] = max(others[u], reach[u, n])
+        value, total = 0.0, 0.0
+        for u in range(num_users):
+            total += weight[e, u] * others[u]
+            value += weight[e, u] * max(0.0, reach[u, server] - others[u])
+        values[e], base[e] = value, total
+    return values, base
+
+
+@kernel
+def _before(key: Floats, i: int, j: int) -> bool:
+    """Whether item i comes before item j: larger key first, lower index at a tie."""
+    return bool(key[i] > key[j] or (key[i] == key[j] and i < j))
+
+
+@kernel
+def _sift_down(heap: Ints, size: int, key: Floats, at: int) -> None:
+    item = heap[at]
+    while True:
+        child = 2 * at + 1
+        if child >= size:
+            break
+        if child + 1 < size and _before(key, heap[child + 1], heap[child]):
+            child += 1
+        if not _before(key, heap[child], item):
+            break
+        heap[at] = heap[child]
+        at = child
+    heap[at] = item
+
+
+@kernel
+def build_heap(key: Floats) -> Ints:
+    """Return the heap of all items with a positive key, largest first."""
+    heap = np.flatnonzero(key > 0.0)
+    for at in range(heap.size // 2 - 1, -1, -1):
+        _sift_down(heap, heap.size, key, at)
+    return heap
+
+
+@kernel
+def lazy_greedy(
+    heap: Ints,
+    size: int,
+    key: Floats,
+    cached: Bools,
+    left: Floats,
+    weight: Floats,
+    gain_by_server: Floats,
+    model: Ints,
+    bytes_of: Floats,
+    best: Floats,
+    per_byte: bool,
+    picks: int,
+) -> int:
+    """Take up to `picks` items by largest marginal value (per byte), in place; return the size the heap is left with.
+
+    Items are numbered n * E + e; key [N * E] holds their marginal values when last computed, which by submodularity
+    can only be too large, so an item whose fresh value still leads the heap is the true maximum (Minoux 1978).
+    gain_by_server is [M, N, U] so that one item's users lie side by side.
+    """
+    num_experts, num_users = weight.shape
+    while size > 0 and picks > 0:
+        item = heap[0]
+        n, e = item // num_experts, item % num_experts
+        if bytes_of[e] > left[n]:  # storage only shrinks: it will never fit again
+            size -= 1
+            heap[0] = heap[size]
+            _sift_down(heap, size, key, 0)
+            continue
+        reach, w, b = gain_by_server[model[e], n], weight[e], best[e]
+        s0, s1, s2, s3 = 0.0, 0.0, 0.0, 0.0  # four sums, so that additions overlap
+        u = 0
+        while u + 3 < num_users:
+            s0 += w[u] * max(0.0, reach[u] - b[u])
+            s1 += w[u + 1] * max(0.0, reach[u + 1] - b[u + 1])
+            s2 += w[u + 2] * max(0.0, reach[u + 2] - b[u + 2])
+            s3 += w[u + 3] * max(0.0, reach[u + 3] - b[u + 3])
+            u += 4
+        while u < num_users:
+            s0 += w[u] * max(0.0, reach[u] - b[u])
+            u += 1
+        value = (s0 + s1) + (s2 + s3)
+        fresh = value / bytes_of[e] if per_byte else value
+        stale = fresh < key[item]
+        key[item] = fresh
+        if fresh <= 0.0:
+            size -= 1
+            heap[0] = heap[size]
+            _sift_down(heap, size, key, 0)
+            continue
+        if stale:
+            _sift_down(heap, size, key, 0)
+            if heap[0] != item:
+                continue
+        cached[n, e] = True
+        left[n] -= bytes_of[e]
+        for v in range(num_users):
+            b[v] = max(b[v], reach[v])
+        picks -= 1
+        size -= 1
+        heap[0] = heap[size]
+        _sift_down(heap, size, key, 0)
+    return size
+
+
+@parallel_kernel
+def server_gradient(
+    server: int, y: Floats, weight: Floats, gain: Floats, model: Ints, order: Ints, rank: Ints
+) -> Floats:
+    """Return [E]: derivative of the multilinear extension with respect to y[server, e], O(E U N).
+
+    order [M, U, N] lists each user's servers by falling gain, rank is its inverse. A user is served by the first
+    server of its order that holds the expert, so the derivative is P(no earlier one holds it) times what this server
+    gives more than the first later one on average.
+    """
+    num_experts, num_users = weight.shape
+    num_servers = y.shape[0]
+    gradient = np.zeros(num_experts)
+    for e in prange(num_experts):
+        m = model[e]
+        held = np.empty(num_servers)
+        for n in range(num_servers):
+            held[n] = y[n, e]
+        total = 0.0
+        for u in range(num_users):
+            own = gain[m, u, server]
+            if own <= 0.0 or weight[e, u] <= 0.0:
+                continue
+            k = rank[m, u, server]
+            free = 1.0
+            for j in range(k):
+                free *= 1.0 - held[order[m, u, j]]
+            if free <= 0.0:
+                continue
+            later, absent = 0.0, 1.0
+            for j in range(k + 1, num_servers):
+                n = order[m, u, j]
+                if gain[m, u, n] <= 0.0 or absent <= 0.0:
+                    break
+                later += absent * held[n] * gain[m, u, n]
+                absent *= 1.0 - held[n]
+            total += weight[e, u] * free * (own - later)
+        gradient[e] = total
+    return gradient
+
+
+@parallel_kernel
+def extension(y: Floats, weight: Floats, gain: Floats, model: Ints, order: Ints) -> Floats:
+    """Return [E]: the multilinear extension of each expert's value at y [N, E]."""
+    num_experts, num_users = weight.shape
+    values = np.zeros(num_experts)
+    for e in prange(num_experts):
+        m = model[e]
+        total = 0.0
+        for u in range(num_users):
+            free, value = 1.0, 0.0
+            for j in range(order.shape[2]):
+                n = order[m, u, j]
+                value += free * y[n, e] * gain[m, u, n]
+                free *= 1.0 - y[n, e]
+            total += weight[e, u] * value
+        values[e] = total
+    return values

@@ -1,0 +1,495 @@
+import io
+import json
+import pickle
+import time
+import zipfile
+from collections import Counter
+from importlib import resources
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from edgeopt.errors import InvalidFileError, InvalidProblemError
+from edgeopt.problems.routing_trace import BUNDLED_TRACES, RoutingTrace, _row_codes, bundled_trace
+
+SIZES = {
+    "switch32": (1, 32, 6, 73_728, 4_608),
+    "mixtral8": (2, 8, 8, 92_160, 5_376),
+    "fine64": (4, 64, 4, 27_648, 619_048),
+}
+ARRAYS = ("set_user", "set_layer", "set_experts", "set_count", "tokens_per_user")
+
+
+def small(**change) -> RoutingTrace:
+    """Two users, two layers, three experts, Top-2; each user has four tokens."""
+    fields = {
+        "name": "small",
+        "num_layers": 2,
+        "num_experts": 3,
+        "set_user": [0, 0, 0, 1, 1],
+        "set_layer": [0, 0, 1, 0, 1],
+        "set_experts": [[0, 1], [1, 2], [0, 2], [0, 1], [1, 2]],
+        "set_count": [3, 1, 4, 4, 4],
+        "tokens_per_user": [4, 4],
+        "meta": {"bytes_per_expert_fp16": 10},
+    }
+    return RoutingTrace(**(fields | change))
+
+
+def raw_arrays(name: str) -> dict[str, np.ndarray]:
+    with (resources.files("edgeopt.problems") / "data" / f"routing-{name}.npz").open("rb") as file, np.load(file) as z:
+        return dict(z)
+
+
+@pytest.fixture
+def members(tmp_path) -> dict[str, np.ndarray]:
+    """Return the arrays of a good file, to be spoiled."""
+    small().save(tmp_path / "good.npz")
+    with np.load(tmp_path / "good.npz") as z:
+        return dict(z)
+
+
+def load_members(tmp_path, members: dict[str, np.ndarray]) -> RoutingTrace:
+    np.savez(tmp_path / "bad.npz", **members)
+    return RoutingTrace.load(tmp_path / "bad.npz")
+
+
+# --- bundled traces
+
+
+@pytest.mark.parametrize("name", BUNDLED_TRACES)
+def test_bundled_sizes(name):
+    """Each bundled trace has the sizes its description states, and a meta with how it was recorded."""
+    trace = bundled_trace(name)
+    top_k, experts, layers, expert_bytes, rows = SIZES[name]
+    assert trace.statistics() == {
+        "users": 24, "layers": layers, "experts": experts, "top_k": top_k, "rows": rows, "tokens": 24 * 20_480,
+    }  # fmt: skip
+    assert trace.name == name
+    assert trace.meta["bytes_per_expert_fp16"] == expert_bytes
+    assert len(trace.meta["user_mixture"]) == 24
+
+
+@pytest.mark.parametrize("name", BUNDLED_TRACES)
+def test_saved_trace_has_the_arrays_of_the_shipped_file(tmp_path, name):
+    """Saving a shipped trace writes the same arrays with the same types, and it loads back equal."""
+    trace = bundled_trace(name)
+    trace.save(tmp_path / "again.npz")
+    assert RoutingTrace.load(tmp_path / "again.npz") == trace
+    shipped = raw_arrays(name)
+    with np.load(tmp_path / "again.npz") as saved:
+        assert set(saved) == set(shipped)
+        for key in ARRAYS:
+            assert saved[key].dtype == shipped[key].dtype, key
+            np.testing.assert_array_equal(saved[key], shipped[key], err_msg=key)
+        assert json.loads(bytes(saved["meta"])) == json.loads(bytes(shipped["meta"]))
+
+
+def test_largest_trace_loads_fast():
+    """Validation is vectorised: 619,048 rows take far less than a second."""
+    bundled_trace("fine64")
+    start = time.perf_counter()
+    bundled_trace("fine64")
+    assert time.perf_counter() - start < 1
+
+
+def test_unknown_bundled_name():
+    """A wrong name is answered with the right ones and never reaches the file system."""
+    with pytest.raises(
+        InvalidProblemError, match=r"no bundled trace '\.\./x': expected one of switch32, mixtral8, fine64"
+    ):
+        bundled_trace("../x")
+
+
+# --- the object
+
+
+def test_arrays_are_read_only_copies():
+    """A trace cannot be changed through its arrays, nor through what it was built from."""
+    given_count, given_meta = np.array([3, 1, 4, 4, 4]), {"list": [1]}
+    trace = small(set_count=given_count, meta=given_meta)
+    given_count[0], given_meta["list"][0] = 99, 99
+    assert trace.set_count[0] == 3
+    assert trace.meta["list"] == [1]
+    assert [getattr(trace, name).dtype for name in ARRAYS] == [np.int32] * 3 + [np.int64] * 2
+    for name in ARRAYS:
+        with pytest.raises(ValueError, match="read-only"):
+            getattr(trace, name)[0] = 0
+
+
+def test_equality():
+    """Traces are equal if arrays and meta are; nothing else equals a trace."""
+    assert small() == small()
+    assert small() != small(set_count=[2, 2, 4, 4, 4])
+    assert small() != small(meta={})
+    assert small() != small(name="other")
+    assert small() != 1
+
+
+@given(
+    st.integers(1, 40_000),
+    st.dictionaries(
+        st.text(max_size=5).map("x-{}".format),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+            max_leaves=5,
+        ),
+        max_size=3,
+    ),
+)
+@settings(max_examples=30)
+def test_round_trip(tmp_path_factory, scale, meta):
+    """Any counts, below or above the narrow types of the file, and any JSON meta come back equal."""
+    path = tmp_path_factory.mktemp("trace") / "trace.npz"
+    factor = scale**3
+    trace = small(
+        set_count=np.array([3, 1, 4, 4, 4]) * factor, tokens_per_user=np.array([4, 4]) * factor, meta=meta
+    )  # fmt: skip
+    trace.save(path)
+    assert RoutingTrace.load(path) == trace
+
+
+def test_wide_ids_are_saved_wide(tmp_path):
+    """Expert ids that do not fit 16 bits are saved in 32."""
+    trace = RoutingTrace(
+        name="wide", num_layers=1, num_experts=70_000, set_user=[0], set_layer=[0], set_experts=[[69_999]],
+        set_count=[1], tokens_per_user=[1],
+    )  # fmt: skip
+    trace.save(tmp_path / "wide.npz")
+    assert RoutingTrace.load(tmp_path / "wide.npz") == trace
+
+
+# --- as a routed model
+
+
+def test_model_of_a_small_trace():
+    """The probabilities are counts over tokens; sets and entries are in ascending order, ids run layer by layer."""
+    model = small().to_model()
+    assert model.name == "small"
+    assert model.expert_layer.tolist() == [0, 0, 0, 1, 1, 1]
+    assert model.expert_bytes.tolist() == [10.0] * 6
+    assert model.sets.tolist() == [[0, 1], [1, 2], [3, 5], [4, 5]]
+    assert model.indptr.tolist() == [0, 3, 5]
+    assert model.indices.tolist() == [0, 1, 2, 0, 3]
+    assert model.probability.tolist() == [0.75, 0.25, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("name", BUNDLED_TRACES)
+def test_uses_of_bundled_traces(name):
+    """Expected uses per token equal a direct count over the raw rows and sum to K in every layer."""
+    model, raw = bundled_trace(name).to_model(), raw_arrays(name)
+    top_k, experts, layers = SIZES[name][:3]
+    uses = np.zeros((24, layers, experts))
+    for k in range(top_k):
+        np.add.at(uses, (raw["set_user"], raw["set_layer"], raw["set_experts"][:, k]), raw["set_count"] / 20_480)
+    np.testing.assert_allclose(model.uses, uses.reshape(24, -1), atol=1e-12)
+    np.testing.assert_allclose(model.uses.reshape(24, layers, experts).sum(axis=2), top_k)
+
+
+def test_row_order_does_not_matter_to_the_model():
+    """Shuffled rows describe the same routing and give the same model."""
+    trace, order = bundled_trace("mixtral8"), np.random.default_rng(0).permutation(5376)
+    rows = {name: getattr(trace, name)[order] for name in ARRAYS[:4]}
+    shuffled = RoutingTrace(
+        name=trace.name, num_layers=8, num_experts=8, tokens_per_user=trace.tokens_per_user, meta=trace.meta, **rows
+    )
+    assert shuffled != trace
+    assert shuffled.to_model() == trace.to_model()
+
+
+def test_expert_bytes_scalar_or_array():
+    """Sizes may be given for all experts at once or one by one."""
+    assert small(meta={}).to_model(7).expert_bytes.tolist() == [7.0] * 6
+    assert small().to_model([1, 2, 3, 4, 5, 6]).expert_bytes.tolist() == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("meta", [{}, {"bytes_per_expert_fp16": "10"}, {"bytes_per_expert_fp16": True}])
+def test_no_default_expert_bytes(meta):
+    """Without a usable size in the meta, the caller is told to give one."""
+    with pytest.raises(InvalidProblemError, match=r"meta: bytes_per_expert_fp16 = .*; give expert_bytes"):
+        small(meta=meta).to_model()
+
+
+@pytest.mark.parametrize("given", [0, -1.0, float("nan"), [1, 2], "x"])
+def test_bad_expert_bytes(given):
+    """Sizes that are not positive, or not one per expert, are refused."""
+    with pytest.raises(InvalidProblemError, match="expert_bytes"):
+        small().to_model(given)
+
+
+# --- from router outputs
+
+
+def naive(logits, top_k):
+    """Count the Top-K sets one token at a time."""
+    counts = Counter()
+    for user, tokens in enumerate(logits):
+        for token in tokens:
+            for layer, values in enumerate(token):
+                best = sorted(range(len(values)), key=lambda e: (-values[e], e))[:top_k]
+                counts[user, layer, tuple(sorted(best))] += 1
+    return counts
+
+
+VALUES = st.sampled_from([0.0, -0.0, 1.0, 2.0, -1.0, np.inf, -np.inf]) | st.floats(-5, 5, width=32)
+
+
+@given(data=st.data())
+def test_router_logits_equal_a_plain_loop(data):
+    """Vectorised counts equal a loop over tokens with a sort, with ties to the lowest index and infinities."""
+    shape = tuple(data.draw(st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 3), st.integers(1, 7))))
+    logits = data.draw(hnp.arrays(np.float32, shape, elements=VALUES))
+    top_k = data.draw(st.integers(1, shape[3]))
+    trace = RoutingTrace.from_router_logits(logits, top_k)
+    rows = zip(trace.set_user, trace.set_layer, map(tuple, trace.set_experts), trace.set_count, strict=True)
+    found = {(int(u), int(layer), tuple(map(int, chosen))): int(count) for u, layer, chosen, count in rows}
+    assert found == dict(naive(logits.tolist(), top_k))
+    assert len(found) == trace.num_rows
+    assert trace.tokens_per_user.tolist() == [shape[1]] * shape[0]
+    assert (trace.num_users, trace.num_layers, trace.num_experts, trace.top_k) == (shape[0], shape[2], shape[3], top_k)
+
+
+def test_many_experts_per_set():
+    """Sets whose code exceeds 64 bits (20 of 256 experts) are counted by rank, and still exactly."""
+    rng = np.random.default_rng(0)
+    few = rng.normal(size=(3, 256))  # three kinds of tokens
+    logits = few[rng.integers(3, size=50)][None, :, None, :]
+    trace = RoutingTrace.from_router_logits(logits, 20)
+    assert trace.num_rows == 3
+    assert Counter(dict(zip(map(tuple, trace.set_experts.tolist()), trace.set_count.tolist(), strict=True))) == Counter(
+        {chosen: count for (_, _, chosen), count in naive(logits, 20).items()}
+    )
+
+
+@given(hnp.arrays(np.int64, st.tuples(st.integers(1, 20), st.just(3)), elements=st.integers(0, (1 << 30) - 1)))
+def test_row_codes_order_rows(table):
+    """Codes of rows compare as the rows do, even when a plain code would take 90 bits."""
+    code = _row_codes(*((table[:, k], 1 << 30) for k in range(3)))
+    rows = [tuple(row) for row in table.tolist()]
+    for i in range(len(rows)):
+        for j in range(len(rows)):
+            assert (code[i] < code[j]) == (rows[i] < rows[j])
+            assert (code[i] == code[j]) == (rows[i] == rows[j])
+
+
+def test_integer_and_half_precision_logits():
+    """Any real type of router output gives the same sets."""
+    logits = np.random.default_rng(0).integers(0, 5, (2, 10, 2, 6))
+    expected = RoutingTrace.from_router_logits(logits.astype(np.float64), 2)
+    for dtype in (np.int8, np.uint16, np.float16, np.float32):
+        assert RoutingTrace.from_router_logits(logits.astype(dtype), 2) == expected
+
+
+@pytest.mark.parametrize(
+    ("logits", "top_k", "message"),
+    [
+        ([[[[0.0, 1.0], [np.nan, 0.0]]]], 1, r"logits\[0, 0, 1, 0\] = nan: expected a number"),
+        ([[[0.0, 1.0]]], 1, r"logits: expected numbers \[users, tokens, layers, experts\].* got float64 \[1, 1, 2\]"),
+        (np.zeros((1, 0, 1, 2)), 1, r"logits: .* got float64 \[1, 0, 1, 2\]"),
+        (np.array([[[["a", "b"]]]]), 1, r"logits: .* got <U1 \[1, 1, 1, 2\]"),
+        ([[[[0.0, 1.0]]]], 3, "top_k = 3: expected at most the 2 experts of a layer"),
+        ([[[[0.0, 1.0]]]], 0, "top_k = 0: expected a positive integer"),
+        ([[[[0.0, 1.0]]]], 1.0, r"top_k = 1\.0: expected a positive integer"),
+    ],
+)
+def test_bad_router_logits(logits, top_k, message):
+    """NaN is named by its index; wrong shapes, types and K are refused."""
+    with pytest.raises(InvalidProblemError, match=message):
+        RoutingTrace.from_router_logits(logits, top_k)
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"set_user": [0, 0, 0, 1, 2]}, r"set_user\[4\] = 2: expected an integer from 0 to 1"),
+        ({"set_user": [-1, 0, 0, 1, 1]}, r"set_user\[0\] = -1: expected an integer from 0 to 1"),
+        ({"set_layer": [0, 0, 1, 0, 2]}, r"set_layer\[4\] = 2: expected an integer from 0 to 1"),
+        ({"set_experts": [[0, 1], [1, 2], [0, 3], [0, 1], [1, 2]]}, r"set_experts\[2, 1\] = 3: expected an integer from 0 to 2"),
+        ({"set_experts": [[0, 1], [1, 2], [-1, 2], [0, 1], [1, 2]]}, r"set_experts\[2, 0\] = -1: expected an integer"),
+        ({"set_experts": [[0, 1], [2, 2], [0, 2], [0, 1], [1, 2]]}, r"set_experts\[1\] = \[2, 2\]: expected distinct experts"),
+        ({"set_experts": [[0, 1], [2, 1], [0, 2], [0, 1], [1, 2]]}, r"set_experts\[1\] = \[2, 1\]: expected experts in ascending order"),
+        ({"set_experts": [[0, 1, 2, 3]] * 5}, "set_experts: K = 4 experts per set, expected 1 to num_experts = 3"),
+        ({"set_experts": np.zeros((5, 0), int)}, "set_experts: K = 0 experts per set, expected 1 to num_experts = 3"),
+        ({"set_experts": [[0, 1], [0, 1], [0, 2], [0, 1], [1, 2]]}, r"set_experts\[1\] = \[0, 1\]: user 0 and layer 0 have this set already in row 0"),
+        ({"set_experts": [0, 1, 2, 0, 1]}, r"set_experts: expected shape \[any, any\], got \[5\]"),
+        ({"set_count": [5, -1, 4, 4, 4]}, r"set_count\[1\] = -1: expected an integer from 0"),
+        ({"set_count": [3, 1, 4, 4, 3]}, r"set_count: user 1, layer 1 sums to 3, expected tokens_per_user\[1\] = 4"),
+        ({"set_count": [3, 1, 4, 4]}, "set_count: 4 rows, expected 5 as in set_experts"),
+        ({"set_count": [[3], [1], [4], [4], [4]]}, r"set_count: expected shape \[any\], got \[5, 1\]"),
+        ({"set_count": 4}, r"set_count: expected shape \[any\], got \[\]"),
+        ({"set_count": [3.5, 0.5, 4, 4, 4]}, r"set_count\[0\] = 3\.5: expected an integer"),
+        ({"set_count": [3, 1, 4, 4, 1 << 61]}, r"set_count\[4\] = 2305843009213693952: expected an integer from 0 to"),
+        ({"set_layer": [0, 0, 0, 0, 1], "set_experts": [[0, 1], [1, 2], [0, 2], [0, 1], [1, 2]]}, r"set_count: user 0, layer 0 sums to 8"),
+        ({"tokens_per_user": [4, 0]}, r"tokens_per_user\[1\] = 0: expected an integer from 1"),
+        ({"tokens_per_user": []}, "tokens_per_user: expected at least one user"),
+        ({"tokens_per_user": [4, 4, 4]}, "set_count: 5 rows, expected at least one for each of 3 users x 2 layers"),
+        ({"num_layers": 10**5}, "set_count: 5 rows, expected at least one for each of 2 users x 100000 layers"),
+        ({"num_layers": 10**9}, "num_layers . num_experts = 3000000000: expected at most 1048576 experts"),
+        ({"num_layers": 0}, "num_layers = 0: expected a positive integer"),
+        ({"num_experts": 2.0}, r"num_experts = 2\.0: expected a positive integer"),
+        ({"name": 5}, "name = 5: expected a string"),
+        ({"meta": {"x": float("nan")}}, "meta: expected JSON values"),
+        ({"meta": {"x": object()}}, "meta: expected JSON values"),
+        ({"meta": [1]}, "meta: expected a dictionary, got list"),
+        ({"meta": {"top_k": 3}}, "meta: top_k = 3: expected 2"),
+        ({"meta": {"num_users": 3}}, "meta: num_users = 3: expected 2"),
+        ({"meta": {"format_version": 2}}, "meta: format_version = 2: expected 1"),
+    ],
+)  # fmt: skip
+def test_bad_fields(change, message):
+    """Each mistake is one line that names the array, the index, the value and what was expected."""
+    with pytest.raises(InvalidProblemError, match=f"^{message}") as info:
+        small(**change)
+    assert "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize("name", [*ARRAYS, "meta"])
+def test_missing_array(tmp_path, members, name):
+    """A file without one of the arrays says which one is missing."""
+    del members[name]
+    with pytest.raises(InvalidFileError, match=rf"bad\.npz: no array '{name}': expected set_user, .*, meta"):
+        load_members(tmp_path, members)
+
+
+@pytest.mark.parametrize("name", [*ARRAYS, "meta"])
+def test_wrong_dimensions_in_a_file(tmp_path, members, name):
+    """An array with an axis too many is refused; so is a single number."""
+    good = members[name]
+    for bad in (good[None], good.ravel()[0]):
+        with pytest.raises(InvalidFileError, match=rf"bad\.npz: {name}: expected "):
+            load_members(tmp_path, members | {name: bad})
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_real_numbers_in_a_file(tmp_path, members, name):
+    """Ids and counts are integers in a file; NaN and infinity cannot slip in as reals."""
+    for value in (np.nan, np.inf):
+        with pytest.raises(InvalidFileError, match=rf"bad\.npz: {name}: expected integers, got float64"):
+            load_members(tmp_path, members | {name: np.full(members[name].shape, value)})
+
+
+def test_spoilt_value_in_a_file_names_the_file(tmp_path, members):
+    """What the constructor refuses, `load` refuses with the name of the file in front."""
+    members["set_count"][0] = -5
+    with pytest.raises(
+        InvalidFileError, match=rf"^{tmp_path}/bad\.npz: set_count\[0\] = -5: expected an integer from 0"
+    ):
+        load_members(tmp_path, members)
+
+
+def test_object_array_in_a_file(tmp_path, members):
+    """An array of objects is refused unread."""
+    members["set_count"] = members["set_count"].astype(object)
+    with pytest.raises(InvalidFileError, match="set_count: expected numbers, got dtype object"):
+        load_members(tmp_path, members)
+
+
+@pytest.mark.parametrize(
+    ("meta", "message"),
+    [
+        (b"{", "meta: not valid JSON"),
+        (b"\xff\xfe", "meta: not valid JSON"),
+        (b"[" * 100_000, "meta: not valid JSON"),
+        (b"[1]", "meta: expected a JSON object, got list"),
+        (b"{}", "meta: name = None: expected str"),
+        (b'{"name": "x", "num_layers": 2.0}', r"meta: num_layers = 2\.0: expected int"),
+        (b'{"name": "x", "num_layers": true}', "meta: num_layers = True: expected int"),
+        (b'{"name": "x", "num_layers": 2, "num_experts": 3}', "meta: top_k = None: expected int"),
+        (b'{"name": "x", "num_layers": 2, "num_experts": 3, "top_k": 1}', "meta: top_k = 1: expected 2"),
+        (b'{"name": "x", "num_layers": -2, "num_experts": 3, "top_k": 2}', "num_layers = -2: expected a positive integer"),
+        (b'{"name": "x", "num_layers": 2, "num_experts": 3, "top_k": 2, "y": NaN}', "meta: expected JSON values"),
+    ],
+)  # fmt: skip
+def test_bad_meta_in_a_file(tmp_path, members, meta, message):
+    """The meta must be a JSON object with the sizes, and agree with the arrays."""
+    with pytest.raises(InvalidFileError, match=message):
+        load_members(tmp_path, members | {"meta": np.frombuffer(meta, np.uint8)})
+
+
+def test_meta_of_wrong_type(tmp_path, members):
+    """Wide integers are not bytes of text."""
+    with pytest.raises(
+        InvalidFileError, match=r"meta: expected the bytes of a JSON object as uint8 \[n\], got int64 \[3\]"
+    ):
+        load_members(tmp_path, members | {"meta": np.arange(3)})
+
+
+class Trap:
+    def __reduce__(self):
+        return (pytest.fail, ("the file was executed",))
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_pickle_dressed_up_as_npz(tmp_path, wrapped):
+    """A pickle under the name of a trace, bare or inside an archive, is refused and never run."""
+    path, data = tmp_path / "evil.npz", pickle.dumps(Trap())
+    if wrapped:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("set_user.npy", data)
+    else:
+        path.write_bytes(data)
+    with pytest.raises(InvalidFileError, match=r"evil\.npz: "):
+        RoutingTrace.load(path)
+
+
+def test_oversized_file(tmp_path, monkeypatch):
+    """A file with more data than the limit is refused before it is read."""
+    small().save(tmp_path / "big.npz")
+    monkeypatch.setattr("edgeopt.storage.MAX_BYTES", 100)
+    with pytest.raises(InvalidFileError, match=r"big\.npz: arrays of \d+ bytes, expected at most 100"):
+        RoutingTrace.load(tmp_path / "big.npz")
+
+
+def test_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    """When writing fails, the trace saved before is still whole and no temporary is left."""
+    path = tmp_path / "trace.npz"
+    small().save(path)
+
+    def fail(file, arrays):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("edgeopt.storage.write_arrays", fail)
+    with pytest.raises(OSError, match="disk full"):
+        small(name="new").save(path)
+    assert RoutingTrace.load(path) == small()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["trace.npz"]
+
+
+@pytest.fixture(scope="module")
+def saved() -> bytes:
+    file = io.BytesIO()
+    np.savez_compressed(file, **raw_arrays("switch32"))
+    return file.getvalue()
+
+
+@given(data=st.data())
+@settings(max_examples=200)
+def test_truncated_file(tmp_path_factory, saved, data):
+    """A file cut at any point is an InvalidFileError, never another exception."""
+    path = tmp_path_factory.mktemp("cut") / "cut.npz"
+    path.write_bytes(saved[: data.draw(st.integers(0, len(saved) - 1))])
+    with pytest.raises(InvalidFileError, match=r"cut\.npz: not a readable \.npz file"):
+        RoutingTrace.load(path)
+
+
+@given(data=st.data())
+def test_damaged_file(tmp_path_factory, saved, data):
+    """Damage anywhere gives an InvalidFileError or the same trace, never another exception."""
+    raw = bytearray(saved)
+    start = data.draw(st.integers(0, len(raw) - 1))
+    raw[start : start + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
+    path = tmp_path_factory.mktemp("damaged") / "damaged.npz"
+    path.write_bytes(raw)
+    try:
+        trace = RoutingTrace.load(path)
+    except InvalidFileError as error:
+        assert str(path) in str(error)  # noqa: PT017 - any other exception fails the test
+    else:
+        assert trace == bundled_trace("switch32")
