@@ -271,10 +271,12 @@ class Run(Generic[S]):
             feasible = not violations
             tolerance = 1e-7 * max(1.0, abs(objective))
             if violations:
-                error = f"returned an infeasible solution: {violations[0].message}"
+                error, bound = f"returned an infeasible solution: {violations[0].message}", math.inf * self._sign
             elif self.objective is not None and abs(objective - self.objective) > tolerance:
                 error = f"reported objective {self.objective!r}, the problem says {objective!r}"
-            if optimal or abs(bound - objective) <= 1e-9 * max(1.0, abs(objective)):
+            if error:
+                optimal = False
+            elif optimal or abs(bound - objective) <= 1e-9 * max(1.0, abs(objective)):
                 optimal, bound = True, objective
             elif self._sign * (objective - bound) > tolerance:
                 error = f"reported the bound {bound!r}, which its own solution of {objective!r} beats"

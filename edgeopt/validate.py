@@ -17,6 +17,7 @@ def float_array(
     *,
     positive: bool = False,
     nonnegative: bool = False,
+    finite: bool = True,
     unit: str = "",
 ) -> NDArray[np.float64]:
     """Return a read-only float64 copy of `value` with the given shape; scalars broadcast where the shape is known.
@@ -26,7 +27,8 @@ def float_array(
     name : field name for messages.
     value : anything numpy turns into numbers.
     shape : expected shape, None for any length.
-    positive, nonnegative : required sign; entries are always finite.
+    positive, nonnegative : required sign.
+    finite : refuse infinities too. NaN is always refused.
     unit : unit for messages.
 
     Raises
@@ -44,13 +46,14 @@ def float_array(
     edgeopt.errors.InvalidProblemError: rate[1] = -2.0: expected a positive number (bit/s)
     """
     array = _shaped(name, value, shape, np.float64)
-    wrong = ~np.isfinite(array)
+    wrong = ~np.isfinite(array) if finite else np.isnan(array)
     if positive:
         wrong |= array <= 0
     elif nonnegative:
         wrong |= array < 0
-    sign = "positive" if positive else "non-negative" if nonnegative else "finite"
-    _refuse(name, array, wrong, f"a {sign} number" + (f" ({unit})" if unit else ""))
+    sign = "positive " if positive else "non-negative " if nonnegative else "finite " if finite else ""
+    ending = (f" ({unit})" if unit else "") + ("" if finite else " or inf")
+    _refuse(name, array, wrong, f"a {sign}number{ending}")
     return _frozen(array)
 
 
@@ -72,35 +75,42 @@ def int_array(
     ...
     edgeopt.errors.InvalidProblemError: server[1] = 7: expected an integer from 0 to 3
     """
-    given = np.asarray(value)
-    if given.size and given.dtype.kind not in "iu":
-        as_float = _shaped(name, value, shape, np.float64)
-        _refuse(name, as_float, as_float != np.floor(as_float), "an integer")
-    array = _shaped(name, value, shape, np.int64)
     limits = np.iinfo(np.dtype(dtype))
-    low = int(limits.min) if low is None else low
-    high = int(limits.max) if high is None else high
-    bounds = f"from {low} to {high}" if high < limits.max else f">= {low}"
-    _refuse(name, array, (array < low) | (array > high), f"an integer {bounds}")
+    least, most = int(limits.min) if low is None else low, int(limits.max) if high is None else high
+    if high is None:
+        expected = "an integer" + ("" if low is None else f" >= {low}")
+    else:
+        expected = f"an integer <= {high}" if low is None else f"an integer from {low} to {high}"
+    array = _shaped(name, value, shape, None)
+    if array.dtype.kind != "i":  # 2.0 is a whole number, 2.5 and 1e300 are not
+        as_float = array.astype(np.float64)
+        _refuse(name, array, (as_float != np.floor(as_float)) | (np.abs(as_float) >= 2.0**63), expected)
+    array = array.astype(np.int64)
+    _refuse(name, array, (array < least) | (array > most), expected)
     return _frozen(array.astype(dtype))
 
 
-def bool_array(name: str, value: ArrayLike, shape: Shape) -> NDArray[np.bool_]:
-    """Return a read-only bool copy of `value`.
+def bool_array(name: str, value: ArrayLike | None, shape: Shape) -> NDArray[np.bool_]:
+    """Return a read-only bool copy of `value`; numbers are not taken for truth values.
 
     Examples
     --------
     >>> bool_array("coverage", [[True, False]], (1, 2))
     array([[ True, False]])
     """
-    if (given := np.asarray(value)).dtype != np.bool_:
-        raise InvalidProblemError(f"{name}: expected booleans, got {given.dtype}")
-    return _frozen(_shaped(name, value, shape, np.bool_))
+    array = _shaped(name, value, shape, None)
+    if array.dtype != np.bool_ and array.size:
+        raise InvalidProblemError(f"{name}: expected booleans, got {array.dtype}")
+    return _frozen(array.astype(np.bool_))
 
 
-def _shaped(name: str, value: ArrayLike | None, shape: Shape, dtype: DTypeLike) -> NDArray[Any]:
+def _shaped(name: str, value: ArrayLike | None, shape: Shape, dtype: DTypeLike | None) -> NDArray[Any]:
+    """Return a C-contiguous copy of `value`, broadcast if it is a scalar, checked to be numeric and of `shape`."""
     try:
-        array = np.array(value, dtype)
+        given = np.asarray(value)
+        if given.dtype.kind not in "biuf":  # text, complex, objects: numpy would read or drop parts of them
+            raise TypeError(f"got {'nothing' if value is None else given.dtype}")
+        array = np.array(given, dtype, order="C")
     except (ValueError, TypeError, OverflowError) as error:
         raise InvalidProblemError(f"{name}: expected an array of numbers: {error}") from None
     if array.ndim == 0 and None not in shape:
@@ -120,6 +130,5 @@ def _refuse(name: str, array: NDArray[Any], wrong: NDArray[np.bool_], expected: 
 
 
 def _frozen(array: NDArray[Any]) -> NDArray[Any]:
-    array = np.ascontiguousarray(array)
     array.flags.writeable = False
     return array

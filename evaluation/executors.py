@@ -13,14 +13,16 @@ from edgeopt.errors import EdgeOptError, MissingDependencyError
 P = ParamSpec("P")
 T = TypeVar("T")
 
-ONE_THREAD = {
-    name: "1"
-    for name in (
+ONE_THREAD = dict.fromkeys(
+    (
         "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMBA_NUM_THREADS",
         "NUMEXPR_NUM_THREADS",
-    )
-}  # fmt: skip
+    ),
+    "1",
+)  # fmt: skip
 """Environment of a worker: runs beside each other must not fight for cores."""
+
+CONNECT_SECONDS = 10.0
 
 
 class SerialExecutor(Executor):
@@ -31,7 +33,7 @@ class SerialExecutor(Executor):
         future: Future[T] = Future()
         try:
             future.set_result(fn(*args, **kwargs))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the future carries it
             future.set_exception(error)
         return future
 
@@ -39,8 +41,10 @@ class SerialExecutor(Executor):
 class Engine(Protocol):
     """What `run_all` needs: an executor that can be started again when its workers die."""
 
-    window: int
-    """How many calls to hand over at a time."""
+    @property
+    def window(self) -> int:
+        """How many calls to hand over at a time."""
+        ...
 
     def submit(self, fn: Callable[..., T], /, *args: Any) -> Future[T]:
         """Hand over one call."""
@@ -118,7 +122,7 @@ class DaskCluster:
         except ImportError:
             raise MissingDependencyError("a Dask executor needs distributed: pip install 'edgeopt[cluster]'") from None
         try:
-            self._client = Client(address, timeout=10, set_as_default=False)
+            self._client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
         except OSError as error:
             raise EdgeOptError(f"executor = dask://{address}: no scheduler answers there: {error}") from None
         self._executor: Executor = self._client.get_executor()
@@ -126,7 +130,7 @@ class DaskCluster:
     @property
     def window(self) -> int:
         """Two calls per thread that the cluster has now."""
-        return max(2, 2 * sum(self._client.nthreads().values()))
+        return max(2, 2 * int(sum(self._client.nthreads().values())))
 
     def submit(self, fn: Callable[..., T], /, *args: Any) -> Future[T]:
         """Hand over one call."""
@@ -135,7 +139,7 @@ class DaskCluster:
 
     def restart(self) -> bool:
         """Return whether the scheduler is still there; it replaces lost workers by those that are left."""
-        return self._client.status == "running"
+        return bool(self._client.status == "running")
 
     def close(self, *, now: bool) -> None:
         """Cancel what is left and disconnect; the cluster stays up."""

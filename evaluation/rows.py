@@ -112,6 +112,30 @@ def read_rows(folder: "str | os.PathLike[str]") -> list[Row]:
     return sorted(rows, key=lambda row: (str(row.get("instance")), row["solver"], row["seed"]))
 
 
+def as_rows(data: Any) -> list[Row]:
+    """Return rows from rows, from a data frame of `compare`, or from the ``out`` folder of a comparison.
+
+    Examples
+    --------
+    >>> as_rows([{"solver": "greedy"}])
+    [{'solver': 'greedy'}]
+    """
+    if hasattr(data, "to_dict") and hasattr(data, "columns"):
+        return [dict(plain(record)) for record in data.to_dict("records")]
+    if isinstance(data, str) or hasattr(data, "__fspath__"):
+        return add_gaps(read_rows(data))
+    return [dict(row) for row in data]
+
+
+def public_row(row: Row) -> Row:
+    """Return what ``edgeopt compare --json`` says about a run."""
+    keys = (
+        "instance", "problem", "solver", "seed", "sense", "status", "limit", "objective", "bound", "gap", "guarantee",
+        "feasible", "best_known", "gap_to_best", "seconds", "message",
+    )  # fmt: skip
+    return {key: row.get(key) for key in keys}
+
+
 def add_gaps(rows: Iterable[Row], references: Mapping[str, float] | None = None) -> list[Row]:
     """Return the rows with ``best_known`` and ``gap_to_best``.
 
@@ -129,7 +153,9 @@ def add_gaps(rows: Iterable[Row], references: Mapping[str, float] | None = None)
     for row in rows:
         if row["feasible"] and row["objective"] is not None:
             known = best.get(row["instance"])
-            best[row["instance"]] = row["objective"] if known is None else _better(row["sense"], known, row["objective"])
+            best[row["instance"]] = (
+                row["objective"] if known is None else _better(row["sense"], known, row["objective"])
+            )
     return [{**row, **_gap_to_best(row, best.get(row["instance"]))} for row in rows]
 
 

@@ -1,5 +1,6 @@
 """The facility-location form of expert caching that most of its solvers work on."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -69,6 +70,13 @@ class Facility:
             capacity_units=capacity_units,
             exact_units=exact,
         )
+
+    def in_units(self) -> "Facility":
+        """Return the same with bytes replaced by units where those are exact: capacities are then whole units too."""
+        if not self.exact_units:
+            return self
+        whole = {"size": self.units.astype(np.float64), "capacity": self.capacity_units.astype(np.float64)}
+        return dataclasses.replace(self, **whole)
 
     @staticmethod
     def units_are_exact(problem: ExpertCaching) -> bool:

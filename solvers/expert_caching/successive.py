@@ -72,14 +72,19 @@ class Successive:
 
 
 def respond(run: Run[Placement], facility: Facility, cached: NDArray[np.bool_], servers: Any) -> bool:
-    """Replace each server's experts by the best ones given the others, in place; return whether anything changed."""
+    """Replace each server's experts by the best ones given the others, in place; return whether anything changed.
+
+    A server that holds more than fits is brought under its storage, so one pass over all servers repairs a placement, also
+    when a limit is reached on the way.
+    """
     changed = False
     for n in servers:
-        if run.stopped():
-            break
+        fits = facility.units @ cached[n] <= facility.capacity_units[n]
+        if fits and run.stopped():
+            continue
         values, _ = best_without(cached, n, facility.gain, facility.model, facility.weight)
         value, chosen = knapsack(values, facility.units, int(facility.capacity_units[n]))
-        if value > values[cached[n]].sum() * (1 + 1e-12):
+        if not fits or value > values[cached[n]].sum() * (1 + 1e-12):
             cached[n] = chosen
             changed = True
         run.step()

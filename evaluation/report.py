@@ -1,0 +1,199 @@
+"""One HTML file that says what a comparison found: it opens without a network and holds its pictures itself."""
+
+import io
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from edgeopt import storage
+from edgeopt.errors import EdgeOptError, MissingDependencyError
+from edgeopt.evaluation.profiles import summarise, with_gaps
+from edgeopt.evaluation.rows import Row
+from edgeopt.problem import Problem
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MAX_VECTOR_BYTES = 300_000  # a picture larger than this as SVG goes in as PNG
+
+
+def write_report(
+    rows: Any,
+    path: str | os.PathLike[str],
+    problems: Mapping[str, Problem] | None = None,
+    *,
+    title: str = "Comparison of solvers",
+) -> None:
+    """Write a report: per instance its facts, a table, pictures and every failure; then versions and machine.
+
+    Parameters
+    ----------
+    rows : rows of a comparison, its data frame, or its folder. Data frames have no histories: fewer pictures.
+    path : the HTML file, written atomically.
+    problems : instances by name; with them, the best solution of each is drawn where there is a picture for its kind.
+    title : heading.
+
+    Raises
+    ------
+    EdgeOptError
+        Without rows.
+    MissingDependencyError
+        Without jinja2 or matplotlib.
+    """
+    try:
+        import jinja2
+        import matplotlib  # noqa: F401 - missing now is better than missing halfway
+    except ImportError as error:
+        raise MissingDependencyError(f"reports need {error.name}: pip install 'edgeopt[report]'") from None
+    flat = with_gaps(rows)
+    if not flat:
+        raise EdgeOptError("rows: expected at least one run to report on")
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("edgeopt.evaluation"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "percent": percent, "fact": fact}
+    names = list(dict.fromkeys(row["instance"] for row in flat))
+    text = environment.get_template("report.html").render(
+        title=title,
+        num_runs=len(flat),
+        num_solvers=len({row["solver"] for row in flat}),
+        num_failed=len(failures(flat)),
+        overview=_overview(flat) if len(names) > 1 else [],
+        sections=[_section(name, [r for r in flat if r["instance"] == name], problems or {}) for name in names],
+        versions=_merged(flat, "versions"),
+        machine=_merged(flat, "machine"),
+        limits=sorted({"none" if row.get("time_limit") is None else f"{row['time_limit']:g} s" for row in flat}),
+    )
+    storage.write_text(path, text)
+
+
+def failures(rows: list[Row]) -> list[Row]:
+    """Return the runs that gave no feasible solution, and those that were skipped or ended in an error."""
+    return [row for row in rows if not row["feasible"] or row["status"] == "error"]
+
+
+def number(value: float | None, digits: int = 6) -> str:
+    """Return a number for a table, a dash for None.
+
+    Examples
+    --------
+    >>> number(None), number(1234567.0)
+    ('–', '1.23457e+06')
+    """
+    return "–" if value is None else f"{value:.{digits}g}"
+
+
+def percent(value: float | None) -> str:
+    """Return a share in per cent.
+
+    Examples
+    --------
+    >>> percent(0.01234), percent(0.0)
+    ('1.234 %', '0 %')
+    """
+    return "–" if value is None else f"{100 * value:.4g} %"
+
+
+def fact(value: Any) -> str:
+    """Return a fact of an instance as text.
+
+    Examples
+    --------
+    >>> fact(0.1234567891), fact(12)
+    ('0.123457', '12')
+    """
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _overview(rows: list[Row]) -> list[dict[str, str]]:
+    from edgeopt.evaluation.plots.performance_profile import plot_performance_profile
+
+    return [
+        _picture("Share of runs within a gap to the best known value", lambda: plot_performance_profile(rows)),
+        _picture("Share of runs by time", lambda: plot_performance_profile(rows, metric="time")),
+    ]
+
+
+def _section(name: str, rows: list[Row], problems: Mapping[str, Problem]) -> dict[str, Any]:
+    from edgeopt.evaluation.plots.bounds import plot_bounds
+    from edgeopt.evaluation.plots.gap_against_time import plot_gap_against_time
+
+    pictures = []
+    if any(row["feasible"] for row in rows):
+        pictures.append(_picture("Objective and certified bound", lambda: plot_bounds(rows)))
+        if any(row.get("history") for row in rows):
+            pictures.append(_picture("Gap to the best known value against time", lambda: plot_gap_against_time(rows)))
+        if name in problems:
+            pictures += _solution_pictures(problems[name], rows)
+    facts = problems[name].describe() if name in problems else next((r["facts"] for r in rows if r.get("facts")), {})
+    return {
+        "name": name,
+        "facts": facts,
+        "sense": "maximise" if rows[0]["sense"] == "max" else "minimise",
+        "best_known": rows[0]["best_known"],
+        "table": summarise(rows),
+        "pictures": pictures,
+        "failures": failures(rows),
+    }
+
+
+def _solution_pictures(problem: Problem, rows: list[Row]) -> list[dict[str, str]]:
+    """Draw the best solution of an instance, for the kinds of problems that have a picture."""
+    from edgeopt.evaluation.solutions import solution_from_json
+
+    best = min(
+        (r for r in rows if r["feasible"] and r.get("solution")), key=lambda r: r["gap_to_best"] or 0, default=None
+    )
+    if best is None or problem.kind not in _SOLUTION_PICTURES:
+        return []
+    solution = solution_from_json(problem, best["solution"])
+    caption, draw = _SOLUTION_PICTURES[problem.kind]
+    return [_picture(f"{caption}, by {best['solver']}", lambda: draw(problem, solution))]
+
+
+def _draw_placement(problem: Any, solution: Any) -> "Axes":
+    from edgeopt.evaluation.plots.placement import plot_placement
+
+    return plot_placement(problem, solution)
+
+
+_SOLUTION_PICTURES: dict[str, tuple[str, Callable[[Any, Any], "Axes"]]] = {
+    "expert-caching": ("What the best placement caches where", _draw_placement),
+}
+
+
+def _picture(caption: str, draw: Callable[[], "Axes"]) -> dict[str, str]:
+    """Return caption and inline markup: SVG, or PNG where that is much smaller."""
+    import base64
+
+    import matplotlib
+
+    figure = draw().get_figure(root=True)
+    assert figure is not None
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": caption, "svg.fonttype": "path"}):
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    svg = text.getvalue()
+    if len(svg) > MAX_VECTOR_BYTES:
+        data = io.BytesIO()
+        figure.savefig(data, format="png", dpi=150)
+        encoded = base64.b64encode(data.getvalue()).decode()
+        return {"caption": caption, "png": encoded, "svg": ""}
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    return {"caption": caption, "svg": svg, "png": ""}
+
+
+def _merged(rows: list[Row], name: str) -> dict[str, str]:
+    """Return the values of a dictionary over all rows; where rows differ, all of them."""
+    values: dict[str, list[str]] = {}
+    for row in rows:
+        for key, value in (row.get(name) or {}).items():
+            if str(value) not in values.setdefault(key, []):
+                values[key].append(str(value))
+    return {key: ", ".join(found) for key, found in values.items()}

@@ -1,0 +1,33 @@
+"""What the exact solvers of expert caching share."""
+
+from edgeopt.problem import Problem
+from edgeopt.problems import ExpertCaching, Placement
+from edgeopt.solve import Run
+from edgeopt.solvers.expert_caching.common import empty_placement
+from edgeopt.solvers.expert_caching.facility import Facility
+from edgeopt.solvers.expert_caching.greedy import greedy_placement
+from edgeopt.solvers.expert_caching.terms import count_nonzeros
+
+
+def supports_size(problem: Problem, max_nonzeros: int) -> str | None:
+    """Return None if the model of a problem has at most so many nonzeros, else the numbers."""
+    assert isinstance(problem, ExpertCaching)
+    if (nonzeros := count_nonzeros(problem)) > max_nonzeros:
+        return f"the model may have {nonzeros:,} nonzeros, expected at most max_nonzeros = {max_nonzeros:,}"
+    return None
+
+
+def offer_start(run: Run[Placement], problem: ExpertCaching, *, greedy: bool) -> None:
+    """Offer the empty placement and, if wanted, the greedy one by value per byte (of the sum surrogate for ``max``)."""
+    run.offer(empty_placement(problem))
+    if greedy and not run.stopped():
+        with run.building():
+            facility = Facility.of(problem)
+        run.offer(Placement(greedy_placement(run, facility, per_byte=True)))
+
+
+def offer_feasible(run: Run[Placement], placement: Placement) -> None:
+    """Offer a placement unless the problem itself finds it too large, by a back end's tolerance; one iteration."""
+    if run.problem.is_feasible(placement):
+        run.offer(placement)
+    run.step()

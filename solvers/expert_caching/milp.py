@@ -1,0 +1,320 @@
+"""`milp`: the exact mixed-integer linear programme, solved by HiGHS."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import highspy
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from edgeopt.errors import EdgeOptError, SolverError
+from edgeopt.problem import Problem
+from edgeopt.problems import ExpertCaching, Placement
+from edgeopt.result import Exact, Guarantee, Result
+from edgeopt.solve import Run, SolveOptions
+from edgeopt.solvers.background import Background, Mailbox
+from edgeopt.solvers.expert_caching.common import supports_expert_caching
+from edgeopt.solvers.expert_caching.exact import offer_feasible, offer_start, supports_size
+from edgeopt.solvers.expert_caching.facility import storage_units
+from edgeopt.solvers.expert_caching.terms import Terms
+from edgeopt.stop import Limit
+
+LARGEST_COST = 100.0  # the objective is scaled so that its largest coefficient is about this
+LARGEST_SIZE = 1000.0  # sizes that are not whole storage units are scaled to this
+TOLERANCE = 1e-6  # of HiGHS on rows and on the objective, both as scaled
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MilpModel:
+    r"""Mixed-integer linear programme of an expert-caching problem, in the terms of `Terms`.
+
+    .. math:: \max \sum_t v_t y_t, \quad y_t \le z_{S_t e} \; (e \in R_t), \quad z_{Se} \le \sum_{n \in S} x_{ne},
+        \quad \sum_e s_e x_{ne} \le Q_n, \quad x \in \{0, 1\}, \; 0 \le y, z \le 1
+
+    Where S is one server, z is x; where R is one expert, y is z. At most N E + (pairs S, e) + T columns and, of
+    nonzeros, N E + sum over z of \|S\| + 1, + 2 K per term with several experts.
+
+    Parameters
+    ----------
+    lp : the programme as HiGHS takes it; columns are x (server by server), then z, then y.
+    terms : the terms of the objective.
+    objective_scale : the objective of `lp` is this times the problem's: a power of two.
+    z_set, z_expert : int64 [Z], server set and expert of each z.
+    joint : int64 [Y], the term of each y.
+    literal : int64 [T, K], the x or z column of each expert of each term, -1 where there is none.
+    """
+
+    lp: highspy.HighsLp
+    terms: Terms
+    objective_scale: float
+    z_set: NDArray[np.int64]
+    z_expert: NDArray[np.int64]
+    joint: NDArray[np.int64]
+    literal: NDArray[np.int64]
+
+    def columns(self, cached: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Return the best values of all columns for a placement bool [N, E]."""
+        held = self.terms.holds.astype(np.int64) @ cached > 0
+        z = held[self.z_set, self.z_expert]
+        xz = np.concatenate([cached.ravel(), z])
+        literal = self.literal[self.joint]
+        y = (xz[literal] | (literal < 0)).all(axis=1)
+        return np.concatenate([xz, y]).astype(np.float64)
+
+
+def build_model(problem: ExpertCaching, *, relaxed: bool = False) -> MilpModel:
+    """Return the programme of a problem, with x continuous in [0, 1] if `relaxed`."""
+    terms = Terms.of(problem)
+    z_set, z_expert, joint, literal = _variables(terms, problem.num_experts)
+    num_x, num_z = problem.num_servers * problem.num_experts, z_set.size
+    num_columns = num_x + num_z + joint.size
+    cost = _objective(terms, joint, literal, num_x + num_z)
+    scale = 2.0 ** round(math.log2(LARGEST_COST / cost.max())) if cost.any() else 1.0
+    links = _constraints(terms, z_set, z_expert, joint, literal, problem.num_servers, problem.num_experts)
+    size, capacity = _storage(problem)
+    storage = sparse.kron(sparse.eye_array(problem.num_servers), size[None, :], format="csr")
+    storage.resize((problem.num_servers, num_columns))
+    links.resize((links.shape[0], num_columns))
+    upper = np.ones(num_columns)
+    used = np.bincount(links.indices, minlength=num_columns)[:num_x] + (cost[:num_x] > 0)
+    fits = problem.expert_bytes <= problem.storage_bytes[:, None]
+    upper[:num_x] = (used > 0) & fits.ravel()
+    lp = _highs_lp(
+        cost=cost * scale,
+        upper=upper,
+        rows=sparse.vstack([storage, links], format="csr"),
+        row_upper=np.concatenate([capacity, np.zeros(links.shape[0])]),
+        num_integers=0 if relaxed else num_x,
+    )
+    return MilpModel(lp, terms, scale, z_set, z_expert, joint, literal)
+
+
+def _variables(
+    terms: Terms, num_experts: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return server set and expert of each z, the term of each y, and the column of each expert of each term."""
+    width = terms.holds.sum(axis=1)
+    is_alone = (width == 1)[terms.server_set][:, None]
+    pair = terms.server_set[:, None] * num_experts + terms.experts
+    wanted = (terms.experts >= 0) & ~is_alone
+    pairs = np.unique(pair[wanted])
+    num_x = terms.holds.shape[1] * num_experts
+    server = terms.holds.argmax(axis=1)[terms.server_set][:, None]
+    literal = np.where(is_alone, server * num_experts + terms.experts, num_x + np.searchsorted(pairs, pair))
+    literal[terms.experts < 0] = -1
+    joint = np.flatnonzero((terms.experts >= 0).sum(axis=1) > 1)
+    return pairs // num_experts, pairs % num_experts, joint, literal
+
+
+def _objective(
+    terms: Terms, joint: NDArray[np.int64], literal: NDArray[np.int64], first_y: int
+) -> NDArray[np.float64]:
+    """Return the cost of every column: a term counts on its y, or on the x or z of its only expert."""
+    column = literal[:, 0].copy()
+    column[joint] = first_y + np.arange(joint.size)
+    return np.bincount(column, weights=terms.value, minlength=first_y + joint.size).astype(np.float64)
+
+
+def _constraints(
+    terms: Terms, z_set: NDArray[np.int64], z_expert: NDArray[np.int64], joint: NDArray[np.int64],
+    literal: NDArray[np.int64], num_servers: int, num_experts: int,
+) -> sparse.csr_array:  # fmt: skip
+    """Return the rows z - sum of x <= 0 and y - z <= 0."""
+    num_x, num_z = num_servers * num_experts, z_set.size
+    row, server = np.nonzero(terms.holds[z_set])
+    z = np.arange(num_z)
+    term, slot = np.nonzero(literal[joint] >= 0)
+    link = num_z + np.arange(term.size)
+    rows = np.concatenate([row, z, link, link])
+    columns = np.concatenate([
+        server * num_experts + z_expert[row], num_x + z, literal[joint[term], slot], num_x + num_z + term,
+    ])  # fmt: skip
+    value = np.repeat([-1.0, 1.0, -1.0, 1.0], [row.size, num_z, term.size, term.size])
+    return sparse.csr_array((value, (rows, columns)), shape=(num_z + term.size, num_x + num_z + joint.size))
+
+
+def _storage(problem: ExpertCaching) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return sizes [E] and capacities [N] in whole units if those are exact, else scaled to `LARGEST_SIZE`."""
+    size, capacity = problem.expert_bytes, np.array(problem.storage_bytes)
+    units, capacity_units, exact = storage_units(size, capacity)
+    if exact:
+        return units.astype(np.float64), capacity_units.astype(np.float64)
+    factor = LARGEST_SIZE / size.max()
+    return size * factor, np.minimum(capacity, size.sum()) * factor
+
+
+def _highs_lp(
+    *, cost: NDArray[np.float64], upper: NDArray[np.float64], rows: sparse.csr_array, row_upper: NDArray[np.float64],
+    num_integers: int,
+) -> highspy.HighsLp:  # fmt: skip
+    lp = highspy.HighsLp()
+    lp.num_row_, lp.num_col_ = rows.shape
+    lp.sense_ = highspy.ObjSense.kMaximize
+    lp.col_cost_, lp.col_lower_, lp.col_upper_ = cost, np.zeros(cost.size), upper
+    lp.row_lower_, lp.row_upper_ = np.full(row_upper.size, -highspy.kHighsInf), row_upper
+    lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
+    lp.a_matrix_.num_row_, lp.a_matrix_.num_col_ = rows.shape
+    lp.a_matrix_.start_, lp.a_matrix_.index_, lp.a_matrix_.value_ = rows.indptr, rows.indices, rows.data
+    if num_integers:
+        kinds = [highspy.HighsVarType.kInteger] * num_integers
+        lp.integrality_ = kinds + [highspy.HighsVarType.kContinuous] * (cost.size - num_integers)
+    return lp
+
+
+def _highs(model: MilpModel, options: dict[str, Any]) -> highspy.Highs:
+    """Return HiGHS with a model and options."""
+    highs = highspy.Highs()
+    for name, value in ({"output_flag": False} | options).items():
+        if highs.setOptionValue(name, value) != highspy.HighsStatus.kOk:
+            raise SolverError(f"HiGHS refused {name} = {value!r}")
+    if highs.passModel(model.lp) == highspy.HighsStatus.kError:
+        raise SolverError("HiGHS refused the model")
+    return highs
+
+
+def lp_bound(problem: ExpertCaching) -> float:
+    """Return the value of the linear relaxation: an upper bound on the optimum, for every K and latency.
+
+    It is the bound of max sum w g z, z[u, n, e] <= x[n, e], sum over n of z <= 1 for K = 1 and ``sum``, with
+    x[n, e] = 0 where expert e does not fit server n.
+    """
+    model = build_model(problem, relaxed=True)
+    highs = _highs(model, {})
+    highs.run()
+    if highs.getModelStatus() not in (highspy.HighsModelStatus.kOptimal, highspy.HighsModelStatus.kModelEmpty):
+        raise SolverError(f"HiGHS: {highs.modelStatusToString(highs.getModelStatus())}")
+    return float(highs.getInfo().objective_function_value) / model.objective_scale
+
+
+@dataclass(frozen=True, slots=True)
+class Milp:
+    """Branch and bound by HiGHS on the programme of `MilpModel`, for every K and latency.
+
+    Guarantee: exact; exponential time in the worst case. Optimal means within HiGHS's tolerance: 1e-6 where the
+    largest coefficient of the objective is 70 to 142, about 1e-8 of it. Bounds are reported with that tolerance
+    added. One iteration is one report of HiGHS. Only the time limit depends on the clock.
+
+    Parameters
+    ----------
+    threads : threads of HiGHS; 1 in deterministic runs.
+    greedy_start : start from the greedy placement by value per byte; HiGHS alone can take long to find one as good.
+    max_nonzeros : refuse problems whose model may have more nonzeros than this.
+    """
+
+    threads: int = 2
+    greedy_start: bool = True
+    max_nonzeros: int = 20_000_000
+
+    name: ClassVar[str] = "milp"
+    guarantee: ClassVar[Guarantee] = Exact("branch and bound, HiGHS")
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise EdgeOptError(f"threads = {self.threads}: expected an integer >= 1")
+        if self.max_nonzeros < 1:
+            raise EdgeOptError(f"max_nonzeros = {self.max_nonzeros}: expected an integer >= 1")
+
+    def guarantee_for(self, problem: ExpertCaching) -> Guarantee:
+        """Return that the optimum is proved, left to finish."""
+        return self.guarantee
+
+    def supports(self, problem: Problem) -> str | None:
+        """Support every expert-caching problem whose model is not too large."""
+        return supports_expert_caching(problem) or supports_size(problem, self.max_nonzeros)
+
+    def solve(self, problem: ExpertCaching, options: SolveOptions) -> Result[Any]:
+        """Solve by HiGHS."""
+        optimal, failure = False, ""
+        with Run[Placement](self, problem, options) as run:
+            offer_start(run, problem, greedy=self.greedy_start)
+            if not run.stopped():
+                with run.building():
+                    model = build_model(problem)
+                    highs = _highs(model, self._options(run))
+                    _warm_start(highs, model, run.solution)
+                if not run.stopped():
+                    optimal, failure = self._search(run, model, highs)
+        return run.result(optimal=optimal, error=failure)
+
+    def _options(self, run: Run[Placement]) -> dict[str, Any]:
+        return {
+            "threads": 1 if run.options.deterministic else self.threads,
+            "random_seed": run.seed % 2**31,
+            "mip_rel_gap": 0.0,
+            "mip_abs_gap": 0.0,
+            "mip_feasibility_tolerance": TOLERANCE,
+        }
+
+    def _search(self, run: Run[Placement], model: MilpModel, highs: highspy.Highs) -> tuple[bool, str]:
+        """Run HiGHS to its end or a limit; return whether the incumbent is optimal, and what failed."""
+        if math.isfinite(run.options.time_limit):
+            highs.setOptionValue("time_limit", run.remaining)
+        status = Background(run, lambda mailbox: _run_highs(highs, mailbox, _Reporter(run, model, mailbox))).wait()
+        if status is None:  # it has not noticed yet that it was told to stop
+            return False, ""
+        kinds = highspy.HighsModelStatus
+        if status in (kinds.kOptimal, kinds.kModelEmpty):
+            return _is_proved(run, model, highs), ""
+        if status == kinds.kTimeLimit:
+            run.limit = run.limit or Limit.TIME
+        elif status != kinds.kInterrupt or run.limit is None:
+            return False, f"HiGHS: {highs.modelStatusToString(status)}"
+        return False, ""
+
+
+def _warm_start(highs: highspy.Highs, model: MilpModel, start: Placement | None) -> None:
+    if start is not None and start.cached.any():
+        solution = highspy.HighsSolution()
+        solution.col_value = model.columns(start.cached).tolist()
+        highs.setSolution(solution)
+
+
+def _run_highs(highs: highspy.Highs, mailbox: Mailbox, reporter: "_Reporter") -> highspy.HighsModelStatus:
+    """Run HiGHS in the current thread. It hears of an interrupt between linear programmes, not within one."""
+
+    def report(event: Any) -> None:
+        reporter.bound(event.data_out.mip_dual_bound)
+        if mailbox.stopping:
+            event.interrupt()
+
+    highs.cbMipInterrupt.subscribe(report)
+    highs.cbMipLogging.subscribe(report)
+    highs.cbMipImprovingSolution.subscribe(lambda event: reporter.solution(event.data_out.mip_solution))
+    highs.run()
+    reporter.bound(highs.getInfo().mip_dual_bound)
+    reporter.solution(highs.getSolution().col_value)
+    highspy.Highs.resetGlobalScheduler(True)  # the scheduler belongs to this thread, which ends here
+    return highs.getModelStatus()
+
+
+class _Reporter:
+    """Posts what HiGHS finds to the calling thread, in the problem's own terms."""
+
+    def __init__(self, run: Run[Placement], model: MilpModel, mailbox: Mailbox) -> None:
+        self._run, self._model, self._mailbox = run, model, mailbox
+        self._last = math.inf
+
+    def bound(self, value: float) -> None:
+        """Post a bound that has become better."""
+        if math.isfinite(value) and value < self._last and abs(value) < highspy.kHighsInf:
+            self._last = value
+            bound = max(0.0, value + TOLERANCE) / self._model.objective_scale
+            self._mailbox.post(lambda: (self._run.tighten(bound), self._run.step()))
+
+    def solution(self, columns: Any) -> None:
+        """Post a solution."""
+        values = np.array(columns, np.float64)
+        num_servers, num_experts = self._run.problem.num_servers, self._run.problem.num_experts  # type: ignore[attr-defined]
+        if values.size < num_servers * num_experts:
+            return
+        placement = Placement(values[: num_servers * num_experts].reshape(num_servers, num_experts) > 0.5)
+        self._mailbox.post(lambda: offer_feasible(self._run, placement))
+
+
+def _is_proved(run: Run[Placement], model: MilpModel, highs: highspy.Highs) -> bool:
+    """Whether the incumbent is worth what HiGHS says its optimum is worth, up to the tolerance."""
+    value = float(highs.getInfo().objective_function_value) / model.objective_scale
+    slack = 10 * TOLERANCE / model.objective_scale + 1e-9 * abs(value)
+    return run.objective is not None and run.objective >= value - slack

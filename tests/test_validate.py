@@ -1,0 +1,151 @@
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from edgeopt.errors import InvalidProblemError
+from edgeopt.validate import bool_array, float_array, int_array
+
+
+def refused(message: str):
+    return pytest.raises(InvalidProblemError, match=f"^{re.escape(message)}$")
+
+
+# --- what comes out
+
+
+def test_arrays_are_read_only_contiguous_copies():
+    """Neither the caller's later writes nor the owner's reach a validated array, and kernels get C order."""
+    given_array = np.asfortranarray(np.ones((2, 3)))
+    checked = float_array("x", given_array, (2, 3))
+    given_array[0, 0] = 7
+    assert checked[0, 0] == 1
+    assert checked.flags.c_contiguous
+    for array in (checked, int_array("i", [1, 2], (2,)), bool_array("b", [True], (1,))):
+        with pytest.raises(ValueError, match="read-only"):
+            array[...] = 0
+
+
+def test_dtypes():
+    """The output type does not depend on the input type."""
+    assert float_array("x", [1, 2], (2,)).dtype == np.float64
+    assert float_array("x", np.float32([1, 2]), (2,)).dtype == np.float64
+    assert int_array("i", [1.0, 2.0], (2,)).dtype == np.int32
+    assert int_array("i", np.uint64([1, 2]), (2,), dtype=np.int64).dtype == np.int64
+    assert int_array("i", [True, False], (2,)).tolist() == [1, 0]
+
+
+def test_scalars_broadcast_where_the_shape_is_known():
+    """One number fills a known shape, is kept as it is for the shape (), and is refused for an open one."""
+    assert float_array("x", 2, (2, 2)).tolist() == [[2, 2], [2, 2]]
+    assert float_array("x", 2, ()).shape == ()
+    assert int_array("i", 2, ()).item() == 2
+    assert bool_array("b", True, (2,)).tolist() == [True, True]
+    with refused("x: expected shape [any], got []"):
+        float_array("x", 2, (None,))
+
+
+def test_empty_arrays():
+    """No entries have no wrong entries, whatever type numpy gives an empty list."""
+    assert float_array("x", [], (0,), positive=True).size == 0
+    assert int_array("i", [], (None,), low=0, high=-1).dtype == np.int32
+    assert bool_array("b", [], (None,)).dtype == np.bool_
+
+
+@given(hnp.arrays(np.float64, hnp.array_shapes(max_dims=3), elements=st.floats(-1e9, 1e9)))
+def test_finite_numbers_pass_unchanged(values):
+    """Validation changes no value and no shape."""
+    assert np.array_equal(float_array("x", values, values.shape), values)
+
+
+@given(hnp.arrays(np.int64, 5, elements=st.integers(-20, 20)), st.integers(-20, 20), st.integers(-20, 20))
+def test_bounds_hold_for_what_passes(values, low, high):
+    """An integer array passes exactly if every entry is within both bounds, which are included."""
+    if ((values >= low) & (values <= high)).all():
+        assert int_array("i", values, (5,), low=low, high=high).tolist() == values.tolist()
+    else:
+        with pytest.raises(InvalidProblemError, match="expected an integer from"):
+            int_array("i", values, (5,), low=low, high=high)
+
+
+# --- what is refused, and how
+
+
+@pytest.mark.parametrize(
+    ("value", "options", "message"),
+    [
+        ([1, -1, -2], {"positive": True}, "x[1] = -1.0: expected a positive number"),
+        ([1, 0, 3], {"positive": True, "unit": "W"}, "x[1] = 0.0: expected a positive number (W)"),
+        ([1, 2, -3], {"nonnegative": True, "unit": "s"}, "x[2] = -3.0: expected a non-negative number (s)"),
+        ([1, np.inf, 3], {}, "x[1] = inf: expected a finite number"),
+        ([np.nan, 1, 1], {}, "x[0] = nan: expected a finite number"),
+        ([np.nan, 1, 1], {"finite": False}, "x[0] = nan: expected a number or inf"),
+        ([np.inf, -1, 1], {"finite": False, "positive": True, "unit": "s"}, "x[1] = -1.0: expected a positive number (s) or inf"),
+        ([1, 2], {}, "x: expected shape [3], got [2]"),
+        ([[1, 2, 3]], {}, "x: expected shape [3], got [1, 3]"),
+        (None, {}, "x: expected an array of numbers: got nothing"),
+        (["1", "2", "3"], {}, "x: expected an array of numbers: got <U1"),
+        ([1j, 0, 0], {}, "x: expected an array of numbers: got complex128"),
+        ([1, None, 2], {}, "x: expected an array of numbers: got object"),
+    ],
+)  # fmt: skip
+def test_bad_floats(value, options, message):
+    """The message names the field, the first wrong entry, its value and what was expected, with the unit."""
+    with refused(message):
+        float_array("x", value, (3,), **options)
+
+
+def test_index_of_a_wrong_entry_in_a_matrix():
+    """In more dimensions the index is the one to type after the field's name; a scalar has none."""
+    with refused("x[1, 0] = -1.0: expected a positive number"):
+        float_array("x", [[1, 1], [-1, -1]], (2, 2), positive=True)
+    with refused("x = -1.0: expected a positive number"):
+        float_array("x", -1, (), positive=True)
+
+
+def test_infinity_is_allowed_on_request():
+    """`finite=False` lets infinities through, those of the required sign only."""
+    assert float_array("x", [np.inf, 1], (2,), positive=True, finite=False).tolist() == [np.inf, 1]
+    with refused("x[0] = -inf: expected a non-negative number or inf"):
+        float_array("x", [-np.inf], (1,), nonnegative=True, finite=False)
+
+
+def test_ragged_lists():
+    """Rows of different lengths are no array."""
+    with pytest.raises(InvalidProblemError, match=r"^x: expected an array of numbers: "):
+        float_array("x", [[1, 2], [3]], (2, 2))
+
+
+@pytest.mark.parametrize(
+    ("value", "options", "message"),
+    [
+        ([0, 2], {"low": 0, "high": 1}, "i[1] = 2: expected an integer from 0 to 1"),
+        ([0, -1], {"low": 0}, "i[1] = -1: expected an integer >= 0"),
+        ([0, 9], {"high": 5}, "i[1] = 9: expected an integer <= 5"),
+        ([0, 1.5], {}, "i[1] = 1.5: expected an integer"),
+        ([0, 1.5], {"low": 0, "high": 3}, "i[1] = 1.5: expected an integer from 0 to 3"),
+        ([0, np.nan], {}, "i[1] = nan: expected an integer"),
+        (np.array([0, np.inf]), {"dtype": np.int64}, "i[1] = inf: expected an integer"),
+        (np.array([0, 1e300]), {"dtype": np.int64}, "i[1] = 1e+300: expected an integer"),
+        (np.uint64([0, 2**64 - 1]), {"dtype": np.int64}, f"i[1] = {2**64 - 1}: expected an integer"),
+        ([0, 2**40], {}, f"i[1] = {2**40}: expected an integer"),
+        ([0, 2**80], {}, "i: expected an array of numbers: got object"),
+        (["a", "b"], {}, "i: expected an array of numbers: got <U1"),
+        ([0], {}, "i: expected shape [2], got [1]"),
+    ],
+)
+def test_bad_integers(value, options, message):
+    """Nothing is rounded or wrapped around to become an integer in range."""
+    with refused(message):
+        int_array("i", value, (2,), **options)
+
+
+def test_bad_booleans():
+    """Numbers are not truth values: a matrix of gains given as coverage is a mistake."""
+    with refused("b: expected booleans, got int64"):
+        bool_array("b", [0, 1], (2,))
+    with refused("b: expected shape [2], got [1]"):
+        bool_array("b", [True], (2,))
