@@ -7,8 +7,14 @@ from edgeopt.errors import InvalidFileError
 from edgeopt.problem import Problem
 from edgeopt.problems.expert_caching import CacheReport as CacheReport
 from edgeopt.problems.expert_caching import ExpertCaching as ExpertCaching
+from edgeopt.problems.moe_models import MOE_MODELS as MOE_MODELS
+from edgeopt.problems.moe_models import MoEModel as MoEModel
+from edgeopt.problems.moe_models import moe_model as moe_model
 from edgeopt.problems.placement import Placement as Placement
 from edgeopt.problems.routed_model import RoutedModel as RoutedModel
+from edgeopt.problems.routing_trace import BUNDLED_TRACES as BUNDLED_TRACES
+from edgeopt.problems.routing_trace import RoutingTrace as RoutingTrace
+from edgeopt.problems.routing_trace import bundled_trace as bundled_trace
 
 if __name__ != "edgeopt.problems":  # one module object only: the root folder is edgeopt.problems
     raise ImportError("import edgeopt.problems, not " + __name__)

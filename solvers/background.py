@@ -11,7 +11,7 @@ from edgeopt.solve import Run
 T = TypeVar("T")
 
 TICK_S = 0.05  # between two looks at the limits when the back end is silent
-GRACE_S = 3.0  # how long a back end that was told to stop may take before it is left behind
+GRACE_S = 2.0  # how long a back end that was told to stop may take before it is left behind
 
 Action = Callable[[], object]
 

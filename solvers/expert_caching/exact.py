@@ -3,7 +3,7 @@
 from edgeopt.problem import Problem
 from edgeopt.problems import ExpertCaching, Placement
 from edgeopt.solve import Run
-from edgeopt.solvers.expert_caching.common import empty_placement
+from edgeopt.solvers.expert_caching.common import certify, empty_placement
 from edgeopt.solvers.expert_caching.facility import Facility
 from edgeopt.solvers.expert_caching.greedy import greedy_placement
 from edgeopt.solvers.expert_caching.terms import count_nonzeros
@@ -18,12 +18,13 @@ def supports_size(problem: Problem, max_nonzeros: int) -> str | None:
 
 
 def offer_start(run: Run[Placement], problem: ExpertCaching, *, greedy: bool) -> None:
-    """Offer the empty placement and, if wanted, the greedy one by value per byte (of the sum surrogate for ``max``)."""
+    """Offer the empty placement and, if wanted, the greedy one by value per byte, with the bound that it certifies."""
     run.offer(empty_placement(problem))
     if greedy and not run.stopped():
         with run.building():
             facility = Facility.of(problem)
         run.offer(Placement(greedy_placement(run, facility, per_byte=True)))
+        certify(run, problem, facility)
 
 
 def offer_feasible(run: Run[Placement], placement: Placement) -> None:

@@ -29,6 +29,7 @@ Bools = NDArray[np.bool_]
 
 MAX_ENUMERATED = 14  # a group of up to so many experts is solved by enumerating its subsets
 MAX_TABLE = 1 << 25  # most entries of a table of sets by subsets of their members
+MAX_SWAPS = 100  # within one group at one server
 PULLS = (0.03, 0.3, 3.0)  # weights of what a set could still unlock, in the greedy chains of larger groups
 
 
@@ -41,13 +42,17 @@ class Options:
     experts : int64 [G], the experts of the group.
     weight : int64 [O], storage units of each option, ascending.
     value : float64 [O], ascending.
-    held : bool [O, G], which experts an option holds.
+    held : bool [O, G], which experts an option holds; None: option k holds the first k.
     """
 
     experts: Ints
     weight: Ints
     value: Floats
-    held: Bools
+    held: Bools | None
+
+    def held_by(self, option: int) -> Bools:
+        """Return bool [G]: which experts of the group an option holds."""
+        return np.arange(self.experts.size) < option if self.held is None else self.held[option]
 
 
 class Groups:
@@ -217,11 +222,13 @@ class Groups:
         )  # fmt: skip
         return parts, np.ascontiguousarray(self.member[low:high, :width])
 
-    def options(self, server: int, group: int, level: Ints, values: Floats, held: Bools | None = None) -> Options:
-        """Return what a group with joint sets can hold at a server, given levels [S] and single values [E] without it.
+    def options(self, server: int, group: int, level: Ints, values: Floats, now: Bools) -> tuple[Options, float]:
+        """Return what a group with joint sets can hold at a server, and what its experts there now are worth.
+
+        Given levels [S] and single values [E] without that server, and its experts now, bool [E].
 
         Up to `MAX_ENUMERATED` experts every subset is tried (exact); beyond, the best of greedy chains downwards from
-        all experts and upwards, each with swaps of a few lengths, and of `held`, the group's set now.
+        all experts and upwards, and the set now improved by swaps.
         O(rows sets K^2 + 2^E E) or O(rows sets K^2 + chains (sets K^2 + E^2)).
         """
         experts = np.arange(self.group_first[group], self.group_first[group + 1])
@@ -232,7 +239,8 @@ class Groups:
         if experts.size <= MAX_ENUMERATED:
             table = all_subsets(parts, member, width, int(experts[0]), own)
             masks = np.arange(table.size)[:, None] >> np.arange(experts.size) & 1
-            return _undominated(experts, masks @ units, table, masks.astype(bool), capacity)
+            worth = float(table[int(now[experts] @ (1 << np.arange(experts.size)))])
+            return _undominated(experts, masks @ units, table, masks.astype(bool), capacity), worth
         linear = own.copy()
         share = parts / np.maximum(1, np.bitwise_count(np.arange(parts.shape[1])))
         for j in range(width):
@@ -248,13 +256,12 @@ class Groups:
             weights.append(np.concatenate([[0], np.cumsum(units[order])]))
             found.append(prefix)
             sets.append(place_in < np.arange(order.size + 1)[:, None])
-        if held is not None:
-            mine = np.ascontiguousarray(held[experts])
-            worth = swap_in_group(mine, parts, *tables, 0)
-            weights.append(units[mine].sum(keepdims=True))
-            found.append(np.array([worth]))
-            sets.append(mine[None])
-        return _undominated(experts, np.concatenate(weights), np.concatenate(found), np.concatenate(sets), capacity)
+        held = now[experts].copy()
+        worth = swap_in_group(held, parts, *tables, 0)
+        found.append(np.array([worth, swap_in_group(held, parts, *tables, MAX_SWAPS)]))
+        sets.append(np.stack([now[experts], held]))
+        weights.append(sets[-1] @ units)
+        return _undominated(experts, np.concatenate(weights), np.concatenate(found), np.concatenate(sets), capacity), worth
 
 
 def _undominated(experts: Ints, weight: Ints, value: Floats, held: Bools, capacity: int) -> Options:
@@ -317,6 +324,6 @@ class Cover:
         g, m = self.groups, self.groups.model[expert]
         change(
             expert, leave, enter, self.cached, self.level, self.second, g.base, g.final, self.cover, g.server_level,
-            g.slot_of, g.row_first[m], g.row_first[m + 1], g.row_profile, g.inverted_at, *g.inverted, g.member,
-            g.width, int(g.problem.first_expert[m]),
+            g.slot_of, g.row_first[m], g.row_first[m + 1], g.row_profile, g.inverted_at, *g.inverted,
+            int(g.problem.first_expert[m]),
         )  # fmt: skip

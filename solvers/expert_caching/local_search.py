@@ -25,7 +25,7 @@ def anneal(
     level: Ints, second: Ints, cover: Floats, left: Ints, units: Ints, group: Ints, order: Ints, position: Ints,
     count: Ints, value: float, top: float, best: Bools, base: Ints, final: Bools, step: Floats, server_level: Ints,
     slot_of: Ints, row_first: Ints, model: Ints, row_profile: Ints, inverted_at: Ints, inverted_first: Ints,
-    inverted_set: Ints, inverted_probability: Floats, member: NDArray[np.int32], width: Ints, first_expert: Ints,
+    inverted_others: NDArray[np.int32], inverted_probability: Floats, first_expert: Ints,
 ) -> tuple[float, float]:  # fmt: skip
     """Anneal until `work` rows and sets have been visited; return the value now and the best one, stored in `best`.
 
@@ -98,7 +98,7 @@ def anneal(
             continue
         done += change(
             f, f_leave, f_enter, cached, level, second, base, final, cover, server_level, slot_of, low, high,
-            row_profile, inverted_at, inverted_first, inverted_set, inverted_probability, member, width,
+            row_profile, inverted_at, inverted_first, inverted_others, inverted_probability,
             first_expert[model[f]],
         )  # fmt: skip
         if e >= 0:
@@ -109,13 +109,13 @@ def anneal(
                 if both < need:
                     done += change(
                         f, f_enter, f_leave, cached, level, second, base, final, cover, server_level, slot_of, low,
-                        high, row_profile, inverted_at, inverted_first, inverted_set, inverted_probability, member,
-                        width, first_expert[model[f]],
+                        high, row_profile, inverted_at, inverted_first, inverted_others, inverted_probability,
+                        first_expert[model[f]],
                     )  # fmt: skip
                     continue
             done += change(
                 e, e_leave, e_enter, cached, level, second, base, final, cover, server_level, slot_of, low_e, high_e,
-                row_profile, inverted_at, inverted_first, inverted_set, inverted_probability, member, width,
+                row_profile, inverted_at, inverted_first, inverted_others, inverted_probability,
                 first_expert[model[e]],
             )  # fmt: skip
         for x, leave, enter in ((f, f_leave, f_enter), (e, e_leave, e_enter)):
@@ -193,8 +193,7 @@ def _anneal(
             rng, min(CHUNK, work - done), hot * scale, cold * scale, done / work, 1 / work, cover.cached, cover.level,
             cover.second, cover.cover, left, groups.units, groups.group, order, position, count, value, top, best,
             groups.base, groups.final, groups.step, groups.server_level, groups.slot_of, groups.row_first,
-            groups.model, groups.row_profile, groups.inverted_at, *groups.inverted, groups.member, groups.width,
-            groups.first_expert,
+            groups.model, groups.row_profile, groups.inverted_at, *groups.inverted, groups.first_expert,
         )  # fmt: skip
         if top > start * (1 + 1e-9) and top > (run.objective or 0.0) * (1 + 1e-9):
             run.offer(Placement(best))

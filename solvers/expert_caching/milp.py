@@ -2,9 +2,8 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import highspy
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
@@ -14,12 +13,16 @@ from edgeopt.problem import Problem
 from edgeopt.problems import ExpertCaching, Placement
 from edgeopt.result import Exact, Guarantee, Result
 from edgeopt.solve import Run, SolveOptions
+from edgeopt.solvers.back_ends import highs_module
 from edgeopt.solvers.background import Background, Mailbox
 from edgeopt.solvers.expert_caching.common import supports_expert_caching
 from edgeopt.solvers.expert_caching.exact import offer_feasible, offer_start, supports_size
 from edgeopt.solvers.expert_caching.facility import storage_units
-from edgeopt.solvers.expert_caching.terms import Terms
+from edgeopt.solvers.expert_caching.terms import Columns
 from edgeopt.stop import Limit
+
+if TYPE_CHECKING:
+    import highspy
 
 LARGEST_COST = 100.0  # the objective is scaled so that its largest coefficient is about this
 LARGEST_SIZE = 1000.0  # sizes that are not whole storage units are scaled to this
@@ -28,142 +31,91 @@ TOLERANCE = 1e-6  # of HiGHS on rows and on the objective, both as scaled
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MilpModel:
-    r"""Mixed-integer linear programme of an expert-caching problem, in the terms of `Terms`.
+    r"""Mixed-integer linear programme of an expert-caching problem, in the variables of `Columns`.
 
     .. math:: \max \sum_t v_t y_t, \quad y_t \le z_{S_t e} \; (e \in R_t), \quad z_{Se} \le \sum_{n \in S} x_{ne},
         \quad \sum_e s_e x_{ne} \le Q_n, \quad x \in \{0, 1\}, \; 0 \le y, z \le 1
 
-    Where S is one server, z is x; where R is one expert, y is z. At most N E + (pairs S, e) + T columns and, of
-    nonzeros, N E + sum over z of \|S\| + 1, + 2 K per term with several experts.
+    At most N E + (pairs S, e) + T columns and, of nonzeros, N E + the sum over z of its servers + 1, + 2 K per y.
 
     Parameters
     ----------
-    lp : the programme as HiGHS takes it; columns are x (server by server), then z, then y.
-    terms : the terms of the objective.
+    lp : the programme as HiGHS takes it.
+    columns : what its columns are.
     objective_scale : the objective of `lp` is this times the problem's: a power of two.
-    z_set, z_expert : int64 [Z], server set and expert of each z.
-    joint : int64 [Y], the term of each y.
-    literal : int64 [T, K], the x or z column of each expert of each term, -1 where there is none.
     """
 
-    lp: highspy.HighsLp
-    terms: Terms
+    lp: "highspy.HighsLp"
+    columns: Columns
     objective_scale: float
-    z_set: NDArray[np.int64]
-    z_expert: NDArray[np.int64]
-    joint: NDArray[np.int64]
-    literal: NDArray[np.int64]
-
-    def columns(self, cached: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """Return the best values of all columns for a placement bool [N, E]."""
-        held = self.terms.holds.astype(np.int64) @ cached > 0
-        z = held[self.z_set, self.z_expert]
-        xz = np.concatenate([cached.ravel(), z])
-        literal = self.literal[self.joint]
-        y = (xz[literal] | (literal < 0)).all(axis=1)
-        return np.concatenate([xz, y]).astype(np.float64)
 
 
 def build_model(problem: ExpertCaching, *, relaxed: bool = False) -> MilpModel:
     """Return the programme of a problem, with x continuous in [0, 1] if `relaxed`."""
-    terms = Terms.of(problem)
-    z_set, z_expert, joint, literal = _variables(terms, problem.num_experts)
-    num_x, num_z = problem.num_servers * problem.num_experts, z_set.size
-    num_columns = num_x + num_z + joint.size
-    cost = _objective(terms, joint, literal, num_x + num_z)
+    columns = Columns.of(problem)
+    cost = np.bincount(columns.of_term, weights=columns.terms.value, minlength=columns.num_columns)
     scale = 2.0 ** round(math.log2(LARGEST_COST / cost.max())) if cost.any() else 1.0
-    links = _constraints(terms, z_set, z_expert, joint, literal, problem.num_servers, problem.num_experts)
-    size, capacity = _storage(problem)
-    storage = sparse.kron(sparse.eye_array(problem.num_servers), size[None, :], format="csr")
-    storage.resize((problem.num_servers, num_columns))
-    links.resize((links.shape[0], num_columns))
-    upper = np.ones(num_columns)
-    used = np.bincount(links.indices, minlength=num_columns)[:num_x] + (cost[:num_x] > 0)
-    fits = problem.expert_bytes <= problem.storage_bytes[:, None]
-    upper[:num_x] = (used > 0) & fits.ravel()
-    lp = _highs_lp(
-        cost=cost * scale,
-        upper=upper,
-        rows=sparse.vstack([storage, links], format="csr"),
-        row_upper=np.concatenate([capacity, np.zeros(links.shape[0])]),
-        num_integers=0 if relaxed else num_x,
-    )
-    return MilpModel(lp, terms, scale, z_set, z_expert, joint, literal)
+    links = _links(columns)
+    storage, capacity = _storage(problem, columns.num_columns)
+    lp = highspy.HighsLp()
+    lp.sense_ = highspy.ObjSense.kMaximize
+    lp.col_cost_ = cost * scale
+    lp.col_lower_, lp.col_upper_ = np.zeros(columns.num_columns), _upper(problem, cost, links)
+    _set_rows(lp, sparse.vstack([storage, links], format="csr"), np.append(capacity, np.zeros(links.shape[0])))
+    if not relaxed:
+        kinds = highspy.HighsVarType
+        rest = columns.num_columns - columns.first_z
+        lp.integrality_ = [kinds.kInteger] * columns.first_z + [kinds.kContinuous] * rest
+    return MilpModel(lp, columns, scale)
 
 
-def _variables(
-    terms: Terms, num_experts: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return server set and expert of each z, the term of each y, and the column of each expert of each term."""
-    width = terms.holds.sum(axis=1)
-    is_alone = (width == 1)[terms.server_set][:, None]
-    pair = terms.server_set[:, None] * num_experts + terms.experts
-    wanted = (terms.experts >= 0) & ~is_alone
-    pairs = np.unique(pair[wanted])
-    num_x = terms.holds.shape[1] * num_experts
-    server = terms.holds.argmax(axis=1)[terms.server_set][:, None]
-    literal = np.where(is_alone, server * num_experts + terms.experts, num_x + np.searchsorted(pairs, pair))
-    literal[terms.experts < 0] = -1
-    joint = np.flatnonzero((terms.experts >= 0).sum(axis=1) > 1)
-    return pairs // num_experts, pairs % num_experts, joint, literal
+def _upper(problem: ExpertCaching, cost: NDArray[np.float64], links: sparse.csr_array) -> NDArray[np.float64]:
+    """Return upper bounds: 0 for each x that saves nothing or does not fit, else 1."""
+    upper = np.ones(cost.size)
+    fits = (problem.expert_bytes <= problem.storage_bytes[:, None] * (1 + 1e-9)).ravel()
+    used = np.bincount(links.indices, minlength=cost.size) + (cost > 0)
+    upper[: fits.size] = fits & (used[: fits.size] > 0)
+    return upper
 
 
-def _objective(
-    terms: Terms, joint: NDArray[np.int64], literal: NDArray[np.int64], first_y: int
-) -> NDArray[np.float64]:
-    """Return the cost of every column: a term counts on its y, or on the x or z of its only expert."""
-    column = literal[:, 0].copy()
-    column[joint] = first_y + np.arange(joint.size)
-    return np.bincount(column, weights=terms.value, minlength=first_y + joint.size).astype(np.float64)
-
-
-def _constraints(
-    terms: Terms, z_set: NDArray[np.int64], z_expert: NDArray[np.int64], joint: NDArray[np.int64],
-    literal: NDArray[np.int64], num_servers: int, num_experts: int,
-) -> sparse.csr_array:  # fmt: skip
+def _links(columns: Columns) -> sparse.csr_array:
     """Return the rows z - sum of x <= 0 and y - z <= 0."""
-    num_x, num_z = num_servers * num_experts, z_set.size
-    row, server = np.nonzero(terms.holds[z_set])
+    num_z = columns.z_set.size
+    row, server = np.nonzero(columns.terms.holds[columns.z_set])
     z = np.arange(num_z)
-    term, slot = np.nonzero(literal[joint] >= 0)
-    link = num_z + np.arange(term.size)
+    y, slot = np.nonzero(columns.literal[columns.joint] >= 0)
+    link = num_z + np.arange(y.size)
     rows = np.concatenate([row, z, link, link])
-    columns = np.concatenate([
-        server * num_experts + z_expert[row], num_x + z, literal[joint[term], slot], num_x + num_z + term,
-    ])  # fmt: skip
-    value = np.repeat([-1.0, 1.0, -1.0, 1.0], [row.size, num_z, term.size, term.size])
-    return sparse.csr_array((value, (rows, columns)), shape=(num_z + term.size, num_x + num_z + joint.size))
+    x = server * columns.terms.num_experts + columns.z_expert[row]
+    literal = columns.literal[columns.joint[y], slot]
+    column = np.concatenate([x, columns.first_z + z, literal, columns.first_y + y])
+    value = np.repeat([-1.0, 1.0, -1.0, 1.0], [row.size, num_z, y.size, y.size])
+    return sparse.csr_array((value, (rows, column)), shape=(num_z + y.size, columns.num_columns))
 
 
-def _storage(problem: ExpertCaching) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return sizes [E] and capacities [N] in whole units if those are exact, else scaled to `LARGEST_SIZE`."""
+def _storage(problem: ExpertCaching, num_columns: int) -> tuple[sparse.csr_array, NDArray[np.float64]]:
+    """Return the storage rows, in whole units if those are exact, else scaled to `LARGEST_SIZE`."""
     size, capacity = problem.expert_bytes, np.array(problem.storage_bytes)
     units, capacity_units, exact = storage_units(size, capacity)
     if exact:
-        return units.astype(np.float64), capacity_units.astype(np.float64)
-    factor = LARGEST_SIZE / size.max()
-    return size * factor, np.minimum(capacity, size.sum()) * factor
+        size, capacity = units.astype(np.float64), capacity_units.astype(np.float64)
+    else:
+        factor = LARGEST_SIZE / size.max()
+        size, capacity = size * factor, np.minimum(capacity, size.sum()) * factor
+    rows = sparse.csr_array(sparse.kron(sparse.eye_array(capacity.size), size[None, :], format="csr"))
+    rows.resize((capacity.size, num_columns))
+    return rows, capacity
 
 
-def _highs_lp(
-    *, cost: NDArray[np.float64], upper: NDArray[np.float64], rows: sparse.csr_array, row_upper: NDArray[np.float64],
-    num_integers: int,
-) -> highspy.HighsLp:  # fmt: skip
-    lp = highspy.HighsLp()
+def _set_rows(lp: "highspy.HighsLp", rows: sparse.csr_array, upper: NDArray[np.float64]) -> None:
     lp.num_row_, lp.num_col_ = rows.shape
-    lp.sense_ = highspy.ObjSense.kMaximize
-    lp.col_cost_, lp.col_lower_, lp.col_upper_ = cost, np.zeros(cost.size), upper
-    lp.row_lower_, lp.row_upper_ = np.full(row_upper.size, -highspy.kHighsInf), row_upper
+    lp.row_lower_, lp.row_upper_ = np.full(upper.size, -highspy.kHighsInf), upper
     lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
     lp.a_matrix_.num_row_, lp.a_matrix_.num_col_ = rows.shape
     lp.a_matrix_.start_, lp.a_matrix_.index_, lp.a_matrix_.value_ = rows.indptr, rows.indices, rows.data
-    if num_integers:
-        kinds = [highspy.HighsVarType.kInteger] * num_integers
-        lp.integrality_ = kinds + [highspy.HighsVarType.kContinuous] * (cost.size - num_integers)
-    return lp
 
 
-def _highs(model: MilpModel, options: dict[str, Any]) -> highspy.Highs:
+def _highs(model: MilpModel, options: dict[str, Any]) -> "highspy.Highs":
     """Return HiGHS with a model and options."""
     highs = highspy.Highs()
     for name, value in ({"output_flag": False} | options).items():
@@ -247,7 +199,7 @@ class Milp:
             "mip_feasibility_tolerance": TOLERANCE,
         }
 
-    def _search(self, run: Run[Placement], model: MilpModel, highs: highspy.Highs) -> tuple[bool, str]:
+    def _search(self, run: Run[Placement], model: MilpModel, highs: "highspy.Highs") -> tuple[bool, str]:
         """Run HiGHS to its end or a limit; return whether the incumbent is optimal, and what failed."""
         if math.isfinite(run.options.time_limit):
             highs.setOptionValue("time_limit", run.remaining)
@@ -264,14 +216,14 @@ class Milp:
         return False, ""
 
 
-def _warm_start(highs: highspy.Highs, model: MilpModel, start: Placement | None) -> None:
+def _warm_start(highs: "highspy.Highs", model: MilpModel, start: Placement | None) -> None:
     if start is not None and start.cached.any():
         solution = highspy.HighsSolution()
-        solution.col_value = model.columns(start.cached).tolist()
+        solution.col_value = model.columns.values(start.cached).astype(np.float64).tolist()
         highs.setSolution(solution)
 
 
-def _run_highs(highs: highspy.Highs, mailbox: Mailbox, reporter: "_Reporter") -> highspy.HighsModelStatus:
+def _run_highs(highs: "highspy.Highs", mailbox: Mailbox, reporter: "_Reporter") -> "highspy.HighsModelStatus":
     """Run HiGHS in the current thread. It hears of an interrupt between linear programmes, not within one."""
 
     def report(event: Any) -> None:
@@ -313,7 +265,7 @@ class _Reporter:
         self._mailbox.post(lambda: offer_feasible(self._run, placement))
 
 
-def _is_proved(run: Run[Placement], model: MilpModel, highs: highspy.Highs) -> bool:
+def _is_proved(run: Run[Placement], model: MilpModel, highs: "highspy.Highs") -> bool:
     """Whether the incumbent is worth what HiGHS says its optimum is worth, up to the tolerance."""
     value = float(highs.getInfo().objective_function_value) / model.objective_scale
     slack = 10 * TOLERANCE / model.objective_scale + 1e-9 * abs(value)

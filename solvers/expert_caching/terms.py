@@ -28,12 +28,14 @@ class Terms:
     server_set : int64 [T], the set S of each term.
     value : float64 [T], v > 0.
     holds : bool [number of sets, N], the servers of each set.
+    num_experts : E.
     """
 
     experts: NDArray[np.int64]
     server_set: NDArray[np.int64]
     value: NDArray[np.float64]
     holds: NDArray[np.bool_]
+    num_experts: int
 
     @classmethod
     def of(cls, problem: ExpertCaching) -> "Terms":
@@ -46,6 +48,7 @@ class Terms:
             server_set=np.concatenate([ids + first for (_, ids, *_), first in zip(parts, first_set, strict=False)]),
             value=np.concatenate([value for _, _, value, _ in parts]),
             holds=np.concatenate([holds for *_, holds in parts]),
+            num_experts=problem.num_experts,
         )
 
     def objective(self, cached: NDArray[np.bool_]) -> float:
@@ -53,6 +56,69 @@ class Terms:
         held = self.holds.astype(np.int64) @ cached > 0  # (sets, E)
         served = (self.experts < 0) | held[self.server_set[:, None], self.experts]
         return float(self.value @ served.all(axis=1))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Columns:
+    r"""The 0/1 variables of the terms: x[n, e], then z, then y.
+
+    z = [some server of S holds e] for pairs (S, e) of several servers, y = [all experts of R are held in S] for terms
+    of several experts; with one server z is an x, with one expert y is a z or an x. Their constraints are
+    :math:`z_{Se} \le \sum_{n \in S} x_{ne}` and :math:`y_t \le z_{S_t e}` for e in R.
+
+    Parameters
+    ----------
+    terms : the terms.
+    z_set, z_expert : int64 [Z], server set and expert of each z.
+    joint : int64 [Y], the term of each y.
+    literal : int64 [T, K], the x or z column of each expert of each term, -1 where there is none.
+    of_term : int64 [T], the column that is 1 when the term counts.
+    """
+
+    terms: Terms
+    z_set: NDArray[np.int64]
+    z_expert: NDArray[np.int64]
+    joint: NDArray[np.int64]
+    literal: NDArray[np.int64]
+    of_term: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, problem: ExpertCaching) -> "Columns":
+        """Number the variables of a problem's terms."""
+        terms, num_experts = Terms.of(problem), problem.num_experts
+        is_alone = (terms.holds.sum(axis=1) == 1)[terms.server_set][:, None]
+        pair = terms.server_set[:, None] * num_experts + terms.experts
+        pairs = np.unique(pair[(terms.experts >= 0) & ~is_alone])
+        num_x = terms.holds.shape[1] * num_experts
+        server = terms.holds.argmax(axis=1)[terms.server_set][:, None] if terms.holds.size else terms.experts
+        literal = np.where(is_alone, server * num_experts + terms.experts, num_x + np.searchsorted(pairs, pair))
+        literal[terms.experts < 0] = -1
+        joint = np.flatnonzero((terms.experts >= 0).sum(axis=1) > 1)
+        of_term = literal[:, 0].copy()
+        of_term[joint] = num_x + pairs.size + np.arange(joint.size)
+        return cls(terms, pairs // num_experts, pairs % num_experts, joint, literal, of_term)
+
+    @property
+    def first_z(self) -> int:
+        """The column of the first z: how many x there are."""
+        return self.terms.holds.shape[1] * self.terms.num_experts
+
+    @property
+    def first_y(self) -> int:
+        """The column of the first y."""
+        return self.first_z + self.z_set.size
+
+    @property
+    def num_columns(self) -> int:
+        """Columns in all."""
+        return self.first_y + self.joint.size
+
+    def values(self, cached: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return the best values of all columns for a placement bool [N, E]."""
+        held = self.terms.holds.astype(np.int64) @ cached > 0
+        xz = np.concatenate([cached.ravel(), held[self.z_set, self.z_expert]])
+        literal = self.literal[self.joint]
+        return np.concatenate([xz, (xz[literal] | (literal < 0)).all(axis=1)])
 
 
 def count_nonzeros(problem: ExpertCaching) -> int:

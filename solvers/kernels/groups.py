@@ -134,14 +134,14 @@ def change_value(
 def change(
     e: int, leave: int, enter: int, cached: Bools, level: Ints, second: Ints, base: Ints, final: Bools, cover: Floats,
     server_level: Ints, slot_of: Ints, low: int, high: int, row_profile: Ints, inverted_at: Ints,
-    inverted_first: Ints, inverted_set: Ints, inverted_probability: Floats, member: Members, width: Ints,
-    first_expert: int,
+    inverted_first: Ints, inverted_others: Members, inverted_probability: Floats, first_expert: int,
 ) -> int:  # fmt: skip
     """Move expert e from server `leave` to server `enter` (-1: only add, or only drop), bring everything up to date.
 
-    Only the sets that contain e are visited, and only for rows that are served differently. Returns their number.
+    Only the sets that contain e are visited, and only for rows that are served differently. Returns how many rows and other members were visited.
     """
     visited = high - low
+    others = inverted_others.shape[1]
     if leave >= 0:
         cached[leave, e] = False
     if enter >= 0:
@@ -169,20 +169,20 @@ def change(
         if new == old:
             continue
         where = inverted_at[row_profile[i]] + e - first_expert
-        visited += inverted_first[where + 1] - inverted_first[where]
+        visited += others * (inverted_first[where + 1] - inverted_first[where])
         for t in range(inverted_first[where], inverted_first[where + 1]):
-            a = inverted_set[t]
             top, below, leader = 0, 0, -1  # of the members other than e
-            for j in range(width[a]):
-                if member[a, j] != e:
-                    here = level[slot_of[member[a, j]] + i - low]
+            for j in range(others):
+                f = inverted_others[t, j]
+                if f >= 0:
+                    here = level[slot_of[f] + i - low]
                     if here > top:
                         below, top, leader = top, here, j
                     elif here > below:
                         below = here
-            for j in range(width[a]):
-                f = member[a, j]
-                if f == e:
+            for j in range(others):
+                f = inverted_others[t, j]
+                if f < 0:
                     continue
                 rest = below if j == leader else top
                 before, after = max(rest, old), max(rest, new)
@@ -198,8 +198,8 @@ def change(
 def invert(
     entry_first: Ints, entry_set: Ints, entry_probability: Floats, member: Members, width: Ints, inverted_at: Ints,
     first_expert: Ints, size: int,
-) -> tuple[Ints, Ints, Floats]:  # fmt: skip
-    """Return, in CSR form per (profile, expert), the sets that contain the expert and their probabilities.
+) -> tuple[Ints, Members, Floats]:  # fmt: skip
+    """Return, in CSR form per (profile, expert), the other members of the expert's sets (-1: none), and probabilities.
 
     The list of profile p and expert e has the number ``inverted_at[p] + e - first_expert[p]``; `size` lists in all.
     """
@@ -211,16 +211,20 @@ def invert(
     for k in range(size):
         first[k + 1] += first[k]
     at = first[:-1].copy()
-    sets = np.empty(first[size], np.int64)
+    others = np.full((first[size], member.shape[1] - 1), np.int32(-1), np.int32)
     probability = np.empty(first[size])
     for p in range(entry_first.size - 1):
         for t in range(entry_first[p], entry_first[p + 1]):
             for j in range(width[entry_set[t]]):
                 where = inverted_at[p] + member[entry_set[t], j] - first_expert[p]
-                sets[at[where]] = entry_set[t]
+                q = 0
+                for k in range(width[entry_set[t]]):
+                    if k != j:
+                        others[at[where], q] = member[entry_set[t], k]
+                        q += 1
                 probability[at[where]] = entry_probability[t]
                 at[where] += 1
-    return first, sets, probability
+    return first, others, probability
 
 
 @parallel_kernel

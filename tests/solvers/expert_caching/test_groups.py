@@ -88,10 +88,14 @@ def check_options(problem: ExpertCaching, seed: int, exact: bool) -> None:
                 one[server, e] = True
                 assert values[e] == pytest.approx(value(problem, one) - start, abs=1e-12)
             continue
-        options = groups.options(server, g, level, values, cached[server])
+        options, now = groups.options(server, g, level, values, cached[server])
+        same = without.copy()
+        same[server, experts] = cached[server, experts]
+        assert now == pytest.approx(value(problem, same) - start, abs=1e-12)
         assert options.weight[0] == 0
         assert options.value[0] == 0
-        for weight, worth, held in zip(options.weight, options.value, options.held, strict=True):
+        for k, (weight, worth) in enumerate(zip(options.weight, options.value, strict=True)):
+            held = options.held_by(k)
             some = without.copy()
             some[server, options.experts[held]] = True
             assert worth == pytest.approx(value(problem, some) - start, abs=1e-12)

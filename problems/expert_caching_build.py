@@ -1,0 +1,270 @@
+"""Building expert-caching problems from an edge network and routing statistics, recorded or random."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from edgeopt.errors import InvalidProblemError
+from edgeopt.network import EdgeNetwork
+from edgeopt.problems.moe_models import MoEModel, moe_model
+from edgeopt.problems.routed_model import RoutedModel
+from edgeopt.problems.routing_trace import RoutingTrace
+from edgeopt.rng import stream
+from edgeopt.validate import float_array, int_array
+
+if TYPE_CHECKING:
+    from edgeopt.problems.expert_caching import ExpertCaching, Latency
+
+CHUNK = 64  # users whose expert rankings are held in memory at once
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What one expert costs per token: bits of the hidden state each way, and FLOPs."""
+
+    hidden_bits: float
+    flops: float
+
+
+def from_network(
+    cls: "type[ExpertCaching]",
+    models: Sequence[RoutedModel],
+    work: Sequence[_Work],
+    network: EdgeNetwork,
+    *,
+    storage: ArrayLike | None,
+    device_storage: float,
+    request: ArrayLike | None,
+    profile: ArrayLike,
+    latency: "Latency",
+    theta: float,
+) -> "ExpertCaching":
+    """Turn models and a network into a problem: latencies from rates, hops and FLOP/s, storage in bytes."""
+    if not network.coverage.any(axis=1).all():
+        lost = int((~network.coverage.any(axis=1)).argmax())
+        raise InvalidProblemError(f"coverage: device {lost} is covered by no server, so it reaches neither edge nor cloud")
+    server, cloud, device = [], [], []
+    for cost in work:
+        at_server, at_cloud = network.offload_latency_s(cost.hidden_bits, cost.hidden_bits, cost.flops)
+        server.append(at_server)
+        cloud.append(at_cloud)
+        device.append(network.device_latency_s(cost.flops))
+    total = float(sum(model.expert_bytes.sum() for model in models))
+    if storage is None:
+        capacity = network.server_storage_bytes
+    else:
+        share = float_array("storage", storage, (network.num_servers,), nonnegative=True, unit="share of all experts")
+        capacity = share * total
+    weights = np.full((network.num_devices, len(models)), 1.0 / len(models)) if request is None else request
+    rows = np.asarray(profile)
+    indptr, held = _held_on_devices(models, np.asarray(weights, np.float64), rows, device_storage * total)
+    return cls(
+        models=tuple(models),
+        storage_bytes=capacity,
+        request=np.asarray(weights),
+        profile=rows,
+        server_latency_s=np.array(server),
+        cloud_latency_s=np.array(cloud),
+        device_latency_s=np.array(device),
+        device_indptr=indptr,
+        device_experts=held,
+        access_server=network.access_server,
+        latency=latency,
+        theta=theta,
+    )
+
+
+def from_traces(
+    cls: "type[ExpertCaching]",
+    traces: Sequence[RoutingTrace] | RoutingTrace,
+    network: EdgeNetwork,
+    *,
+    models: Sequence[MoEModel | str | None] | None,
+    storage: ArrayLike | None,
+    device_storage: float,
+    request: ArrayLike | None,
+    assignment: ArrayLike | None,
+    latency: "Latency",
+    theta: float,
+) -> "ExpertCaching":
+    """See `ExpertCaching.from_traces`."""
+    traces = [traces] if isinstance(traces, RoutingTrace) else list(traces)
+    if not traces:
+        raise InvalidProblemError("traces: expected at least one routing trace")
+    imagined = [None] * len(traces) if models is None else list(models)
+    if len(imagined) != len(traces):
+        raise InvalidProblemError(f"models: expected one per trace ({len(traces)}), got {len(imagined)}")
+    routed, work = [], []
+    for trace, name in zip(traces, imagined, strict=True):
+        model = moe_model(name) if isinstance(name, str) else name
+        routed.append(trace.to_model(None if model is None else model.expert_bytes))
+        work.append(_own_work(trace) if model is None else _Work(model.hidden_bits, model.flops_per_token))
+    if assignment is None:
+        users = np.arange(network.num_devices)[:, None]
+        assignment = users % np.array([model.num_profiles for model in routed])
+    rows = int_array("assignment", assignment, (network.num_devices, len(routed)), low=0)
+    return from_network(
+        cls,
+        routed,
+        work,
+        network,
+        storage=storage,
+        device_storage=device_storage,
+        request=request,
+        profile=rows,
+        latency=latency,
+        theta=theta,
+    )
+
+
+def random_problem(
+    cls: "type[ExpertCaching]",
+    *,
+    num_servers: int,
+    num_users: int,
+    num_models: int,
+    num_layers: int,
+    experts_per_layer: int,
+    top_k: int,
+    num_profiles: int | None,
+    zipf: float,
+    taste: float,
+    co_activation: float,
+    tokens: int,
+    storage: ArrayLike | None,
+    device_storage: float,
+    latency: "Latency",
+    theta: float,
+    seed: int,
+    network: EdgeNetwork | None,
+) -> "ExpertCaching":
+    """See `ExpertCaching.random`."""
+    counts = {
+        "num_models": num_models,
+        "num_layers": num_layers,
+        "experts_per_layer": experts_per_layer,
+        "top_k": top_k,
+        "tokens": tokens,
+    }
+    for name, value in counts.items():
+        if value < 1:
+            raise InvalidProblemError(f"{name} = {value}: expected an integer >= 1")
+    if top_k > experts_per_layer:
+        raise InvalidProblemError(f"top_k = {top_k}: expected at most experts_per_layer = {experts_per_layer}")
+    if network is None:
+        network = EdgeNetwork.random(num_servers, num_users, seed=seed)
+    num_profiles = min(network.num_devices, 32) if num_profiles is None else num_profiles
+    if num_profiles < 1:
+        raise InvalidProblemError(f"num_profiles = {num_profiles}: expected an integer >= 1")
+    routed, work = [], []
+    for m in range(num_models):
+        width, hidden = ((768, 3072), (1024, 2816), (2048, 1408), (1024, 4096))[m % 4]
+        dimensions = MoEModel(
+            name=f"random-{m}",
+            num_layers=num_layers,
+            experts_per_layer=experts_per_layer,
+            top_k=top_k,
+            d_model=width,
+            d_ff=hidden,
+            gated=m % 2 == 1,
+            source="random",
+        )
+        rng = stream(seed, "routing", m)
+        logits = _popularity(rng, num_profiles, num_layers, experts_per_layer, zipf, taste)
+        if top_k == 1:
+            routed.append(_top_1(dimensions, logits))
+        else:
+            drawn = _draw_tokens(rng, logits, tokens, co_activation)
+            trace = RoutingTrace.from_router_logits(drawn, top_k, name=dimensions.name)
+            routed.append(trace.to_model(dimensions.expert_bytes))
+        work.append(_Work(dimensions.hidden_bits, dimensions.flops_per_token))
+    rng = stream(seed, "users")
+    return from_network(
+        cls,
+        routed,
+        work,
+        network,
+        storage=storage,
+        device_storage=device_storage,
+        request=rng.dirichlet(np.ones(num_models), network.num_devices),
+        profile=rng.integers(0, num_profiles, (network.num_devices, num_models)),
+        latency=latency,
+        theta=theta,
+    )
+
+
+def _own_work(trace: RoutingTrace) -> _Work:
+    """Return the cost of the small model that the trace was recorded on."""
+    sizes: list[Any] = [trace.meta.get(key) for key in ("d_model", "d_ff")]
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise InvalidProblemError(f"trace {trace.name}: meta lacks d_model or d_ff; pass models=[...] instead")
+    matrices = 3 if "three" in str(trace.meta.get("expert_kind", "")) else 2
+    return _Work(hidden_bits=16.0 * sizes[0], flops=2.0 * matrices * sizes[0] * sizes[1])
+
+
+def _popularity(
+    rng: np.random.Generator, profiles: int, layers: int, experts: int, zipf: float, taste: float
+) -> NDArray[np.float64]:
+    """Return log-probabilities [P, L, E]: Zipf over ranks; a common ranking, blurred by each profile's own taste."""
+    common = rng.standard_normal((1, layers, experts))
+    own = rng.standard_normal((profiles, layers, experts))
+    rank = np.argsort(np.argsort(-(common + taste * own), axis=2), axis=2)
+    logits = -zipf * np.log1p(rank)
+    return np.asarray(logits - np.log(np.exp(logits).sum(axis=2, keepdims=True)))
+
+
+def _top_1(model: MoEModel, logits: NDArray[np.float64]) -> RoutedModel:
+    profiles, layers, experts = logits.shape
+    count = layers * experts
+    return RoutedModel(
+        name=model.name,
+        expert_layer=np.repeat(np.arange(layers, dtype=np.int32), experts),
+        expert_bytes=np.full(count, float(model.expert_bytes)),
+        sets=np.arange(count, dtype=np.int32)[:, None],
+        indptr=np.arange(profiles + 1) * count,
+        indices=np.tile(np.arange(count, dtype=np.int32), profiles),
+        probability=np.exp(logits).ravel(),
+    )
+
+
+def _draw_tokens(
+    rng: np.random.Generator, logits: NDArray[np.float64], tokens: int, co_activation: float
+) -> NDArray[np.float32]:
+    """Return router logits [P, T, L, E] of random tokens: each token favours one of a few clusters of experts.
+
+    Top-K of log-probability plus Gumbel noise draws K experts without replacement (Plackett-Luce); the cluster's
+    bonus makes experts of one cluster fire together.
+    """
+    profiles, layers, experts = logits.shape
+    clusters = max(2, experts // 8)
+    member = rng.integers(0, clusters, (layers, experts))
+    topic = rng.integers(0, clusters, (profiles, tokens, layers))
+    drawn = rng.gumbel(size=(profiles, tokens, layers, experts)).astype(np.float32)
+    drawn += logits[:, None].astype(np.float32)
+    drawn += np.float32(co_activation) * (member == topic[..., None])
+    return drawn
+
+
+def _held_on_devices(
+    models: Sequence[RoutedModel], request: NDArray[np.float64], profile: NDArray[np.int64], capacity: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return CSR lists of the experts that each device holds: its own most used ones per byte while they fit."""
+    num_users = profile.shape[0]
+    if capacity <= 0:
+        return np.zeros(num_users + 1, np.int64), np.zeros(0, np.int64)
+    size = np.concatenate([model.expert_bytes for model in models])
+    counts, lists = [np.zeros(1, np.int64)], []
+    for start in range(0, num_users, CHUNK):
+        users = slice(start, start + CHUNK)
+        uses = np.concatenate(
+            [request[users, m][:, None] * model.uses[profile[users, m]] for m, model in enumerate(models)], axis=1
+        )
+        order = np.argsort(-uses / size, axis=1, kind="stable")
+        held = np.zeros(uses.shape, bool)
+        np.put_along_axis(held, order, np.cumsum(size[order], axis=1) <= capacity, axis=1)
+        counts.append(held.sum(axis=1))
+        lists.append(np.nonzero(held)[1])
+    return np.cumsum(np.concatenate(counts)), np.concatenate(lists)
