@@ -1,5 +1,7 @@
 """Import HiGHS and CP-SAT so that both live in one process."""
 
+import contextlib
+import functools
 import importlib.metadata
 import os
 import sys
@@ -10,6 +12,7 @@ from edgeopt.errors import SolverError
 _CURE = "import highspy (or solve once with HiGHS) before ortools is imported"
 
 
+@functools.cache
 def highs_module() -> Any:
     """Return the module `highspy`.
 
@@ -38,10 +41,8 @@ def cp_model_module() -> Any:
     never calls; it loads nevertheless when functions are looked up at their first call instead of at once.
     """
     if "ortools.sat.python.cp_model" not in sys.modules:
-        try:
+        with contextlib.suppress(SolverError):  # OR-Tools came first: nothing is lost for CP-SAT
             highs_module()
-        except SolverError:  # OR-Tools came first: nothing is lost for CP-SAT
-            pass
     flags = sys.getdlopenflags() if hasattr(sys, "getdlopenflags") else None
     if flags is not None:
         sys.setdlopenflags(os.RTLD_LAZY)

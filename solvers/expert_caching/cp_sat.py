@@ -15,8 +15,7 @@ from edgeopt.solve import Run, SolveOptions
 from edgeopt.solvers.back_ends import cp_model_module
 from edgeopt.solvers.background import Background, Mailbox
 from edgeopt.solvers.expert_caching.common import supports_expert_caching
-from edgeopt.solvers.expert_caching.exact import offer_feasible, offer_start, supports_size
-from edgeopt.solvers.expert_caching.facility import Facility, storage_units
+from edgeopt.solvers.expert_caching.exact import offer_bound, offer_feasible, offer_start, supports_size, whole_sizes
 from edgeopt.solvers.expert_caching.terms import Columns
 from edgeopt.stop import Limit
 
@@ -112,9 +111,9 @@ def _links(model: "cp_model.CpModel", variables: "list[cp_model.IntVar]", column
 
 
 def _storage(model: "cp_model.CpModel", variables: "list[cp_model.IntVar]", problem: ExpertCaching) -> None:
-    """Add that each server's experts fit, in whole storage units; fix to 0 what does not fit at all."""
+    """Add that each server's experts fit, in whole numbers."""
     cp_model = cp_model_module()
-    units, capacity, _ = storage_units(problem.expert_bytes, np.array(problem.storage_bytes))
+    units, capacity, _ = whole_sizes(problem)
     sizes = units.tolist()
     for n, limit in enumerate(capacity.tolist()):
         own = variables[n * len(sizes) : (n + 1) * len(sizes)]
@@ -125,9 +124,9 @@ def _storage(model: "cp_model.CpModel", variables: "list[cp_model.IntVar]", prob
 class CpSat:
     """Clause learning and linear relaxations by CP-SAT on the model of `CpSatModel`, for every K and latency.
 
-    Guarantee: exact if sizes are whole storage units; exponential time in the worst case. Optimal means up to the
+    Guarantee: exact if sizes are whole numbers; exponential time in the worst case. Optimal means up to the
     rounding of the objective to integers, at most 1e-7 of its largest term (`integer_objective`); bounds are reported
-    with that error added. Sizes that are not whole storage units are rounded up: then the result is feasible, but
+    with that error added. Other sizes are rounded up to a grid: then the result is feasible, but
     neither optimality nor CP-SAT's bound is claimed. One iteration is one solution or bound of CP-SAT.
 
     Parameters
@@ -152,10 +151,10 @@ class CpSat:
             raise EdgeOptError(f"max_nonzeros = {self.max_nonzeros}: expected an integer >= 1")
 
     def guarantee_for(self, problem: ExpertCaching) -> Guarantee:
-        """Return that the optimum is proved, if sizes are whole storage units."""
-        if Facility.units_are_exact(problem):
+        """Return that the optimum is proved, if sizes are whole numbers."""
+        if whole_sizes(problem)[2]:
             return self.guarantee
-        return Heuristic("exact for sizes in whole storage units; these were rounded up to a grid")
+        return Heuristic("exact for whole sizes; these were rounded up to a grid")
 
     def supports(self, problem: Problem) -> str | None:
         """Support every expert-caching problem whose model is not too large."""
@@ -178,7 +177,7 @@ class CpSat:
         cp_model = cp_model_module()
         solver = cp_model.CpSolver()
         self._configure(solver, run)
-        claims = Facility.units_are_exact(problem)
+        claims = whole_sizes(problem)[2]
         search = _Search(run, problem, model, solver, claims)
         status = Background(run, search, solver.stop_search).wait()
         if status is None:  # it has not noticed yet that it was told to stop
@@ -219,14 +218,13 @@ class _Search:
     def __call__(self, mailbox: Mailbox) -> Any:
         """Solve in the current thread and return CP-SAT's status."""
         cp_model = cp_model_module()
-        search = self
 
-        class Solutions(cp_model.CpSolverSolutionCallback):
-            def on_solution_callback(self) -> None:
-                search._solution(mailbox, self.boolean_value)
+        def solution(callback: Any) -> None:
+            self._solution(mailbox, callback.boolean_value)
 
+        solutions = type("Solutions", (cp_model.CpSolverSolutionCallback,), {"on_solution_callback": solution})
         self._solver.best_bound_callback = lambda value: self._bound(mailbox, value)
-        status = self._solver.solve(self._model.model, Solutions())
+        status = self._solver.solve(self._model.model, solutions())
         if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
             self._solution(mailbox, self._solver.boolean_value)
             self._bound(mailbox, self._solver.best_objective_bound)
@@ -241,4 +239,4 @@ class _Search:
     def _bound(self, mailbox: Mailbox, value: float) -> None:
         if self._claims:
             bound = max(0.0, value) / self._model.objective_scale + self._model.rounding_error
-            mailbox.post(lambda: (self._run.tighten(bound), self._run.step()))
+            mailbox.post(lambda: offer_bound(self._run, bound))

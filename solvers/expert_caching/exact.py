@@ -1,10 +1,15 @@
 """What the exact solvers of expert caching share."""
 
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
 from edgeopt.problem import Problem
 from edgeopt.problems import ExpertCaching, Placement
 from edgeopt.solve import Run
 from edgeopt.solvers.expert_caching.common import certify, empty_placement
-from edgeopt.solvers.expert_caching.facility import Facility
+from edgeopt.solvers.expert_caching.facility import Facility, storage_units
 from edgeopt.solvers.expert_caching.greedy import greedy_placement
 from edgeopt.solvers.expert_caching.terms import count_nonzeros
 
@@ -32,3 +37,22 @@ def offer_feasible(run: Run[Placement], placement: Placement) -> None:
     if run.problem.is_feasible(placement):
         run.offer(placement)
     run.step()
+
+
+def offer_bound(run: Run[Placement], bound: float) -> None:
+    """Report a bound; one iteration."""
+    run.tighten(bound)
+    run.step()
+
+
+def whole_sizes(problem: ExpertCaching) -> tuple[NDArray[np.int64], NDArray[np.int64], bool]:
+    """Return sizes [E] and capacities [N] as integers, and whether they say the same as the real ones.
+
+    Unlike `storage_units`, whole sizes stay exact however many units there are.
+    """
+    size, capacity = problem.expert_bytes, np.minimum(problem.storage_bytes, problem.expert_bytes.sum())
+    if (size != np.floor(size)).any() or size.sum() >= 2**53:
+        return storage_units(size, np.array(problem.storage_bytes))
+    units = size.astype(np.int64)
+    divisor = math.gcd(*units.tolist())
+    return units // divisor, np.floor(capacity / divisor * (1 + 1e-15)).astype(np.int64), True

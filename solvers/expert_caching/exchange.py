@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from edgeopt.problems import Placement
 from edgeopt.solve import Run
 from edgeopt.solvers.expert_caching.facility import Facility
-from edgeopt.solvers.expert_caching.pricing import Prices, SubsetPricing
+from edgeopt.solvers.expert_caching.pricing import NearColumns, Prices
 from edgeopt.solvers.expert_caching.successive import respond
 from edgeopt.solvers.kernels.subsets import cached_to_masks, exchange, mask_price, masks_to_cached
 
@@ -21,25 +21,29 @@ class Exchange:
     """One annealing run from a rounded dual point."""
 
     def __init__(
-        self, facility: Facility, pricing: SubsetPricing, prices: Prices, rng: np.random.Generator, scale: float = 1.0
+        self,
+        facility: Facility,
+        columns: NearColumns,
+        prices: Prices,
+        rng: np.random.Generator,
+        scale: float = 1.0,
     ) -> None:
-        self.facility, self.pricing, self.prices, self.rng = facility, pricing, prices, rng
+        self.facility, self.columns, self.prices, self.rng = facility, columns, prices, rng
         self.scale = scale
 
-    def anneal(self, run: Run[Placement], bound: float, proposals: int = 200_000) -> None:
+    def anneal(self, run: Run[Placement], proposals: int = 200_000) -> None:
         facility, prices = self.facility, self.prices
         size, units, capacity = facility.size, facility.units, facility.capacity_units
         # start: round the dual point, servers in random order
-        cached = masks_to_cached(prices.choice, facility.num_servers)
+        cached = prices.choice.copy()
         respond(run, facility, cached, self.rng.permutation(facility.num_servers))
         run.offer(Placement(cached))
         if run.stopped():
             return
         start = cached_to_masks(cached)
-        wide = self.pricing.near(prices, max(bound - run.objective, 1e-12))
-        first, mask, value = wide
+        first, mask, value = self.columns.first, self.columns.mask, self.columns.value
         net = np.array([mask_price(m, prices.price) for m in mask])
-        expert = np.repeat(np.arange(facility.num_experts), np.diff(first))
+        expert = self.columns.expert
         loss = prices.value[expert] - (value - size[expert] * net)
         rank = np.sort(loss)
         extra = min(rank.size - 1, facility.num_experts + int(COLUMNS_PER_SERVER * facility.num_servers * self.scale))

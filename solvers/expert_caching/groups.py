@@ -119,6 +119,7 @@ class Groups:
         self.seconds = np.concatenate([np.zeros((len(self.step), 1)), np.cumsum(self.step, axis=1)[:, :-1]], axis=1)
         self.server_level = _ints(np.concatenate(server_level))
         self.level_server = _ints(np.concatenate(level_server))
+        self.cloud_level = _ints(np.concatenate(cloud))
         self.row_profile = _ints(np.concatenate(row_profile))
         self.row_user = _ints(np.concatenate(user))
         self.row_first = _ints(np.array(counts))
@@ -247,21 +248,25 @@ class Groups:
             has = (np.arange(parts.shape[1]) >> j & 1).astype(bool)
             linear += np.bincount(member[:, j] - experts[0], weights=share[:, has].sum(axis=1), minlength=experts.size)
         subset_sums(parts)
-        tables: tuple[Any, ...] = (member, width, int(experts[0]), *self.sets_of(group), own, units.astype(np.float64))
+        of_first, of_set = self.sets_of(group)
+        start, weight = int(experts[0]), units.astype(np.float64)
         weights, found, sets = [], [], []
         for pull, upwards in [(0.0, False), *((pull, True) for pull in PULLS)]:
-            order, prefix = chain(parts, linear, *tables, pull, upwards)
+            order, prefix = chain(parts, linear, member, width, start, of_first, of_set, own, weight, pull, upwards)
             place_in = np.empty(order.size, np.int64)
             place_in[order] = np.arange(order.size)
             weights.append(np.concatenate([[0], np.cumsum(units[order])]))
             found.append(prefix)
             sets.append(place_in < np.arange(order.size + 1)[:, None])
         held = now[experts].copy()
-        worth = swap_in_group(held, parts, *tables, 0)
-        found.append(np.array([worth, swap_in_group(held, parts, *tables, MAX_SWAPS)]))
+        worth = swap_in_group(held, parts, member, width, start, of_first, of_set, own, weight, 0)
+        better = swap_in_group(held, parts, member, width, start, of_first, of_set, own, weight, MAX_SWAPS)
+        found.append(np.array([worth, better]))
         sets.append(np.stack([now[experts], held]))
         weights.append(sets[-1] @ units)
-        return _undominated(experts, np.concatenate(weights), np.concatenate(found), np.concatenate(sets), capacity), worth
+        return _undominated(
+            experts, np.concatenate(weights), np.concatenate(found), np.concatenate(sets), capacity
+        ), worth
 
 
 def _undominated(experts: Ints, weight: Ints, value: Floats, held: Bools, capacity: int) -> Options:

@@ -16,9 +16,10 @@ from edgeopt.solvers.expert_caching.common import empty_placement, supports_expe
 from edgeopt.solvers.expert_caching.exchange import Exchange
 from edgeopt.solvers.expert_caching.facility import Facility
 from edgeopt.solvers.expert_caching.greedy import greedy_placement
-from edgeopt.solvers.expert_caching.pricing import Prices, SubsetPricing, start_prices
+from edgeopt.solvers.expert_caching.pricing import AscentPricing, Prices, Pricing, pricing_for, start_prices
 from edgeopt.solvers.expert_caching.successive import respond
-from edgeopt.solvers.kernels.subsets import cached_to_masks, masks_to_cached
+
+ROUND_EVERY = 20  # dual steps between two roundings
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,38 +46,42 @@ class Lagrangian:
             run.offer(empty_placement(problem))
             with run.building():
                 facility = Facility.of(problem).in_units()
-            run.offer(Placement(greedy_placement(run, facility, per_byte=True)))
+            cached = greedy_placement(run, facility, per_byte=True)
+            run.offer(Placement(cached))
             with run.building():
-                pricing = SubsetPricing(facility)
-            prices = _descend(run, facility, pricing, start_prices(facility, run.solution.cached), self.max_iterations)
+                pricing = pricing_for(facility)
+                if isinstance(pricing, AscentPricing):
+                    pricing.start_from(cached)
+            prices = _descend(run, facility, pricing, start_prices(facility, cached), self.max_iterations)
             rng = stream(run.seed, self.name)
             for k in range(self.rounds):
                 if run.stopped():
                     break
-                Exchange(facility, pricing, prices, rng, scale=(1.0, 0.5, 2.0)[k % 3]).anneal(run, bound=prices.bound)
+                columns = pricing.near(prices, run.bound - _value(run))
+                if columns is None:
+                    break
+                Exchange(facility, columns, prices, rng, scale=(1.0, 0.5, 2.0)[k % 3]).anneal(run)
         return run.result()
 
 
 def _descend(
-    run: Run[Placement], facility: Facility, pricing: SubsetPricing, price: NDArray[np.float64], max_iterations: int
+    run: Run[Placement], facility: Facility, pricing: Pricing, price: NDArray[np.float64], max_iterations: int
 ) -> Prices:
     """Minimise the dual by a deflected subgradient method with Polyak steps; round and prune on the way.
 
     The step aims a fifth of the gap below the best bound, halved whenever three steps bring no better bound.
     """
-    best = pricing.evaluate(price)
-    now, direction = best, np.zeros_like(price)
+    now = best = pricing.evaluate(price)
+    direction = np.zeros_like(price)
     scale, stale = 1.0, 0
     for iteration in range(1, max_iterations + 1):
         run.tighten(best.bound)
         if not run.step() or scale < 1e-3:
             break
-        if iteration % 20 == 0:
-            cached = masks_to_cached(best.choice, facility.num_servers)
-            respond(run, facility, cached, range(facility.num_servers))
-            run.offer(Placement(cached))
+        if iteration % ROUND_EVERY == 0:
+            run.offer(Placement(round_down(run, facility, best.choice)))
             pricing.restrict(best, best.bound - _value(run))
-        slack = facility.capacity - pricing.used(now.choice)
+        slack = facility.capacity - now.choice @ facility.size
         direction = slack + 0.6 * direction
         direction[(price <= 0) & (direction > 0)] = 0.0
         if not (norm := float(direction @ direction)):
@@ -91,6 +96,13 @@ def _descend(
             if stale == 3:
                 scale, stale, price, now = scale / 2, 0, best.price, best
     return best
+
+
+def round_down(run: Run[Placement], facility: Facility, choice: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return a placement [N, E] within all storages: each server's exact best response to a dual point's subsets."""
+    cached = choice.copy()
+    respond(run, facility, cached, range(facility.num_servers))
+    return cached
 
 
 def _value(run: Run[Placement]) -> float:

@@ -45,21 +45,20 @@ def anneal(
             temperature = hot * (cold / hot) ** min(1.0, start + slope * done)
         proposals += 1
         done += 1
-        n = rng.integers(0, num_servers)
-        f, f_leave, f_enter, e, e_leave, e_enter = -1, -1, -1, -1, -1, -1
+        n = int(rng.integers(0, num_servers))
+        e, e_leave, e_enter = -1, -1, -1
         free = num_experts - count[n]
-        kind = rng.random()
-        if left[n] >= smallest and free > 0 and kind < 0.5:  # add
-            f, f_enter = order[n, count[n] + rng.integers(0, free)], n
+        if left[n] >= smallest and free > 0 and rng.random() < 0.5:  # add
+            f, f_leave, f_enter = order[n, count[n] + rng.integers(0, free)], -1, n
             if units[f] > left[n]:
                 continue
         else:
             if count[n] == 0:
                 continue
             kind = rng.random()
-            f, f_leave = order[n, rng.integers(0, count[n])], n
+            f, f_leave, f_enter = order[n, rng.integers(0, count[n])], n, -1
             if kind < EXCHANGES + MOVES:
-                other = rng.integers(0, num_servers)
+                other = int(rng.integers(0, num_servers))
                 if cached[other, f]:
                     continue
                 f_enter = other
@@ -71,9 +70,7 @@ def anneal(
                         continue
                 elif units[f] > left[other]:
                     continue
-            elif kind > 1.0 - DROPS:
-                pass
-            else:  # swap at one server
+            elif kind <= 1.0 - DROPS:  # swap at one server
                 if free == 0:
                     continue
                 e, e_enter = order[n, count[n] + rng.integers(0, free)], n

@@ -18,6 +18,7 @@ from edgeopt.solvers.expert_caching.common import certify, empty_placement, supp
 from edgeopt.solvers.expert_caching.facility import Facility
 from edgeopt.solvers.expert_caching.groups import Groups, Options
 from edgeopt.solvers.expert_caching.local_search import improve
+from edgeopt.solvers.expert_caching.max_bound import bound_max
 from edgeopt.solvers.kernels.max_plus import concave_envelope, is_concave, max_plus_strided, max_plus_strided_dense
 
 Bools = NDArray[np.bool_]
@@ -43,8 +44,8 @@ class MaxConvolution:
     one: the ratio would be alpha r / (1 + alpha r), but r = 0 for pure ``max``. With two experts that are always used
     together and two servers that hold one each, every single placement gains nothing, so no constant exists. The
     sweeps therefore also start from the surrogate F + lam F_sum / K, which pays for a set's first expert, and the
-    best placement goes through local search, see `local_search.improve`. One iteration is one server's problem, or
-    one chunk of the local search.
+    best placement goes through local search, see `local_search.improve`. One iteration is one server's problem, one
+    chunk of the local search, or one step of the bound.
 
     Parameters
     ----------
@@ -54,6 +55,7 @@ class MaxConvolution:
     max_sweeps : best-response sweeps after each first pass.
     search_work : rows and sets that the local search visits for ``max`` and ``mix``; about 1e8 a second. 0: none.
     search_rounds : annealing rounds it is spread over.
+    bound_steps : choices of shares tried for the bound of ``max`` and ``mix``, see `max_bound`; 0: only `certify`.
     """
 
     profiles: Profiles = "exact"
@@ -61,6 +63,7 @@ class MaxConvolution:
     max_sweeps: int = 20
     search_work: float = 3e8
     search_rounds: int = 1
+    bound_steps: int = 30
 
     name: ClassVar[str] = "max-convolution"
     guarantee: ClassVar[Guarantee] = Ratio(
@@ -72,7 +75,7 @@ class MaxConvolution:
             raise EdgeOptError(f"profiles = {self.profiles!r}: expected 'exact' or 'envelope'")
         if not isinstance(self.surrogates, Sequence) or not all(0 <= lam < math.inf for lam in self.surrogates):
             raise EdgeOptError(f"surrogates = {self.surrogates!r}: expected finite numbers >= 0")
-        for name in ("max_sweeps", "search_work", "search_rounds"):
+        for name in ("max_sweeps", "search_work", "search_rounds", "bound_steps"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise EdgeOptError(f"{name} = {getattr(self, name)}: expected a finite number >= 0")
 
@@ -99,7 +102,8 @@ class MaxConvolution:
             with run.building():
                 groups = Groups(problem)
             self.search(run, groups, options)
-            certify(run, problem)
+            if not problem.is_modular_per_set and self.bound_steps and not run.stopped():
+                bound_max(run, groups, iterations=self.bound_steps)
         return run.result()
 
     def search(self, run: Run[Placement], groups: Groups, options: SolveOptions) -> None:
@@ -116,6 +120,7 @@ class MaxConvolution:
             self.sweep(run, groups, cached)
         if options.initial_solution is not None:  # warm start: sweep from the given placement too
             self.sweep(run, groups, np.array(options.initial_solution.cached))
+        certify(run, problem)
         if joint and self.search_work and run.solution is not None and not run.stopped():
             work, rounds = self.search_work, int(self.search_rounds)
             cached = improve(run, groups, run.solution.cached, work=work, rounds=rounds)

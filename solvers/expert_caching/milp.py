@@ -16,7 +16,7 @@ from edgeopt.solve import Run, SolveOptions
 from edgeopt.solvers.back_ends import highs_module
 from edgeopt.solvers.background import Background, Mailbox
 from edgeopt.solvers.expert_caching.common import supports_expert_caching
-from edgeopt.solvers.expert_caching.exact import offer_feasible, offer_start, supports_size
+from edgeopt.solvers.expert_caching.exact import offer_bound, offer_feasible, offer_start, supports_size
 from edgeopt.solvers.expert_caching.facility import storage_units
 from edgeopt.solvers.expert_caching.terms import Columns
 from edgeopt.stop import Limit
@@ -53,10 +53,12 @@ class MilpModel:
 def build_model(problem: ExpertCaching, *, relaxed: bool = False) -> MilpModel:
     """Return the programme of a problem, with x continuous in [0, 1] if `relaxed`."""
     columns = Columns.of(problem)
-    cost = np.bincount(columns.of_term, weights=columns.terms.value, minlength=columns.num_columns)
+    cost = np.zeros(columns.num_columns)
+    np.add.at(cost, columns.of_term, columns.terms.value)
     scale = 2.0 ** round(math.log2(LARGEST_COST / cost.max())) if cost.any() else 1.0
     links = _links(columns)
     storage, capacity = _storage(problem, columns.num_columns)
+    highspy = highs_module()
     lp = highspy.HighsLp()
     lp.sense_ = highspy.ObjSense.kMaximize
     lp.col_cost_ = cost * scale
@@ -102,21 +104,22 @@ def _storage(problem: ExpertCaching, num_columns: int) -> tuple[sparse.csr_array
     else:
         factor = LARGEST_SIZE / size.max()
         size, capacity = size * factor, np.minimum(capacity, size.sum()) * factor
-    rows = sparse.csr_array(sparse.kron(sparse.eye_array(capacity.size), size[None, :], format="csr"))
-    rows.resize((capacity.size, num_columns))
-    return rows, capacity
+    server, expert = np.divmod(np.arange(capacity.size * size.size), size.size)
+    shape = (capacity.size, num_columns)
+    return sparse.csr_array((size[expert], (server, np.arange(expert.size))), shape=shape), capacity
 
 
 def _set_rows(lp: "highspy.HighsLp", rows: sparse.csr_array, upper: NDArray[np.float64]) -> None:
     lp.num_row_, lp.num_col_ = rows.shape
-    lp.row_lower_, lp.row_upper_ = np.full(upper.size, -highspy.kHighsInf), upper
-    lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
+    lp.row_lower_, lp.row_upper_ = np.full(upper.size, -np.inf), upper
+    lp.a_matrix_.format_ = highs_module().MatrixFormat.kRowwise
     lp.a_matrix_.num_row_, lp.a_matrix_.num_col_ = rows.shape
     lp.a_matrix_.start_, lp.a_matrix_.index_, lp.a_matrix_.value_ = rows.indptr, rows.indices, rows.data
 
 
 def _highs(model: MilpModel, options: dict[str, Any]) -> "highspy.Highs":
     """Return HiGHS with a model and options."""
+    highspy = highs_module()
     highs = highspy.Highs()
     for name, value in ({"output_flag": False} | options).items():
         if highs.setOptionValue(name, value) != highspy.HighsStatus.kOk:
@@ -135,7 +138,8 @@ def lp_bound(problem: ExpertCaching) -> float:
     model = build_model(problem, relaxed=True)
     highs = _highs(model, {})
     highs.run()
-    if highs.getModelStatus() not in (highspy.HighsModelStatus.kOptimal, highspy.HighsModelStatus.kModelEmpty):
+    kinds = highs_module().HighsModelStatus
+    if highs.getModelStatus() not in (kinds.kOptimal, kinds.kModelEmpty):
         raise SolverError(f"HiGHS: {highs.modelStatusToString(highs.getModelStatus())}")
     return float(highs.getInfo().objective_function_value) / model.objective_scale
 
@@ -206,7 +210,7 @@ class Milp:
         status = Background(run, lambda mailbox: _run_highs(highs, mailbox, _Reporter(run, model, mailbox))).wait()
         if status is None:  # it has not noticed yet that it was told to stop
             return False, ""
-        kinds = highspy.HighsModelStatus
+        kinds = highs_module().HighsModelStatus
         if status in (kinds.kOptimal, kinds.kModelEmpty):
             return _is_proved(run, model, highs), ""
         if status == kinds.kTimeLimit:
@@ -218,13 +222,13 @@ class Milp:
 
 def _warm_start(highs: "highspy.Highs", model: MilpModel, start: Placement | None) -> None:
     if start is not None and start.cached.any():
-        solution = highspy.HighsSolution()
+        solution = highs_module().HighsSolution()
         solution.col_value = model.columns.values(start.cached).astype(np.float64).tolist()
         highs.setSolution(solution)
 
 
-def _run_highs(highs: "highspy.Highs", mailbox: Mailbox, reporter: "_Reporter") -> "highspy.HighsModelStatus":
-    """Run HiGHS in the current thread. It hears of an interrupt between linear programmes, not within one."""
+def _run_highs(highs: "highspy.Highs", mailbox: Mailbox, reporter: "_Reporter") -> Any:
+    """Run HiGHS in the current thread and return its status. It hears of an interrupt between linear programmes, not within one."""
 
     def report(event: Any) -> None:
         reporter.bound(event.data_out.mip_dual_bound)
@@ -237,7 +241,7 @@ def _run_highs(highs: "highspy.Highs", mailbox: Mailbox, reporter: "_Reporter") 
     highs.run()
     reporter.bound(highs.getInfo().mip_dual_bound)
     reporter.solution(highs.getSolution().col_value)
-    highspy.Highs.resetGlobalScheduler(True)  # the scheduler belongs to this thread, which ends here
+    highs_module().Highs.resetGlobalScheduler(True)  # the scheduler belongs to this thread, which ends here
     return highs.getModelStatus()
 
 
@@ -250,10 +254,10 @@ class _Reporter:
 
     def bound(self, value: float) -> None:
         """Post a bound that has become better."""
-        if math.isfinite(value) and value < self._last and abs(value) < highspy.kHighsInf:
+        if math.isfinite(value) and value < self._last:
             self._last = value
             bound = max(0.0, value + TOLERANCE) / self._model.objective_scale
-            self._mailbox.post(lambda: (self._run.tighten(bound), self._run.step()))
+            self._mailbox.post(lambda: offer_bound(self._run, bound))
 
     def solution(self, columns: Any) -> None:
         """Post a solution."""

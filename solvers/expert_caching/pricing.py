@@ -1,13 +1,14 @@
 """The Lagrangian subproblem: with a price on every server's storage, each expert picks its own subset of servers."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.solvers.expert_caching.facility import Facility
-from edgeopt.solvers.kernels.facility import best_without
 from edgeopt.solvers.kernels.knapsack import fractional_knapsack
+from edgeopt.solvers.kernels.location import ascent_bounds, improve_subsets, values_given_others
 from edgeopt.solvers.kernels.subsets import (
     best_columns,
     best_subsets,
@@ -18,6 +19,9 @@ from edgeopt.solvers.kernels.subsets import (
     subset_prices,
 )
 
+MAX_TABLE = 1 << 26  # entries of a table of subsets: half a gigabyte
+MAX_WORK = 2e11  # multiplications to fill it
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prices:
@@ -26,31 +30,75 @@ class Prices:
     Parameters
     ----------
     price : float64 [N], price per storage unit.
-    bound : the bound that these prices prove.
-    value : float64 [E], the largest value less price of each expert.
-    choice : int64 [E], the subset of servers that gives it, as a bit mask.
+    bound : the bound that these prices prove: sum of `value` plus the price of all storage.
+    value : float64 [E], an upper bound on the value less price of each expert's best subset; its exact value if the
+        pricing is exact.
+    choice : bool [N, E], the best subset found for each expert; storage may be exceeded.
     """
 
     price: NDArray[np.float64]
     bound: float
     value: NDArray[np.float64]
-    choice: NDArray[np.int64]
+    choice: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NearColumns:
+    """Columns (expert, subset of servers) close to the best at some prices, in CSR form per expert.
+
+    Parameters
+    ----------
+    first : int64 [E + 1].
+    mask : int64 [C], server n is bit n.
+    value : float64 [C], seconds saved.
+    """
+
+    first: NDArray[np.int64]
+    mask: NDArray[np.int64]
+    value: NDArray[np.float64]
+
+    @property
+    def expert(self) -> NDArray[np.int64]:
+        """int64 [C], the expert of each column."""
+        return np.repeat(np.arange(self.first.size - 1), np.diff(self.first))
+
+
+class Pricing(Protocol):
+    """One way to solve the subproblem."""
+
+    def evaluate(self, price: NDArray[np.float64]) -> Prices:
+        """Return the dual point at some prices [N]."""
+        ...
+
+    def restrict(self, at: Prices, allowed: float) -> None:
+        """Forget what no placement can use whose value is within `allowed` of the bound."""
+        ...
+
+    def near(self, at: Prices, allowed: float) -> NearColumns | None:
+        """Return every column whose loss at these prices is at most `allowed`, or None if they cannot be listed."""
+        ...
+
+
+def pricing_for(facility: Facility) -> Pricing:
+    """Return the exact pricing if its table is small enough, else the one by dual ascent."""
+    subsets = 2.0**facility.num_servers
+    if facility.num_experts * subsets <= MAX_TABLE and facility.weight.size * subsets <= MAX_WORK:
+        return SubsetPricing(facility)
+    return AscentPricing(facility)
 
 
 def start_prices(facility: Facility, cached: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Return prices [N] to start from: each server's price of storage given what the others hold in a placement."""
+    held = np.ascontiguousarray(cached.T)
+    values = values_given_others(facility.weight, facility.gain, facility.model, held)
     return np.array([
-        fractional_knapsack(
-            best_without(cached, n, facility.gain, facility.model, facility.weight)[0],
-            facility.size,
-            float(facility.capacity[n]),
-        )[1]
+        fractional_knapsack(values[:, n], facility.size, float(facility.capacity[n]))[1]
         for n in range(facility.num_servers)
     ])
 
 
 class SubsetPricing:
-    """All 2^N subsets of servers, tabulated once: exact for up to about 14 servers.
+    """All 2^N subsets of servers, tabulated once: exact, for up to about 15 servers.
 
     The table [E, 2^N] is one matrix product. `restrict` drops the columns that no better placement can use, so that
     later evaluations touch a few thousand entries instead of millions.
@@ -58,25 +106,23 @@ class SubsetPricing:
 
     def __init__(self, facility: Facility) -> None:
         self.facility = facility
-        self.table = np.empty((facility.num_experts, 1 << facility.num_servers))
+        self._table = np.empty((facility.num_experts, 1 << facility.num_servers))
         for m in range(facility.gain.shape[0]):
             of_model = facility.model == m
-            self.table[of_model] = facility.weight[of_model] @ subset_gains(facility.gain[m])
-        self._columns: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]] | None = None
+            self._table[of_model] = facility.weight[of_model] @ subset_gains(facility.gain[m])
+        self._columns: NearColumns | None = None
 
     def evaluate(self, price: NDArray[np.float64]) -> Prices:
         """Return the dual point at some prices [N]."""
         size = self.facility.size
         if self._columns is None:
-            value, choice = best_subsets(self.table, size, subset_prices(price))
+            value, mask = best_subsets(self._table, size, subset_prices(price))
         else:
-            value, column = best_columns(*self._columns, size, price)
-            choice = self._columns[1][column]
-        return Prices(price, float(value.sum() + price @ self.facility.capacity), value, choice)
-
-    def used(self, choice: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the storage [N] that one subset per expert takes."""
-        return masks_to_cached(choice, self.facility.num_servers) @ self.facility.size
+            columns = self._columns
+            value, best = best_columns(columns.first, columns.mask, columns.value, size, price)
+            mask = columns.mask[best]
+        bound = float(value.sum() + price @ self.facility.capacity)
+        return Prices(price, bound, value, masks_to_cached(mask, self.facility.num_servers))
 
     def restrict(self, at: Prices, allowed: float) -> None:
         """Forget the columns whose loss at these prices exceeds `allowed`, the gap between bound and incumbent.
@@ -85,12 +131,47 @@ class SubsetPricing:
         incumbent uses none of those.
         """
         columns = self.near(at, allowed)
-        if columns[1].size <= self.table.size // 8:  # a column costs more than a table entry
+        if columns.mask.size <= self._table.size // 8:  # reading a column costs more than reading a table entry
             self._columns = columns
 
-    def near(self, at: Prices, allowed: float) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-        """Return (first, mask, value) of the columns whose loss at these prices is at most `allowed`."""
+    def near(self, at: Prices, allowed: float) -> NearColumns:
+        """Return every column whose loss at these prices is at most `allowed`."""
         size = self.facility.size
-        if self._columns is None:
-            return near_columns(self.table, size, subset_prices(at.price), at.value, allowed)
-        return keep_columns(*self._columns, size, at.price, at.value, allowed)
+        if (columns := self._columns) is None:
+            return NearColumns(*near_columns(self._table, size, subset_prices(at.price), at.value, allowed))
+        return NearColumns(
+            *keep_columns(columns.first, columns.mask, columns.value, size, at.price, at.value, allowed)
+        )
+
+
+class AscentPricing:
+    """Any number of servers: subsets by local search from the last ones, values bounded by dual ascent.
+
+    The bound is valid whatever the subsets are; good subsets make it tight. O(E U N) time and no table.
+    """
+
+    def __init__(self, facility: Facility) -> None:
+        self.facility = facility
+        self._order = np.argsort(-facility.gain, axis=2, kind="stable")
+        self._held = np.zeros((facility.num_experts, facility.num_servers), bool)
+
+    def start_from(self, cached: NDArray[np.bool_]) -> None:
+        """Search from the subsets of a placement [N, E]."""
+        self._held = np.ascontiguousarray(cached.T)
+
+    def evaluate(self, price: NDArray[np.float64]) -> Prices:
+        """Return the dual point at some prices [N]."""
+        facility, held = self.facility, self._held
+        improve_subsets(facility.weight, facility.gain, facility.model, facility.size, price, held, 8)
+        value = ascent_bounds(
+            facility.weight, facility.gain, self._order, facility.model, facility.size, price, held
+        )
+        bound = float(value.sum() + price @ facility.capacity)
+        return Prices(price, bound, value, np.ascontiguousarray(held.T))
+
+    def restrict(self, at: Prices, allowed: float) -> None:
+        """Do nothing: there is no table to shrink."""
+
+    def near(self, at: Prices, allowed: float) -> NearColumns | None:
+        """Return None: the columns are not listed."""
+        return None

@@ -84,7 +84,7 @@ class Columns:
 
     @classmethod
     def of(cls, problem: ExpertCaching) -> "Columns":
-        """Number the variables of a problem's terms."""
+        """Return the numbered variables of a problem's terms."""
         terms, num_experts = Terms.of(problem), problem.num_experts
         is_alone = (terms.holds.sum(axis=1) == 1)[terms.server_set][:, None]
         pair = terms.server_set[:, None] * num_experts + terms.experts
@@ -101,7 +101,7 @@ class Columns:
     @property
     def first_z(self) -> int:
         """The column of the first z: how many x there are."""
-        return self.terms.holds.shape[1] * self.terms.num_experts
+        return int(self.terms.holds.shape[1]) * self.terms.num_experts
 
     @property
     def first_y(self) -> int:

@@ -327,13 +327,14 @@ def all_subsets(parts: Floats, member: Members, width: int, first_expert: int, v
     for e in range(values.size):
         table[0, 1 << e] += values[e]
     subset_sums(table)
-    return table[0]
+    best: Floats = table[0]
+    return best
 
 
 @kernel
 def chain(
     sums: Floats, linear: Floats, member: Members, width: int, first_expert: int, of_first: Ints, of_set: Ints,
-    values: Floats, size: Ints, pull: float, upwards: bool,
+    values: Floats, size: Floats, pull: float, upwards: bool,
 ) -> tuple[Ints, Floats]:  # fmt: skip
     """Order a group's experts greedily and return (order [E], value of each prefix [E + 1]).
 
@@ -381,8 +382,8 @@ def chain(
             for j in range(width):
                 other = 1 << j
                 if other != bit and (old & other == 0) == upwards:
-                    delta[member[a, j] - first_expert] += (
-                        abs(sums[a, new ^ other] - sums[a, new]) - abs(sums[a, old ^ other] - sums[a, old])
+                    delta[member[a, j] - first_expert] += abs(sums[a, new ^ other] - sums[a, new]) - abs(
+                        sums[a, old ^ other] - sums[a, old]
                     )
     return order, prefix
 
@@ -390,7 +391,7 @@ def chain(
 @kernel
 def swap_in_group(
     held: Bools, sums: Floats, member: Members, width: int, first_expert: int, of_first: Ints, of_set: Ints,
-    values: Floats, size: Ints, max_swaps: int,
+    values: Floats, size: Floats, max_swaps: int,
 ) -> float:  # fmt: skip
     """Improve a group's set at one server by swaps that need no more storage, in place; return its value.
 
@@ -449,8 +450,8 @@ def swap_in_group(
                 for j in range(width):
                     other = 1 << j
                     if other != bit:
-                        delta[member[a, j] - first_expert] += (
-                            abs(sums[a, new ^ other] - sums[a, new]) - abs(sums[a, old ^ other] - sums[a, old])
+                        delta[member[a, j] - first_expert] += abs(sums[a, new ^ other] - sums[a, new]) - abs(
+                            sums[a, old ^ other] - sums[a, old]
                         )
     total = 0.0
     for e in range(count):

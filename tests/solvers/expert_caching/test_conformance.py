@@ -12,13 +12,17 @@ from edgeopt.problem import Problem, Violation
 from edgeopt.problems import Placement
 from edgeopt.progress import Callback
 from edgeopt.result import Exact, Ratio, Result, Status
-from edgeopt.solve import Solver
 from edgeopt.solvers import get_solver, solvers_of
+from edgeopt.solvers.expert_caching.cp_sat import CpSat
+from edgeopt.solvers.expert_caching.milp import Milp
+from edgeopt.solvers.expert_caching.popularity import Popularity
 from edgeopt.stop import Limit, MaxIterations, Progress
 from tests.solvers.expert_caching.instances import TINY, Instance, brute_force, instance
 
 KIND = "expert-caching"
-SOLVERS = solvers_of(KIND)
+LISTED = solvers_of(KIND)
+NAMES = {solver.name for solver in LISTED}
+SOLVERS = (*LISTED, *(solver for solver in (Milp(), CpSat(), Popularity()) if solver.name not in NAMES))
 PAIRS = [
     pytest.param(solver, tiny, id=f"{solver.name}-{tiny.name}")
     for solver in SOLVERS
@@ -238,7 +242,7 @@ def test_result_as_plain_values(solver):
     assert all(math.isfinite(value) for value in document.values() if isinstance(value, float))
 
 
-@every_solver
+@pytest.mark.parametrize("solver", LISTED, ids=lambda solver: solver.name)
 def test_found_by_name(solver):
     """The name on the command line finds a solver of the same class."""
     assert type(get_solver(KIND, solver.name)) is type(solver)
@@ -250,11 +254,6 @@ def test_brute_force_refuses_large_problems():
         brute_force(instance("greedy gadget").problem.from_facility(np.ones((1, 5)), np.ones((1, 5)), 1, np.ones(5)))
 
 
-def solver_names(solvers: tuple[Solver, ...]) -> list[str]:
-    """Return their names."""
-    return [solver.name for solver in solvers]
-
-
 def test_names_are_unique():
     """No two solvers share a name."""
-    assert len(set(solver_names(SOLVERS))) == len(SOLVERS)
+    assert len({solver.name for solver in SOLVERS}) == len(SOLVERS)

@@ -1,0 +1,84 @@
+# Needs Python >= 3.11, pip and make. `make help` lists the targets.
+
+PYTHON ?= python3
+VENV ?= .venv
+VENV_PEERS ?= .venv-peers
+
+INSTANCE ?= $(if $(wildcard evaluation/library/traces-switch32.json),traces-switch32,facility-small)
+TIME_LIMIT ?= 10
+JOBS ?= 2
+OUT ?= out/run
+ARGS ?=
+
+PY := $(VENV)/bin/python
+PIP_INSTALL := -m pip install -q --disable-pip-version-check -c constraints.txt
+REQUIREMENTS := pyproject.toml constraints.txt
+PACKAGED := edgeopt problems solvers evaluation
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help run test test-slow lint types bench bench-peers docs clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1|/p' Makefile | while IFS='|' read -r name text; do printf '  %-12s %s\n' "$$name" "$$text"; done
+
+run: $(VENV)/.stamp-report  ## solve a bundled instance with every solver: table, pictures and a report under out/run
+	$(PY) -m edgeopt compare $(INSTANCE) --time-limit $(TIME_LIMIT) --jobs $(JOBS) --out $(OUT)
+	@$(PY) docs/make_images.py --rows $(OUT) --out $(OUT)/plots
+	@echo "report: $(OUT)/report.html   pictures: $(OUT)/plots   one file per run: $(OUT)/rows"
+
+test: $(VENV)/.stamp-test  ## the fast tests; ARGS="-k name" to choose
+	$(PY) -m pytest $(ARGS)
+
+test-slow: $(VENV)/.stamp-test  ## every test, the slow ones included
+	$(PY) -m pytest -m "not peers" $(ARGS)
+
+lint: $(VENV)/.stamp-dev  ## ruff: rules and format
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: $(VENV)/.stamp-dev  ## mypy, strict
+	$(PY) -m mypy
+
+bench: $(VENV)/.stamp-report  ## the benchmarks; ARGS="--help" tells more
+	$(PY) -m edgeopt.evaluation.benchmarks $(ARGS)
+
+bench-peers: $(VENV_PEERS)/.stamp-peers  ## the benchmarks against other packages, in an environment of their own
+	$(VENV_PEERS)/bin/python -m edgeopt.evaluation.benchmarks.peers $(ARGS)
+
+docs: $(VENV)/.stamp-docs  ## the documentation, under site/
+	$(PY) -m mkdocs build --strict -q
+	@echo "documentation: site/index.html"
+
+clean:  ## remove the environments, build products, caches and out/run
+	rm -rf $(VENV) $(VENV_PEERS) build dist site out/run *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
+	find $(PACKAGED) tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Each stamp stands for an installed set of packages: made once, and again when the requirements change.
+
+# Debian's python3 lacks ensurepip: there the pip outside installs one inside.
+$(VENV)/.stamp-venv $(VENV_PEERS)/.stamp-venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "edgeopt needs Python >= 3.11, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(@D) >/dev/null 2>&1 \
+		|| { $(PYTHON) -m venv --without-pip $(@D) && $(PYTHON) -m pip --python $(@D)/bin/python install -q pip; }
+	@touch $@
+
+$(VENV)/.stamp-report: $(VENV)/.stamp-venv $(REQUIREMENTS)
+	$(PY) $(PIP_INSTALL) -e ".[report]"
+	@touch $@
+
+$(VENV)/.stamp-test: $(VENV)/.stamp-venv $(REQUIREMENTS)
+	$(PY) $(PIP_INSTALL) -e ".[test]"
+	@touch $@ $(@D)/.stamp-report
+
+$(VENV)/.stamp-docs: $(VENV)/.stamp-venv $(REQUIREMENTS)
+	$(PY) $(PIP_INSTALL) -e ".[docs]"
+	@touch $@
+
+$(VENV)/.stamp-dev: $(VENV)/.stamp-venv $(REQUIREMENTS)
+	$(PY) $(PIP_INSTALL) -e ".[dev]"
+	@touch $@ $(@D)/.stamp-test $(@D)/.stamp-docs $(@D)/.stamp-report
+
+$(VENV_PEERS)/.stamp-peers: $(VENV_PEERS)/.stamp-venv $(REQUIREMENTS)
+	$(VENV_PEERS)/bin/python $(PIP_INSTALL) -e ".[report]" submodlib-py
+	@touch $@

@@ -1,0 +1,87 @@
+"""Draw the pictures of a comparison: those of the documentation, or those of a folder that ``edgeopt compare`` left.
+
+``python docs/make_images.py`` runs the comparisons behind the documentation and draws into docs/images.
+``python docs/make_images.py --rows DIR --out DIR`` only draws.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from edgeopt import EdgeNetwork
+from edgeopt.evaluation import comparison_rows, library_names, load_instance, read_rows
+from edgeopt.evaluation.plots.bounds import plot_bounds
+from edgeopt.evaluation.plots.gap_against_time import plot_gap_against_time
+from edgeopt.evaluation.plots.network import plot_network
+from edgeopt.evaluation.plots.placement import plot_placement
+from edgeopt.evaluation.profiles import with_gaps
+from edgeopt.evaluation.solutions import solution_from_json
+from edgeopt.problem import Problem
+from edgeopt.problems import ExpertCaching, bundled_trace
+from edgeopt.solvers import solvers_of
+
+IMAGES = Path(__file__).resolve().parent / "images"
+TIME_LIMIT = 20.0
+BASELINES = ("random", "popularity")  # so far from the rest that they would squeeze the picture
+
+
+def main() -> None:
+    """Read the options and draw."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rows", type=Path, help="folder of a comparison; default: run the documentation's own")
+    parser.add_argument("--out", type=Path, default=IMAGES, help="folder of the pictures")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.rows is None:
+        draw_documentation(options.out)
+    else:
+        draw_comparison(options.rows, options.out)
+
+
+def draw_documentation(out: Path) -> None:
+    """Draw what the README and the pages show: ten servers, the routing of a Top-1 model with 32 experts per layer."""
+    network = EdgeNetwork.random(num_servers=10, num_devices=100, seed=0)
+    problem = ExpertCaching.from_traces(bundled_trace("switch32"), network, storage=0.1)
+    names = [solver.name for solver in solvers_of(problem.kind) if solver.name not in BASELINES]
+    with tempfile.TemporaryDirectory() as folder:
+        rows, _ = comparison_rows({"switch32": problem}, names, time_limit=TIME_LIMIT, jobs=2, out=folder)
+    save(plot_bounds(solved(rows)), out / "bounds.png")
+    save(plot_gap_against_time(solved(rows)), out / "gap-against-time.png")
+    save(plot_network(network), out / "network.png")
+    draw_best(problem, rows, out / "placement.png")
+
+
+def draw_comparison(folder: Path, out: Path) -> None:
+    """Draw three pictures for every instance of a comparison."""
+    rows = with_gaps(read_rows(folder))
+    for name in dict.fromkeys(row["instance"] for row in rows):
+        own = [row for row in rows if row["instance"] == name]
+        save(plot_bounds(own), out / f"{name}-bounds.png")
+        save(plot_gap_against_time(own), out / f"{name}-gap-against-time.png")
+        if name in library_names():
+            draw_best(load_instance(name), own, out / f"{name}-placement.png")
+
+
+def draw_best(problem: Problem, rows: Iterable[dict[str, Any]], path: Path) -> None:
+    """Draw the best placement among the rows, if there is one."""
+    sign = 1.0 if problem.sense == "max" else -1.0
+    best = max(solved(rows), key=lambda row: sign * row["objective"], default=None)
+    if best is not None and isinstance(problem, ExpertCaching):
+        save(plot_placement(problem, solution_from_json(problem, best["solution"])), path)
+
+
+def solved(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows with a feasible solution."""
+    return [row for row in rows if row["feasible"] and row.get("solution")]
+
+
+def save(axes: Any, path: Path) -> None:
+    """Write the picture without its time of making, so that equal pictures are equal files."""
+    axes.get_figure(root=True).savefig(path, dpi=150, metadata={"Software": None})
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()

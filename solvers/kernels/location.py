@@ -1,0 +1,196 @@
+"""Kernels of one expert's uncapacitated location problem: which servers hold it when each charges a price.
+
+For expert e, with prices f[n] = price[n] * size[e]: maximise over S the sum of ``weight[e, u] * max over n in S of
+gain[u, n]`` less the sum of f over S. Experts are independent and run in parallel. held is bool [E, N].
+"""
+
+import numpy as np
+from numba import prange
+from numpy.typing import NDArray
+
+from edgeopt.jit import kernel, parallel_kernel
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+@kernel
+def _served(held: Bools, gain: Floats) -> tuple[Floats, Floats, Ints]:
+    """Return for each user the best and second best gain [U] within a subset, and the best server, -1 for none."""
+    num_users = gain.shape[0]
+    best, second = np.zeros(num_users), np.zeros(num_users)
+    server = np.full(num_users, -1)
+    for n in range(held.size):
+        if held[n]:
+            for u in range(num_users):
+                if gain[u, n] > best[u]:
+                    second[u], best[u], server[u] = best[u], gain[u, n], n
+                elif gain[u, n] > second[u]:
+                    second[u] = gain[u, n]
+    return best, second, server
+
+
+@kernel
+def _values(weight: Floats, gain: Floats, best: Floats, second: Floats, server: Ints, held: Bools) -> Floats:
+    """Return [N]: what each server adds if it is not in the subset, what it would take away if it is."""
+    values = np.zeros(held.size)
+    lost = np.zeros(held.size)
+    for u in range(weight.size):
+        w, b = weight[u], best[u]
+        if w > 0.0:
+            for n in range(held.size):
+                values[n] += w * max(0.0, gain[u, n] - b)
+            if server[u] >= 0:
+                lost[server[u]] += w * (b - second[u])
+    for n in range(held.size):
+        if held[n]:
+            values[n] = lost[n]
+    return values
+
+
+@parallel_kernel
+def values_given_others(weight: Floats, gain: Floats, model: Ints, held: Bools) -> Floats:
+    """Return [E, N]: the value of each expert at each server given what the other servers hold."""
+    num_experts, num_servers = held.shape
+    values = np.zeros((num_experts, num_servers))
+    for e in prange(num_experts):
+        best, second, server = _served(held[e], gain[model[e]])
+        values[e] = _values(weight[e], gain[model[e]], best, second, server, held[e])
+    return values
+
+
+@kernel
+def _swap_corrections(weight: Floats, gain: Floats, best: Floats, second: Floats, server: Ints) -> Floats:
+    """Return [N, N]: what adding n is worth more if r is removed at the same time (Whitaker 1983), in row r, column n.
+
+    A user of r that n would not have won over falls back on n instead of its second best server.
+    """
+    num_servers = gain.shape[1]
+    more = np.zeros((num_servers, num_servers))
+    for u in range(weight.size):
+        r, w, b, c = server[u], weight[u], best[u], second[u]
+        if r >= 0 and w > 0.0:
+            for n in range(num_servers):
+                more[r, n] += w * (max(0.0, min(gain[u, n], b) - c))
+    return more
+
+
+@parallel_kernel
+def improve_subsets(
+    weight: Floats, gain: Floats, model: Ints, size: Floats, price: Floats, held: Bools, max_moves: int
+) -> None:
+    """Improve every expert's subset by its best addition, removal or swap, up to `max_moves` times, in place."""
+    num_experts, num_servers = held.shape
+    for e in prange(num_experts):
+        reach = gain[model[e]]
+        for _ in range(max_moves):
+            best, second, server = _served(held[e], reach)
+            net = _values(weight[e], reach, best, second, server, held[e])
+            for n in range(num_servers):
+                net[n] -= price[n] * size[e]
+                if held[e, n]:
+                    net[n] = -net[n]
+            into, out, most = -1, -1, 1e-12 * np.abs(net).max()
+            for n in range(num_servers):
+                if net[n] > most:
+                    into, out, most = (-1, n, net[n]) if held[e, n] else (n, -1, net[n])
+            if held[e].any():
+                more = _swap_corrections(weight[e], reach, best, second, server)
+                for r in range(num_servers):
+                    if held[e, r]:
+                        for n in range(num_servers):
+                            if not held[e, n] and net[r] + net[n] + more[r, n] > most:
+                                into, out, most = n, r, net[r] + net[n] + more[r, n]
+            if into < 0 and out < 0:
+                break
+            if into >= 0:
+                held[e, into] = True
+            if out >= 0:
+                held[e, out] = False
+
+
+@parallel_kernel
+def ascent_bounds(
+    weight: Floats, gain: Floats, order: Ints, model: Ints, size: Floats, price: Floats, held: Bools
+) -> Floats:
+    """Return [E]: an upper bound on every expert's best value less price, by dual ascent (Erlenkotter 1978, warm).
+
+    Any thresholds t[u] >= 0 give the bound sum of w t + sum over n of max(0, c[n] - f[n]), where server n collects
+    c[n] = sum of w max(0, gain[u, n] - t[u]). They start between the best and the second best gain of a good subset
+    `held`, so that each of its servers just collects its price; servers that collect too much are brought down by
+    raising thresholds; then thresholds are lowered one by one as far as no server collects more than its price.
+    order [M, U, N] lists each user's servers by falling gain.
+    """
+    num_experts, num_users = weight.shape
+    num_servers = price.size
+    bounds = np.zeros(num_experts)
+    for e in prange(num_experts):
+        reach, ranking, w = gain[model[e]], order[model[e]], weight[e]
+        cost = price * size[e]
+        best, second, server = _served(held[e], reach)
+        surplus = np.zeros(num_servers)
+        for u in range(num_users):
+            if server[u] >= 0:
+                surplus[server[u]] += w[u] * (best[u] - second[u])
+        threshold = np.zeros(num_users)
+        for u in range(num_users):
+            if server[u] >= 0:
+                n = server[u]
+                share = cost[n] / surplus[n] if surplus[n] > cost[n] else 1.0
+                threshold[u] = best[u] - share * (best[u] - second[u])
+        collected = np.zeros(num_servers)
+        for u in range(num_users):
+            t = threshold[u]
+            if w[u] > 0.0:
+                for n in range(num_servers):
+                    collected[n] += w[u] * max(0.0, reach[u, n] - t)
+        for _ in range(num_servers):
+            worst = 0
+            for n in range(1, num_servers):
+                if collected[n] - cost[n] > collected[worst] - cost[worst]:
+                    worst = n
+            excess = collected[worst] - cost[worst]
+            if excess <= 1e-12 * cost[worst] or collected[worst] <= 0.0:
+                break
+            part = excess / collected[worst]
+            for u in range(num_users):
+                t = threshold[u]
+                above = reach[u, worst] - t
+                if above > 0.0 and w[u] > 0.0:
+                    higher = t + part * above
+                    for n in range(num_servers):
+                        collected[n] -= w[u] * (max(0.0, reach[u, n] - t) - max(0.0, reach[u, n] - higher))
+                    threshold[u] = higher
+        for u in range(num_users):
+            if w[u] <= 0.0:
+                continue
+            active = 0
+            while active < num_servers and reach[u, ranking[u, active]] >= threshold[u]:
+                active += 1
+            while threshold[u] > 0.0:
+                slack = np.inf
+                for k in range(active):
+                    slack = min(slack, cost[ranking[u, k]] - collected[ranking[u, k]])
+                if slack <= 0.0:
+                    break
+                floor = reach[u, ranking[u, active]] if active < num_servers else 0.0
+                step = min(slack / w[u], threshold[u] - floor)
+                threshold[u] -= step
+                for k in range(active):
+                    collected[ranking[u, k]] += w[u] * step
+                if active == num_servers or threshold[u] > floor:
+                    break
+                active += 1
+        # the bound is taken from the thresholds alone, so that rounding along the way cannot make it invalid
+        total = 0.0
+        collected[:] = 0.0
+        for u in range(num_users):
+            total += w[u] * threshold[u]
+            if w[u] > 0.0:
+                for n in range(num_servers):
+                    collected[n] += w[u] * max(0.0, reach[u, n] - threshold[u])
+        for n in range(num_servers):
+            total += max(0.0, collected[n] - cost[n])
+        bounds[e] = total
+    return bounds
