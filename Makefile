@@ -47,7 +47,7 @@ bench-peers: $(VENV_PEERS)/.stamp-peers  ## the benchmarks against other package
 	$(VENV_PEERS)/bin/python -m edgeopt.evaluation.benchmarks.peers $(ARGS)
 
 docs: $(VENV)/.stamp-docs  ## the documentation, under site/
-	$(PY) -m mkdocs build --strict -q
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict -q
 	@echo "documentation: site/index.html"
 
 clean:  ## remove the environments, build products, caches and out/run
@@ -72,8 +72,8 @@ $(VENV)/.stamp-test: $(VENV)/.stamp-venv $(REQUIREMENTS)
 	@touch $@ $(@D)/.stamp-report
 
 $(VENV)/.stamp-docs: $(VENV)/.stamp-venv $(REQUIREMENTS)
-	$(PY) $(PIP_INSTALL) -e ".[docs]"
-	@touch $@
+	$(PY) $(PIP_INSTALL) -e ".[docs,report]"
+	@touch $@ $(@D)/.stamp-report
 
 $(VENV)/.stamp-dev: $(VENV)/.stamp-venv $(REQUIREMENTS)
 	$(PY) $(PIP_INSTALL) -e ".[dev]"

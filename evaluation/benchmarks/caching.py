@@ -112,7 +112,9 @@ def solver_table(problem: ExpertCaching, limit: float) -> list[Row]:
         common.say(f"all solvers: {solver.name}")
         row: Row = {"solver": solver.name, "limit_s": limit}
         if (reason := solver.supports(problem)) is not None:
-            rows.append(row | {"status": "unsupported", "objective": None, "bound": None, "gap": None, "message": reason})
+            rows.append(
+                row | {"status": "unsupported", "objective": None, "bound": None, "gap": None, "message": reason}
+            )
             continue
         common.warm(problem, solver, full=solver.name not in BACK_ENDS)
         rows.append(row | common.timed_solve(problem, solver, time_limit=limit).to_json())
@@ -196,7 +198,11 @@ def _goals(rows: Sequence[Row], milp: Row) -> list[Row]:
         goals.append(
             common.goal(
                 f"sooner than HiGHS at {100 * milp['target']:g} %, {title}",
-                FACTOR, milp[f"{key}_ratio"], "x", at_least=True, note=milp_text(milp, key),
+                FACTOR,
+                milp[f"{key}_ratio"],
+                "x",
+                at_least=True,
+                note=milp_text(milp, key),
             )  # fmt: skip
         )
     return goals

@@ -160,7 +160,15 @@ def goal(name: str, target: float, reached: float | None, unit: str, *, at_least
     """Return one goal: a number to stay below, or above with ``at_least``; None or infinite means not reached."""
     found = None if reached is None or not math.isfinite(reached) else float(reached)
     met = found is not None and (found >= target if at_least else found <= target)
-    return {"goal": name, "target": target, "reached": found, "unit": unit, "at_least": at_least, "met": met, "note": note}
+    return {
+        "goal": name,
+        "target": target,
+        "reached": found,
+        "unit": unit,
+        "at_least": at_least,
+        "met": met,
+        "note": note,
+    }
 
 
 def factor(row: Row) -> str:

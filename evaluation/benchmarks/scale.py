@@ -86,7 +86,9 @@ def measure(options: argparse.Namespace) -> Row:
 def show(report: Row, console: Console) -> None:
     """Print the table."""
     console.print(f"{report['facts']}; built in {seconds(report['build_s'])}", highlight=False)
-    peaks = ", ".join(f"{'-' if gib is None else f'{gib:.2f}'} after {name}" for name, gib in report["memory_gib"].items())
+    peaks = ", ".join(
+        f"{'-' if gib is None else f'{gib:.2f}'} after {name}" for name, gib in report["memory_gib"].items()
+    )
     console.print(f"peak memory of the process, GiB: {peaks}", highlight=False)
     at = [f"gap at {part * report['limit_s']:g} s" for part in CHECKPOINTS]
     common.show_table(

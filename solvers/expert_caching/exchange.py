@@ -10,70 +10,83 @@ from edgeopt.solve import Run
 from edgeopt.solvers.expert_caching.facility import Facility
 from edgeopt.solvers.expert_caching.pricing import NearColumns, Prices
 from edgeopt.solvers.expert_caching.successive import respond
-from edgeopt.solvers.kernels.subsets import cached_to_masks, exchange, mask_price, masks_to_cached
+from edgeopt.solvers.kernels.subsets import cached_to_masks, column_losses, exchange, masks_to_cached
 
 MAX_GROUPS = 6  # size groups; more distinct sizes than this share a group
-COLUMNS_PER_SERVER = 55
+COLUMNS_PER_SERVER = 55  # alternatives beside each expert's best column
+MAX_PROPOSALS = 200_000  # of one annealing run
 CHUNK = 20_000  # proposals between two looks at the clock
+HOT, COLD = 0.2, 0.01  # temperatures, and
+TOUCH = 0.25  # what touching another server is expected to cost, all in units of the largest loss kept
+SCAN = 20  # experts looked at to find a cheap part of an exchange
 
 
-class Exchange:
-    """One annealing run from a rounded dual point."""
+def exchange_round(
+    run: Run[Placement],
+    facility: Facility,
+    columns: NearColumns,
+    prices: Prices,
+    rng: np.random.Generator,
+    spread: float = 1.0,
+) -> None:
+    """Anneal once from a rounding of a dual point in random server order; offer what is found.
 
-    def __init__(
-        self,
-        facility: Facility,
-        columns: NearColumns,
-        prices: Prices,
-        rng: np.random.Generator,
-        scale: float = 1.0,
-    ) -> None:
-        self.facility, self.columns, self.prices, self.rng = facility, columns, prices, rng
-        self.scale = scale
+    Parameters
+    ----------
+    run : the run to report to; one iteration is `CHUNK` proposals.
+    facility, columns, prices : the problem, the columns within the gap, and the dual point they are near to.
+    rng : draws the order of the servers and the proposals.
+    spread : how far from the best column an expert may stray, relative to the usual.
+    """
+    cached = prices.choice.copy()
+    respond(run, facility, cached, rng.permutation(facility.num_servers))
+    run.offer(Placement(cached))
+    if run.stopped():
+        return
+    first, mask, loss, allowed = _nearest(facility, columns, prices, spread, keep=cached_to_masks(cached))
+    units, group = facility.units, size_groups(facility.units)
+    start = cached_to_masks(cached)
+    expert = np.repeat(np.arange(first.size - 1), np.diff(first))
+    current = first[:-1].copy()  # an expert whose rounded subset was dropped as hopeless starts from its first column
+    found = np.flatnonzero(mask == start[expert])
+    current[expert[found]] = found
+    slack = facility.capacity_units - masks_to_cached(mask[current], facility.num_servers) @ units
+    if (slack < 0).any() or allowed <= 0.0:
+        return
+    unit_price = prices.price * (facility.size[0] / units[0])
+    energy = float(loss[current].sum() + unit_price @ slack)
+    best, lowest = current.copy(), energy
+    bucket_first, bucket = buckets(mask, first, group, facility.num_servers)
+    if not bucket.size:
+        return
+    delta = deltas(units, group)
+    proposals = min(MAX_PROPOSALS, 100 * mask.size)
+    cooling = (COLD / HOT) ** (1 / proposals)
+    for done in range(0, proposals, CHUNK):
+        energy, lowest = exchange(
+            rng, mask, loss, first, current, bucket_first, bucket, units, group, unit_price, slack, *delta,
+            allowed * HOT * cooling**done, cooling, allowed * TOUCH, SCAN, min(CHUNK, proposals - done), energy, lowest,
+            best,
+        )  # fmt: skip
+        if not run.step():
+            break
+    run.offer(Placement(masks_to_cached(mask[best], facility.num_servers)))
 
-    def anneal(self, run: Run[Placement], proposals: int = 200_000) -> None:
-        facility, prices = self.facility, self.prices
-        size, units, capacity = facility.size, facility.units, facility.capacity_units
-        # start: round the dual point, servers in random order
-        cached = prices.choice.copy()
-        respond(run, facility, cached, self.rng.permutation(facility.num_servers))
-        run.offer(Placement(cached))
-        if run.stopped():
-            return
-        start = cached_to_masks(cached)
-        first, mask, value = self.columns.first, self.columns.mask, self.columns.value
-        net = np.array([mask_price(m, prices.price) for m in mask])
-        expert = self.columns.expert
-        loss = prices.value[expert] - (value - size[expert] * net)
-        rank = np.sort(loss)
-        extra = min(rank.size - 1, facility.num_experts + int(COLUMNS_PER_SERVER * facility.num_servers * self.scale))
-        allowed = rank[extra]
-        keep = (loss <= allowed) | (mask == start[expert])
-        first = np.concatenate([[0], np.cumsum(np.bincount(expert[keep], minlength=facility.num_experts))])
-        mask, loss, expert = mask[keep], loss[keep], expert[keep]
-        current = first[:-1].copy()
-        for c in np.flatnonzero(mask == start[expert]):
-            current[expert[c]] = c
-        slack = capacity - masks_to_cached(mask[current], facility.num_servers) @ units
-        if (slack < 0).any():
-            print('BAD START'); return
-        group = size_groups(units)
-        bucket_first, bucket = buckets(mask, first, group, facility.num_servers)
-        delta = deltas(units, group)
-        unit_price = prices.price * (size[0] / units[0])
-        energy = float(loss[current].sum() + unit_price @ slack)
-        best, lowest = current.copy(), energy
-        hot, cold = allowed / 5, allowed / 50
-        cooling = (cold / hot) ** (1 / proposals)
-        for done in range(0, proposals, CHUNK):
-            energy, lowest = exchange(
-                self.rng, mask, loss, first, current, bucket_first, bucket, units, group, unit_price, slack,
-                *delta, hot * cooling**done, cooling, allowed / 4, 20, CHUNK, energy, lowest, best,
-            )  # fmt: skip
-            if not run.step():
-                break
-        cached = masks_to_cached(mask[best], facility.num_servers)
-        run.offer(Placement(cached))
+
+def _nearest(
+    facility: Facility, columns: NearColumns, prices: Prices, spread: float, keep: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], float]:
+    """Return (first, mask, loss) of the columns that lose least, and the largest loss among them.
+
+    Each expert keeps its best column and, if it is listed, the one with mask ``keep[e]``.
+    """
+    loss = column_losses(columns.first, columns.mask, columns.value, facility.size, prices.price, prices.value)
+    most = facility.num_experts + int(COLUMNS_PER_SERVER * facility.num_servers * spread)
+    allowed = float(np.partition(loss, most)[most]) if most < loss.size else float(loss.max())
+    expert = columns.expert
+    chosen = (loss <= allowed) | (columns.mask == keep[expert])
+    first = np.concatenate([[0], np.cumsum(np.bincount(expert[chosen], minlength=facility.num_experts))])
+    return first, columns.mask[chosen], np.maximum(loss[chosen], 0.0), allowed
 
 
 def size_groups(units: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -107,7 +120,7 @@ def deltas(units: NDArray[np.int64], group: NDArray[np.int64]) -> tuple[NDArray[
     """
     num_groups = int(group.max()) + 1
     mean = np.array([units[group == g].mean() for g in range(num_groups)])
-    reach, most = (4, 7) if num_groups <= 4 else (2, 5)
+    reach, most = (5, 9) if num_groups <= 4 else (2, 5)
     near = max(1.0, min(3.0, mean.min() / 4))
     moves = [
         vector

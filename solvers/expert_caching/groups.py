@@ -29,7 +29,7 @@ Bools = NDArray[np.bool_]
 
 MAX_ENUMERATED = 14  # a group of up to so many experts is solved by enumerating its subsets
 MAX_TABLE = 1 << 25  # most entries of a table of sets by subsets of their members
-MAX_SWAPS = 100  # within one group at one server
+MAX_SWAPS = 20  # within one group at one server
 PULLS = (0.03, 0.3, 3.0)  # weights of what a set could still unlock, in the greedy chains of larger groups
 
 

@@ -16,7 +16,9 @@ Bools = NDArray[np.bool_]
 
 CHUNK = 5_000_000  # work units between two looks at the clock: rows and sets visited, some tens of milliseconds
 EXCHANGES, MOVES, DROPS = 0.3, 0.05, 0.03  # shares of the proposals; the rest are swaps at one server
-HOT, COLD = 0.5, 0.005  # temperatures in medians of what dropping a cached expert loses
+PROPOSAL = 15  # work units of a proposal besides the rows it visits
+MAX_PROPOSALS = 2000  # per (server, expert) pair and annealing: small problems are done long before `work`
+HOT, COLD = 0.1, 0.003  # temperatures in medians of what dropping a cached expert loses
 
 
 @kernel
@@ -44,7 +46,7 @@ def anneal(
         if proposals % 256 == 0:
             temperature = hot * (cold / hot) ** min(1.0, start + slope * done)
         proposals += 1
-        done += 1
+        done += PROPOSAL
         n = int(rng.integers(0, num_servers))
         e, e_leave, e_enter = -1, -1, -1
         free = num_experts - count[n]
@@ -154,16 +156,19 @@ def improve(
     run : the run to report to.
     groups : the problem's groups, without a surrogate.
     cached : bool [N, E], a placement that fits.
-    work : rows and sets to visit, over all rounds; a second is about 1e8 of them.
+    work : rows and members of sets to visit, over all rounds; a second is about 1e8 of them. Small problems stop
+        earlier, after 2,000 proposals per pair of server and expert and round.
     rounds : how often to anneal.
     hot, cold : temperatures in medians of what dropping a cached expert loses.
     """
     best = descend(run, groups, np.array(cached, order="C"))
     rng = stream(run.seed, "local-search")
+    rows = int(np.diff(groups.row_first).max())
+    most = MAX_PROPOSALS * best.size * (PROPOSAL + 2 * rows)
     for _ in range(rounds):
         if run.stopped():
             break
-        found = _anneal(run, groups, best, rng, int(work / rounds), hot, cold)
+        found = _anneal(run, groups, best, rng, int(min(work / rounds, most)), hot, cold)
         if found is not None:
             best = descend(run, groups, found)
     return best

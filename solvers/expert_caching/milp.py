@@ -18,6 +18,7 @@ from edgeopt.solvers.background import Background, Mailbox
 from edgeopt.solvers.expert_caching.common import supports_expert_caching
 from edgeopt.solvers.expert_caching.exact import offer_bound, offer_feasible, offer_start, supports_size
 from edgeopt.solvers.expert_caching.facility import storage_units
+from edgeopt.solvers.expert_caching.highs import new_highs, run_highs
 from edgeopt.solvers.expert_caching.terms import Columns
 from edgeopt.stop import Limit
 
@@ -117,18 +118,6 @@ def _set_rows(lp: "highspy.HighsLp", rows: sparse.csr_array, upper: NDArray[np.f
     lp.a_matrix_.start_, lp.a_matrix_.index_, lp.a_matrix_.value_ = rows.indptr, rows.indices, rows.data
 
 
-def _highs(model: MilpModel, options: dict[str, Any]) -> "highspy.Highs":
-    """Return HiGHS with a model and options."""
-    highspy = highs_module()
-    highs = highspy.Highs()
-    for name, value in ({"output_flag": False} | options).items():
-        if highs.setOptionValue(name, value) != highspy.HighsStatus.kOk:
-            raise SolverError(f"HiGHS refused {name} = {value!r}")
-    if highs.passModel(model.lp) == highspy.HighsStatus.kError:
-        raise SolverError("HiGHS refused the model")
-    return highs
-
-
 def lp_bound(problem: ExpertCaching) -> float:
     """Return the value of the linear relaxation: an upper bound on the optimum, for every K and latency.
 
@@ -136,7 +125,7 @@ def lp_bound(problem: ExpertCaching) -> float:
     x[n, e] = 0 where expert e does not fit server n.
     """
     model = build_model(problem, relaxed=True)
-    highs = _highs(model, {})
+    highs = new_highs(model.lp, {})
     highs.run()
     kinds = highs_module().HighsModelStatus
     if highs.getModelStatus() not in (kinds.kOptimal, kinds.kModelEmpty):
@@ -188,7 +177,7 @@ class Milp:
             if not run.stopped():
                 with run.building():
                     model = build_model(problem)
-                    highs = _highs(model, self._options(run))
+                    highs = new_highs(model.lp, self._options(run))
                     _warm_start(highs, model, run.solution)
                 if not run.stopped():
                     optimal, failure = self._search(run, model, highs)
@@ -207,7 +196,7 @@ class Milp:
         """Run HiGHS to its end or a limit; return whether the incumbent is optimal, and what failed."""
         if math.isfinite(run.options.time_limit):
             highs.setOptionValue("time_limit", run.remaining)
-        status = Background(run, lambda mailbox: _run_highs(highs, mailbox, _Reporter(run, model, mailbox))).wait()
+        status = Background(run, lambda mailbox: run_highs(highs, mailbox, _Reporter(run, model, mailbox))).wait()
         if status is None:  # it has not noticed yet that it was told to stop
             return False, ""
         kinds = highs_module().HighsModelStatus
@@ -225,24 +214,6 @@ def _warm_start(highs: "highspy.Highs", model: MilpModel, start: Placement | Non
         solution = highs_module().HighsSolution()
         solution.col_value = model.columns.values(start.cached).astype(np.float64).tolist()
         highs.setSolution(solution)
-
-
-def _run_highs(highs: "highspy.Highs", mailbox: Mailbox, reporter: "_Reporter") -> Any:
-    """Run HiGHS in the current thread and return its status. It hears of an interrupt between linear programmes, not within one."""
-
-    def report(event: Any) -> None:
-        reporter.bound(event.data_out.mip_dual_bound)
-        if mailbox.stopping:
-            event.interrupt()
-
-    highs.cbMipInterrupt.subscribe(report)
-    highs.cbMipLogging.subscribe(report)
-    highs.cbMipImprovingSolution.subscribe(lambda event: reporter.solution(event.data_out.mip_solution))
-    highs.run()
-    reporter.bound(highs.getInfo().mip_dual_bound)
-    reporter.solution(highs.getSolution().col_value)
-    highs_module().Highs.resetGlobalScheduler(True)  # the scheduler belongs to this thread, which ends here
-    return highs.getModelStatus()
 
 
 class _Reporter:

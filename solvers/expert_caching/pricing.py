@@ -64,7 +64,12 @@ class NearColumns:
 
 
 class Pricing(Protocol):
-    """One way to solve the subproblem."""
+    """One way to solve the subproblem.
+
+    ``round_every`` is how many dual steps are worth one rounding in time.
+    """
+
+    round_every: int
 
     def evaluate(self, price: NDArray[np.float64]) -> Prices:
         """Return the dual point at some prices [N]."""
@@ -103,6 +108,8 @@ class SubsetPricing:
     The table [E, 2^N] is one matrix product. `restrict` drops the columns that no better placement can use, so that
     later evaluations touch a few thousand entries instead of millions.
     """
+
+    round_every = 20
 
     def __init__(self, facility: Facility) -> None:
         self.facility = facility
@@ -149,6 +156,8 @@ class AscentPricing:
 
     The bound is valid whatever the subsets are; good subsets make it tight. O(E U N) time and no table.
     """
+
+    round_every = 6
 
     def __init__(self, facility: Facility) -> None:
         self.facility = facility

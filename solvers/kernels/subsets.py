@@ -105,6 +105,16 @@ def mask_price(mask: int, price: Floats) -> float:
 
 
 @kernel
+def column_losses(first: Ints, mask: Ints, value: Floats, size: Floats, price: Floats, best: Floats) -> Floats:
+    """Return [C]: by how much each column falls short of its expert's best value [E] at these prices."""
+    loss = np.empty(mask.size)
+    for e in range(size.size):
+        for c in range(first[e], first[e + 1]):
+            loss[c] = best[e] - (value[c] - size[e] * mask_price(mask[c], price))
+    return loss
+
+
+@kernel
 def best_columns(first: Ints, mask: Ints, value: Floats, size: Floats, price: Floats) -> tuple[Floats, Ints]:
     """Return for each expert the largest value less price over its columns, and the column that gives it."""
     num_experts = size.size
