@@ -196,7 +196,7 @@ def generate_expert_caching(
 
         traces = [_load_trace(name) for name in trace]
         network = EdgeNetwork.random(num_servers=servers, num_devices=devices, seed=seed)
-        made = ExpertCaching.from_traces(traces, network, storage=storage, latency=mode, theta=theta, seed=seed)
+        made = ExpertCaching.from_traces(traces, network, storage=storage, latency=mode, theta=theta)
     else:
         made = ExpertCaching.random(
             num_servers=servers,

@@ -11,10 +11,14 @@ from numba.core import config, event
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def cache_dir() -> Path:
-    """Return the folder of compiled kernels: ``EDGEOPT_CACHE_DIR`` or ``~/.cache/edgeopt/numba``."""
-    given = os.environ.get("EDGEOPT_CACHE_DIR")
-    return Path(given) if given else Path.home() / ".cache" / "edgeopt" / "numba"
+def cache_dir() -> Path | None:
+    """Return the folder of compiled kernels: ``EDGEOPT_CACHE_DIR`` or ``~/.cache/edgeopt/numba``, None without a home."""
+    if given := os.environ.get("EDGEOPT_CACHE_DIR"):
+        return Path(given)
+    try:
+        return Path.home() / ".cache" / "edgeopt" / "numba"
+    except RuntimeError:  # some containers; a folder that others can write to is no place for compiled code
+        return None
 
 
 def kernel(function: F) -> F:
@@ -30,10 +34,11 @@ def parallel_kernel(function: F) -> F:
 def _compile(function: F, *, parallel: bool) -> F:
     # A cache inside site-packages would outlive `pip uninstall` and shadow the next install, so numba is pointed
     # elsewhere, only while it sets up this function's cache: other packages' caches are untouched.
-    before = config.CACHE_DIR
-    config.CACHE_DIR = str(cache_dir())
+    before, folder = config.CACHE_DIR, cache_dir()
+    if folder is not None:
+        config.CACHE_DIR = str(folder)
     try:
-        compiled: F = numba.njit(cache=True, nogil=True, parallel=parallel)(function)
+        compiled: F = numba.njit(cache=folder is not None, nogil=True, parallel=parallel)(function)
     except (RuntimeError, OSError):  # nowhere to write: compile in every process instead
         compiled = numba.njit(cache=False, nogil=True, parallel=parallel)(function)
     finally:

@@ -127,7 +127,7 @@ class History:
     def append(self, record: Record) -> None:
         """Add a record; when full, every second one is dropped first."""
         if len(self._records) >= self.capacity:
-            self._records = [*self._records[:-1:2], self._records[-1]]
+            self._records = self._records[::2]
         self._records.append(record)
 
     def __len__(self) -> int:

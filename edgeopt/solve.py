@@ -69,6 +69,8 @@ class SolveOptions:
             raise EdgeOptError(f"time_limit = {self.time_limit!r}: expected seconds >= 0")
         if self.seed is not None and (not isinstance(self.seed, int | np.integer) or self.seed < 0):
             raise EdgeOptError(f"seed = {self.seed!r}: expected an integer >= 0 or None")
+        if self.seed is not None:
+            object.__setattr__(self, "seed", int(self.seed))  # NumPy's integers are no JSON
 
 
 def solve(

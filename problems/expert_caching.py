@@ -135,12 +135,9 @@ class ExpertCaching(Problem):
                     f"profile[{bad[0]}, {m}] = {profile[bad[0], m]}: {model.name} has {model.num_profiles} profiles"
                 )
         shape = (len(models), num_users)
-        server = np.array(self.server_latency_s, np.float64)
-        finite = float_array(  # inf means out of reach; everything else is checked as usual
-            "server_latency_s", np.where(np.isposinf(server), 0.0, server), (*shape, num_servers), nonnegative=True, unit="s"
-        )  # fmt: skip
-        server = np.where(np.isposinf(server), np.inf, finite)
-        server.flags.writeable = False
+        server = float_array(  # inf means out of reach
+            "server_latency_s", self.server_latency_s, (*shape, num_servers), nonnegative=True, finite=False, unit="s"
+        )
         total = sum(model.num_experts for model in models)
         none = self.device_indptr is None or self.device_experts is None
         held = int_array("device_experts", [] if none else self.device_experts, (None,), low=0, high=total - 1)
@@ -160,7 +157,9 @@ class ExpertCaching(Problem):
             "profile": profile,
             "server_latency_s": server,
             "cloud_latency_s": float_array("cloud_latency_s", self.cloud_latency_s, shape, nonnegative=True, unit="s"),
-            "device_latency_s": float_array("device_latency_s", self.device_latency_s, shape, nonnegative=True, unit="s"),
+            "device_latency_s": float_array(
+                "device_latency_s", self.device_latency_s, shape, nonnegative=True, unit="s"
+            ),
             "device_indptr": indptr,
             "device_experts": held,
             "user_weight": float_array("user_weight", self.user_weight, (num_users,), nonnegative=True),
@@ -180,7 +179,7 @@ class ExpertCaching(Problem):
     @property
     def num_users(self) -> int:
         """Users, U."""
-        return self.request.shape[0]
+        return int(self.request.shape[0])
 
     @property
     def num_experts(self) -> int:
@@ -226,12 +225,14 @@ class ExpertCaching(Problem):
 
     def holds(self, user: int) -> NDArray[np.int32]:
         """Return the ids of the experts that a user's device holds."""
-        assert self.device_indptr is not None and self.device_experts is not None  # set by __post_init__
+        assert self.device_indptr is not None  # set by __post_init__
+        assert self.device_experts is not None
         return self.device_experts[self.device_indptr[user] : self.device_indptr[user + 1]]
 
     def device_mask(self) -> NDArray[np.bool_]:
         """Return bool [U, E]: whether the device of user u holds expert e."""
-        assert self.device_indptr is not None and self.device_experts is not None
+        assert self.device_indptr is not None
+        assert self.device_experts is not None
         mask = np.zeros((self.num_users, self.num_experts), bool)
         mask[np.repeat(np.arange(self.num_users), np.diff(self.device_indptr)), self.device_experts] = True
         return mask
@@ -319,16 +320,15 @@ class ExpertCaching(Problem):
             saved += self.request[:, m] * per_user
         return saved
 
-    def _best_gain(
-        self, m: int, solution: Placement, gain: NDArray[np.float64] | None = None
-    ) -> NDArray[np.float64]:
+    def _best_gain(self, m: int, solution: Placement, gain: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
         from edgeopt.problems.expert_caching_kernels import best_gain  # late: numba takes 0.3 s to import
 
         cached = solution.cached[:, self.first_expert[m] : self.first_expert[m + 1]]
         experts, servers = np.nonzero(cached.T)
         ptr = np.searchsorted(experts, np.arange(cached.shape[1] + 1))
         gain = self.gain_s[m] if gain is None else gain
-        return best_gain(ptr, servers, np.ascontiguousarray(gain.T))
+        best: NDArray[np.float64] = best_gain(ptr, servers, np.ascontiguousarray(gain.T))
+        return best
 
     def _base_latency(self, m: int, device: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Return [U, E_m]: seconds per expert with no edge cache."""
@@ -338,9 +338,7 @@ class ExpertCaching(Problem):
         """Return [U]: expected seconds per token over all layers when expert e takes user u ``latency[u, e]``."""
         return self._expected_saving(m, latency, latency)
 
-    def _expected_saving(
-        self, m: int, base: NDArray[np.float64], saving: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
+    def _expected_saving(self, m: int, base: NDArray[np.float64], saving: NDArray[np.float64]) -> NDArray[np.float64]:
         from edgeopt.problems.expert_caching_kernels import expected_saving
 
         model = self.models[m]

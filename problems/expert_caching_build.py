@@ -45,7 +45,9 @@ def from_network(
     """Turn models and a network into a problem: latencies from rates, hops and FLOP/s, storage in bytes."""
     if not network.coverage.any(axis=1).all():
         lost = int((~network.coverage.any(axis=1)).argmax())
-        raise InvalidProblemError(f"coverage: device {lost} is covered by no server, so it reaches neither edge nor cloud")
+        raise InvalidProblemError(
+            f"coverage: device {lost} is covered by no server, so it reaches neither edge nor cloud"
+        )
     server, cloud, device = [], [], []
     for cost in work:
         at_server, at_cloud = network.offload_latency_s(cost.hidden_bits, cost.hidden_bits, cost.flops)
@@ -250,11 +252,11 @@ def _draw_tokens(
 
 def _held_on_devices(
     models: Sequence[RoutedModel], request: NDArray[np.float64], profile: NDArray[np.int64], capacity: float
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Return CSR lists of the experts that each device holds: its own most used ones per byte while they fit."""
     num_users = profile.shape[0]
     if capacity <= 0:
-        return np.zeros(num_users + 1, np.int64), np.zeros(0, np.int64)
+        return np.zeros(num_users + 1, np.int64), np.zeros(0, np.int32)
     size = np.concatenate([model.expert_bytes for model in models])
     counts, lists = [np.zeros(1, np.int64)], []
     for start in range(0, num_users, CHUNK):
@@ -267,4 +269,4 @@ def _held_on_devices(
         np.put_along_axis(held, order, np.cumsum(size[order], axis=1) <= capacity, axis=1)
         counts.append(held.sum(axis=1))
         lists.append(np.nonzero(held)[1])
-    return np.cumsum(np.concatenate(counts)), np.concatenate(lists)
+    return np.cumsum(np.concatenate(counts)), np.concatenate(lists).astype(np.int32)

@@ -22,8 +22,7 @@ def best_gain(holders_ptr: Ints, holders: Ints, gain: Floats) -> Floats:
         for e in range(num_experts):
             value = 0.0
             for k in range(holders_ptr[e], holders_ptr[e + 1]):
-                if gain[holders[k], u] > value:
-                    value = gain[holders[k], u]
+                value = max(value, gain[holders[k], u])
             best[u, e] = value
     return best
 

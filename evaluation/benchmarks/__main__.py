@@ -26,7 +26,7 @@ def run(name: str, options: argparse.Namespace) -> Row:
         command += ["--milp-seconds", f"{options.milp_seconds:g}"]
     start = time.perf_counter()
     try:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
         return _failed(name, str(error))
     lines = done.stdout.strip().splitlines()

@@ -140,7 +140,8 @@ def compare_milp(row: Row, history: Any, ours_s: float, bound: float) -> Row:
         first = None if history is None else common.first_time(history, TARGETS[0], reference)
         row[f"{key}_s"] = first
         lasted = min(row["limit_s"], row.get("seconds", 0.0))
-        row[f"{key}_ratio"] = None if history is None else (lasted if first is None else first) / ours_s
+        known = history is not None and math.isfinite(ours_s)
+        row[f"{key}_ratio"] = (lasted if first is None else first) / ours_s if known else None
         row[f"{key}_at_least"] = first is None
         row[f"{key}_gap"] = math.inf if history is None else common.gap_at(history, row["limit_s"], reference)
     return row
@@ -203,7 +204,7 @@ def _goals(rows: Sequence[Row], milp: Row) -> list[Row]:
                 "x",
                 at_least=True,
                 note=milp_text(milp, key),
-            )  # fmt: skip
+            )
         )
     return goals
 
@@ -212,7 +213,7 @@ def milp_text(milp: Row, key: str) -> str:
     """Say how HiGHS fared."""
     ratio = milp[f"{key}_ratio"]
     if ratio is None:
-        return milp.get("message") or "no result"
+        return milp.get("message") or f"HiGHS {seconds(milp[f'{key}_s'])}, {SOLVER} not on most seeds"
     if milp[f"{key}_at_least"]:
         return f"not within {milp['limit_s']:g} s ({percent(milp[f'{key}_gap'])}): at least {ratio:.4g}x"
     return f"HiGHS {seconds(milp[f'{key}_s'])}, ours {seconds(milp['ours_s'])}"

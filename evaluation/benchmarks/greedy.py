@@ -93,8 +93,10 @@ def solver_rows(instance: str, repeats: int) -> list[Row]:
         facility = Facility.of(problem)
 
         def alone(solver: Any = solver, facility: Facility = facility, per_byte: bool = per_byte) -> Bools:
-            with Run[Placement](solver, problem, SolveOptions()) as run:
+            run = Run[Placement](solver, problem, SolveOptions())
+            with run:
                 return greedy_placement(run, facility, per_byte=per_byte)
+            raise KeyboardInterrupt  # the run swallows it
 
         compile_s = common.warm(problem, solver)
         with CompileTimer() as timer:
@@ -107,6 +109,7 @@ def solver_rows(instance: str, repeats: int) -> list[Row]:
         rows.append(
             {
                 "solver": name,
+                "instance": instance,
                 "compile_s": compile_s + timer.seconds,
                 "whole": whole.to_json(),
                 "kernel": kernel.to_json(),
@@ -157,10 +160,10 @@ def _submodlib(facility: Facility, budget: int, repeats: int, value: float, kern
     import submodlib  # type: ignore[import-not-found, unused-ignore]
 
     num_servers, (num_experts, num_users) = facility.num_servers, facility.weight.shape
-    similarity = np.zeros((num_experts, num_users, num_servers, num_experts))
+    blocks = np.zeros((num_experts, num_users, num_servers, num_experts))
     for e in range(num_experts):
-        similarity[e, :, :, e] = facility.weight[e][:, None] * facility.gain[facility.model[e]]
-    similarity = similarity.reshape(num_experts * num_users, num_servers * num_experts)
+        blocks[e, :, :, e] = facility.weight[e][:, None] * facility.gain[facility.model[e]]
+    similarity = blocks.reshape(num_experts * num_users, num_servers * num_experts)
 
     def build() -> Any:
         return submodlib.FacilityLocationFunction(
@@ -168,11 +171,11 @@ def _submodlib(facility: Facility, budget: int, repeats: int, value: float, kern
         )
 
     def run() -> Any:
-        return function.maximize(
+        return objective.maximize(
             budget=budget, optimizer="LazyGreedy", stopIfZeroGain=False, stopIfNegativeGain=False, show_progress=False
         )
 
-    function = build()
+    objective: Any = build()
     built = clock(build, min(repeats, 3))
     cached = np.zeros(num_servers * num_experts, bool)
     cached[[item for item, _ in run()]] = True
@@ -206,7 +209,7 @@ def measure(options: argparse.Namespace) -> Row:
     ]
     goals = []
     for row in rows:
-        title = f"{row['solver']} on T"
+        title = f"{row['solver']} on {row['instance']}"
         goals.append(common.goal(f"{title}, whole call, median", GOAL_MS, 1e3 * row["whole"]["median_s"], "ms"))
         goals.append(common.goal(f"{title}, greedy alone, median", GOAL_MS, 1e3 * row["kernel"]["median_s"], "ms"))
         ratio = row["ratio"] if row["equal"] else None

@@ -16,9 +16,9 @@ from edgeopt.evaluation.benchmarks import common
 from edgeopt.evaluation.benchmarks.common import Row, percent, seconds
 from edgeopt.problems import ExpertCaching
 
-SIZE = {"num_servers": 50, "num_users": 2000, "num_models": 4, "num_layers": 10, "experts_per_layer": 500}
-QUICK = {"num_servers": 16, "num_users": 40, "num_models": 2, "num_layers": 2, "experts_per_layer": 20}
-WARM = {"num_users": 40, "num_models": 1, "num_layers": 2, "experts_per_layer": 10}  # with as many servers
+SIZE: Row = {"num_servers": 50, "num_users": 2000, "num_models": 4, "num_layers": 10, "experts_per_layer": 500}
+QUICK: Row = {"num_servers": 16, "num_users": 40, "num_models": 2, "num_layers": 2, "experts_per_layer": 20}
+WARM: Row = {"num_users": 40, "num_models": 1, "num_layers": 2, "experts_per_layer": 10}  # with as many servers
 GREEDY = ("greedy", "density-greedy")
 SOLVER = "lagrangian"
 CHECKPOINTS = (1 / 6, 1 / 2, 1.0)  # of the time limit

@@ -113,7 +113,7 @@ def run(part: Part, latency: str, limit: float, exact_limit: float | None) -> Ro
     """Run all solvers, the exact ones too if they have a limit; return the row with their gaps."""
     problem = part.problem(latency)
     solvers = common.available((*SOLVERS, *(EXACT if exact_limit else ())))
-    rows = []
+    rows: list[Row] = []
     for name in solvers:
         common.say(f"{part.name}, {latency}: {name}")
         exact = name in EXACT

@@ -110,4 +110,4 @@ def _round(
     for n in range(facility.num_servers):
         values = server_gradient(n, y, facility.weight, facility.gain, facility.model, order, rank)
         y[n] = mixture[int((mixture[:, n] @ values).argmax()), n]
-    return y > 0.5
+    return np.asarray(y > 0.5)

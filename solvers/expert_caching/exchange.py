@@ -113,7 +113,9 @@ def buckets(
     return np.concatenate([[0], np.cumsum([len(item) for item in lists])]), np.concatenate(lists)
 
 
-def deltas(units: NDArray[np.int64], group: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
+def deltas(
+    units: NDArray[np.int64], group: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Return the changes a server may make to its counts per size group, in CSR form: (first, group, up).
 
     Half of them are swaps within a group; the rest are small integer combinations that nearly keep the storage used.

@@ -64,7 +64,7 @@ class Facility:
             weight=weight,
             gain=problem.gain_s,
             model=problem.expert_model.astype(np.int64),
-            size=problem.expert_bytes,
+            size=np.array(problem.expert_bytes),
             capacity=np.array(problem.storage_bytes),
             units=units,
             capacity_units=capacity_units,
@@ -75,8 +75,8 @@ class Facility:
         """Return the same with bytes replaced by units where those are exact: capacities are then whole units too."""
         if not self.exact_units:
             return self
-        whole = {"size": self.units.astype(np.float64), "capacity": self.capacity_units.astype(np.float64)}
-        return dataclasses.replace(self, **whole)
+        size, capacity = self.units.astype(np.float64), self.capacity_units.astype(np.float64)
+        return dataclasses.replace(self, size=size, capacity=capacity)
 
     @staticmethod
     def units_are_exact(problem: ExpertCaching) -> bool:

@@ -45,9 +45,7 @@ class Finish:
     @classmethod
     def of(cls, facility: Facility, prices: Prices, columns: NearColumns) -> "Finish":
         """Return the finish from a dual point and the columns near it."""
-        loss = column_losses(
-            columns.first, columns.mask, columns.value, facility.size, prices.price, prices.value
-        )
+        loss = column_losses(columns.first, columns.mask, columns.value, facility.size, prices.price, prices.value)
         return cls(facility, prices, columns, np.maximum(loss, 0.0))
 
     def solve(self, run: Run[Placement], allowed: float, seconds: float, threads: int = 2) -> bool:

@@ -96,10 +96,12 @@ def start_prices(facility: Facility, cached: NDArray[np.bool_]) -> NDArray[np.fl
     """Return prices [N] to start from: each server's price of storage given what the others hold in a placement."""
     held = np.ascontiguousarray(cached.T)
     values = values_given_others(facility.weight, facility.gain, facility.model, held)
-    return np.array([
-        fractional_knapsack(values[:, n], facility.size, float(facility.capacity[n]))[1]
-        for n in range(facility.num_servers)
-    ])
+    return np.array(
+        [
+            fractional_knapsack(values[:, n], facility.size, float(facility.capacity[n]))[1]
+            for n in range(facility.num_servers)
+        ]
+    )
 
 
 class SubsetPricing:
@@ -146,9 +148,7 @@ class SubsetPricing:
         size = self.facility.size
         if (columns := self._columns) is None:
             return NearColumns(*near_columns(self._table, size, subset_prices(at.price), at.value, allowed))
-        return NearColumns(
-            *keep_columns(columns.first, columns.mask, columns.value, size, at.price, at.value, allowed)
-        )
+        return NearColumns(*keep_columns(columns.first, columns.mask, columns.value, size, at.price, at.value, allowed))
 
 
 class AscentPricing:
@@ -172,9 +172,7 @@ class AscentPricing:
         """Return the dual point at some prices [N]."""
         facility, held = self.facility, self._held
         improve_subsets(facility.weight, facility.gain, facility.model, facility.size, price, held, 8)
-        value = ascent_bounds(
-            facility.weight, facility.gain, self._order, facility.model, facility.size, price, held
-        )
+        value = ascent_bounds(facility.weight, facility.gain, self._order, facility.model, facility.size, price, held)
         bound = float(value.sum() + price @ facility.capacity)
         return Prices(price, bound, value, np.ascontiguousarray(held.T))
 
