@@ -221,6 +221,8 @@ class Run(Generic[S]):
     def offer(self, solution: S, objective: float | None = None) -> bool:
         """Report a feasible solution; keep it if it is better than the incumbent, and return whether it is."""
         value = self.problem.objective(solution) if objective is None else float(objective)
+        if math.isnan(value):  # it would compare as neither better nor worse than anything
+            raise SolverError(f"{self._solver.name} reported a solution with objective nan")
         if self.objective is not None and self._sign * (value - self.objective) <= 0:
             return False
         self.solution, self.objective = solution, value

@@ -332,7 +332,7 @@ class ExpertCaching(Problem):
 
     def _base_latency(self, m: int, device: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Return [U, E_m]: seconds per expert with no edge cache."""
-        return np.where(device, self.device_latency_s[m][:, None], self.cloud_latency_s[m][:, None])
+        return np.asarray(np.where(device, self.device_latency_s[m][:, None], self.cloud_latency_s[m][:, None]))
 
     def _layer_latency(self, m: int, latency: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return [U]: expected seconds per token over all layers when expert e takes user u ``latency[u, e]``."""

@@ -352,6 +352,12 @@ def test_a_wrong_objective_is_caught():
     assert "reported objective 5.0, the problem says 4.0" in result.message
 
 
+def test_an_objective_that_is_no_number_is_caught():
+    """NaN is neither better nor worse than anything, so it must not become the incumbent."""
+    with pytest.raises(SolverError, match="scripted reported a solution with objective nan"):
+        play(lambda run: run.offer(Number(1.0), objective=math.nan))
+
+
 def test_an_infeasible_solution_is_caught():
     """A solution that violates a constraint is an error, never optimal, and takes no bound with it."""
 

@@ -102,7 +102,7 @@ def restrict(trace: RoutingTrace, users: int | None, layers: int | None, experts
         num_experts=kept.size,
         set_user=trace.set_user[keep],
         set_layer=trace.set_layer[keep],
-        set_experts=np.searchsorted(kept, trace.set_experts[keep]),
+        set_experts=np.searchsorted(kept, trace.set_experts[keep]).astype(np.int32),
         set_count=trace.set_count[keep],
         tokens_per_user=tokens,
         meta=meta,

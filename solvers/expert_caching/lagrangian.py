@@ -26,6 +26,7 @@ from edgeopt.solvers.expert_caching.successive import respond, sweep
 from edgeopt.solvers.kernels.facility import best_of
 
 SPREAD = (1.0, 0.5, 2.0)  # how wide the exchange search looks, in turn
+PATIENCE = 12  # exchange rounds without a better placement before it is given up
 FINISH_FIRST = 3000  # columns up to which branch and bound comes before exchange
 
 
@@ -65,7 +66,7 @@ class Lagrangian:
     max_steps: int = 400
     rounds: int = 30
     finish_seconds: float = 20.0
-    finish_columns: int = 12_000
+    finish_columns: int = 60_000
     search_work: float = 4e9
 
     name: ClassVar[str] = "lagrangian"
@@ -129,19 +130,21 @@ class Lagrangian:
     def _close_columns(self, run: Run[Placement], facility: Facility, pricing: Pricing, prices: Prices) -> bool:
         """Exchange search and branch and bound over the columns that are left."""
         rng = stream(run.seed, self.name)
-        finished = self.finish_seconds == 0
+        finished, stale, best = self.finish_seconds == 0, 0, _value(run)
         for k in range(self.rounds + 1):
             columns = pricing.near(prices, _gap(run, prices))
             if columns is None or run.stopped():
                 return False
-            last = k == self.rounds
+            last = k == self.rounds or stale == PATIENCE
             if not finished and columns.mask.size <= (self.finish_columns if last else FINISH_FIRST):
                 finished = True
                 finish = Finish.of(facility, prices, columns)
                 if facility.exact_units and finish.solve(run, _gap(run, prices), self.finish_seconds):
                     return True
-            elif not last:
-                exchange_round(run, facility, columns, prices, rng, SPREAD[k % len(SPREAD)])
+            if last:
+                break
+            exchange_round(run, facility, columns, prices, rng, SPREAD[k % len(SPREAD)])
+            stale, best = (0, _value(run)) if _value(run) > best else (stale + 1, best)
         return False
 
     def _search_true_objective(

@@ -18,6 +18,7 @@ CHUNK = 5_000_000  # work units between two looks at the clock: rows and sets vi
 EXCHANGES, MOVES, DROPS = 0.3, 0.05, 0.03  # shares of the proposals; the rest are swaps at one server
 PROPOSAL = 15  # work units of a proposal besides the rows it visits
 MAX_PROPOSALS = 2000  # per (server, expert) pair and annealing: small problems are done long before `work`
+WARMER = (1.0, 5.0)  # factors of the first temperature, round by round
 HOT, COLD = 0.1, 0.003  # temperatures in medians of what dropping a cached expert loses
 
 
@@ -141,7 +142,7 @@ def _exchange_places(order: Ints, position: Ints, n: int, expert: int, at: int) 
 
 
 def improve(
-    run: Run[Placement], groups: Groups, cached: Bools, *, work: float = 4e9, rounds: int = 1, hot: float = HOT,
+    run: Run[Placement], groups: Groups, cached: Bools, *, work: float = 4e9, rounds: int = 4, hot: float = HOT,
     cold: float = COLD,
 ) -> Bools:  # fmt: skip
     """Return a placement at least as good as the given one, found by local search on the true objective.
@@ -156,19 +157,22 @@ def improve(
     run : the run to report to.
     groups : the problem's groups, without a surrogate.
     cached : bool [N, E], a placement that fits.
-    work : rows and members of sets to visit, over all rounds; a second is about 1e8 of them. Small problems stop
-        earlier, after 2,000 proposals per pair of server and expert and round.
-    rounds : how often to anneal.
+    work : rows and members of sets to visit, over all rounds; a second is about 1e8 of them.
+    rounds : how often to anneal at most, from warmer and cooler starts. A round ends after 2,000 proposals per pair
+        of server and expert, so small problems see all rounds, and large ones spend all work on the first.
     hot, cold : temperatures in medians of what dropping a cached expert loses.
     """
     best = descend(run, groups, np.array(cached, order="C"))
     rng = stream(run.seed, "local-search")
     rows = int(np.diff(groups.row_first).max())
     most = MAX_PROPOSALS * best.size * (PROPOSAL + 2 * rows)
-    for _ in range(rounds):
-        if run.stopped():
+    left = int(work)
+    for k in range(rounds):
+        now = min(left, most)
+        if run.stopped() or now <= 0:
             break
-        found = _anneal(run, groups, best, rng, int(min(work / rounds, most)), hot, cold)
+        left -= now
+        found = _anneal(run, groups, best, rng, now, hot * WARMER[k % len(WARMER)], cold)
         if found is not None:
             best = descend(run, groups, found)
     return best

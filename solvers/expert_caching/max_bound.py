@@ -36,6 +36,7 @@ BoundOf = Callable[[Facility], tuple[float, Floats]]
 """Takes a facility; returns an upper bound on its optimum and a fractional placement [N, E] that nearly attains it."""
 
 MAX_SLOTS = 1 << 25  # most entries of the scores; beyond, shares stay equal
+SMALL_TABLE = 1 << 17  # below, numpy is faster than starting threads
 MAX_SERVERS = 12  # up to so many, all subsets of servers are priced
 
 
@@ -120,6 +121,14 @@ def best_masks(table: Floats, size: Floats, price: Floats) -> tuple[Floats, Ints
             if net > value[e]:
                 value[e], choice[e] = net, mask
     return value, choice
+
+
+def _best_masks(table: Floats, size: Floats, price: Floats) -> tuple[Floats, Ints]:
+    if table.size > SMALL_TABLE:
+        return best_masks(table, size, price)
+    net = table - np.outer(size, price)
+    choice = net.argmax(axis=1)
+    return net[np.arange(choice.size), choice], choice
 
 
 class Shares:
@@ -213,7 +222,7 @@ class PriceBound:
         price, best, mean = self.price, np.inf, np.zeros((capacity.size, size.size))
         direction, stale = np.zeros_like(price), 0
         for step in range(self.steps):
-            value, choice = best_masks(table, size, bits @ price)
+            value, choice = _best_masks(table, size, bits @ price)
             bound = float(value.sum() + price @ capacity)
             picked = bits[choice]
             mean += (0.2 if step else 1.0) * (picked.T - mean)
@@ -260,7 +269,7 @@ def bound_max(
         bound, placement = bound_of(shares.facility())
         best = min(best, bound)
         run.tighten(bound)
-        if problem.is_modular_per_set or not run.step():
+        if problem.is_modular_per_set or run.gap < 1e-9 or not run.step():
             break
         shares.update(placement, rate / np.sqrt(t))
     return best

@@ -54,7 +54,7 @@ class MaxConvolution:
     surrogates : values of lam to start from besides the true objective, for ``max`` and ``mix``.
     max_sweeps : best-response sweeps after each first pass.
     search_work : rows and sets that the local search visits for ``max`` and ``mix``; about 1e8 a second. 0: none.
-    search_rounds : annealing rounds it is spread over.
+    search_rounds : annealing rounds at most; large problems spend all work on the first.
     bound_steps : choices of shares tried for the bound of ``max`` and ``mix``, see `max_bound`; 0: only `certify`.
     """
 
@@ -62,7 +62,7 @@ class MaxConvolution:
     surrogates: tuple[float, ...] = (0.5, 0.1, 1e-3)
     max_sweeps: int = 20
     search_work: float = 3e8
-    search_rounds: int = 1
+    search_rounds: int = 4
     bound_steps: int = 30
 
     name: ClassVar[str] = "max-convolution"

@@ -21,6 +21,7 @@ from edgeopt.solvers.kernels.subsets import (
 
 MAX_TABLE = 1 << 26  # entries of a table of subsets: half a gigabyte
 MAX_WORK = 2e11  # multiplications to fill it
+MOVES = 3  # changes of an expert's subset per dual step
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -171,7 +172,7 @@ class AscentPricing:
     def evaluate(self, price: NDArray[np.float64]) -> Prices:
         """Return the dual point at some prices [N]."""
         facility, held = self.facility, self._held
-        improve_subsets(facility.weight, facility.gain, facility.model, facility.size, price, held, 8)
+        improve_subsets(facility.weight, facility.gain, facility.model, facility.size, price, held, MOVES)
         value = ascent_bounds(facility.weight, facility.gain, self._order, facility.model, facility.size, price, held)
         bound = float(value.sum() + price @ facility.capacity)
         return Prices(price, bound, value, np.ascontiguousarray(held.T))

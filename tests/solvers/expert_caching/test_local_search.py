@@ -65,7 +65,7 @@ def test_finds_the_optimum_of_tiny_instances(tiny: Instance) -> None:
     problem = tiny.problem
     start = np.zeros((problem.num_servers, problem.num_experts), bool)
     with run_on(problem) as run:
-        found = improve(run, Groups(problem), random_placement(problem, np.random.default_rng(0)), work=1e6)
+        found = improve(run, Groups(problem), random_placement(problem, np.random.default_rng(0)), work=4e6)
     assert problem.objective(Placement(found)) >= 0.99 * tiny.optimum - 1e-12
     assert not start.any()
 
@@ -85,7 +85,7 @@ def test_limits_stop_it() -> None:
     problem = random_problem(
         np.random.default_rng(0), num_servers=3, num_users=6, experts=(12,), top_k=2, latency="max"
     )
-    with run_on(problem, stop=MaxIterations(2)) as run:
+    with run_on(problem, stop=MaxIterations(1)) as run:
         improve(run, Groups(problem), random_placement(problem, np.random.default_rng(1)), work=1e9)
     result = run.result()
     assert result.limit is Limit.ITERATION

@@ -1,0 +1,233 @@
+"""The documentation says what the code does: names, solvers, guarantees, examples, links, packages."""
+
+import importlib
+import inspect
+import re
+import runpy
+import subprocess
+import sys
+import tomllib
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import edgeopt
+from edgeopt import evaluation, problems, solvers
+from edgeopt.evaluation.listing import describe_solver
+from edgeopt.problems import PROBLEMS
+from edgeopt.solvers import expert_caching, solvers_of
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.glob("*.md"))]
+HEAVY = ("torch", "cvxpy", "ortools", "highspy", "pandas", "matplotlib", "numba", "distributed")
+
+pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="an installed package has no documentation beside it")
+
+
+def text(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def code_blocks(page: str, language: str = "python") -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+
+
+# --- solvers and guarantees ---------------------------------------------------------------------------------------
+
+
+def solver_rows(name: str) -> list[list[str]]:
+    """Return the cells of the table of solvers of a page."""
+    after = text(name).split("<!-- solvers:", 1)[1].splitlines()
+    table = [line for line in after if line.startswith("| `")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/choose-a-caching-solver.md"])
+def test_solver_tables(page: str):
+    """The tables list exactly the registered solvers, in their order, with the guarantee that each one states."""
+    stated = [(row[0].strip("`"), row[1]) for row in solver_rows(page)]
+    registered = [(solver.name, str(solver.guarantee)) for kind in PROBLEMS for solver in solvers_of(kind.kind)]
+    assert stated == registered, f"{page}: the table should have the rows {registered}"
+
+
+def test_every_solver_says_how_long_it_takes():
+    """The guide has a time for every solver whose docstring states a complexity."""
+    for name, _, time, supports in solver_rows("docs/choose-a-caching-solver.md"):
+        solver = solvers.get_solver("expert-caching", name.strip("`"))
+        assert supports
+        assert ("O(" in time) == bool(describe_solver("expert-caching", solver)["complexity"]), name
+
+
+# --- the reference ------------------------------------------------------------------------------------------------
+
+
+def public_names(module: types.ModuleType) -> Iterator[str]:
+    """Yield what a module re-exports (``import x as x``) or defines itself."""
+    source = Path(str(module.__file__)).read_text(encoding="utf-8")
+    exported = set(re.findall(r"import (\w+) as \1\b", source))
+    for name in sorted(exported | set(vars(module))):
+        value = getattr(module, name)
+        own = inspect.isroutine(value) and value.__module__ == module.__name__
+        constant = name.isupper() and name != "TYPE_CHECKING"
+        if not name.startswith("_") and not inspect.ismodule(value) and (name in exported or own or constant):
+            yield name
+
+
+@pytest.mark.parametrize("module", [edgeopt, problems, solvers, expert_caching, evaluation])
+def test_the_reference_has_every_public_name(module: types.ModuleType):
+    """Every public name is on the API page, under this module's name or that of the module that defines it."""
+    directives = set(re.findall(r"^::: ([\w.]+)$", text("docs/api.md"), re.MULTILINE))
+    names = [name for name in public_names(module) if (module, name) != (problems, "load")]  # it is edgeopt.load
+    assert names
+    missing = [name for name in names if not any(_covers(module, name, directive) for directive in directives)]
+    assert not missing, f"docs/api.md lacks {missing} of {module.__name__}"
+
+
+def _covers(module: types.ModuleType, name: str, directive: str) -> bool:
+    own = f"{getattr(getattr(module, name), '__module__', module.__name__)}.{name}"
+    return directive in (f"{module.__name__}.{name}", own)
+
+
+def test_the_reference_has_nothing_else():
+    """Every name on the API page exists."""
+    for directive in re.findall(r"^::: ([\w.]+)$", text("docs/api.md"), re.MULTILINE):
+        module, _, name = directive.rpartition(".")
+        assert hasattr(importlib.import_module(module), name), directive
+
+
+# --- examples -----------------------------------------------------------------------------------------------------
+
+EXAMPLES = ["README.md", *(f"docs/{page.name}" for page in sorted(DOCS.glob("*.md")) if page.name != "add-a-solver.md")]
+
+
+@pytest.mark.parametrize("page", [page for page in EXAMPLES if code_blocks(text(page))])
+def test_examples_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The Python blocks of a page run one after another, with short time limits."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(edgeopt, "solve", _hurried(edgeopt.solve))
+    module = {"__name__": "example"}
+    for block in code_blocks(text(page)):
+        exec(compile(block, page, "exec"), module)  # noqa: S102 - our own pages
+
+
+def _hurried(solve: Any) -> Any:
+    def hurried(*arguments: Any, time_limit: float = 1.0, **options: Any) -> Any:
+        return solve(*arguments, time_limit=min(1.0, time_limit), **options).raise_for_status()
+
+    return hurried
+
+
+def test_the_solver_of_the_guide_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The solver of `add-a-solver` is a file of its own; it solves, keeps limits, repeats, and stays under fifty lines."""
+    solver, use = code_blocks(text("docs/add-a-solver.md"))[:2]
+    assert solver.count("\n") <= 50
+    (tmp_path / "swap_search.py").write_text(solver)
+    (tmp_path / "use.py").write_text(use)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        made = runpy.run_path(str(tmp_path / "use.py"))
+        problem, result, mine = made["problem"], made["result"], made["SwapSearch"](proposals=200)
+        assert result.status in ("feasible", "optimal")
+        assert set(made["frame"]["status"]) <= {"feasible", "optimal"}
+        assert edgeopt.solve(problem, mine, seed=7).solution == result.solution
+        assert edgeopt.solve(problem, mine, time_limit=0).limit == "time"
+        warm = edgeopt.solve(problem, mine, initial_solution=edgeopt.solve(problem, "greedy").solution)
+        assert warm.objective >= edgeopt.solve(problem, "greedy").objective
+    finally:
+        sys.modules.pop("swap_search", None)
+
+
+def test_shell_examples_name_what_exists():
+    """Commands in the documentation use options that exist, and targets that the Makefile has."""
+    from typer.main import get_command
+
+    from edgeopt.cli import app
+
+    top: Any = get_command(app)
+    generate = top.commands["generate"]
+    commands = top.commands | {f"generate {name}": command for name, command in generate.commands.items()}
+    targets = set(re.findall(r"^([a-z-]+):", text("Makefile"), re.MULTILINE))
+    for page in PAGES:
+        content = page.read_text(encoding="utf-8")
+        shell = [line for block in code_blocks(content, "sh") for line in block.splitlines()]
+        shell += re.findall(r"`((?:edgeopt|make) [^`]+)`", content)
+        for line in shell:
+            words = line.split("#")[0].split()
+            if words[:1] == ["make"] and len(words) > 1 and words[1].isidentifier():
+                assert words[1] in targets, f"{page.name}: {line}"
+            if words[:1] == ["edgeopt"] and words[1:2] and words[1] in top.commands:
+                name = " ".join(words[1:3]) if words[1] == "generate" else words[1]
+                known = {option for parameter in commands.get(name, generate).params for option in parameter.opts}
+                used = {word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+                assert used <= known | {"--help", "--debug"}, f"{page.name}: {line}"
+
+
+# --- links and layout ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_internal_links(page: Path):
+    """Every relative link leads to a file, and its anchor to a heading (or, on the API page, to a name)."""
+    content = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)\s]+)\)", content):
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        there = (page.parent / file).resolve() if file else page
+        assert there.exists(), f"{page.name}: {target}"
+        assert ROOT in (there, *there.parents), f"{page.name}: {target} leads out of the project"
+        if anchor and there.name == "api.md":
+            assert f"::: {anchor}\n" in text("docs/api.md"), f"{page.name}: {target}"
+        elif anchor:
+            assert anchor in _anchors(there), f"{page.name}: {target}"
+
+
+def _anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
+
+
+def test_navigation_has_every_page():
+    """Every page of docs/ is in the navigation, and nothing else."""
+    listed = re.findall(r": ([\w-]+\.md)$", text("mkdocs.yml"), re.MULTILINE)
+    assert sorted(listed) == [page.name for page in sorted(DOCS.glob("*.md"))]
+
+
+def test_pages_load_nothing_from_elsewhere():
+    """No page and no setting pulls fonts, scripts or pictures from another site."""
+    for name in ("mkdocs.yml", *(f"docs/{page.name}" for page in DOCS.glob("*.md")), "docs/extra.css"):
+        assert not re.search(r"<script|!\[[^\]]*\]\(http|@import|url\(|cdn", text(name)), name
+    assert "font: false" in text("mkdocs.yml")
+
+
+def test_packages_are_all_listed():
+    """`packages` in pyproject.toml is the tree of packages: a missing one would be missing from every wheel."""
+    setup = tomllib.loads(text("pyproject.toml"))["tool"]["setuptools"]
+    found = {"edgeopt"}
+    for name in ("edgeopt", "problems", "solvers", "evaluation"):
+        for file in (ROOT / name).rglob("__init__.py"):
+            inner = file.parent.relative_to(ROOT).parts
+            found.add(".".join(inner if name == "edgeopt" else ("edgeopt", *inner)))
+    assert sorted(setup["packages"]) == sorted(found)
+    assert set(setup["package-dir"].values()) == {"edgeopt", "problems", "solvers", "evaluation"}
+
+
+def test_import_is_light():
+    """`import edgeopt` loads no back end, no compiler, no data frames and no pictures."""
+    code = f"import sys, edgeopt; print([name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_changelog_headings():
+    """The changelog has this version, and only the fixed headings."""
+    headings = set(re.findall(r"^### (.+)$", text("CHANGELOG.md"), re.MULTILINE))
+    assert headings <= {"Added", "Changed", "Fixed", "Removed"}
+    version = tomllib.loads(text("pyproject.toml"))["project"]["version"]
+    assert f"## {version}" in text("CHANGELOG.md")
+    assert f"\nversion: {version}\n" in text("CITATION.cff")
