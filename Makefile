@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 VENV_PEERS ?= .venv-peers
 
-INSTANCE ?= $(if $(wildcard evaluation/library/traces-switch32.json),traces-switch32,facility-small)
+INSTANCE ?= traces-switch32
 TIME_LIMIT ?= 10
 JOBS ?= 2
 OUT ?= out/run

@@ -43,14 +43,13 @@ def main() -> None:
 def draw_documentation(out: Path) -> None:
     """Draw what the README and the pages show: ten servers, the routing of a Top-1 model with 32 experts per layer."""
     network = EdgeNetwork.random(num_servers=10, num_devices=100, seed=0)
-    problem = ExpertCaching.from_traces(bundled_trace("switch32"), network, storage=0.1)
+    problem = ExpertCaching.from_traces(bundled_trace("switch32"), network, storage=0.05)
     names = [solver.name for solver in solvers_of(problem.kind) if solver.name not in BASELINES]
     with tempfile.TemporaryDirectory() as folder:
         rows, _ = comparison_rows({"switch32": problem}, names, time_limit=TIME_LIMIT, jobs=2, out=folder)
     save(plot_bounds(solved(rows)), out / "bounds.png")
     save(plot_gap_against_time(solved(rows)), out / "gap-against-time.png")
-    save(plot_network(network), out / "network.png")
-    draw_best(problem, rows, out / "placement.png")
+    save(plot_network(network), out / "network.png", dpi=90)
 
 
 def draw_comparison(folder: Path, out: Path) -> None:
@@ -77,9 +76,9 @@ def solved(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in rows if row["feasible"] and row.get("solution")]
 
 
-def save(axes: Any, path: Path) -> None:
+def save(axes: Any, path: Path, dpi: int = 150) -> None:
     """Write the picture without its time of making, so that equal pictures are equal files."""
-    axes.get_figure(root=True).savefig(path, dpi=150, metadata={"Software": None})
+    axes.get_figure(root=True).savefig(path, dpi=dpi, metadata={"Software": None})
     print(f"wrote {path}")
 
 

@@ -1,6 +1,7 @@
 """`solve`, what a solver is, and the `Run` that a solver reports to."""
 
 import dataclasses
+import functools
 import importlib.metadata
 import logging
 import math
@@ -321,6 +322,11 @@ class Run(Generic[S]):
 
 def versions() -> dict[str, str]:
     """Return the versions of Python, edgeopt and the packages results depend on."""
+    return dict(_versions())
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in ("edgeopt", "numpy", "scipy", "numba", "highspy", "ortools"):
         try:

@@ -55,7 +55,7 @@ class RoutedModel:
 
     def __post_init__(self) -> None:
         layer = int_array("expert_layer", self.expert_layer, (None,), low=0)
-        steps = np.diff(layer, prepend=0)
+        steps = np.diff(layer, prepend=-1)
         if layer.size == 0:
             raise InvalidProblemError("expert_layer: expected at least one expert")
         if (bad := np.flatnonzero((steps < 0) | (steps > 1))).size:

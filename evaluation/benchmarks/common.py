@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numba
 from rich.console import Console
 from rich.table import Table
 
@@ -188,8 +189,8 @@ def factor(row: Row) -> str:
 
 
 def facts() -> Row:
-    """Return processor, cores and versions."""
-    return {"machine": machine(), "versions": versions()}
+    """Return processor, cores, threads of the kernels, and versions."""
+    return {"machine": machine() | {"threads": numba.get_num_threads()}, "versions": versions()}
 
 
 def say(text: str) -> None:
@@ -222,7 +223,10 @@ def show_facts(report: Row, console: Console) -> None:
     """Print the machine and the versions."""
     where = report["machine"]
     packages = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    console.print(f"{where['cpu']}, {where['cores']} cores, {where['system']}; {packages}", highlight=False)
+    console.print(
+        f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads, {where['system']}; {packages}",
+        highlight=False,
+    )
 
 
 def show_table(console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -19,7 +19,7 @@ def minimise_dual(
     pricing: Pricing,
     price: NDArray[np.float64],
     max_steps: int,
-    on_step: Callable[[int, Prices], float | None],
+    on_step: Callable[[int, Prices, Prices], float | None],
 ) -> Prices:
     """Return the best dual point found by a deflected subgradient method with Polyak steps.
 
@@ -28,14 +28,14 @@ def minimise_dual(
     facility, pricing : the problem and how its subproblem is solved.
     price : float64 [N], where to start.
     max_steps : most steps.
-    on_step : called before each step with its number and the best point so far; returns the value of the best known
-        placement, or None to stop.
+    on_step : called before each step with its number, the present point and the best so far; returns the value of the
+        best known placement, or None to stop.
     """
     now = best = pricing.evaluate(price)
     direction = np.zeros_like(price)
     scale, stale = 1.0, 0
     for step in range(1, max_steps + 1):
-        lower = on_step(step, best)
+        lower = on_step(step, now, best)
         if lower is None or scale < SMALLEST_STEP:
             break
         slack = facility.capacity - now.choice @ facility.size

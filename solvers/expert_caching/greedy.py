@@ -146,16 +146,12 @@ def _plain_greedy(
 
 
 def _best_singletons(facility: Facility) -> NDArray[np.bool_]:
-    """Return the placement that caches at each server in turn the single expert that adds the most."""
+    """Return the placement that caches at each server the single expert that is worth most there by itself."""
     cached = np.zeros((facility.num_servers, facility.num_experts), bool)
-    best = np.zeros_like(facility.weight)
-    for n in range(facility.num_servers):
-        values = marginals(facility.weight, facility.gain, facility.model, best)[:, n]
-        values[facility.size > facility.capacity[n]] = 0.0
-        e = int(values.argmax())
-        if values[e] > 0:
-            cached[n, e] = True
-            np.maximum(best[e], facility.gain[facility.model[e], :, n], out=best[e])
+    values = marginals(facility.weight, facility.gain, facility.model, np.zeros_like(facility.weight)).T
+    values = np.where(facility.size <= facility.capacity[:, None], values, 0.0)
+    servers = np.flatnonzero(values.max(axis=1) > 0)
+    cached[servers, values[servers].argmax(axis=1)] = True
     return cached
 
 

@@ -19,8 +19,8 @@ from edgeopt.solvers.expert_caching.facility import Facility
 from edgeopt.solvers.expert_caching.finish import Finish
 from edgeopt.solvers.expert_caching.greedy import greedy_placement
 from edgeopt.solvers.expert_caching.groups import Groups
-from edgeopt.solvers.expert_caching.local_search import improve
 from edgeopt.solvers.expert_caching.max_bound import bound_max
+from edgeopt.solvers.expert_caching.max_convolution import MaxConvolution
 from edgeopt.solvers.expert_caching.pricing import AscentPricing, Prices, Pricing, pricing_for, start_prices
 from edgeopt.solvers.expert_caching.successive import respond, sweep
 from edgeopt.solvers.kernels.facility import best_of
@@ -46,10 +46,10 @@ class Lagrangian:
     they are few.
 
     Guarantee: none beforehand; the bound certifies each result, and small instances are solved to proven optimality.
-    Subsets are tabulated up to about 15 servers (O(E U 2^N) once, then O(columns) per step). Beyond, they come from local
+    Subsets are tabulated up to about 15 servers (O(E (U N^2 + N 2^N)) once, then O(columns) per step). Beyond, they come from local
     search and the bound from dual ascent (Erlenkotter 1978), O(E U N) per step, and steps 3 to 5 are replaced by
-    best-response sweeps. For ``max`` and ``mix`` with K >= 2 the relaxation guides the start, then local search works on
-    the true objective and the bound shares each set's saving out among its experts (`max_bound`).
+    best-response sweeps. For ``max`` and ``mix`` with K >= 2 the relaxation of the sum surrogate gives a start, the search of `MaxConvolution`
+    works on the true objective, and the bound shares each set's saving out among its experts (`max_bound`).
 
     Sources: Geoffrion 1974 (relaxation), Dyer 1980 and others (fixing by reduced cost); combination and exchange
     search ours. One iteration is one dual step, one server's knapsack, 20,000 exchange proposals, or one report of HiGHS.
@@ -61,19 +61,21 @@ class Lagrangian:
     finish_seconds : time for branch and bound; 0 leaves it out. The only part that looks at the clock.
     finish_columns : most columns to branch and bound over.
     search_work : rows and sets to visit in the local search for ``max`` and ``mix``.
+    bound_steps : choices of shares to try for the bound of ``max`` and ``mix``.
     """
 
     max_steps: int = 400
     rounds: int = 30
     finish_seconds: float = 20.0
     finish_columns: int = 60_000
-    search_work: float = 4e9
+    search_work: float = 6e8
+    bound_steps: int = 100
 
     name: ClassVar[str] = "lagrangian"
     guarantee: ClassVar[Guarantee] = Heuristic("certifies each result by its own bound")
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "rounds", "finish_seconds", "finish_columns", "search_work"):
+        for name in ("max_steps", "rounds", "finish_seconds", "finish_columns", "search_work", "bound_steps"):
             if not getattr(self, name) >= 0:
                 raise EdgeOptError(f"{name} = {getattr(self, name)}: expected a number >= 0")
 
@@ -109,7 +111,7 @@ class Lagrangian:
         if isinstance(pricing, AscentPricing):
             pricing.start_from(start)
 
-        def on_step(step: int, best: Prices) -> float | None:
+        def on_step(step: int, _: Prices, best: Prices) -> float | None:
             run.tighten(best.bound)
             if step % pricing.round_every == 0:
                 run.offer(Placement(_round_down(run, facility, best.choice)))
@@ -160,10 +162,10 @@ class Lagrangian:
             facility, pricing, start_prices(facility, start), self.max_steps, lambda *_: lower if run.step() else None
         )
         run.offer(Placement(_round_down(run, facility, prices.choice)))
-        if run.solution is not None and not run.stopped():
-            improve(run, groups, np.array(run.solution.cached), work=self.search_work)
         if not run.stopped():
-            bound_max(run, groups)
+            MaxConvolution(surrogates=(), search_work=self.search_work).search(run, groups, run.options)
+        if not run.stopped():
+            bound_max(run, groups, iterations=self.bound_steps)
 
 
 def _round_down(run: Run[Placement], facility: Facility, choice: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -25,8 +25,10 @@ from numpy.typing import NDArray
 from edgeopt.jit import parallel_kernel
 from edgeopt.problems import ExpertCaching, Placement
 from edgeopt.solve import Run
+from edgeopt.solvers.expert_caching.dual import minimise_dual
 from edgeopt.solvers.expert_caching.facility import Facility, certificate
 from edgeopt.solvers.expert_caching.groups import Groups
+from edgeopt.solvers.expert_caching.pricing import Prices, SubsetPricing, start_prices
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -36,7 +38,6 @@ BoundOf = Callable[[Facility], tuple[float, Floats]]
 """Takes a facility; returns an upper bound on its optimum and a fractional placement [N, E] that nearly attains it."""
 
 MAX_SLOTS = 1 << 25  # most entries of the scores; beyond, shares stay equal
-SMALL_TABLE = 1 << 17  # below, numpy is faster than starting threads
 MAX_SERVERS = 12  # up to so many, all subsets of servers are priced
 
 
@@ -70,65 +71,6 @@ def share_out(
                     total += score[slots[j], k]
                 for j in range(count):
                     shares[slots[j], k] += entry_probability[t] * (score[slots[j], k] / total)
-
-
-@parallel_kernel
-def subset_values(weight: Floats, gain: Floats, model: Ints) -> Floats:
-    """Return [E, 2^N]: the value of every set of servers for each expert, O(E (U N^2 + N 2^N)), gain [M, U, N]."""
-    num_experts, num_users = weight.shape
-    num_servers = gain.shape[2]
-    table = np.zeros((num_experts, 1 << num_servers))
-    full = (1 << num_servers) - 1
-    for e in prange(num_experts):
-        row = table[e]
-        order = np.empty(num_servers, np.int64)
-        for u in range(num_users):
-            w, own = weight[e, u], gain[model[e], u]
-            if w <= 0.0:
-                continue
-            for n in range(num_servers):  # insertion sort by falling gain
-                j = n
-                while j > 0 and own[order[j - 1]] < own[n]:
-                    order[j] = order[j - 1]
-                    j -= 1
-                order[j] = n
-            prefix = 0
-            for j in range(num_servers):
-                prefix |= 1 << order[j]
-                following = own[order[j + 1]] if j + 1 < num_servers else 0.0
-                row[prefix] += w * (own[order[j]] - following)  # saved unless all of the prefix is missing
-        bits = 1
-        while bits <= full:  # row[mask] = sum over the prefixes inside mask
-            for mask in range(full + 1):
-                if mask & bits:
-                    row[mask] += row[mask ^ bits]
-            bits *= 2
-        total = row[full]
-        for mask in range((full + 1) // 2):
-            lost = row[full ^ mask]
-            row[full ^ mask] = total - row[mask]
-            row[mask] = total - lost
-    return table
-
-
-@parallel_kernel
-def best_masks(table: Floats, size: Floats, price: Floats) -> tuple[Floats, Ints]:
-    """Return the largest value less size times price [2^N] of every expert, and its set of servers."""
-    value, choice = np.zeros(table.shape[0]), np.zeros(table.shape[0], np.int64)
-    for e in prange(table.shape[0]):
-        for mask in range(table.shape[1]):
-            net = table[e, mask] - size[e] * price[mask]
-            if net > value[e]:
-                value[e], choice[e] = net, mask
-    return value, choice
-
-
-def _best_masks(table: Floats, size: Floats, price: Floats) -> tuple[Floats, Ints]:
-    if table.size > SMALL_TABLE:
-        return best_masks(table, size, price)
-    net = table - np.outer(size, price)
-    choice = net.argmax(axis=1)
-    return net[np.arange(choice.size), choice], choice
 
 
 class Shares:
@@ -207,40 +149,20 @@ class PriceBound:
     steps: int = 30
     target: float = 0.0
     price: Floats | None = field(default=None, init=False)
-    scale: float = field(default=1.0, init=False)
 
     def __call__(self, facility: Facility) -> tuple[float, Floats]:
         """Return the best bound and the placement averaged over the steps."""
-        table = subset_values(facility.weight, np.ascontiguousarray(facility.gain), facility.model)
-        exact = facility.exact_units
-        size = facility.units.astype(np.float64) if exact else facility.size
-        capacity = facility.capacity_units.astype(np.float64) if exact else facility.capacity
-        bits = (np.arange(table.shape[1])[:, None] >> np.arange(facility.num_servers) & 1).astype(np.float64)
-        if self.price is None:
-            self.price = np.full(capacity.size, 0.3 * table[:, -1].sum() / max(1e-300, float(capacity.sum())))
-        self.scale = max(self.scale, 0.2)
-        price, best, mean = self.price, np.inf, np.zeros((capacity.size, size.size))
-        direction, stale = np.zeros_like(price), 0
-        for step in range(self.steps):
-            value, choice = _best_masks(table, size, bits @ price)
-            bound = float(value.sum() + price @ capacity)
-            picked = bits[choice]
-            mean += (0.2 if step else 1.0) * (picked.T - mean)
-            if bound < best:
-                stale = stale if bound > best - 1e-4 * abs(bound) else 0
-                best, self.price = bound, price
-            else:
-                stale += 1
-                if stale >= 5:
-                    self.scale, stale, price = max(1e-3, self.scale / 1.5), 0, self.price
-            slack = capacity - size @ picked
-            direction = slack + 0.5 * direction
-            direction[(price <= 0) & (direction > 0)] = 0.0
-            norm = float(direction @ direction)
-            if norm == 0.0:
-                break
-            price = np.maximum(0.0, price - self.scale * max(0.0, bound - self.target) / norm * direction)
-        return best, mean
+        facility = facility.in_units()
+        mean = np.zeros((facility.num_servers, facility.num_experts))
+
+        def average(step: int, now: Prices, best: Prices) -> float:
+            mean[:] += (0.2 if step > 1 else 1.0) * (now.choice - mean)
+            return self.target
+
+        start = start_prices(facility, mean > 0) if self.price is None else self.price
+        best = minimise_dual(facility, SubsetPricing(facility), start, self.steps, average)
+        self.price = best.price
+        return best.bound, mean
 
 
 def bound_max(

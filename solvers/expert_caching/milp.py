@@ -122,7 +122,7 @@ def lp_bound(problem: ExpertCaching) -> float:
     """Return the value of the linear relaxation: an upper bound on the optimum, for every K and latency.
 
     It is the bound of max sum w g z, z[u, n, e] <= x[n, e], sum over n of z <= 1 for K = 1 and ``sum``, with
-    x[n, e] = 0 where expert e does not fit server n.
+    x[n, e] = 0 where expert e does not fit server n and storage rounded down to whole units where sizes are whole.
     """
     model = build_model(problem, relaxed=True)
     highs = new_highs(model.lp, {})

@@ -15,12 +15,11 @@ from edgeopt.solvers.kernels.subsets import (
     keep_columns,
     masks_to_cached,
     near_columns,
-    subset_gains,
     subset_prices,
+    subset_values,
 )
 
 MAX_TABLE = 1 << 26  # entries of a table of subsets: half a gigabyte
-MAX_WORK = 2e11  # multiplications to fill it
 MOVES = 3  # changes of an expert's subset per dual step
 
 
@@ -87,8 +86,7 @@ class Pricing(Protocol):
 
 def pricing_for(facility: Facility) -> Pricing:
     """Return the exact pricing if its table is small enough, else the one by dual ascent."""
-    subsets = 2.0**facility.num_servers
-    if facility.num_experts * subsets <= MAX_TABLE and facility.weight.size * subsets <= MAX_WORK:
+    if facility.num_experts * 2.0**facility.num_servers <= MAX_TABLE:
         return SubsetPricing(facility)
     return AscentPricing(facility)
 
@@ -108,7 +106,7 @@ def start_prices(facility: Facility, cached: NDArray[np.bool_]) -> NDArray[np.fl
 class SubsetPricing:
     """All 2^N subsets of servers, tabulated once: exact, for up to about 15 servers.
 
-    The table [E, 2^N] is one matrix product. `restrict` drops the columns that no better placement can use, so that
+    The table [E, 2^N] takes O(E (U N^2 + N 2^N)). `restrict` drops the columns that no better placement can use, so that
     later evaluations touch a few thousand entries instead of millions.
     """
 
@@ -116,10 +114,7 @@ class SubsetPricing:
 
     def __init__(self, facility: Facility) -> None:
         self.facility = facility
-        self._table = np.empty((facility.num_experts, 1 << facility.num_servers))
-        for m in range(facility.gain.shape[0]):
-            of_model = facility.model == m
-            self._table[of_model] = facility.weight[of_model] @ subset_gains(facility.gain[m])
+        self._table = subset_values(facility.weight, facility.gain, facility.model)
         self._columns: NearColumns | None = None
 
     def evaluate(self, price: NDArray[np.float64]) -> Prices:

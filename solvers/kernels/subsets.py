@@ -14,16 +14,42 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
-@kernel
-def subset_gains(gain: Floats) -> Floats:
-    """Return [U, 2^N]: the largest gain [U, N] of every user within every subset of servers."""
-    num_users, num_servers = gain.shape
-    table = np.zeros((num_users, 1 << num_servers))
-    for u in range(num_users):
-        for n in range(num_servers):
-            bit = 1 << n
-            for s in range(bit):
-                table[u, bit + s] = max(table[u, s], gain[u, n])
+@parallel_kernel
+def subset_values(weight: Floats, gain: Floats, model: Ints) -> Floats:
+    """Return [E, 2^N]: the value of every set of servers for each expert, O(E (U N^2 + N 2^N)), gain [M, U, N]."""
+    num_experts, num_users = weight.shape
+    num_servers = gain.shape[2]
+    table = np.zeros((num_experts, 1 << num_servers))
+    full = (1 << num_servers) - 1
+    for e in prange(num_experts):
+        row = table[e]
+        order = np.empty(num_servers, np.int64)
+        for u in range(num_users):
+            w, own = weight[e, u], gain[model[e], u]
+            if w <= 0.0:
+                continue
+            for n in range(num_servers):  # insertion sort by falling gain
+                j = n
+                while j > 0 and own[order[j - 1]] < own[n]:
+                    order[j] = order[j - 1]
+                    j -= 1
+                order[j] = n
+            prefix = 0
+            for j in range(num_servers):
+                prefix |= 1 << order[j]
+                following = own[order[j + 1]] if j + 1 < num_servers else 0.0
+                row[prefix] += w * (own[order[j]] - following)  # saved unless all of the prefix is missing
+        bits = 1
+        while bits <= full:  # row[mask] = sum over the prefixes inside mask
+            for mask in range(full + 1):
+                if mask & bits:
+                    row[mask] += row[mask ^ bits]
+            bits *= 2
+        total = row[full]
+        for mask in range((full + 1) // 2):
+            lost = row[full ^ mask]
+            row[full ^ mask] = total - row[mask]
+            row[mask] = total - lost
     return table
 
 

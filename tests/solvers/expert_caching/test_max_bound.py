@@ -9,9 +9,10 @@ from edgeopt.problems import Placement
 from edgeopt.solve import Run, SolveOptions
 from edgeopt.solvers.expert_caching.facility import Facility, certificate
 from edgeopt.solvers.expert_caching.groups import Groups
-from edgeopt.solvers.expert_caching.max_bound import PriceBound, Shares, bound_max, subset_values
+from edgeopt.solvers.expert_caching.max_bound import PriceBound, Shares, bound_max
 from edgeopt.solvers.expert_caching.max_convolution import MaxConvolution
 from edgeopt.solvers.kernels.facility import best_of
+from edgeopt.solvers.kernels.subsets import subset_values
 from tests.solvers.expert_caching.instances import Instance, brute_force, random_problem
 
 

@@ -1,0 +1,234 @@
+"""Kernels of the facility-location form against sums written out in Python."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgeopt.solvers.kernels import facility as module
+
+few = settings(deadline=None, max_examples=25)
+seeds = st.integers(0, 2**32 - 1)
+# (experts, users, servers, models): one of each in turn
+SHAPES = [(4, 5, 3, 2), (1, 4, 3, 1), (3, 1, 2, 1), (5, 6, 1, 2), (1, 1, 1, 1)]
+shapes = st.sampled_from(SHAPES)
+
+
+def python(kernel: Any) -> Any:
+    """Return the uncompiled kernel; with NUMBA_DISABLE_JIT=1 it is the kernel itself."""
+    return getattr(kernel, "py_func", kernel)
+
+
+def arrays(seed: int, shape: tuple[int, int, int, int] = SHAPES[0], *, real: bool = False) -> tuple[Any, Any, Any]:
+    """Return (weight, gain, model); unless `real`, multiples of 1/4, so that sums are exact and ties are common."""
+    num_experts, num_users, num_servers, num_models = shape
+    rng = np.random.default_rng(seed)
+    weight = rng.integers(0, 5, (num_experts, num_users)) / 4
+    gain = rng.integers(0, 5, (num_models, num_users, num_servers)) / 4
+    if real:
+        weight, gain = weight * rng.random(weight.shape), gain * rng.random(gain.shape)
+    return weight, gain, np.sort(rng.integers(0, num_models, num_experts))
+
+
+def value(weight: Any, gain: Any, model: Any, cached: Any) -> float:
+    """Return the value of a placement [N, E], from its definition."""
+    return sum(expert_value(weight[e], gain[model[e]], np.flatnonzero(cached[:, e])) for e in range(len(model)))
+
+
+def expert_value(weight: Any, gain: Any, servers: Any) -> float:
+    """Return the value of one expert, weight [U], gain [U, N], held by these servers."""
+    return float(sum(w * max((gain[u, n] for n in servers), default=0.0) for u, w in enumerate(weight)))
+
+
+def ranking(gain: Any) -> tuple[Any, Any]:
+    """Return (order, rank) [M, U, N] of the servers by falling gain."""
+    order = np.argsort(-gain, axis=2, kind="stable")
+    return order, np.argsort(order, axis=2, kind="stable")
+
+
+@few
+@given(seeds, shapes)
+def test_marginals_are_differences(seed: int, shape: tuple[int, int, int, int]) -> None:
+    """The marginal value of each pair is the value with it less the value without it; `best_of` is the maximum."""
+    weight, gain, model = arrays(seed, shape)
+    cached = np.random.default_rng(seed).random((shape[2], shape[0])) < 0.4
+    best = module.best_of(cached, gain, model)
+    for e, u in np.ndindex(*best.shape):
+        assert best[e, u] == max((gain[model[e], u, n] for n in np.flatnonzero(cached[:, e])), default=0.0)
+    values = module.marginals(weight, gain, model, best)
+    before = value(weight, gain, model, cached)
+    for e, n in np.ndindex(*values.shape):
+        more = cached.copy()
+        more[n, e] = True
+        assert values[e, n] == value(weight, gain, model, more) - before
+
+
+@few
+@given(seeds, shapes)
+def test_best_without_is_the_value_given_the_others(seed: int, shape: tuple[int, int, int, int]) -> None:
+    """For every server: the others' value per expert, and what this server adds to it, whether it holds it or not."""
+    weight, gain, model = arrays(seed, shape)
+    cached = np.random.default_rng(seed).random((shape[2], shape[0])) < 0.5
+    for n in range(shape[2]):
+        values, base = module.best_without(cached, n, gain, model, weight)
+        for e in range(shape[0]):
+            others = [m for m in np.flatnonzero(cached[:, e]) if m != n]
+            assert base[e] == expert_value(weight[e], gain[model[e]], others)
+            assert base[e] + values[e] == expert_value(weight[e], gain[model[e]], [*others, n])
+
+
+def plain_greedy(weight: Any, gain: Any, model: Any, size: Any, capacity: Any, per_byte: bool) -> Any:
+    """Return the greedy placement: every marginal value afresh for every pick, ties to the lowest server and expert."""
+    cached = np.zeros((capacity.size, size.size), bool)
+    while True:
+        left = capacity - cached @ size
+        before, found, most = value(weight, gain, model, cached), None, 0.0
+        for n, e in np.ndindex(*cached.shape):
+            if cached[n, e] or size[e] > left[n]:
+                continue
+            cached[n, e] = True
+            key = (value(weight, gain, model, cached) - before) / (size[e] if per_byte else 1.0)
+            cached[n, e] = False
+            if key > most:
+                found, most = (n, e), key
+        if found is None:
+            return cached
+        cached[found] = True
+
+
+def run_lazy(weight: Any, gain: Any, model: Any, size: Any, capacity: Any, per_byte: bool, picks: int) -> Any:
+    """Return (placement, storage left, best gains) of the lazy kernel, called for `picks` picks at a time."""
+    cached = np.zeros((capacity.size, size.size), bool)
+    best, left = np.zeros_like(weight), capacity.copy()
+    values = module.marginals(weight, gain, model, best).T
+    key = np.ascontiguousarray(values / size if per_byte else values).ravel()
+    heap = module.build_heap(key)
+    by_server = np.ascontiguousarray(gain.transpose(0, 2, 1))
+    remaining = heap.size
+    while remaining:
+        copies = cached.sum()
+        remaining = module.lazy_greedy(
+            heap, remaining, key, cached, left, weight, by_server, model, size, best, per_byte, picks
+        )
+        assert cached.sum() - copies <= picks
+    return cached, left, best
+
+
+@few
+@given(seeds, shapes, st.booleans(), st.sampled_from([1, 2, 1000]))
+def test_lazy_greedy_equals_plain_greedy(
+    seed: int, shape: tuple[int, int, int, int], per_byte: bool, picks: int
+) -> None:
+    """Lazy picks are the plain ones, ties included, however the picks are cut up; what it keeps track of is right."""
+    weight, gain, model = arrays(seed, shape)
+    rng = np.random.default_rng(seed)
+    size = rng.choice([1.0, 2.0, 4.0], shape[0])
+    capacity = rng.integers(0, 6, shape[2]).astype(float)
+    cached, left, best = run_lazy(weight, gain, model, size, capacity, per_byte, picks)
+    assert np.array_equal(cached, plain_greedy(weight, gain, model, size, capacity, per_byte))
+    assert np.array_equal(left, capacity - cached @ size)
+    assert np.array_equal(best, module.best_of(cached, gain, model))
+
+
+def test_lazy_greedy_ties_go_to_the_lowest_index() -> None:
+    """When all pairs are worth the same, server 0 is filled first, expert 0 first."""
+    weight, gain, model = np.ones((3, 2)), np.ones((1, 2, 2)), np.zeros(3, np.int64)
+    cached, _, _ = run_lazy(weight, gain, model, np.ones(3), np.array([2.0, 3.0]), False, 1000)
+    assert cached.tolist() == [[True, True, False], [False, False, True]]
+
+
+@pytest.mark.parametrize("what", ["weight", "gain"])
+def test_nothing_to_gain(what: str) -> None:
+    """Without demand or without gains all values are zero and greedy places nothing, rather than worthless experts."""
+    weight, gain, model = arrays(3)
+    weight, gain = (0 * weight, gain) if what == "weight" else (weight, 0 * gain)
+    y, (order, rank) = np.full((3, 4), 0.5), ranking(gain)
+    assert not module.marginals(weight, gain, model, np.zeros_like(weight)).any()
+    assert not module.extension(y, weight, gain, model, order).any()
+    assert not module.server_gradient(1, y, weight, gain, model, order, rank).any()
+    assert not run_lazy(weight, gain, model, np.ones(4), np.ones(3), True, 5)[0].any()
+
+
+@few
+@given(st.lists(st.integers(-2, 6), max_size=40))
+def test_heap_is_a_heap(keys: list[int]) -> None:
+    """The heap holds each item with a positive key once, and no child comes before its parent."""
+    key = np.array(keys, np.float64)
+    heap = module.build_heap(key)
+    assert sorted(heap.tolist()) == [i for i, k in enumerate(keys) if k > 0]
+    for child in range(1, heap.size):
+        parent, here = heap[(child - 1) // 2], heap[child]
+        assert (-key[parent], parent) < (-key[here], here)
+
+
+@few
+@given(seeds, shapes)
+def test_extension_is_the_expectation(seed: int, shape: tuple[int, int, int, int]) -> None:
+    """The extension is the expected value when each server holds the expert with its own probability."""
+    weight, gain, model = arrays(seed, shape, real=True)
+    y = np.random.default_rng(seed).choice([0.0, 0.3, 0.5, 1.0], (shape[2], shape[0]))
+    values = module.extension(y, weight, gain, model, ranking(gain)[0])
+    for e in range(shape[0]):
+        expected = sum(
+            np.prod(np.where(held, y[:, e], 1 - y[:, e]))
+            * expert_value(weight[e], gain[model[e]], np.flatnonzero(held))
+            for held in itertools.product([False, True], repeat=shape[2])
+        )
+        assert values[e] == pytest.approx(expected, abs=1e-12)
+
+
+@few
+@given(seeds, shapes)
+def test_gradient_is_the_difference_of_the_extension(seed: int, shape: tuple[int, int, int, int]) -> None:
+    """The extension is linear in one server's probability: its derivative is its value at one less that at zero."""
+    weight, gain, model = arrays(seed, shape, real=seed % 2 == 0)
+    y = np.random.default_rng(seed).choice([0.0, 0.3, 0.5, 1.0], (shape[2], shape[0]))
+    order, rank = ranking(gain)
+    for n in range(shape[2]):
+        gradient = module.server_gradient(n, y, weight, gain, model, order, rank)
+        ends = []
+        for there in (0.0, 1.0):
+            y_there = y.copy()
+            y_there[n] = there
+            ends.append(module.extension(y_there, weight, gain, model, order))
+        assert gradient == pytest.approx(ends[1] - ends[0], abs=1e-12)
+        h = 0.125 * np.where(y[n] > 0.5, -1.0, 1.0)  # a finite difference within the unit cube
+        moved = y.copy()
+        moved[n] += h
+        slope = (
+            module.extension(moved, weight, gain, model, order) - module.extension(y, weight, gain, model, order)
+        ) / h
+        assert gradient == pytest.approx(slope, abs=1e-12)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_compiled_equals_uncompiled(shape: tuple[int, int, int, int]) -> None:
+    """Compiled kernels give the same bits as the Python they are written in."""
+    weight, gain, model = arrays(11, shape, real=True)
+    rng = np.random.default_rng(12)
+    num_experts, _, num_servers, _ = shape
+    cached, y = rng.random((num_servers, num_experts)) < 0.4, rng.random((num_servers, num_experts))
+    order, rank = ranking(gain)
+    best = module.best_of(cached, gain, model)
+    for kernel, arguments in (
+        (module.best_of, (cached, gain, model)),
+        (module.marginals, (weight, gain, model, best)),
+        (module.best_without, (cached, num_servers - 1, gain, model, weight)),
+        (module.server_gradient, (0, y, weight, gain, model, order, rank)),
+        (module.extension, (y, weight, gain, model, order)),
+        (module.build_heap, (rng.random(17) - 0.3,)),
+    ):
+        assert np.array_equal(kernel(*arguments), python(kernel)(*arguments)), kernel
+    states = []
+    for kernel in (module.lazy_greedy, python(module.lazy_greedy)):
+        key = np.ascontiguousarray(module.marginals(weight, gain, model, np.zeros_like(weight)).T).ravel()
+        heap, left = module.build_heap(key), np.full(num_servers, 2.5)
+        held, reached = np.zeros((num_servers, num_experts), bool), np.zeros_like(weight)
+        by_server = np.ascontiguousarray(gain.transpose(0, 2, 1))
+        size = np.linspace(0.5, 1.5, num_experts)
+        remaining = kernel(heap, heap.size, key, held, left, weight, by_server, model, size, reached, True, 3)
+        states.append((heap[:remaining], key, held, left, reached))
+    assert all(np.array_equal(x, z) for x, z in zip(*states, strict=True))
