@@ -139,7 +139,8 @@ class ExpertCaching(Problem):
             "server_latency_s", self.server_latency_s, (*shape, num_servers), nonnegative=True, finite=False, unit="s"
         )
         total = sum(model.num_experts for model in models)
-        none = self.device_indptr is None or self.device_experts is None
+        if (none := self.device_indptr is None) != (self.device_experts is None):
+            raise InvalidProblemError("device_indptr, device_experts: expected both or neither")
         held = int_array("device_experts", [] if none else self.device_experts, (None,), low=0, high=total - 1)
         start = np.zeros(num_users + 1, np.int64) if none else self.device_indptr
         indptr = int_array("device_indptr", start, (num_users + 1,), low=0, high=held.size, dtype=np.int64)

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib
 import importlib.metadata
 import os
 import sys
@@ -40,15 +41,23 @@ def cp_model_module() -> Any:
     HiGHS is loaded first, see `highs_module`. OR-Tools then does not find a function of its own HiGHS that CP-SAT
     never calls; it loads nevertheless when functions are looked up at their first call instead of at once.
     """
-    if "ortools.sat.python.cp_model" not in sys.modules:
-        with contextlib.suppress(SolverError):  # OR-Tools came first: nothing is lost for CP-SAT
+    return _ortools("ortools.sat.python.cp_model")  # late: it takes a second to import, pandas included
+
+
+def knapsack_module() -> Any:
+    """Return the module `ortools.algorithms.python.knapsack_solver`, loaded as `cp_model_module` does."""
+    return _ortools("ortools.algorithms.python.knapsack_solver")
+
+
+def _ortools(module: str) -> Any:
+    if module not in sys.modules:
+        with contextlib.suppress(SolverError):  # OR-Tools came first: nothing is lost for it
             highs_module()
     flags = sys.getdlopenflags() if hasattr(sys, "getdlopenflags") else None
     if flags is not None:
         sys.setdlopenflags(os.RTLD_LAZY)
     try:
-        from ortools.sat.python import cp_model  # late: it takes a second to import, pandas included
+        return importlib.import_module(module)
     finally:
         if flags is not None:
             sys.setdlopenflags(flags)
-    return cp_model

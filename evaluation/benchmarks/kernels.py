@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from ortools.algorithms.python import knapsack_solver as ortools
 from rich.console import Console
 from rich.table import Table
 
+from edgeopt.solvers.back_ends import knapsack_module
 from edgeopt.solvers.kernels import Floats, Ints, knapsack, max_plus
 
 Row = dict[str, Any]
@@ -28,9 +28,9 @@ GROWTH = (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
 NUMPY_LIMIT = 10_000  # longest input of the numpy loop
 STRIDE = 8
 ORTOOLS = {
-    "B&B": ortools.SolverType.KNAPSACK_MULTIDIMENSION_BRANCH_AND_BOUND_SOLVER,
-    "divide & conquer": ortools.SolverType.KNAPSACK_DIVIDE_AND_CONQUER_SOLVER,
-    "dynamic programming": ortools.SolverType.KNAPSACK_DYNAMIC_PROGRAMMING_SOLVER,
+    "B&B": "KNAPSACK_MULTIDIMENSION_BRANCH_AND_BOUND_SOLVER",
+    "divide & conquer": "KNAPSACK_DIVIDE_AND_CONQUER_SOLVER",
+    "dynamic programming": "KNAPSACK_DYNAMIC_PROGRAMMING_SOLVER",
 }
 
 
@@ -67,10 +67,11 @@ def run_ortools(method: str, values: Ints, weights: Ints, capacity: int, limit: 
 
     The clock covers ``init`` and ``solve``, not the conversion to lists: ``init`` alone already solves easy instances.
     """
+    ortools = knapsack_module()
     profits, loads = values.tolist(), [weights.tolist()]
     best, value, proved = math.inf, 0.0, False
     for _ in range(5):
-        solver = ortools.KnapsackSolver(ORTOOLS[method], "benchmark")
+        solver = ortools.KnapsackSolver(getattr(ortools.SolverType, ORTOOLS[method]), "benchmark")
         solver.set_time_limit(limit)
         start = time.perf_counter()
         solver.init(profits, loads, [capacity])

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MAX_SIZES = 16  # distinct sizes up to which a server's experts are counted per size
 TOLERANCE = 1e-6  # of HiGHS on its scaled objective
+DETERMINISTIC_NODES = 1000  # of branch and bound when the clock must not matter
 SCALE = 1000.0  # what the gap to close is scaled to
 
 
@@ -49,20 +50,23 @@ class Finish:
         return cls(facility, prices, columns, np.maximum(loss, 0.0))
 
     def solve(self, run: Run[Placement], allowed: float, seconds: float, threads: int = 2) -> bool:
-        """Search for at most so many seconds; return whether the incumbent of the run is proved optimal.
+        """Search for at most so many seconds (deterministic runs: nodes); return whether the incumbent of the run is proved optimal.
 
         `allowed` is the gap between the bound of these prices and the incumbent.
         """
         with run.building():
             scale = SCALE / allowed
             lp, constant = self._model(scale)
+            fixed = run.options.deterministic
             options: dict[str, Any] = {
-                "threads": 1 if run.options.deterministic else threads,
+                "threads": 1 if fixed else threads,
                 "random_seed": run.seed % 2**31,
                 "mip_rel_gap": 0.0,
                 "mip_abs_gap": 2 * TOLERANCE,
-                "time_limit": min(seconds, run.remaining),
+                "time_limit": run.remaining if fixed else min(seconds, run.remaining),
             }
+            if fixed:
+                options["mip_max_nodes"] = DETERMINISTIC_NODES
             highs = new_highs(lp, options)
             self._start(run, highs)
         reporter = _Reporter(run, self, scale, constant)

@@ -58,7 +58,8 @@ class Lagrangian:
     ----------
     max_steps : dual steps.
     rounds : annealing runs of the exchange search.
-    finish_seconds : time for branch and bound; 0 leaves it out. The only part that looks at the clock.
+    finish_seconds : time for branch and bound; 0 leaves it out, as do sizes that are not whole storage units. The only
+        part that looks at the clock; deterministic runs count nodes instead.
     finish_columns : most columns to branch and bound over.
     search_work : rows and sets to visit in the local search for ``max`` and ``mix``.
     bound_steps : choices of shares to try for the bound of ``max`` and ``mix``.
@@ -180,5 +181,5 @@ def _value(run: Run[Placement]) -> float:
 
 
 def _gap(run: Run[Placement], prices: Prices) -> float:
-    """Return the gap between the bound of these prices and the incumbent, positive also when it is closed."""
-    return max(prices.bound - _value(run), 1e-9 * abs(prices.bound), 1e-300)
+    """Return the gap between the bound of these prices and the incumbent, a hair wider so that rounding drops nothing."""
+    return max((prices.bound - _value(run)) * (1 + 1e-6), 1e-9 * abs(prices.bound), 1e-300)
