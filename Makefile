@@ -14,6 +14,7 @@ PY := $(VENV)/bin/python
 PIP_INSTALL := -m pip install -q --disable-pip-version-check -c constraints.txt
 REQUIREMENTS := pyproject.toml constraints.txt
 PACKAGED := edgeopt problems solvers evaluation
+LINTED := $(PACKAGED) tests docs conftest.py
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -34,8 +35,8 @@ test-slow: $(VENV)/.stamp-test  ## every test, the slow ones included
 	$(PY) -m pytest -m "not peers" $(ARGS)
 
 lint: $(VENV)/.stamp-dev  ## ruff: rules and format
-	$(PY) -m ruff check .
-	$(PY) -m ruff format --check .
+	$(PY) -m ruff check $(LINTED)
+	$(PY) -m ruff format --check $(LINTED)
 
 types: $(VENV)/.stamp-dev  ## mypy, strict
 	$(PY) -m mypy

@@ -17,7 +17,7 @@ def stream(seed: int, *keys: int | str) -> np.random.Generator:
 
     Examples
     --------
-    >>> stream(7, "fading", 3).integers(100) == stream(7, "fading", 3).integers(100)
+    >>> stream(7, "fading", 3).random() == stream(7, "fading", 3).random()
     True
     """
     numbers = [zlib.crc32(key.encode()) if isinstance(key, str) else int(key) for key in keys]

@@ -172,7 +172,10 @@ class Run(Generic[S]):
         for callback in self._callbacks:
             callback.on_start(self._solver.name, self.problem.kind)
         if self.options.initial_solution is not None:
-            self.offer(self.options.initial_solution)
+            try:
+                self.offer(self.options.initial_solution)
+            except KeyboardInterrupt:  # as inside the block: the solver sees the limit at its first look
+                self.limit = Limit.INTERRUPT
         return self
 
     def __exit__(

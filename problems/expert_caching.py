@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from edgeopt.problems.routing_trace import RoutingTrace
 
 Latency = Literal["sum", "max", "mix"]
+STORAGE_TOLERANCE = 1e-9  # relative, or in bytes for storages below one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +30,7 @@ class CacheReport:
 
     Parameters
     ----------
-    latency_s : mean seconds per token spent on experts, weighted over users.
+    latency_s : mean seconds per token spent on experts, weighted over users (evenly if no user has any weight).
     latency_without_cache_s : the same with nothing cached at the edge.
     hit_ratio : share of expert uses served by each tier: ``device``, ``own server``, ``other server``, ``cloud``.
     storage_used : float64 [N], bytes used on each server.
@@ -149,7 +150,7 @@ class ExpertCaching(Problem):
         access = np.full(num_users, -1) if self.access_server is None else self.access_server
         if self.latency not in ("sum", "max", "mix"):
             raise InvalidProblemError(f"latency = {self.latency!r}: expected 'sum', 'max' or 'mix'")
-        if not 0 <= self.theta <= 1:
+        if not isinstance(self.theta, int | float) or not 0 <= self.theta <= 1:
             raise InvalidProblemError(f"theta = {self.theta!r}: expected a number from 0 to 1")
         checked = {
             "models": models,
@@ -203,6 +204,11 @@ class ExpertCaching(Problem):
         return np.concatenate([model.expert_bytes for model in self.models])
 
     @property
+    def storage_limit(self) -> NDArray[np.float64]:
+        """float64 [N], what counts as fitting: the storage and 1e-9 of it for rounding in sums of sizes."""
+        return np.asarray(self.storage_bytes + STORAGE_TOLERANCE * np.maximum(1.0, self.storage_bytes))
+
+    @property
     def expert_model(self) -> NDArray[np.int32]:
         """int32 [E], the model of every expert."""
         return np.repeat(np.arange(len(self.models), dtype=np.int32), [model.num_experts for model in self.models])
@@ -250,7 +256,7 @@ class ExpertCaching(Problem):
         self._check_shape(solution)
         used = self.storage_used(solution)
         excess = used - self.storage_bytes
-        over = np.flatnonzero(excess > 1e-9 * np.maximum(1.0, self.storage_bytes))
+        over = np.flatnonzero(used > self.storage_limit)
         return tuple(
             Violation(
                 "storage",
@@ -289,15 +295,21 @@ class ExpertCaching(Problem):
                 uses[~device & (best > 0) & ~at_own].sum(),
                 uses[~device & (best <= 0)].sum(),
             ]
-        weight = self.user_weight / self.user_weight.sum()  # type: ignore[union-attr]
+        weight = self._shares(self.user_weight)
         without = float(weight @ before)
         names = ("device", "own server", "other server", "cloud")
         return CacheReport(
             latency_s=without - float(weight @ self._saving_per_user(solution)),
             latency_without_cache_s=without,
-            hit_ratio={name: float(share) for name, share in zip(names, tiers / tiers.sum(), strict=True)},
+            hit_ratio={name: float(share) for name, share in zip(names, self._shares(tiers), strict=True)},
             storage_used=self.storage_used(solution),
         )
+
+    @staticmethod
+    def _shares(weight: Any) -> NDArray[np.float64]:
+        """Return weights that sum to one; even ones if nothing has any weight."""
+        total = float(weight.sum())
+        return np.asarray(weight / total if total > 0 else np.full(weight.shape, 1.0 / weight.size))
 
     def _check_shape(self, solution: Placement) -> None:
         if not isinstance(solution, Placement):

@@ -37,7 +37,7 @@ def certify(run: Run[Placement], problem: ExpertCaching, facility: Facility | No
 
 def fill_in_order(order: NDArray[np.int64], problem: ExpertCaching) -> NDArray[np.bool_]:
     """Return bool [N, E]: each server n takes the experts ``order[n]`` one by one, skipping what no longer fits."""
-    return _fill_in_order(order, problem.expert_bytes, np.array(problem.storage_bytes))
+    return _fill_in_order(order, problem.expert_bytes, problem.storage_limit)
 
 
 @kernel

@@ -93,6 +93,8 @@ class ContinuousGreedy:
         for _ in range(self.steps):
             configuration = np.zeros(y.shape, bool)
             for n in range(facility.num_servers):
+                if run.stopped():  # an unfinished step is worth nothing to the guarantee
+                    return mixture
                 values = server_gradient(n, y, facility.weight, facility.gain, facility.model, order, rank)
                 configuration[n] = knapsack(values, facility.units, int(facility.capacity_units[n]))[1]
                 y[n] += configuration[n] / self.steps

@@ -50,9 +50,9 @@ def whole_sizes(problem: ExpertCaching) -> tuple[NDArray[np.int64], NDArray[np.i
 
     Unlike `storage_units`, whole sizes stay exact however many units there are.
     """
-    size, capacity = problem.expert_bytes, np.minimum(problem.storage_bytes, problem.expert_bytes.sum())
+    size, capacity = problem.expert_bytes, np.minimum(problem.storage_limit, problem.expert_bytes.sum())
     if (size != np.floor(size)).any() or size.sum() >= 2**53:
-        return storage_units(size, np.array(problem.storage_bytes))
+        return storage_units(size, problem.storage_limit)
     units = size.astype(np.int64)
     divisor = math.gcd(*units.tolist())
     return units // divisor, np.floor(capacity / divisor * (1 + 1e-15)).astype(np.int64), True

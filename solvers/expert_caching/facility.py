@@ -59,13 +59,13 @@ class Facility:
                 uses = _bounding_uses(problem, m, device[:, experts])
             np.multiply(uses.T, problem.user_weight * problem.request[:, m], out=weight[experts])
         weight[device.T] = 0.0
-        units, capacity_units, exact = storage_units(problem.expert_bytes, problem.storage_bytes)
+        units, capacity_units, exact = storage_units(problem.expert_bytes, problem.storage_limit)
         return cls(
             weight=weight,
             gain=problem.gain_s,
             model=problem.expert_model.astype(np.int64),
             size=np.array(problem.expert_bytes),
-            capacity=np.array(problem.storage_bytes),
+            capacity=problem.storage_limit,
             units=units,
             capacity_units=capacity_units,
             exact_units=exact,
@@ -81,7 +81,7 @@ class Facility:
     @staticmethod
     def units_are_exact(problem: ExpertCaching) -> bool:
         """Whether a knapsack in whole storage units is the knapsack in bytes."""
-        return storage_units(problem.expert_bytes, problem.storage_bytes)[2]
+        return storage_units(problem.expert_bytes, problem.storage_limit)[2]
 
     @property
     def num_servers(self) -> int:
@@ -99,19 +99,30 @@ def storage_units(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], bool]:
     """Return sizes [E] and capacities [N] in whole units, and whether the units are exact.
 
-    Whole sizes are divided by their greatest common divisor. If that leaves more than `MAX_UNITS` units, or sizes
-    are not whole, the largest capacity is cut into `MAX_UNITS` / 64 units: sizes rounded up, capacities down.
+    Sizes that are whole multiples of some unit are counted in it: the greatest common divisor of whole sizes, or the
+    smallest size if all others are multiples of it. If there is none, or it leaves more than `MAX_UNITS` units, the
+    largest useful capacity is cut into `MAX_UNITS` / 64 units: sizes rounded up, capacities down.
     """
-    useful = np.minimum(capacity, size.sum())  # more storage than all experts take changes nothing
-    if (size == np.floor(size)).all() and size.max() < 2**53:
-        divisor = math.gcd(*size.astype(np.int64).tolist())
-        units = (size / divisor).astype(np.int64)
-        capacity_units = np.floor(useful / divisor * (1 + 1e-15)).astype(np.int64)
-        if capacity_units.max(initial=0) <= MAX_UNITS:
-            return units, capacity_units, True
+    total = float(size.sum())
+    everything = capacity >= total  # more storage than all experts take changes nothing
+    useful = np.where(everything, total, capacity)
+    divisor = _divisor(size)
+    if divisor is not None and useful.max(initial=0.0) / divisor <= MAX_UNITS:
+        units = np.round(size / divisor).astype(np.int64)
+        return units, np.floor(useful / divisor * (1 + 1e-12)).astype(np.int64), True
     grain = max(float(useful.max(initial=0.0)) / (MAX_UNITS // 64), float(size.min()) / 1024)
-    units = np.ceil(size / grain - 1e-12).astype(np.int64)
-    return units, np.floor(useful / grain + 1e-12).astype(np.int64), False
+    units = np.ceil(size / grain * (1 - 1e-12)).astype(np.int64)
+    capacity_units = np.floor(useful / grain * (1 - 1e-12)).astype(np.int64)
+    return units, np.where(everything, units.sum(), capacity_units), False
+
+
+def _divisor(size: NDArray[np.float64]) -> float | None:
+    """Return the largest unit found of which all sizes are whole multiples, or None."""
+    if (size == np.floor(size)).all() and size.max() < 2**53:
+        return float(math.gcd(*size.astype(np.int64).tolist()))
+    least = float(size.min())
+    multiple = size / least
+    return least if (np.abs(multiple - np.round(multiple)) <= 1e-12 * multiple).all() else None
 
 
 def _surrogate_scale(problem: ExpertCaching, top_k: int) -> float:

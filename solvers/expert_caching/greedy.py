@@ -136,9 +136,7 @@ def _plain_greedy(
         n, e = divmod(int(key.argmax()), num_experts)
         cached[n, e] = True
         left[n] -= facility.size[e]
-        np.maximum(best[e], facility.gain[facility.model[e], :, n], out=best[e])
-        one = slice(e, e + 1)
-        fresh = marginals(facility.weight[one], facility.gain, facility.model[one], best[one])[0]
+        fresh = _placed(facility, best, n, e)
         key[e::num_experts] = fresh / facility.size[e] if per_byte else fresh
         fits = (facility.size[None, :] <= left[:, None]) & ~cached
         key[~fits.ravel()] = 0.0
@@ -146,13 +144,24 @@ def _plain_greedy(
 
 
 def _best_singletons(facility: Facility) -> NDArray[np.bool_]:
-    """Return the placement that caches at each server the single expert that is worth most there by itself."""
+    """Return the placement that caches at each server in turn the single expert that adds the most."""
     cached = np.zeros((facility.num_servers, facility.num_experts), bool)
-    values = marginals(facility.weight, facility.gain, facility.model, np.zeros_like(facility.weight)).T
-    values = np.where(facility.size <= facility.capacity[:, None], values, 0.0)
-    servers = np.flatnonzero(values.max(axis=1) > 0)
-    cached[servers, values[servers].argmax(axis=1)] = True
+    best = np.zeros_like(facility.weight)
+    values = marginals(facility.weight, facility.gain, facility.model, best)
+    for n in range(facility.num_servers):
+        own = np.where(facility.size <= facility.capacity[n], values[:, n], 0.0)
+        e = int(own.argmax())
+        if own[e] > 0:
+            cached[n, e] = True
+            values[e] = _placed(facility, best, n, e)
     return cached
+
+
+def _placed(facility: Facility, best: NDArray[np.float64], n: int, e: int) -> NDArray[np.float64]:
+    """Update the gains [E, U] for expert e at server n, in place, and return its marginal values [N] afterwards."""
+    np.maximum(best[e], facility.gain[facility.model[e], :, n], out=best[e])
+    one = slice(e, e + 1)
+    return np.asarray(marginals(facility.weight[one], facility.gain, facility.model[one], best[one])[0])
 
 
 def _half_if_equal(problem: ExpertCaching) -> Guarantee:

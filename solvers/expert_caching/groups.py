@@ -70,7 +70,7 @@ class Groups:
 
     def __init__(self, problem: ExpertCaching, surrogate: float = 0.0) -> None:
         self.problem, self.surrogate = problem, surrogate
-        self.units, self.capacity_units, self.exact_units = storage_units(problem.expert_bytes, problem.storage_bytes)
+        self.units, self.capacity_units, self.exact_units = storage_units(problem.expert_bytes, problem.storage_limit)
         self.model = problem.expert_model.astype(np.int64)
         self.group = problem.expert_group.astype(np.int64)
         self.group_first = np.searchsorted(self.group, np.arange(int(self.group[-1]) + 2)).astype(np.int64)

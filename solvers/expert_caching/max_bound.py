@@ -113,7 +113,7 @@ class Shares:
             gain=gain,
             model=np.arange(problem.num_experts),
             size=problem.expert_bytes,
-            capacity=np.array(problem.storage_bytes),
+            capacity=problem.storage_limit,
             units=g.units,
             capacity_units=g.capacity_units,
             exact_units=g.exact_units,

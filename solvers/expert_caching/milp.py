@@ -75,7 +75,7 @@ def build_model(problem: ExpertCaching, *, relaxed: bool = False) -> MilpModel:
 def _upper(problem: ExpertCaching, cost: NDArray[np.float64], links: sparse.csr_array) -> NDArray[np.float64]:
     """Return upper bounds: 0 for each x that saves nothing or does not fit, else 1."""
     upper = np.ones(cost.size)
-    fits = (problem.expert_bytes <= problem.storage_bytes[:, None] * (1 + 1e-9)).ravel()
+    fits = (problem.expert_bytes <= problem.storage_limit[:, None]).ravel()
     used = np.bincount(links.indices, minlength=cost.size) + (cost > 0)
     upper[: fits.size] = fits & (used[: fits.size] > 0)
     return upper
@@ -98,7 +98,7 @@ def _links(columns: Columns) -> sparse.csr_array:
 
 def _storage(problem: ExpertCaching, num_columns: int) -> tuple[sparse.csr_array, NDArray[np.float64]]:
     """Return the storage rows, in whole units if those are exact, else scaled to `LARGEST_SIZE`."""
-    size, capacity = problem.expert_bytes, np.array(problem.storage_bytes)
+    size, capacity = problem.expert_bytes, problem.storage_limit
     units, capacity_units, exact = storage_units(size, capacity)
     if exact:
         size, capacity = units.astype(np.float64), capacity_units.astype(np.float64)

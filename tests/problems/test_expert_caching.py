@@ -103,10 +103,12 @@ def test_hit_ratio_per_tier():
     assert report.latency_s == pytest.approx(0.9 - 0.28)
 
 
-@pytest.mark.xfail(strict=True, reason="weights that are all zero are accepted, and the report divides by their sum")
 def test_report_without_any_weight():
-    """A problem whose users weigh nothing has a report, or is refused."""
-    BASE.replace(user_weight=0.0).report(Placement(np.zeros((2, 4), bool)))
+    """If no user counts, the report takes all users evenly instead of dividing by zero."""
+    report = BASE.replace(user_weight=0.0).report(Placement(np.zeros((2, 4), bool)))
+    even = BASE.replace(user_weight=1.0).report(Placement(np.zeros((2, 4), bool)))
+    assert report.latency_s == even.latency_s
+    assert sum(report.hit_ratio.values()) == pytest.approx(1.0)
 
 
 def test_violations_name_server_and_excess():

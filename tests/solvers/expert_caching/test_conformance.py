@@ -181,7 +181,6 @@ def test_interrupt_keeps_the_incumbent(solver, tiny, event):
         assert result.limit is Limit.INTERRUPT
 
 
-@pytest.mark.xfail(strict=True, reason="`Run.__enter__` offers it outside the with block")
 def test_interrupt_at_the_warm_start():
     """Ctrl-C while the initial solution is evaluated returns it with the limit `interrupt`."""
     tiny, callback = instance("greedy gadget"), Stop("best", interrupt=True)
@@ -193,7 +192,6 @@ def test_interrupt_at_the_warm_start():
 
 
 @every_solver
-@pytest.mark.xfail(strict=True, reason="capacities in units are rounded down by more than the tolerance of violations")
 def test_bound_allows_for_the_tolerance_of_storage(solver):
     """A storage just below a whole number of units, within the tolerance of `violations`, holds those units."""
     tiny = instance("two sizes")
