@@ -277,14 +277,14 @@ class Run(Generic[S]):
             objective = self.problem.objective(self.solution)
             violations = self.problem.violations(self.solution)
             feasible = not violations
-            tolerance = 1e-7 * max(1.0, abs(objective))
+            tolerance = 1e-7 * max(abs(objective), 1e-9)
             if violations:
                 error, bound = f"returned an infeasible solution: {violations[0].message}", math.inf * self._sign
             elif self.objective is not None and abs(objective - self.objective) > tolerance:
                 error = f"reported objective {self.objective!r}, the problem says {objective!r}"
             if error:
                 optimal = False
-            elif optimal or abs(bound - objective) <= 1e-9 * max(1.0, abs(objective)):
+            elif optimal or abs(bound - objective) <= max(1e-9 * abs(objective), 1e-15):
                 optimal, bound = True, objective
             elif self._sign * (objective - bound) > tolerance:
                 error = f"reported the bound {bound!r}, which its own solution of {objective!r} beats"

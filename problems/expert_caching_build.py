@@ -60,13 +60,21 @@ def from_network(
     else:
         share = float_array("storage", storage, (network.num_servers,), nonnegative=True, unit="share of all experts")
         capacity = share * total
-    weights = np.full((network.num_devices, len(models)), 1.0 / len(models)) if request is None else request
-    rows = np.asarray(profile)
-    indptr, held = _held_on_devices(models, np.asarray(weights, np.float64), rows, device_storage * total)
+    shape = (network.num_devices, len(models))
+    even = np.full(shape, 1.0 / len(models))
+    weights = float_array("request", even if request is None else request, shape, nonnegative=True)
+    rows = int_array("profile", profile, shape, low=0)
+    for m, model in enumerate(models):
+        if (bad := np.flatnonzero(rows[:, m] >= model.num_profiles)).size:
+            raise InvalidProblemError(
+                f"profile[{bad[0]}, {m}] = {rows[bad[0], m]}: {model.name} has {model.num_profiles} profiles"
+            )
+    held_share = float_array("device_storage", device_storage, (), nonnegative=True, unit="share of all experts")
+    indptr, held = _held_on_devices(models, weights, rows, float(held_share) * total)
     return cls(
         models=tuple(models),
         storage_bytes=capacity,
-        request=np.asarray(weights),
+        request=weights,
         profile=rows,
         server_latency_s=np.array(server),
         cloud_latency_s=np.array(cloud),

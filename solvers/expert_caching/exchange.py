@@ -95,7 +95,8 @@ def size_groups(units: NDArray[np.int64]) -> NDArray[np.int64]:
     if distinct.size <= MAX_GROUPS:
         return group.astype(np.int64)
     edges = np.quantile(units, np.linspace(0, 1, MAX_GROUPS + 1)[1:-1])
-    return np.searchsorted(edges, units, side="right").astype(np.int64)
+    used = np.searchsorted(edges, units, side="right")  # equal quantiles leave groups empty
+    return np.unique(used, return_inverse=True)[1].astype(np.int64)
 
 
 def buckets(

@@ -86,7 +86,7 @@ class Pricing(Protocol):
 
 def pricing_for(facility: Facility) -> Pricing:
     """Return the exact pricing if its table is small enough, else the one by dual ascent."""
-    if facility.num_experts * 2.0**facility.num_servers <= MAX_TABLE:
+    if facility.num_servers < 32 and facility.num_experts * 2**facility.num_servers <= MAX_TABLE:
         return SubsetPricing(facility)
     return AscentPricing(facility)
 
@@ -162,7 +162,7 @@ class AscentPricing:
 
     def start_from(self, cached: NDArray[np.bool_]) -> None:
         """Search from the subsets of a placement [N, E]."""
-        self._held = np.ascontiguousarray(cached.T)
+        self._held = cached.T.copy()
 
     def evaluate(self, price: NDArray[np.float64]) -> Prices:
         """Return the dual point at some prices [N]."""
@@ -170,7 +170,7 @@ class AscentPricing:
         improve_subsets(facility.weight, facility.gain, facility.model, facility.size, price, held, MOVES)
         value = ascent_bounds(facility.weight, facility.gain, self._order, facility.model, facility.size, price, held)
         bound = float(value.sum() + price @ facility.capacity)
-        return Prices(price, bound, value, np.ascontiguousarray(held.T))
+        return Prices(price, bound, value, held.T.copy())
 
     def restrict(self, at: Prices, allowed: float) -> None:
         """Do nothing: there is no table to shrink."""

@@ -116,9 +116,7 @@ def test_uncovered_devices_are_refused() -> None:
         ({"models": [None, None]}, r"models: expected one per trace \(1\), got 2"),
         ({"models": ["no such model"]}, "no such model"),
         ({"request": [[0.5]] * 7}, r"request\[0\] sums to 0.5"),
-        pytest.param(
-            {"request": [[1.0]] * 6}, "request", marks=pytest.mark.xfail(strict=True, reason="the error names profile")
-        ),
+        ({"request": [[1.0]] * 6}, "request"),
         ({"request": [[0.5, 0.5]] * 7}, "request"),
         ({"assignment": [[0]] * 6}, "assignment"),
         ({"assignment": [[-1]] * 7}, "assignment"),
@@ -136,7 +134,6 @@ def test_bad_arguments_are_named(options: dict[str, object], message: str) -> No
         ExpertCaching.from_traces(traces, NETWORK, **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.xfail(strict=True, raises=IndexError, reason="devices are filled before the arguments are checked")
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"assignment": [[3]] * 7}, "tiny has 3 profiles"), ({"request": [1.0] * 7}, "request")],
@@ -147,7 +144,6 @@ def test_bad_arguments_are_named_with_devices_too(options: dict[str, object], me
         ExpertCaching.from_traces(trace(), NETWORK, device_storage=0.2, **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.xfail(strict=True, reason="no check")
 @pytest.mark.parametrize("share", [-0.1, np.nan])
 def test_bad_device_storage_is_named(share: float) -> None:
     """A negative or undefined share per device is an error, as it is for servers."""
