@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from edgeopt.problems.routing_trace import RoutingTrace
 
 Latency = Literal["sum", "max", "mix"]
-STORAGE_TOLERANCE = 1e-9  # relative, or in bytes for storages below one
+STORAGE_TOLERANCE = 1e-9  # relative
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,7 +206,7 @@ class ExpertCaching(Problem):
     @property
     def storage_limit(self) -> NDArray[np.float64]:
         """float64 [N], what counts as fitting: the storage and 1e-9 of it for rounding in sums of sizes."""
-        return np.asarray(self.storage_bytes + STORAGE_TOLERANCE * np.maximum(1.0, self.storage_bytes))
+        return np.asarray(self.storage_bytes * (1 + STORAGE_TOLERANCE))
 
     @property
     def expert_model(self) -> NDArray[np.int32]:

@@ -187,8 +187,7 @@ def random_problem(
         if top_k == 1:
             routed.append(_top_1(dimensions, logits))
         else:
-            drawn = _draw_tokens(rng, logits, tokens, co_activation)
-            trace = RoutingTrace.from_router_logits(drawn, top_k, name=dimensions.name)
+            trace = _drawn_trace(rng, dimensions, logits, tokens, co_activation)
             routed.append(trace.to_model(dimensions.expert_bytes))
         work.append(_Work(dimensions.hidden_bits, dimensions.flops_per_token))
     rng = stream(seed, "users")
@@ -240,22 +239,33 @@ def _top_1(model: MoEModel, logits: NDArray[np.float64]) -> RoutedModel:
     )
 
 
-def _draw_tokens(
-    rng: np.random.Generator, logits: NDArray[np.float64], tokens: int, co_activation: float
-) -> NDArray[np.float32]:
-    """Return router logits [P, T, L, E] of random tokens: each token favours one of a few clusters of experts.
+def _drawn_trace(
+    rng: np.random.Generator, model: MoEModel, logits: NDArray[np.float64], tokens: int, co_activation: float
+) -> RoutingTrace:
+    """Return the routing of random tokens, `tokens` per profile: each token favours one of a few clusters of experts.
 
-    Top-K of log-probability plus Gumbel noise draws K experts without replacement (Plackett-Luce); the cluster's
-    bonus makes experts of one cluster fire together.
+    Top-K of log-probability [P, L, E] plus Gumbel noise draws K experts without replacement (Plackett-Luce); the
+    cluster's bonus makes experts of one cluster fire together. Profile by profile, to hold few tokens at once.
     """
     profiles, layers, experts = logits.shape
     clusters = max(2, experts // 8)
     member = rng.integers(0, clusters, (layers, experts))
-    topic = rng.integers(0, clusters, (profiles, tokens, layers))
-    drawn = rng.gumbel(size=(profiles, tokens, layers, experts)).astype(np.float32)
-    drawn += logits[:, None].astype(np.float32)
-    drawn += np.float32(co_activation) * (member == topic[..., None])
-    return drawn
+    parts = []
+    for p in range(profiles):
+        topic = rng.integers(0, clusters, (1, tokens, layers, 1))
+        drawn = rng.gumbel(size=(1, tokens, layers, experts)) + logits[p]
+        drawn += co_activation * (member == topic)
+        parts.append(RoutingTrace.from_router_logits(drawn, model.top_k, name=model.name))
+    return RoutingTrace(
+        name=model.name,
+        num_layers=layers,
+        num_experts=experts,
+        set_user=np.repeat(np.arange(profiles, dtype=np.int32), [part.num_rows for part in parts]),
+        set_layer=np.concatenate([part.set_layer for part in parts]),
+        set_experts=np.concatenate([part.set_experts for part in parts]),
+        set_count=np.concatenate([part.set_count for part in parts]),
+        tokens_per_user=np.full(profiles, tokens, np.int64),
+    )
 
 
 def _held_on_devices(

@@ -8,6 +8,7 @@ from edgeopt.problem import Problem
 from edgeopt.problems import ExpertCaching, Placement
 from edgeopt.solve import Run
 from edgeopt.solvers.expert_caching.facility import Facility, certificate
+from edgeopt.stop import Limit
 
 
 def supports_expert_caching(problem: Problem) -> str | None:
@@ -27,8 +28,11 @@ def has_equal_sizes(problem: ExpertCaching) -> bool:
 
 
 def certify(run: Run[Placement], problem: ExpertCaching, facility: Facility | None = None) -> None:
-    """Report the marginal certificate of the incumbent as a bound; `facility` spares building it when it is at hand."""
-    if run.solution is None or run.stopped():
+    """Report the marginal certificate of the incumbent as a bound, also when a limit has been reached.
+
+    It costs one pass over weights and gains. `facility` spares building it when it is at hand.
+    """
+    if run.solution is None or run.limit is Limit.INTERRUPT:
         return
     if facility is None or not problem.is_modular_per_set:
         facility = Facility.of(problem, bound=True)

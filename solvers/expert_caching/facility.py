@@ -109,7 +109,7 @@ def storage_units(
     divisor = _divisor(size)
     if divisor is not None and useful.max(initial=0.0) / divisor <= MAX_UNITS:
         units = np.round(size / divisor).astype(np.int64)
-        return units, np.floor(useful / divisor * (1 + 1e-12)).astype(np.int64), True
+        return units, np.floor(useful / divisor * (1 + 1e-15)).astype(np.int64), True
     grain = max(float(useful.max(initial=0.0)) / (MAX_UNITS // 64), float(size.min()) / 1024)
     units = np.ceil(size / grain * (1 - 1e-12)).astype(np.int64)
     capacity_units = np.floor(useful / grain * (1 - 1e-12)).astype(np.int64)

@@ -12,6 +12,7 @@ from edgeopt.problems import Placement
 from edgeopt.solve import Run
 from edgeopt.solvers.back_ends import highs_module
 from edgeopt.solvers.background import Background, Mailbox
+from edgeopt.solvers.expert_caching.exact import offer_feasible
 from edgeopt.solvers.expert_caching.facility import Facility
 from edgeopt.solvers.expert_caching.highs import new_highs, run_highs
 from edgeopt.solvers.expert_caching.pricing import NearColumns, Prices
@@ -156,14 +157,9 @@ class _Reporter:
         if chosen.sum() != columns.first.size - 1:
             return
         cached = masks_to_cached(columns.mask[chosen], self._finish.facility.num_servers)
-        self._mailbox.post(lambda: self._offer(Placement(cached)))
+        self._mailbox.post(lambda: offer_feasible(self._run, Placement(cached)))
 
     def _tighten(self, bound: float) -> None:
         """Report the bound: the optimum is within it, or the incumbent is optimal."""
         self._run.tighten(max(bound, self._run.objective or 0.0))
-        self._run.step()
-
-    def _offer(self, placement: Placement) -> None:
-        if self._run.problem.is_feasible(placement):
-            self._run.offer(placement)
         self._run.step()

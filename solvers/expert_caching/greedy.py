@@ -110,7 +110,7 @@ def greedy_placement(
     values = marginals(weight, facility.gain, facility.model, best).T
     key = np.ascontiguousarray(values / size if per_byte else values).ravel()
     if not lazy:
-        return _plain_greedy(facility, key, cached, left, best, per_byte)
+        return _plain_greedy(run, facility, key, cached, left, best, per_byte)
     gain = np.ascontiguousarray(facility.gain.transpose(0, 2, 1))
     heap = build_heap(key)
     remaining = heap.size
@@ -123,6 +123,7 @@ def greedy_placement(
 
 
 def _plain_greedy(
+    run: Run[Placement],
     facility: Facility,
     key: NDArray[np.float64],
     cached: NDArray[np.bool_],
@@ -132,7 +133,7 @@ def _plain_greedy(
 ) -> NDArray[np.bool_]:
     num_experts = facility.num_experts
     key = np.where(np.tile(facility.size, facility.num_servers) <= np.repeat(left, num_experts), key, 0.0)
-    while key.max() > 0:
+    while key.max() > 0 and run.step():
         n, e = divmod(int(key.argmax()), num_experts)
         cached[n, e] = True
         left[n] -= facility.size[e]

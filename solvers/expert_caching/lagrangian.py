@@ -45,7 +45,8 @@ class Lagrangian:
     what chains of exchanges between experts anneal; (5) branch and bound by HiGHS over the columns left, if
     they are few.
 
-    Guarantee: none beforehand; the bound certifies each result, and small instances are solved to proven optimality.
+    Guarantee: none beforehand; the bound certifies each result, and small instances whose sizes are whole storage units are solved to
+    proven optimality.
     Subsets are tabulated up to about 15 servers (O(E (U N^2 + N 2^N)) once, then O(columns) per step). Beyond, they come from local
     search and the bound from dual ascent (Erlenkotter 1978), O(E U N) per step, and steps 3 to 5 are replaced by
     best-response sweeps. For ``max`` and ``mix`` with K >= 2 the relaxation of the sum surrogate gives a start, the search of `MaxConvolution`
@@ -108,9 +109,7 @@ class Lagrangian:
     def _close_gap(self, run: Run[Placement], facility: Facility, start: NDArray[np.bool_]) -> bool:
         """Bring bound and incumbent together; return whether the incumbent is proved optimal."""
         with run.building():
-            pricing = pricing_for(facility)
-        if isinstance(pricing, AscentPricing):
-            pricing.start_from(start)
+            pricing, price = _prepare(facility, start)
 
         def on_step(step: int, _: Prices, best: Prices) -> float | None:
             run.tighten(best.bound)
@@ -119,7 +118,7 @@ class Lagrangian:
                 pricing.restrict(best, _gap(run, best))
             return _value(run) if run.step() else None
 
-        prices = minimise_dual(facility, pricing, start_prices(facility, start), self.max_steps, on_step)
+        prices = minimise_dual(facility, pricing, price, self.max_steps, on_step)
         if run.stopped():
             return False
         run.tighten(prices.bound)
@@ -136,8 +135,8 @@ class Lagrangian:
         finished, stale, best = self.finish_seconds == 0, 0, _value(run)
         for k in range(self.rounds + 1):
             columns = pricing.near(prices, _gap(run, prices))
-            if columns is None or run.stopped():
-                return False
+            if columns is None or run.stopped() or prices.bound - _value(run) <= 1e-9 * abs(prices.bound):
+                return False  # listed no columns, or a limit, or nothing left to close
             last = k == self.rounds or stale == PATIENCE
             if not finished and columns.mask.size <= (self.finish_columns if last else FINISH_FIRST):
                 finished = True
@@ -155,18 +154,22 @@ class Lagrangian:
     ) -> None:
         """For sets that are not modular: round the surrogate's dual, search the true objective, bound it."""
         with run.building():
-            pricing, groups = pricing_for(facility), Groups(problem)
-        if isinstance(pricing, AscentPricing):
-            pricing.start_from(start)
+            (pricing, price), groups = _prepare(facility, start), Groups(problem)
         lower = float(np.einsum("eu,eu->", facility.weight, best_of(start, facility.gain, facility.model)))
-        prices = minimise_dual(
-            facility, pricing, start_prices(facility, start), self.max_steps, lambda *_: lower if run.step() else None
-        )
+        prices = minimise_dual(facility, pricing, price, self.max_steps, lambda *_: lower if run.step() else None)
         run.offer(Placement(_round_down(run, facility, prices.choice)))
         if not run.stopped():
             MaxConvolution(surrogates=(), search_work=self.search_work).search(run, groups, run.options)
         if not run.stopped():
             bound_max(run, groups, iterations=self.bound_steps)
+
+
+def _prepare(facility: Facility, start: NDArray[np.bool_]) -> tuple[Pricing, NDArray[np.float64]]:
+    """Return the pricing of a facility, and prices [N] to start from, both warm from a placement."""
+    pricing = pricing_for(facility)
+    if isinstance(pricing, AscentPricing):
+        pricing.start_from(start)
+    return pricing, start_prices(facility, start)
 
 
 def _round_down(run: Run[Placement], facility: Facility, choice: NDArray[np.bool_]) -> NDArray[np.bool_]:
