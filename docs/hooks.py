@@ -28,8 +28,8 @@ def on_page_content(content: str, **_: Any) -> str:
 
 def draw(formula: str, *, display: bool) -> str:
     """Return a formula as an SVG element in the colour and size of the text around it."""
-    known = re.sub(r"\\[bB]igg?[lrm]?(?![a-zA-Z])", "", formula)  # mathtext has no sizes, and one name for each relation
-    known = re.sub(r"\\(le|ge)\b", r"\\\1q", known)
+    known = re.sub(r"\\[bB]igg?[lrm]?(?![a-zA-Z])", "", formula)  # mathtext has no sizes
+    known = re.sub(r"\\(le|ge)\b", r"\\\1q", known)  # and one name for each relation
     text, font = f"${known}$", FontProperties(size=_SIZE, math_fontfamily="cm")
     width, height, depth, *_ = MathTextParser("path").parse(text, dpi=72, prop=font)
     path = "".join(

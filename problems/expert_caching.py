@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from edgeopt.problems.routing_trace import RoutingTrace
 
 Latency = Literal["sum", "max", "mix"]
-STORAGE_TOLERANCE = 1e-9  # relative
+STORAGE_TOLERANCE = 1e-12  # relative
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,7 +205,7 @@ class ExpertCaching(Problem):
 
     @property
     def storage_limit(self) -> NDArray[np.float64]:
-        """float64 [N], what counts as fitting: the storage and 1e-9 of it for rounding in sums of sizes."""
+        """float64 [N], what counts as fitting: the storage and 1e-12 of it for rounding in sums of sizes."""
         return np.asarray(self.storage_bytes * (1 + STORAGE_TOLERANCE))
 
     @property
