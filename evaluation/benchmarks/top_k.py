@@ -25,7 +25,7 @@ SOLVERS = ("greedy", "density-greedy", "successive", "max-convolution", "lagrang
 BEST_OF = ("max-convolution", "lagrangian")
 EXACT = ("milp", "cp-sat")
 LATENCIES: dict[str, dict[str, Any]] = {"max": {"latency": "max"}, "mix:0.5": {"latency": "mix", "theta": 0.5}}
-GOAL_GAP = 0.05  # to the certified bound, whole traces
+GOAL_GAP = 0.02  # to the certified bound, whole traces
 GOAL_TO_OPTIMUM = 0.001  # to the optimum, parts of traces
 
 

@@ -22,6 +22,8 @@ from edgeopt.solvers.kernels.knapsack import knapsack
 class ContinuousGreedy:
     """Build for every server an even mixture of T configurations, then pick one configuration per server.
 
+    O(T N (E U N + knapsack)) time. One iteration is one step.
+
     Guarantee: 1 - (1 + 1/T)^-T = 1 - 1/e - O(1/T) of the optimum for K = 1 or latency ``sum``, deterministic (ours).
     Let F be the multilinear extension and y[n] the mixture of server n. In each of T steps the servers take turns:
     server n solves its knapsack with values dF/dy[n, e] to a configuration C_n, and y[n] += 1_{C_n} / T. F is linear
@@ -30,7 +32,6 @@ class ContinuousGreedy:
     (OPT - F(y after)) / T, and OPT - F falls by 1 + 1/T per step. Taking turns is what spares the second-order error
     of simultaneous updates. Rounding replaces server after server's mixture by its best member: F is linear in
     it, so nothing is lost. Best-response sweeps afterwards can only gain. Background: Calinescu et al. 2011.
-    O(T N (E U N + knapsack)) time. One iteration is one step.
 
     Parameters
     ----------

@@ -43,14 +43,19 @@ def exchange_round(
     run.offer(Placement(cached))
     if run.stopped():
         return
-    first, mask, loss, allowed = _nearest(facility, columns, prices, spread, keep=cached_to_masks(cached))
     units, group = facility.units, size_groups(facility.units)
-    start = cached_to_masks(cached)
-    expert = np.repeat(np.arange(first.size - 1), np.diff(first))
-    current = first[:-1].copy()  # an expert whose rounded subset was dropped as hopeless starts from its first column
-    found = np.flatnonzero(mask == start[expert])
-    current[expert[found]] = found
-    slack = facility.capacity_units - masks_to_cached(mask[current], facility.num_servers) @ units
+    for start in (cached, run.solution.cached if run.solution is not None else cached):
+        masks = cached_to_masks(np.array(start))
+        first, mask, loss, allowed = _nearest(facility, columns, prices, spread, keep=masks)
+        expert = np.repeat(np.arange(first.size - 1), np.diff(first))
+        current = first[:-1].copy()
+        found = np.flatnonzero(mask == masks[expert])
+        current[expert[found]] = found
+        slack = facility.capacity_units - masks_to_cached(mask[current], facility.num_servers) @ units
+        # an expert of the rounding whose subset was dropped as hopeless starts from its first column, which may not
+        # fit; every column of the incumbent is still there
+        if (slack >= 0).all():
+            break
     if (slack < 0).any() or allowed <= 0.0:
         return
     unit_price = prices.price * (facility.size[0] / units[0])

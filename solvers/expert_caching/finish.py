@@ -50,10 +50,13 @@ class Finish:
         loss = column_losses(columns.first, columns.mask, columns.value, facility.size, prices.price, prices.value)
         return cls(facility, prices, columns, np.maximum(loss, 0.0))
 
-    def solve(self, run: Run[Placement], allowed: float, seconds: float, threads: int = 2) -> bool:
-        """Search for at most so many seconds (deterministic runs: nodes); return whether the incumbent of the run is proved optimal.
+    def solve(
+        self, run: Run[Placement], allowed: float, seconds: float, *, exact: bool = True, threads: int = 2
+    ) -> bool:
+        """Search for at most so many seconds (deterministic runs: nodes); return whether the incumbent is proved optimal.
 
-        `allowed` is the gap between the bound of these prices and the incumbent.
+        `allowed` is the gap between the bound of these prices and the incumbent. With ``exact=False`` the columns are only
+        some of those within it: better placements are offered, and nothing is proved.
         """
         with run.building():
             scale = SCALE / allowed
@@ -70,10 +73,10 @@ class Finish:
                 options["mip_max_nodes"] = DETERMINISTIC_NODES
             highs = new_highs(lp, options)
             self._start(run, highs)
-        reporter = _Reporter(run, self, scale, constant)
+        reporter = _Reporter(run, self, scale, constant, exact)
         status = Background(run, lambda mailbox: run_highs(highs, mailbox, reporter.at(mailbox))).wait()
         kinds = highs_module().HighsModelStatus
-        return status in (kinds.kOptimal, kinds.kInfeasible)
+        return exact and status in (kinds.kOptimal, kinds.kInfeasible)
 
     @property
     def groups(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -133,8 +136,9 @@ class Finish:
 class _Reporter:
     """Posts what HiGHS finds to the calling thread, in the problem's own terms."""
 
-    def __init__(self, run: Run[Placement], finish: Finish, scale: float, constant: float) -> None:
+    def __init__(self, run: Run[Placement], finish: Finish, scale: float, constant: float, exact: bool) -> None:
         self._run, self._finish, self._scale, self._constant = run, finish, scale, constant
+        self._exact = exact
         self._last = -math.inf
         self._mailbox = Mailbox()
 
@@ -145,7 +149,7 @@ class _Reporter:
 
     def bound(self, value: float) -> None:
         """Post a lower bound on what the best column choice falls short."""
-        if math.isfinite(value) and value > self._last:
+        if self._exact and math.isfinite(value) and value > self._last:
             self._last = value
             short = (value - 2 * TOLERANCE) / self._scale + self._constant
             self._mailbox.post(lambda: self._tighten(self._finish.prices.bound - short))

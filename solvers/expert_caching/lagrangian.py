@@ -27,6 +27,7 @@ from edgeopt.solvers.kernels.facility import best_of
 
 SPREAD = (1.0, 0.5, 2.0)  # how wide the exchange search looks, in turn
 PATIENCE = 12  # exchange rounds without a better placement before it is given up
+TRIALS, LEFT_OVER = 3, 0.6  # branch and bound is tried early if so many rounds leave more than this share of the gap
 FINISH_FIRST = 3000  # columns up to which branch and bound comes before exchange
 
 
@@ -133,12 +134,17 @@ class Lagrangian:
         """Exchange search and branch and bound over the columns that are left."""
         rng = stream(run.seed, self.name)
         finished, stale, best = self.finish_seconds == 0, 0, _value(run)
+        first_gap = _gap(run, prices)
         for k in range(self.rounds + 1):
             columns = pricing.near(prices, _gap(run, prices))
             if columns is None or run.stopped() or prices.bound - _value(run) <= 1e-9 * abs(prices.bound):
                 return False  # listed no columns, or a limit, or nothing left to close
             last = k == self.rounds or stale == PATIENCE
-            if not finished and columns.mask.size <= (self.finish_columns if last else FINISH_FIRST):
+            useless = k == TRIALS and _gap(run, prices) > LEFT_OVER * first_gap  # branch and bound may do better
+            if not finished and (last or useless) and columns.mask.size > self.finish_columns:
+                self._search_nearest(run, facility, pricing, prices)  # a smaller gap leaves fewer columns
+                columns = pricing.near(prices, _gap(run, prices)) or columns
+            if not finished and columns.mask.size <= (self.finish_columns if last or useless else FINISH_FIRST):
                 finished = True
                 finish = Finish.of(facility, prices, columns)
                 if facility.exact_units and finish.solve(run, _gap(run, prices), self.finish_seconds):
@@ -148,6 +154,17 @@ class Lagrangian:
             exchange_round(run, facility, columns, prices, rng, SPREAD[k % len(SPREAD)])
             stale, best = (0, _value(run)) if _value(run) > best else (stale + 1, best)
         return False
+
+    def _search_nearest(self, run: Run[Placement], facility: Facility, pricing: Pricing, prices: Prices) -> None:
+        """Branch and bound over as many of the nearest columns as it can take: for a better placement, not a proof."""
+        allowed = _gap(run, prices)
+        columns = pricing.near(prices, allowed)
+        while columns is not None and columns.mask.size > self.finish_columns // 3:
+            allowed *= 0.8
+            columns = pricing.near(prices, allowed)
+        if columns is not None and facility.exact_units and not run.stopped():
+            finish = Finish.of(facility, prices, columns)
+            finish.solve(run, _gap(run, prices), self.finish_seconds / 2, exact=False)
 
     def _search_true_objective(
         self, run: Run[Placement], problem: ExpertCaching, facility: Facility, start: NDArray[np.bool_]
