@@ -31,8 +31,16 @@ _BAD_ZIP = (  # what `zipfile` raises on damaged archives
 
 
 def write_atomic(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
-    """Call ``write(file)`` on a temporary file beside `path`, then put it in place; on any error `path` is as before."""
+    """Call ``write(file)`` on a temporary file beside `path`, then put it in place; on any error `path` is as before.
+
+    Links are followed. Pipes and devices are written through: they must not be replaced by a file.
+    """
     path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with open(path, "wb") as device:
+            write(device)
+        return
+    path = path.resolve()
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:

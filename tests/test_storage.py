@@ -392,3 +392,24 @@ def test_any_bytes_as_json(data):
     """Parsing arbitrary bytes gives an object or an InvalidFileError."""
     with contextlib.suppress(InvalidFileError):
         assert isinstance(storage.parse_json_object("x", data), dict)
+
+
+def test_pipes_are_written_through_and_kept(tmp_path: Path) -> None:
+    """A name that is a pipe (or a device) receives the bytes; it is never replaced by a regular file."""
+    pipe = tmp_path / "pipe.json"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        storage.write_text(pipe, "hello")
+        assert os.read(reader, 100) == b"hello"
+    finally:
+        os.close(reader)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def test_links_stay_links(tmp_path: Path) -> None:
+    """Writing to a symbolic link writes the file it points to."""
+    (tmp_path / "link.json").symlink_to(tmp_path / "file.json")
+    storage.write_text(tmp_path / "link.json", "hello")
+    assert (tmp_path / "link.json").is_symlink()
+    assert (tmp_path / "file.json").read_text() == "hello"
