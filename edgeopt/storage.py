@@ -36,11 +36,18 @@ def write_atomic(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
     Links are followed. Pipes and devices are written through: they must not be replaced by a file.
     """
     path = Path(path)
-    if path.exists() and not path.is_file() and not path.is_dir():
-        with open(path, "wb") as device:
-            write(device)
-        return
-    path = path.resolve()
+    try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            with open(path, "wb") as device:
+                write(device)
+        else:
+            _write_beside(path.resolve(), write)
+    except OSError as error:  # a full disk does not say for which file
+        error.filename = error.filename or os.fspath(path)
+        raise
+
+
+def _write_beside(path: Path, write: Callable[[BinaryIO], object]) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -413,3 +413,11 @@ def test_links_stay_links(tmp_path: Path) -> None:
     storage.write_text(tmp_path / "link.json", "hello")
     assert (tmp_path / "link.json").is_symlink()
     assert (tmp_path / "file.json").read_text() == "hello"
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs a device that is always full")
+def test_full_disk_names_the_file() -> None:
+    """Running out of space is an error that says for which file."""
+    with pytest.raises(OSError, match="No space left") as caught:
+        storage.write_text("/dev/full", "hello")
+    assert caught.value.filename == "/dev/full"
