@@ -43,7 +43,8 @@ def write_atomic(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
         else:
             _write_beside(path.resolve(), write)
     except OSError as error:  # a full disk does not say for which file
-        error.filename = error.filename or os.fspath(path)
+        if error.errno is not None and error.filename is None:
+            error.filename = os.fspath(path)
         raise
 
 
