@@ -28,15 +28,9 @@ def solution_from_json(problem: Problem, document: Any) -> Any:
     """
     if not isinstance(document, dict):
         raise EdgeOptError(f"solution: expected a JSON object, got {type(document).__name__}")
-    if (own := getattr(problem, "solution_from_json", None)) is not None:
-        return own(document)
-    if problem.kind == "expert-caching":
-        from edgeopt.problems import Placement
-
-        if not isinstance(document.get("cached"), list):
-            raise EdgeOptError("solution: cached: expected one list of expert ids per server")
-        return Placement.from_lists(document["cached"], problem.describe()["experts"])  # type: ignore[arg-type]
-    raise EdgeOptError(f"solutions of {problem.kind} cannot be read back")
+    if (own := getattr(problem, "solution_from_json", None)) is None:
+        raise EdgeOptError(f"solutions of {problem.kind} cannot be read back")
+    return own(document)
 
 
 def read_solution(problem: Problem, path: str | os.PathLike[str]) -> Any:

@@ -359,6 +359,12 @@ class ExpertCaching(Problem):
         profile = self.profile[:, m].astype(np.int64)
         return expected_saving(base, saving, profile, model.indptr, model.indices, model.probability, model.sets, theta)
 
+    def solution_from_json(self, document: dict[str, Any]) -> Placement:
+        """Return the placement that `Placement.to_json` wrote."""
+        if not isinstance(document.get("cached"), list):
+            raise InvalidProblemError("solution: cached: expected one list of expert ids per server")
+        return Placement.from_lists(document["cached"], self.num_experts)
+
     # --- plumbing ----------------------------------------------------------------------------------------------
 
     def replace(self, **changes: Any) -> Self:

@@ -1,12 +1,16 @@
 """Solvers: one folder per problem, one algorithm per file; `solvers_of` lists them, `get_solver` finds one by name."""
 
 import difflib
+import importlib
 
 from edgeopt.errors import EdgeOptError
 from edgeopt.solve import Solver
 
 if __name__ != "edgeopt.solvers":  # one module object only: the root folder is edgeopt.solvers
     raise ImportError("import edgeopt.solvers, not " + __name__)
+
+KINDS = ("expert-caching", "model-download", "split-training", "client-selection")
+"""The kinds of problems; the solvers of each are in the folder of its name."""
 
 
 def solvers_of(kind: str) -> tuple[Solver, ...]:
@@ -17,11 +21,11 @@ def solvers_of(kind: str) -> tuple[Solver, ...]:
     >>> [solver.name for solver in solvers_of("expert-caching")][:2]
     ['greedy', 'density-greedy']
     """
-    if kind == "expert-caching":
-        from edgeopt.solvers import expert_caching
-
-        return expert_caching.SOLVERS
-    raise EdgeOptError(f"kind = {kind!r}: expected one of expert-caching")
+    if kind not in KINDS:
+        raise EdgeOptError(f"kind = {kind!r}: expected one of {', '.join(KINDS)}")
+    module = importlib.import_module("edgeopt.solvers." + kind.replace("-", "_"))
+    found: tuple[Solver, ...] = module.SOLVERS
+    return found
 
 
 def get_solver(kind: str, name: str) -> Solver:
