@@ -15,7 +15,7 @@ from edgeopt.evaluation import comparison_rows, library_names, load_instance, re
 from edgeopt.evaluation.plots.bounds import plot_bounds
 from edgeopt.evaluation.plots.gap_against_time import plot_gap_against_time
 from edgeopt.evaluation.plots.network import plot_network
-from edgeopt.evaluation.plots.placement import plot_placement
+from edgeopt.evaluation.plots.solutions import SOLUTION_PICTURES, draw_solution
 from edgeopt.evaluation.profiles import with_gaps
 from edgeopt.evaluation.solutions import solution_from_json
 from edgeopt.problem import Problem
@@ -60,15 +60,18 @@ def draw_comparison(folder: Path, out: Path) -> None:
         save(plot_bounds(own), out / f"{name}-bounds.png")
         save(plot_gap_against_time(own), out / f"{name}-gap-against-time.png")
         if name in library_names():
-            draw_best(load_instance(name), own, out / f"{name}-placement.png")
+            draw_best(load_instance(name), own, out / name)
 
 
-def draw_best(problem: Problem, rows: Iterable[dict[str, Any]], path: Path) -> None:
-    """Draw the best placement among the rows, if there is one."""
+def draw_best(problem: Problem, rows: Iterable[dict[str, Any]], stem: Path) -> None:
+    """Draw the best solution among the rows, if there is one, into files whose names start with `stem`."""
     sign = 1.0 if problem.sense == "max" else -1.0
     best = max(solved(rows), key=lambda row: sign * row["objective"], default=None)
-    if best is not None and isinstance(problem, ExpertCaching):
-        save(plot_placement(problem, solution_from_json(problem, best["solution"])), path)
+    if best is not None:
+        solution = solution_from_json(problem, best["solution"])
+        for _, module, function in SOLUTION_PICTURES.get(problem.kind, ()):
+            axes = draw_solution(module, function, problem, solution)
+            save(axes, stem.with_name(f"{stem.name}-{module.replace('_', '-')}.png"))
 
 
 def solved(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

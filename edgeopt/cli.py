@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from edgeopt.cli_generate import SeedOption, check_writable, generate_app
 from edgeopt.errors import EdgeOptError, MissingDependencyError, NoSolutionError, SolverError
 
 if TYPE_CHECKING:
@@ -74,12 +75,10 @@ def _explain(error: BaseException) -> tuple[str, int]:
 
 
 app = typer.Typer(cls=_Group, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=False)
-generate_app = typer.Typer(help="Make an instance from a seed: one command per kind of problem.")
 app.add_typer(generate_app, name="generate")
 
 InstanceArgument = Annotated[str, typer.Argument(help="A .json or .npz file, or a name of the library.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output and nothing else.")]
-SeedOption = Annotated[int, typer.Option(help="Same seed, same result.", min=0)]
 
 
 @app.callback(invoke_without_command=True)
@@ -111,7 +110,7 @@ def solve(
     from edgeopt.stop import Limit
 
     if output is not None:
-        _check_writable(output)
+        check_writable(output)
     problem = load_instance(instance)
     chosen = _configured(get_solver(problem.kind, solver), param or [])
     start = None if initial_solution is None else read_solution(problem, initial_solution)
@@ -168,49 +167,6 @@ def compare(
         raise typer.Exit(INTERRUPTED)
     if any(row["status"] == "error" for row in rows):
         raise typer.Exit(1)
-
-
-@generate_app.command("expert-caching")
-def generate_expert_caching(
-    output: Annotated[Path, typer.Option("-o", "--output", help="File to write, .json or .npz.")],
-    trace: Annotated[
-        list[str] | None, typer.Option(help="Routing trace: a file, or switch32, mixtral8, fine64; repeatable.")
-    ] = None,
-    experts: Annotated[int, typer.Option(help="Experts per layer, without --trace.", min=1)] = 32,
-    layers: Annotated[int, typer.Option(help="Layers, without --trace.", min=1)] = 4,
-    top_k: Annotated[int, typer.Option(help="Experts per token and layer, without --trace.", min=1)] = 1,
-    servers: Annotated[int, typer.Option(help="Edge servers.", min=1)] = 10,
-    devices: Annotated[int, typer.Option(help="Devices, one user each.", min=1)] = 100,
-    storage: Annotated[float, typer.Option(help="Storage per server, as a fraction of all experts' bytes.")] = 0.1,
-    latency: Annotated[str, typer.Option(help="sum, max, or mix:THETA.")] = "sum",
-    seed: SeedOption = 0,
-) -> None:
-    """Expert caching on a random network, with routing from traces or drawn at random."""
-    from edgeopt.problems import ExpertCaching
-
-    _check_writable(output)
-    mode, theta = _latency(latency)
-    made: Problem
-    if trace:
-        from edgeopt.network import EdgeNetwork
-
-        traces = [_load_trace(name) for name in trace]
-        network = EdgeNetwork.random(num_servers=servers, num_devices=devices, seed=seed)
-        made = ExpertCaching.from_traces(traces, network, storage=storage, latency=mode, theta=theta)
-    else:
-        made = ExpertCaching.random(
-            num_servers=servers,
-            num_users=devices,
-            num_layers=layers,
-            experts_per_layer=experts,
-            top_k=top_k,
-            storage=storage,
-            latency=mode,
-            theta=theta,
-            seed=seed,
-        )
-    made.save(output)
-    print(f"wrote {output}: {made.kind}, {_short(made.describe())}", file=sys.stderr)
 
 
 @app.command()
@@ -314,32 +270,6 @@ def _configured(solver: "Solver", params: Iterable[str]) -> "Solver":
     return configure(solver, **changes)
 
 
-def _latency(text: str) -> tuple[Any, float]:
-    mode, colon, theta = text.partition(":")
-    try:
-        if (mode in ("sum", "max") and not colon) or (mode == "mix" and colon):
-            return mode, float(theta) if colon else 0.5
-    except ValueError:
-        pass
-    raise EdgeOptError(f"--latency = {text!r}: expected sum, max or mix:THETA with THETA from 0 to 1")
-
-
-def _load_trace(name: str) -> Any:
-    from edgeopt.problems.routing_trace import BUNDLED_TRACES, RoutingTrace, bundled_trace
-
-    return bundled_trace(name) if name in BUNDLED_TRACES else RoutingTrace.load(name)
-
-
-def _check_writable(path: Path) -> None:
-    """Complain about the output before the work, not after it."""
-    if path.is_dir():
-        raise EdgeOptError(f"{path}: is a folder, expected a file to write")
-    if not path.absolute().parent.is_dir():
-        raise EdgeOptError(f"{path}: there is no folder {path.absolute().parent}")
-    if not os.access(path.absolute().parent, os.W_OK):
-        raise EdgeOptError(f"{path}: no permission to write in {path.absolute().parent}")
-
-
 # --- printing --------------------------------------------------------------------------------------------------
 
 
@@ -375,10 +305,6 @@ def _print_facts(facts: dict[str, Any]) -> None:
     for name, value in facts.items():
         text = f"{value:.6g}" if isinstance(value, float) else json.dumps(value) if isinstance(value, dict) else value
         print(f"{name:<{width}}  {text}")
-
-
-def _short(facts: dict[str, Any]) -> str:
-    return ", ".join(f"{value} {name}" for name, value in facts.items() if isinstance(value, int))
 
 
 def _write_report(rows: list[dict[str, Any]], out: Path, problems: "dict[str, Problem]") -> None:

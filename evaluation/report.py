@@ -4,6 +4,7 @@ import io
 import os
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from edgeopt import storage
@@ -144,27 +145,19 @@ def _section(name: str, rows: list[Row], problems: Mapping[str, Problem]) -> dic
 
 def _solution_pictures(problem: Problem, rows: list[Row]) -> list[dict[str, str]]:
     """Draw the best solution of an instance, for the kinds of problems that have a picture."""
+    from edgeopt.evaluation.plots.solutions import SOLUTION_PICTURES, draw_solution
     from edgeopt.evaluation.solutions import solution_from_json
 
     best = min(
         (r for r in rows if r["feasible"] and r.get("solution")), key=lambda r: r["gap_to_best"] or 0, default=None
     )
-    if best is None or problem.kind not in _SOLUTION_PICTURES:
+    if best is None:
         return []
     solution = solution_from_json(problem, best["solution"])
-    caption, draw = _SOLUTION_PICTURES[problem.kind]
-    return [_picture(f"{caption}, by {best['solver']}", lambda: draw(problem, solution))]
-
-
-def _draw_placement(problem: Any, solution: Any) -> "Axes":
-    from edgeopt.evaluation.plots.placement import plot_placement
-
-    return plot_placement(problem, solution)
-
-
-_SOLUTION_PICTURES: dict[str, tuple[str, Callable[[Any, Any], "Axes"]]] = {
-    "expert-caching": ("What the best placement caches where", _draw_placement),
-}
+    return [
+        _picture(f"{caption}, by {best['solver']}", partial(draw_solution, module, function, problem, solution))
+        for caption, module, function in SOLUTION_PICTURES.get(problem.kind, ())
+    ]
 
 
 def _picture(caption: str, draw: Callable[[], "Axes"]) -> dict[str, str]:

@@ -39,27 +39,38 @@ def code_blocks(page: str, language: str = "python") -> list[str]:
 # --- solvers and guarantees ---------------------------------------------------------------------------------------
 
 
-def solver_rows(name: str) -> list[list[str]]:
-    """Return the cells of the table of solvers of a page."""
-    after = text(name).split("<!-- solvers:", 1)[1].splitlines()
+GUIDES = {
+    "expert-caching": "docs/choose-a-caching-solver.md",
+    "model-download": "docs/model-download.md",
+    "split-training": "docs/split-training.md",
+    "client-selection": "docs/client-selection.md",
+}
+"""The page with the table of the solvers of each kind of problem."""
+PLACES = [(page, kind.kind) for kind in PROBLEMS for page in ("README.md", GUIDES[kind.kind])]
+
+
+def solver_rows(page: str, kind: str) -> list[list[str]]:
+    """Return the cells of the table of the solvers of a kind."""
+    after = text(page).split(f"<!-- solvers: {kind};", 1)[1].split("\n\n", 2)[1].splitlines()
     table = [line for line in after if line.startswith("| `")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/choose-a-caching-solver.md"])
-def test_solver_tables(page: str):
+@pytest.mark.parametrize(("page", "kind"), PLACES)
+def test_solver_tables(page: str, kind: str):
     """The tables list exactly the registered solvers, in their order, with the guarantee that each one states."""
-    stated = [(row[0].strip("`"), row[1]) for row in solver_rows(page)]
-    registered = [(solver.name, str(solver.guarantee)) for kind in PROBLEMS for solver in solvers_of(kind.kind)]
+    stated = [(row[0].strip("`"), row[1]) for row in solver_rows(page, kind)]
+    registered = [(solver.name, str(solver.guarantee)) for solver in solvers_of(kind)]
     assert stated == registered, f"{page}: the table should have the rows {registered}"
 
 
-def test_every_solver_says_how_long_it_takes():
+@pytest.mark.parametrize("kind", [problem.kind for problem in PROBLEMS])
+def test_every_solver_says_how_long_it_takes(kind: str):
     """The guide has a time for every solver whose docstring states a complexity."""
-    for name, _, time, supports in solver_rows("docs/choose-a-caching-solver.md"):
-        solver = solvers.get_solver("expert-caching", name.strip("`"))
+    for name, _, time, supports in solver_rows(GUIDES[kind], kind):
+        solver = solvers.get_solver(kind, name.strip("`"))
         assert supports
-        assert ("O(" in time) == bool(describe_solver("expert-caching", solver)["complexity"]), name
+        assert ("O(" in time) == bool(describe_solver(kind, solver)["complexity"]), name
 
 
 # --- the reference ------------------------------------------------------------------------------------------------

@@ -1,0 +1,19 @@
+"""Which pictures show a solution of each kind of problem: for the report and the documentation."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SOLUTION_PICTURES: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "expert-caching": (("What the best placement caches where", "placement", "plot_placement"),),
+}
+"""By kind of problem: caption, module of `edgeopt.evaluation.plots`, and the function in it of problem and solution."""
+
+
+def draw_solution(module: str, function: str, problem: Any, solution: Any) -> "Axes":
+    """Draw one picture of `SOLUTION_PICTURES`; matplotlib loads only now."""
+    plots = importlib.import_module(f"edgeopt.evaluation.plots.{module}")
+    axes: Axes = getattr(plots, function)(problem, solution)
+    return axes
