@@ -42,6 +42,15 @@ if TYPE_CHECKING:
     from edgeopt import solvers as solvers
     from edgeopt.network import EdgeNetwork as EdgeNetwork
     from edgeopt.problems import load as load
+    from edgeopt.profile import ModelProfile as ModelProfile
+    from edgeopt.profile import model_profile as model_profile
+    from edgeopt.schedule import ClientPlan as ClientPlan
+    from edgeopt.schedule import Feedback as Feedback
+    from edgeopt.schedule import Planner as Planner
+    from edgeopt.schedule import RoundPlan as RoundPlan
+    from edgeopt.schedule import Schedule as Schedule
+    from edgeopt.schedule import StatefulPlanner as StatefulPlanner
+    from edgeopt.schedule import StaticPlanner as StaticPlanner
 
 _LAZY = {
     "evaluation": ("edgeopt.evaluation", None),
@@ -49,6 +58,15 @@ _LAZY = {
     "solvers": ("edgeopt.solvers", None),
     "EdgeNetwork": ("edgeopt.network", "EdgeNetwork"),
     "load": ("edgeopt.problems", "load"),
+    "ModelProfile": ("edgeopt.profile", "ModelProfile"),
+    "model_profile": ("edgeopt.profile", "model_profile"),
+    "ClientPlan": ("edgeopt.schedule", "ClientPlan"),
+    "Feedback": ("edgeopt.schedule", "Feedback"),
+    "Planner": ("edgeopt.schedule", "Planner"),
+    "RoundPlan": ("edgeopt.schedule", "RoundPlan"),
+    "Schedule": ("edgeopt.schedule", "Schedule"),
+    "StatefulPlanner": ("edgeopt.schedule", "StatefulPlanner"),
+    "StaticPlanner": ("edgeopt.schedule", "StaticPlanner"),
 }
 
 

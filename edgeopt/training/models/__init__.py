@@ -1,0 +1,79 @@
+"""Models as ``nn.Sequential`` of named blocks: one tensor crosses every boundary, so every boundary is a valid cut."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from edgeopt.errors import InvalidProblemError
+from edgeopt.training.models.bert import bert as bert
+from edgeopt.training.models.decoder import gpt2 as gpt2
+from edgeopt.training.models.decoder import llama as llama
+from edgeopt.training.models.mobilenet import mobilenetv2 as mobilenetv2
+from edgeopt.training.models.resnet import BasicBlock as BasicBlock
+from edgeopt.training.models.resnet import Bottleneck as Bottleneck
+from edgeopt.training.models.resnet import resnet as resnet
+from edgeopt.training.models.resnet import resnet18 as resnet18
+from edgeopt.training.models.resnet import resnet50 as resnet50
+from edgeopt.training.models.vgg import vgg as vgg
+from edgeopt.training.models.vgg import vgg16 as vgg16
+from edgeopt.training.models.vision_transformer import vision_transformer as vision_transformer
+
+_MODELS: dict[str, Callable[[], nn.Sequential]] = {
+    "resnet18": resnet18,
+    "resnet50": resnet50,
+    "vgg16": vgg16,
+    "mobilenetv2": mobilenetv2,
+    "vit-b16": vision_transformer,
+    "bert-base": bert,
+    "gpt2": gpt2,
+    "tinyllama-1.1b": llama,
+}
+_TOKENS = {"bert-base": 30_522, "gpt2": 50_257, "tinyllama-1.1b": 32_000}
+
+MODELS: tuple[str, ...] = tuple(_MODELS)
+"""Names that `build_model` knows."""
+
+
+def build_model(name: str, *, seed: int = 0) -> nn.Sequential:
+    """Return a published model at its published size, with random weights.
+
+    Parameters
+    ----------
+    name : one of `MODELS`. Other sizes are made by the functions of the families, for example `resnet18`.
+    seed : the same seed gives the same weights; the global random state stays as it is.
+
+    Raises
+    ------
+    InvalidProblemError
+        If there is no model of this name.
+
+    Examples
+    --------
+    >>> with torch.device("meta"):  # shapes only: takes no memory
+    ...     model = build_model("tinyllama-1.1b")
+    >>> sum(parameter.numel() for parameter in model.parameters())
+    1100048384
+    """
+    if name not in _MODELS:
+        raise InvalidProblemError(f"no model {name!r}: expected one of {', '.join(MODELS)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _MODELS[name]()
+
+
+def sample_input(name: str, *, batch_size: int = 1, seed: int = 0) -> torch.Tensor:
+    """Return random inputs of a model of `MODELS`: images (B, 3, 224, 224), or sequences of 128 token ids (B, 128).
+
+    Parameters
+    ----------
+    name : one of `MODELS`.
+    batch_size : samples B.
+    seed : the same seed gives the same inputs.
+    """
+    if name not in _MODELS:
+        raise InvalidProblemError(f"no model {name!r}: expected one of {', '.join(MODELS)}")
+    generator = torch.Generator().manual_seed(seed)
+    if name in _TOKENS:
+        return torch.randint(_TOKENS[name], (batch_size, 128), generator=generator)  # (B, T)
+    return torch.randn(batch_size, 3, 224, 224, generator=generator)  # (B, 3, H, W)
