@@ -1,0 +1,353 @@
+"""The seam between decisions and training: the plan of a round, planners that give it, what a round measured.
+
+A training loop asks a `Planner` for the `RoundPlan` of every round, hands it the `Feedback` of the round before, and
+knows nothing else about how the plan was made.
+"""
+
+import dataclasses
+import functools
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self, runtime_checkable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from edgeopt import storage
+from edgeopt.convergence import ConvergenceEstimate
+from edgeopt.errors import EdgeOptError, InvalidFileError, InvalidProblemError
+from edgeopt.validate import bool_array, float_array, int_array
+
+KIND = "schedule"
+SCHEMA_VERSION = 1
+
+RATES = ("device_flops", "uplink_bps", "downlink_bps", "fed_uplink_bps", "fed_downlink_bps")
+"""What `Feedback` may measure per client, in FLOP/s and bit/s; the fields of `SplitTraining` of the same names."""
+
+_COLUMNS = {"client": 0, "server": 0, "batch_size": 0, "cut_layer": 0, "local_steps": 1}  # and their least values
+# defaults: one value for every entry
+_ZERO, _ONE, _FALSE, _TRUE, _NAN = (functools.partial(np.array, value) for value in (0, 1, False, True, np.nan))
+
+
+@dataclass(frozen=True, slots=True)
+class ClientPlan:
+    """What one client does in a round: one entry of a `RoundPlan`.
+
+    Parameters
+    ----------
+    client : id of the client, from 0.
+    server : the server it trains with.
+    batch_size : samples per local step; 0 leaves it to the algorithm.
+    cut_layer : layers 1 to ``cut_layer`` are trained on the client, the others on the server; 0 leaves it to the algorithm.
+    local_steps : mini-batches before the client reports.
+    """
+
+    client: int
+    server: int
+    batch_size: int
+    cut_layer: int
+    local_steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RoundPlan:
+    """Who trains in a round, with which server, and how much: M entries, kept as arrays.
+
+    A client that several servers have picked has one entry for each of them: a conflict, whose outcome is up to the
+    environment. A round without entries is a valid plan. Entries are in the order in which clients train where the
+    order matters.
+
+    Parameters
+    ----------
+    client : int32 [M], ids from 0.
+    server : int32 [M], server of each entry. Default 0.
+    batch_size, cut_layer : int32 [M], as in `ClientPlan`. Default 0: left to the algorithm.
+    local_steps : int32 [M], >= 1. Default 1.
+    aggregate : whether the clients' models are averaged at the end of the round. Default True.
+
+    Raises
+    ------
+    InvalidProblemError
+        Naming field, index, value and what was expected; also if a server has picked a client twice.
+
+    Examples
+    --------
+    >>> plan = RoundPlan(client=[0, 2, 2], server=[0, 0, 1], batch_size=[8, 16, 16], cut_layer=3)
+    >>> plan[1]
+    ClientPlan(client=2, server=0, batch_size=16, cut_layer=3, local_steps=1)
+    >>> plan.conflicts
+    array([2], dtype=int32)
+    """
+
+    client: NDArray[np.int32]
+    server: NDArray[np.int32] = field(default_factory=_ZERO)
+    batch_size: NDArray[np.int32] = field(default_factory=_ZERO)
+    cut_layer: NDArray[np.int32] = field(default_factory=_ZERO)
+    local_steps: NDArray[np.int32] = field(default_factory=_ONE)
+    aggregate: bool = True
+
+    def __post_init__(self) -> None:
+        size = int_array("client", self.client, (None,), low=0).size
+        for name, low in _COLUMNS.items():
+            object.__setattr__(self, name, int_array(name, getattr(self, name), (size,), low=low))
+        if not isinstance(self.aggregate, bool | np.bool_):
+            raise InvalidProblemError(f"aggregate = {self.aggregate!r}: expected True or False")
+        object.__setattr__(self, "aggregate", bool(self.aggregate))
+        order = np.lexsort((self.client, self.server))
+        client, server = self.client[order], self.server[order]
+        if (twice := np.flatnonzero((client[1:] == client[:-1]) & (server[1:] == server[:-1]))).size:
+            raise InvalidProblemError(
+                f"client[{order[twice[0] + 1]}] = {client[twice[0]]}: expected a client at most once for each server, "
+                f"server {server[twice[0]]} has it twice"
+            )
+
+    def __len__(self) -> int:
+        return self.client.size
+
+    def __getitem__(self, entry: int) -> ClientPlan:
+        return ClientPlan(*(int(getattr(self, name)[entry]) for name in _COLUMNS))
+
+    def __iter__(self) -> Iterator[ClientPlan]:
+        columns = [getattr(self, name).tolist() for name in _COLUMNS]
+        return (ClientPlan(*entry) for entry in zip(*columns, strict=True))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, RoundPlan):
+            return NotImplemented
+        return self.aggregate == other.aggregate and all(
+            np.array_equal(getattr(self, name), getattr(other, name)) for name in _COLUMNS
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def conflicts(self) -> NDArray[np.int32]:
+        """Ids of the clients that more than one server has picked, ascending."""
+        clients, times = np.unique(self.client, return_counts=True)
+        return clients[times > 1]
+
+    def of_server(self, server: int) -> Self:
+        """Return the entries of one server only."""
+        return self.take(np.flatnonzero(self.server == server))
+
+    def take(self, entries: ArrayLike) -> Self:
+        """Return the plan of some entries, by position."""
+        return self.replace(**{name: getattr(self, name)[entries] for name in _COLUMNS})
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with some fields changed, validated anew."""
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Feedback:
+    """What a round of training measured, for the planner of the next.
+
+    Parameters
+    ----------
+    round : number of the round, from 0.
+    plan : what was planned; M entries.
+    seconds : what the round took, in virtual time.
+    client_seconds : float64 [M], from the start of the round to the client's report; nan if not measured.
+    completed : bool [M], whether the client's update arrived. Default: all.
+    conflict : bool [M], whether another server's pick, or a busy client, was in the way. Default: none.
+    device_flops, uplink_bps, downlink_bps, fed_uplink_bps, fed_downlink_bps : float64 [M], speed and rates of each
+        entry's client in this round; nan where not measured, which is the default.
+    constants : what the gradients say about the convergence bound, if they were looked at.
+
+    Raises
+    ------
+    InvalidProblemError
+        Naming field, index, value and what was expected.
+    """
+
+    round: int
+    plan: RoundPlan
+    seconds: float
+    client_seconds: NDArray[np.float64] = field(default_factory=_NAN)
+    completed: NDArray[np.bool_] = field(default_factory=_TRUE)
+    conflict: NDArray[np.bool_] = field(default_factory=_FALSE)
+    device_flops: NDArray[np.float64] = field(default_factory=_NAN)
+    uplink_bps: NDArray[np.float64] = field(default_factory=_NAN)
+    downlink_bps: NDArray[np.float64] = field(default_factory=_NAN)
+    fed_uplink_bps: NDArray[np.float64] = field(default_factory=_NAN)
+    fed_downlink_bps: NDArray[np.float64] = field(default_factory=_NAN)
+    constants: ConvergenceEstimate | None = None
+
+    def __post_init__(self) -> None:
+        size = len(self.plan)
+        checked = {
+            "round": int_array("round", self.round, (), low=0).item(),
+            "seconds": float_array("seconds", self.seconds, (), nonnegative=True, unit="s").item(),
+            "completed": bool_array("completed", self.completed, (size,)),
+            "conflict": bool_array("conflict", self.conflict, (size,)),
+        }
+        checked |= {name: _measured(name, getattr(self, name), size) for name in ("client_seconds", *RATES)}
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    def of_server(self, server: int) -> Self:
+        """Return what one server knows: its own entries; as seconds those of its slowest client, 0 if none was measured."""
+        own = np.flatnonzero(self.plan.server == server)
+        columns = {name: getattr(self, name)[own] for name in ("client_seconds", "completed", "conflict", *RATES)}
+        slowest = float(np.fmax.reduce(columns["client_seconds"], initial=0.0))
+        return dataclasses.replace(self, plan=self.plan.take(own), seconds=slowest, constants=None, **columns)
+
+
+def _measured(name: str, value: ArrayLike, size: int) -> NDArray[np.float64]:
+    """Return float64 [M], positive or nan."""
+    unit = {"client_seconds": "s", "device_flops": "FLOP/s"}.get(name, "bit/s")
+    given = np.asarray(value)
+    missing = np.isnan(given) if given.dtype.kind == "f" else np.zeros(given.shape, bool)
+    known = np.where(missing, 1.0, given) if missing.any() else given
+    found = np.where(missing, np.nan, float_array(name, known, (size,), positive=True, unit=unit))
+    found.flags.writeable = False
+    return found
+
+
+class Planner(Protocol):
+    """Anything that gives the plan of the next round."""
+
+    def plan(self, round: int, feedback: Feedback | None) -> RoundPlan:
+        """Return the plan of a round.
+
+        Parameters
+        ----------
+        round : its number, from 0, one after another.
+        feedback : what the round before measured; None before the first, or if nothing was.
+        """
+        ...
+
+
+@runtime_checkable
+class StatefulPlanner(Planner, Protocol):
+    """A planner that remembers: a checkpoint keeps its state, and a resumed run restores it."""
+
+    def state(self) -> storage.Arrays:
+        """Return named arrays that hold all that the next plans depend on, besides the planner's parameters."""
+        ...
+
+    def restore(self, state: storage.Arrays) -> None:
+        """Continue from what `state` returned."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StaticPlanner:
+    """The same plan in every round, with aggregation in every `interval`-th: rounds ``interval - 1``, ``2 interval - 1``, ...
+
+    Parameters
+    ----------
+    round_plan : the plan; its own aggregation flag does not matter.
+    interval : rounds between two aggregations, >= 1.
+
+    Examples
+    --------
+    >>> planner = StaticPlanner(RoundPlan(client=[0, 1], batch_size=8), interval=3)
+    >>> [planner.plan(round, None).aggregate for round in range(6)]
+    [False, False, True, False, False, True]
+    """
+
+    round_plan: RoundPlan
+    interval: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "interval", int_array("interval", self.interval, (), low=1).item())
+
+    def plan(self, round: int, feedback: Feedback | None = None) -> RoundPlan:
+        """Return the plan of a round."""
+        return self.round_plan.replace(aggregate=(round + 1) % self.interval == 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """The plans of R rounds, written beforehand or recorded: a planner that plays them back.
+
+    Parameters
+    ----------
+    rounds : the plan of each round.
+
+    Examples
+    --------
+    >>> planner = StaticPlanner(RoundPlan(client=[0, 1], batch_size=8), interval=2)
+    >>> schedule = Schedule([planner.plan(round) for round in range(4)])
+    >>> len(schedule), schedule.plan(3).aggregate
+    (4, True)
+    """
+
+    rounds: Sequence[RoundPlan]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rounds", tuple(self.rounds))
+
+    def __len__(self) -> int:
+        return len(self.rounds)
+
+    def plan(self, round: int, feedback: Feedback | None = None) -> RoundPlan:
+        """Return the plan of a round.
+
+        Raises
+        ------
+        EdgeOptError
+            After the last one.
+        """
+        if not 0 <= round < len(self.rounds):
+            raise EdgeOptError(f"round {round}: the schedule has {len(self.rounds)} rounds")
+        return self.rounds[round]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the schedule to a ``.json`` or ``.npz`` file, atomically. Equal rounds are written once."""
+        distinct: dict[bytes, int] = {}
+        kept: list[RoundPlan] = []
+        which = []
+        for plan in self.rounds:
+            columns = [getattr(plan, name).tobytes() for name in _COLUMNS]
+            key = b"".join([bytes([plan.aggregate]), *columns])
+            which.append(distinct.setdefault(key, len(kept)))
+            if which[-1] == len(kept):
+                kept.append(plan)
+        arrays: storage.Arrays = {
+            "plan_of_round": np.array(which, np.int64),
+            "indptr": np.cumsum([0, *map(len, kept)], dtype=np.int64),
+            "aggregate": np.array([plan.aggregate for plan in kept], bool),
+        }
+        for name in _COLUMNS:
+            arrays[name] = np.concatenate([np.empty(0, np.int32), *(getattr(plan, name) for plan in kept)])
+        storage.save(path, {"kind": KIND, "schema_version": SCHEMA_VERSION}, arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        InvalidFileError
+            If the file is corrupt, too large, no schedule, or of another version; the message starts with the path.
+        """
+        values, arrays = storage.load(path)
+        for name, wanted in (("kind", KIND), ("schema_version", SCHEMA_VERSION)):
+            if values.get(name) != wanted:
+                raise InvalidFileError(f"{path}: {name} = {values.get(name)!r}: expected {wanted!r}")
+        if missing := [name for name in ("plan_of_round", "indptr", "aggregate", *_COLUMNS) if name not in arrays]:
+            raise InvalidFileError(f"{path}: {missing[0]}: array is missing")
+        try:
+            return cls(_rounds(arrays))
+        except ValueError as error:  # our own errors: say which file they are about
+            raise InvalidFileError(f"{path}: {error}") from None
+
+
+def _rounds(arrays: storage.Arrays) -> list[RoundPlan]:
+    entries = int_array("client", arrays["client"], (None,), low=0).size
+    indptr = int_array("indptr", arrays["indptr"], (None,), low=0, high=entries, dtype=np.int64)
+    if indptr.size == 0 or indptr[0] != 0 or indptr[-1] != entries or (np.diff(indptr) < 0).any():
+        raise InvalidFileError(f"indptr: expected starts ascending from 0 to {entries}")
+    columns = {name: int_array(name, arrays[name], (entries,), low=low) for name, low in _COLUMNS.items()}
+    aggregate = bool_array("aggregate", arrays["aggregate"], (indptr.size - 1,))
+    which = int_array("plan_of_round", arrays["plan_of_round"], (None,), low=0, high=indptr.size - 2)
+    plans = []
+    for p, (start, end) in enumerate(itertools.pairwise(indptr)):
+        own = {name: column[start:end] for name, column in columns.items()}
+        plans.append(RoundPlan(**own, aggregate=bool(aggregate[p])))
+    return [plans[p] for p in which]
