@@ -1,7 +1,7 @@
 """Watching a run: callbacks, and a progress line that shows only on a terminal."""
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from edgeopt.stop import Progress
 
@@ -67,3 +67,34 @@ class ProgressLine(Callback):
         """Close the line."""
         if self._bar is not None:
             self._bar.stop()
+
+
+class TrainingBar:
+    """A bar over the rounds or iterations of a training, on standard error; silent when that is not a terminal."""
+
+    def __init__(self, name: str, total: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task(name, total=total, text="")
+
+    def update(self, done: int, text: str) -> None:
+        """Show how much is done, and a few numbers."""
+        self._bar.update(self._task, completed=done, text=text)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()

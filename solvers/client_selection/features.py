@@ -1,0 +1,71 @@
+"""What learners see of each client: a few local numbers, all from 0 to 1."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.problems.selection_environment import SelectionEnvironment, ServerView
+
+FEATURES = ("conflict forecast", "failure rate", "latency", "fairness", "share of rounds picked")
+FAILURES, PICKS = 1.0, 4.0
+"""Prior of the failure rate: Beta(1, 3), as if one of four picks had failed."""
+
+
+def local_features(
+    environment: SelectionEnvironment, forecast: NDArray[np.float64] | None = None
+) -> NDArray[np.float32]:
+    """Return float32 [E, S, C, F], what each server sees of each client before the coming round; 0 where not covered.
+
+    In the order of `FEATURES`: the forecast [E, S, C] of a conflict (0 without one), the mean of a Beta distribution of
+    how often picks of the client delivered nothing, latency as a share of the time-out, at most 1, the fairness that a
+    delivery would earn, and the share of the rounds so far in which the server picked the client.
+    """
+    problem = environment.problem
+    features = np.zeros((*environment.last.shape, len(FEATURES)), np.float32)
+    if forecast is not None:
+        features[..., 0] = forecast
+    features[..., 1] = failure_rate(environment.picked, environment.delivered)
+    np.minimum(environment.latency_s / problem.timeout_s, 1.0, out=features[..., 2], casting="same_kind")
+    features[..., 3] = environment.bonus
+    features[..., 4] = environment.picked / max(1, environment.now)
+    features *= problem.coverage[:, :, None]
+    return features
+
+
+def view_features(
+    view: ServerView, timeout_s: float, forecast: NDArray[np.float64] | None = None
+) -> NDArray[np.float32]:
+    """Return float32 [n, F], the same of one server from its view alone."""
+    features = np.zeros((len(view.clients), len(FEATURES)), np.float32)
+    if forecast is not None:
+        features[:, 0] = forecast
+    features[:, 1] = failure_rate(view.picked, view.delivered)
+    features[:, 2] = np.minimum(view.latency_s / timeout_s, 1.0)
+    features[:, 3] = view.bonus
+    features[:, 4] = view.picked / max(1, view.round)
+    return features
+
+
+def failure_rate(picked: NDArray[np.int32], delivered: NDArray[np.int32]) -> NDArray[np.float64]:
+    """Return how often picks have delivered nothing, from counts of any shape; 1/4 before the first.
+
+    Examples
+    --------
+    >>> failure_rate(np.array([0, 4]), np.array([0, 1])).tolist()
+    [0.25, 0.5]
+    """
+    return np.asarray((FAILURES + picked - delivered) / (PICKS + picked))
+
+
+def top_picks(
+    score: NDArray[np.floating], coverage: NDArray[np.bool_], num_picks: NDArray[np.int32]
+) -> NDArray[np.int32]:
+    """Return int32 [E, S, M]: each server's covered clients of highest score [E, S, C], lowest ids on ties, -1 to fill up.
+
+    Examples
+    --------
+    >>> top_picks(np.array([[[0.2, 0.9, 0.9]]]), np.array([[True, True, True]]), np.array([2])).tolist()
+    [[[1, 2]]]
+    """
+    most = int(num_picks.max())
+    ranked = np.argsort(np.where(coverage, -score, np.inf), axis=2, kind="stable")[:, :, :most]
+    return np.where(np.arange(most) < num_picks[:, None], ranked, -1).astype(np.int32)

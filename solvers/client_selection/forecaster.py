@@ -1,0 +1,135 @@
+"""`ConflictForecaster`: each server's forecast of which clients are taken, from what it saw of them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from edgeopt.errors import InvalidProblemError
+from edgeopt.solvers.client_selection.hmm import CategoricalHMM
+from edgeopt.solvers.kernels.hmm import advance_beliefs
+from edgeopt.validate import bool_array, int_array
+
+START = CategoricalHMM(np.array([0.7, 0.3]), np.array([[0.9, 0.1], [0.1, 0.9]]), np.array([[0.9, 0.1], [0.4, 0.6]]))
+"""Where fitting starts: a state with few conflicts and one with many, both of which last."""
+CONFLICTS, PICKS = 1.0, 4.0
+"""Prior of the rate of conflicts of a client before there is a model: Beta(1, 3), as if one of four picks had failed."""
+
+
+class ConflictForecaster:
+    """One hidden Markov model per server, one belief per episode, server and client, all moved on at once.
+
+    A server's forecasts depend on the outcomes of its own picks alone. Its model is shared by its clients, and by its
+    episodes. Until there is one, the forecast is the mean of Beta(1, 3) updated by the client's picks and conflicts.
+
+    Parameters
+    ----------
+    coverage : bool [S, C], which pairs to follow.
+    num_episodes : E.
+    models : a model of two symbols (0 no conflict, 1 conflict) for each server, None for servers without. Default: none.
+    refit_every : rounds between two fits of the models; None keeps them as they are.
+    window : rounds that a fit looks back.
+    least : picks in the window, over all clients and episodes, that a fit needs.
+    iterations, prior : of each fit, see `CategoricalHMM.fit`; it goes on from the model before.
+
+    Examples
+    --------
+    >>> forecaster = ConflictForecaster([[True, True, False]], models=[START], refit_every=None)
+    >>> forecaster.update(np.array([[[1, -1, -1]]]))
+    >>> forecaster.probability.round(3)
+    array([[[0.442, 0.27 , 0.   ]]])
+    """
+
+    def __init__(
+        self,
+        coverage: ArrayLike,
+        num_episodes: int = 1,
+        *,
+        models: Sequence[CategoricalHMM | None] | None = None,
+        refit_every: int | None = 25,
+        window: int = 100,
+        least: int = 30,
+        iterations: int = 10,
+        prior: float = 1.0,
+    ) -> None:
+        self._coverage = bool_array("coverage", coverage, (None, None)).copy()
+        given = [None] * len(self._coverage) if models is None else list(models)
+        for name, value in (("refit_every", refit_every), ("window", window), ("num_episodes", num_episodes)):
+            if value is not None:
+                int_array(name, value, (), low=1)
+        self._refit_every, self._window, self._least = refit_every, window, least
+        self._iterations, self._prior = iterations, prior
+        self.reset(num_episodes, models=given)
+
+    @property
+    def models(self) -> tuple[CategoricalHMM | None, ...]:
+        """The model of each server, None where there is none yet."""
+        return tuple(self._models)
+
+    def reset(self, num_episodes: int, *, models: Sequence[CategoricalHMM | None] | None = None) -> None:
+        """Forget all outcomes; the models stay, unless others are given."""
+        if models is not None:
+            self._models = _checked(models, len(self._coverage))
+        self._shape = (num_episodes, *self._coverage.shape)
+        self._rounds = 0
+        self._picks, self._conflicts = np.zeros(self._shape), np.zeros(self._shape)
+        self._history: list[NDArray[np.int8]] = []
+        self._load()
+        self._belief = np.tile(self._start[None, :, None, :], (num_episodes, 1, self._coverage.shape[1], 1))
+
+    @property
+    def probability(self) -> NDArray[np.float64]:
+        """float64 [E, S, C], how likely a pick in the coming round is to conflict; 0 where not covered."""
+        counted = (CONFLICTS + self._conflicts) / (PICKS + self._picks)
+        forecast = np.einsum("esck,sk->esc", self._belief, self._emission[:, 1])
+        return np.where(self._coverage, np.where(self._has_model[:, None], forecast, counted), 0.0)
+
+    def update(self, outcome: ArrayLike) -> None:
+        """Take in the outcomes of a round, int [E, S, C]: -1 not picked, 0 no conflict, 1 conflict."""
+        seen = int_array("outcome", outcome, self._shape, low=-1, high=1, dtype=np.int8).copy()
+        self._rounds += 1
+        self._picks += seen >= 0
+        self._conflicts += seen == 1
+        advance_beliefs(self._belief, seen, self._coverage, self._transition, self._emission)
+        if self._refit_every is not None:
+            self._history = [*self._history[1 - self._window :], seen] if self._window > 1 else [seen]
+            if self._rounds % self._refit_every == 0:
+                self.refit()
+
+    def refit(self) -> None:
+        """Fit every server's model to its window, and start the beliefs anew from there."""
+        if not self._history:
+            return
+        seen = np.stack(self._history, axis=-1)  # (E, S, C, T)
+        found: dict[int, NDArray[np.float64]] = {}
+        for s, covered in enumerate(self._coverage):
+            sequences = seen[:, s, covered].reshape(-1, seen.shape[-1])
+            if (sequences >= 0).sum() < self._least:
+                continue
+            model, _ = (self._models[s] or START).fit(sequences, iterations=self._iterations, prior=self._prior)
+            self._models[s] = model
+            ahead = model.filter(sequences)[:, -1] @ model.transition
+            found[s] = ahead.reshape(self._shape[0], -1, model.num_states)
+        self._load()
+        for s, belief in found.items():
+            self._belief[:, s, self._coverage[s]] = belief
+
+    def _load(self) -> None:
+        """Put the models into arrays for the kernel; `START` stands in for those that are missing."""
+        known = next((model for model in self._models if model is not None), START)
+        models = [known if model is None else model for model in self._models]
+        self._has_model = np.array([model is not None for model in self._models])
+        self._start = np.stack([model.start for model in models])
+        self._transition = np.stack([model.transition for model in models])
+        self._emission = np.ascontiguousarray(np.stack([model.emission.T for model in models]))
+
+
+def _checked(models: Sequence[CategoricalHMM | None], num_servers: int) -> list[CategoricalHMM | None]:
+    if len(models) != num_servers:
+        raise InvalidProblemError(f"models: expected one per server ({num_servers}), got {len(models)}")
+    for s, model in enumerate(models):
+        if model is not None and model.num_symbols != 2:
+            raise InvalidProblemError(f"models[{s}]: {model.num_symbols} symbols: expected 2")
+    if len({model.num_states for model in models if model is not None}) > 1:
+        raise InvalidProblemError("models: expected the same number of states everywhere")
+    return list(models)

@@ -1,0 +1,102 @@
+"""`SelectionPlanner`: client selection as the planner of a training run, every server deciding alone."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.errors import InvalidProblemError
+from edgeopt.problems import ClientSelection
+from edgeopt.problems.selection_environment import ServerView
+from edgeopt.schedule import Feedback, RoundPlan
+from edgeopt.solvers.client_selection.policy import Policy
+from edgeopt.storage import Arrays
+
+_MEMORY = ("last", "picked", "delivered", "outcome")
+
+
+@dataclass(slots=True)
+class SelectionPlanner:
+    """Let one policy per server pick the clients of each round, from what the rounds before told that server.
+
+    A pick whose update arrived counts as delivered; feedback says which picks conflicted. A server's view holds nothing of
+    the others' entries.
+
+    Parameters
+    ----------
+    problem : coverage, numbers of picks, compute times, rates.
+    policies : one per server, as `TrainedPolicy.policy` or the ``policy`` of a solver gives them.
+    latency_s : called with the number of a round, returns the measured seconds of an undisturbed update, [S, C]. Default:
+        what the rates of the problem say, without fading.
+
+    Examples
+    --------
+    >>> from edgeopt.solvers.client_selection import RoundRobin
+    >>> problem = ClientSelection.random(num_servers=2, num_clients=8, picks=2, seed=1)
+    >>> planner = SelectionPlanner(problem, [RoundRobin().policy(server, seed=0) for server in range(2)])
+    >>> planner.plan(0, None).server.tolist()
+    [0, 0, 1, 1]
+    """
+
+    problem: ClientSelection
+    policies: Sequence[Policy]
+    latency_s: Callable[[int], NDArray[np.float64]] | None = None
+    _memory: Arrays = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.policies) != self.problem.num_servers:
+            raise InvalidProblemError(
+                f"policies: expected one per server ({self.problem.num_servers}), got {len(self.policies)}"
+            )
+        shape = self.problem.coverage.shape
+        self._memory = {
+            "last": np.full(shape, -1, np.int32),
+            "picked": np.zeros(shape, np.int32),
+            "delivered": np.zeros(shape, np.int32),
+            "outcome": np.full(shape, -1, np.int8),
+        }
+
+    def plan(self, round: int, feedback: Feedback | None = None) -> RoundPlan:
+        """Return who trains with which server in a round."""
+        if feedback is not None:
+            self._remember(feedback)
+        latency = self._usual_latency_s(round) if self.latency_s is None else self.latency_s(round)
+        chosen = [policy.pick(self._view(s, round, latency[s])) for s, policy in enumerate(self.policies)]
+        server = np.repeat(np.arange(len(chosen), dtype=np.int32), [len(clients) for clients in chosen])
+        return RoundPlan(client=np.concatenate(chosen), server=server)
+
+    def _remember(self, feedback: Feedback) -> None:
+        memory, plan = self._memory, feedback.plan
+        entries = (plan.server, plan.client)
+        memory["outcome"].fill(-1)
+        memory["outcome"][entries] = feedback.conflict
+        memory["picked"][entries] += 1
+        arrived = (plan.server[feedback.completed], plan.client[feedback.completed])
+        memory["delivered"][arrived] += 1
+        memory["last"][arrived] = feedback.round
+
+    def _usual_latency_s(self, round: int) -> NDArray[np.float64]:
+        problem = self.problem
+        rate = problem.rate_at(min(round, problem.rounds - 1))
+        seconds = np.full(rate.shape, np.inf)
+        np.divide(problem.payload_bits, rate, out=seconds, where=rate > 0)
+        return np.asarray(problem.compute_s + seconds)
+
+    def _view(self, server: int, round: int, latency_s: NDArray[np.float64]) -> ServerView:
+        problem = self.problem
+        clients = np.flatnonzero(problem.coverage[server])
+        last, picked, delivered, outcome = (self._memory[name][server, clients] for name in _MEMORY)
+        num_picks = int(problem.picks[server])
+        return ServerView(
+            server=server,
+            round=round,
+            num_picks=num_picks,
+            clients=clients,
+            latency_s=latency_s[clients],
+            staleness=round - last,
+            bonus=np.where(last < 0, 1.0, np.minimum(1.0, (round - last) * num_picks / len(clients))),
+            picked=picked,
+            delivered=delivered,
+            outcome=outcome,
+        )

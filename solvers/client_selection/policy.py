@@ -1,0 +1,81 @@
+"""Decentralised play: one policy per server, each of which sees only its own server's view."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.problem import Problem
+from edgeopt.problems import ClientSelection, SelectionPlan
+from edgeopt.problems.selection_environment import SelectionEnvironment, ServerView
+from edgeopt.result import Result
+from edgeopt.solve import Run, SolveOptions, Solver
+
+
+class Policy(Protocol):
+    """How one server picks in one episode; it may remember the views it was given."""
+
+    def pick(self, view: ServerView) -> NDArray[np.integer[Any]]:
+        """Return the ids of ``view.num_picks`` different clients among ``view.clients``."""
+        ...
+
+
+class LocalSolver(Solver, Protocol):
+    """A solver whose servers decide alone."""
+
+    def policy(self, server: int, seed: int) -> Policy:
+        """Return the policy of one server for one episode."""
+        ...
+
+
+def supports_client_selection(problem: Problem) -> str | None:
+    """Return None for a `ClientSelection` problem, else what was expected."""
+    return None if isinstance(problem, ClientSelection) else f"expected a client-selection problem, got {problem.kind}"
+
+
+def play_alone(solver: LocalSolver, problem: ClientSelection, options: SolveOptions) -> Result[Any]:
+    """Solve by letting every server play its own policy; one iteration is one round."""
+    with Run[SelectionPlan](solver, problem, options) as run:
+        policies = [solver.policy(server, run.seed) for server in range(problem.num_servers)]
+
+        def choose(environment: SelectionEnvironment) -> NDArray[np.int32]:
+            picks = np.full((problem.num_servers, problem.max_picks), -1, np.int32)
+            for server, policy in enumerate(policies):
+                chosen = policy.pick(environment.view(server))
+                picks[server, : len(chosen)] = chosen
+            return picks
+
+        play(run, problem, choose)
+    return run.result()
+
+
+def play(
+    run: Run[SelectionPlan], problem: ClientSelection, choose: Callable[[SelectionEnvironment], NDArray[np.int32]]
+) -> bool:
+    """Play the problem's own episode, ``choose`` giving the picks [S, M] of each round; offer the plan.
+
+    The rounds after a limit are filled with `cyclic_plan`. Returns whether all rounds were played.
+    """
+    with run.building():
+        environment = SelectionEnvironment(problem)
+        picks = cyclic_plan(problem)
+    try:
+        while not environment.done and not run.stopped():
+            now = environment.now
+            picks[now] = choose(environment)
+            environment.step(picks[now : now + 1])
+            run.step()
+    finally:  # what has been played is the solution also after an interrupt
+        run.offer(SelectionPlan(picks))
+    return environment.done
+
+
+def cyclic_plan(problem: ClientSelection) -> NDArray[np.int32]:
+    """Return picks [T, S, M]: every server goes through its clients by their ids, over and over."""
+    picks = np.full((problem.rounds, problem.num_servers, problem.max_picks), -1, np.int32)
+    for server, count in enumerate(problem.picks.tolist()):
+        clients = np.flatnonzero(problem.coverage[server])
+        turns = np.arange(problem.rounds * count).reshape(problem.rounds, count)
+        picks[:, server, :count] = clients[turns % len(clients)]
+    return picks

@@ -1,0 +1,208 @@
+"""`rl-crp`, `rl-no-crp`, `rl-no-fairness`: servers that learn whom to pick, each by itself."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.errors import EdgeOptError, MissingDependencyError
+from edgeopt.problem import Problem
+from edgeopt.problems import ClientSelection, SelectionPlan
+from edgeopt.problems.selection_environment import SelectionEnvironment
+from edgeopt.progress import TrainingBar
+from edgeopt.result import Guarantee, Heuristic, Result
+from edgeopt.solve import Run, SolveOptions
+from edgeopt.solvers.client_selection.policy import supports_client_selection
+from edgeopt.solvers.client_selection.trained_policy import TrainedPolicy
+
+if TYPE_CHECKING:
+    from edgeopt.solvers.client_selection.learner import Iteration, Learner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RlCrp:
+    """Each server learns by itself to pick, from its own views and rewards, with forecasts of conflicts.
+
+    A server's clients are scored by a network that does not depend on their order; training draws Plackett-Luce picks and
+    improves the scores by proximal policy optimisation; the trained policy picks the clients of highest score. One of
+    what a server sees of a client is the forecast of a hidden Markov model that is fitted to the server's own outcomes.
+    Trained on episodes of their own, never on the one that the plan is judged on. Our formulation, after RL-CRP
+    (arXiv 2602.02458), whose learner and reward are not known to us. Needs the extra ``train``, but not to play a trained
+    policy.
+
+    O(T sum of n_s H^2) time per episode, n_s being the clients of server s and H the width of the networks. One iteration
+    is one update.
+
+    Parameters
+    ----------
+    iterations : updates; each plays `episodes` episodes.
+    episodes, hidden, epochs, minibatches, learning_rate : see `LearnerSettings`.
+    patience : stop early when the mean reward of ten iterations has not risen for so many; None never does.
+    checkpoint : file to write every ten iterations and at the end, and to go on from if it is there.
+    policy : file of a trained policy to play, instead of training.
+    """
+
+    iterations: int = 100
+    episodes: int = 8
+    hidden: int = 16
+    epochs: int = 4
+    minibatches: int = 2
+    learning_rate: float = 1e-2
+    patience: int | None = None
+    checkpoint: str | None = None
+    policy: str | None = None
+
+    name: ClassVar[str] = "rl-crp"
+    guarantee: ClassVar[Guarantee] = Heuristic("learned")
+    forecasts: ClassVar[bool] = True
+    fair: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "episodes", "hidden", "epochs", "minibatches"):
+            if not isinstance(value := getattr(self, name), int) or value < 1:
+                raise EdgeOptError(f"{name} = {value!r}: expected an integer >= 1")
+        if self.patience is not None and self.patience < 1:
+            raise EdgeOptError(f"patience = {self.patience!r}: expected an integer >= 1 or None")
+        if not 0 < self.learning_rate < np.inf:
+            raise EdgeOptError(f"learning_rate = {self.learning_rate!r}: expected a number > 0")
+
+    def guarantee_for(self, problem: ClientSelection) -> Guarantee:
+        """Return that nothing is promised."""
+        return self.guarantee
+
+    def supports(self, problem: Problem) -> str | None:
+        """Support every client-selection problem."""
+        return supports_client_selection(problem)
+
+    def solve(self, problem: ClientSelection, options: SolveOptions) -> Result[Any]:
+        """Train, unless there is a policy, and play it on the problem's own episode."""
+        with Run[SelectionPlan](self, problem, options) as run:
+            if self.policy is not None:
+                run.offer(play_policy(problem, TrainedPolicy.load(self.policy)))
+            else:
+                with run.building():
+                    learner = self._learner(problem, run.seed)
+                try:
+                    iterations = iter(()) if run.stopped() else self._iterations(learner)
+                    for _ in iterations:
+                        if not run.step():
+                            break
+                finally:  # what has been learned is played also after an interrupt
+                    run.offer(play_policy(problem, learner.policy()))
+        return run.result()
+
+    def train(self, problem: ClientSelection, *, seed: int = 0, display: bool = False) -> TrainedPolicy:
+        """Train on a problem and return the policy; Ctrl-C returns what has been learned so far.
+
+        Parameters
+        ----------
+        problem : what to train on; its own seed is not used.
+        seed : same seed, same policy.
+        display : show a progress bar on a terminal.
+
+        Raises
+        ------
+        MissingDependencyError
+            Without torch.
+        InvalidFileError
+            If the checkpoint is of another problem, other settings or another seed.
+        """
+        learner = self._learner(problem, seed)
+        with TrainingBar(self.name, self.iterations) if display else nullcontext() as bar:
+            try:
+                for done in self._iterations(learner):
+                    if bar is not None:
+                        bar.update(done.number, f"reward {done.reward:.3f}  conflicts {100 * done.conflict_rate:.1f} %")
+            except KeyboardInterrupt:
+                pass
+        return learner.policy()
+
+    def _learner(self, problem: ClientSelection, seed: int) -> "Learner":
+        try:
+            from edgeopt.solvers.client_selection.learner import Learner, LearnerSettings
+        except ImportError as error:
+            if error.name is None or error.name.split(".")[0] != "torch":
+                raise
+            raise MissingDependencyError(f"{self.name} needs torch: pip install 'edgeopt[train]'") from None
+        settings = LearnerSettings(
+            episodes=self.episodes,
+            hidden=self.hidden,
+            epochs=self.epochs,
+            minibatches=self.minibatches,
+            learning_rate=self.learning_rate,
+            forecasts=self.forecasts,
+        )
+        learner = Learner(problem if self.fair else problem.replace(fairness_weight=0.0), settings, seed)
+        if self.checkpoint is not None and Path(self.checkpoint).exists():
+            learner.restore(self.checkpoint)
+        return learner
+
+    def _iterations(self, learner: "Learner") -> "Iterator[Iteration]":
+        """Train until the last iteration or until patience ends, with a checkpoint every ten iterations and at the end."""
+        saved = learner.iteration
+        try:
+            while learner.iteration < self.iterations and not self._has_stalled(learner.rewards):
+                yield learner.step()
+                if self.checkpoint is not None and learner.iteration % CHECKPOINT_EVERY == 0:
+                    learner.save(self.checkpoint)
+                    saved = learner.iteration
+        finally:
+            if self.checkpoint is not None and learner.iteration > saved:
+                learner.save(self.checkpoint)
+
+    def _has_stalled(self, rewards: list[float]) -> bool:
+        if self.patience is None or len(rewards) < SMOOTHED + self.patience:
+            return False
+        means = np.convolve(rewards, np.full(SMOOTHED, 1 / SMOOTHED), "valid")
+        return len(means) - 1 - int(means.argmax()) >= self.patience
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RlNoCrp(RlCrp):
+    """The same learner without forecasts of conflicts: how often picks have failed is all that a server knows.
+
+    O(T sum of n_s H^2) time per episode, see `RlCrp`. An ablation. One iteration is one update.
+    """
+
+    name: ClassVar[str] = "rl-no-crp"
+    forecasts: ClassVar[bool] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RlNoFairness(RlCrp):
+    """The same learner with forecasts, trained without the fairness term; it is judged with it.
+
+    O(T sum of n_s H^2) time per episode, see `RlCrp`. An ablation. One iteration is one update.
+    """
+
+    name: ClassVar[str] = "rl-no-fairness"
+    fair: ClassVar[bool] = False
+
+
+CHECKPOINT_EVERY = 10  # iterations
+SMOOTHED = 10  # iterations
+
+
+def play_policy(problem: ClientSelection, trained: TrainedPolicy) -> SelectionPlan:
+    """Return the plan of a trained policy on the problem's own episode, every server seeing its own views only.
+
+    Raises
+    ------
+    UnsupportedProblemError
+        If the policy was trained for another number of servers.
+    """
+    trained.check(problem)
+    policies = [trained.policy(server) for server in range(problem.num_servers)]
+    environment = SelectionEnvironment(problem)
+    picks: NDArray[np.int32] = np.full((problem.rounds, problem.num_servers, problem.max_picks), -1, np.int32)
+    while not environment.done:
+        now = environment.now
+        for server, policy in enumerate(policies):
+            chosen = policy.pick(environment.view(server))
+            picks[now, server, : len(chosen)] = chosen
+        environment.step(picks[now : now + 1])
+    return SelectionPlan(picks)

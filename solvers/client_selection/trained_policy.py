@@ -1,0 +1,149 @@
+"""`TrainedPolicy`: what a learner has learned, one network and one conflict model per server. Needs no torch."""
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.errors import InvalidFileError, InvalidProblemError, UnsupportedProblemError
+from edgeopt.problems import ClientSelection
+from edgeopt.problems.selection_environment import ServerView
+from edgeopt.solvers.client_selection.features import FEATURES, view_features
+from edgeopt.solvers.client_selection.forecaster import ConflictForecaster
+from edgeopt.solvers.client_selection.hmm import CategoricalHMM
+from edgeopt.solvers.client_selection.policy import Policy
+from edgeopt.storage import Arrays
+from edgeopt.tensors import load_tensors, save_tensors
+
+KIND = "selection-policy"
+SCHEMA_VERSION = 1
+_MODEL = ("start", "transition", "emission")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TrainedPolicy:
+    """S policies, one per server; each picks from what its own server sees.
+
+    Parameters
+    ----------
+    weights : those of `Scorer`, first axis S.
+    models : the conflict model of each server; empty if the policy does not forecast conflicts.
+    timeout_s : of the problem that it was trained on: latencies are seen as shares of it.
+    facts : how it was trained; plain values.
+    """
+
+    weights: Arrays
+    models: tuple[CategoricalHMM, ...] = ()
+    timeout_s: float
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_servers(self) -> int:
+        """Servers, S."""
+        return len(self.weights["encode"])
+
+    def policy(self, server: int) -> "ServerPolicy":
+        """Return the policy of one server for one episode."""
+        return ServerPolicy(self, server)
+
+    def check(self, problem: ClientSelection) -> None:
+        """Raise `UnsupportedProblemError` if the problem has another number of servers."""
+        if problem.num_servers != self.num_servers:
+            raise UnsupportedProblemError(
+                f"the policy was trained for {self.num_servers} servers, the problem has {problem.num_servers}"
+            )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the policy to a ``.safetensors`` file with a JSON header, atomically."""
+        arrays, values = self.to_data()
+        save_tensors(path, {"kind": KIND, "schema_version": SCHEMA_VERSION, **values}, arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "TrainedPolicy":
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        InvalidFileError
+            If the file holds no policy of this version; the message starts with the path.
+        """
+        header, arrays = load_tensors(path, KIND)
+        if header.get("schema_version") != SCHEMA_VERSION:
+            raise InvalidFileError(
+                f"{path}: schema_version = {header.get('schema_version')!r}: expected {SCHEMA_VERSION}"
+            )
+        try:
+            return cls.from_data(header, arrays)
+        except (InvalidProblemError, KeyError, TypeError) as error:
+            raise InvalidFileError(f"{path}: not a whole policy: {error}") from None
+
+    def to_data(self) -> tuple[Arrays, dict[str, Any]]:
+        """Return arrays and plain values that `from_data` turns into an equal policy."""
+        arrays = {f"weights.{name}": array for name, array in self.weights.items()}
+        if self.models:
+            arrays |= {f"models.{name}": np.stack([getattr(m, name) for m in self.models]) for name in _MODEL}
+        return arrays, {"timeout_s": self.timeout_s, "facts": self.facts}
+
+    @classmethod
+    def from_data(cls, values: dict[str, Any], arrays: Arrays) -> "TrainedPolicy":
+        """Build the policy from what `to_data` returned."""
+        weights = {name[8:]: array for name, array in arrays.items() if name.startswith("weights.")}
+        _check_shapes(weights)
+        given = [arrays[f"models.{name}"] for name in _MODEL] if "models.start" in arrays else []
+        models = tuple(CategoricalHMM(*parts) for parts in zip(*given, strict=True))
+        if models and len(models) != len(weights["encode"]):
+            raise InvalidProblemError(f"models: expected {len(weights['encode'])}, got {len(models)}")
+        timeout = values["timeout_s"]
+        if not isinstance(timeout, int | float) or not 0 < timeout < np.inf:
+            raise InvalidProblemError(f"timeout_s = {timeout!r}: expected seconds > 0")
+        return cls(weights=weights, models=models, timeout_s=float(timeout), facts=dict(values["facts"]))
+
+
+class ServerPolicy(Policy):
+    """One server's policy in one episode: it sees its own views, and remembers what they tell about its clients."""
+
+    def __init__(self, trained: TrainedPolicy, server: int) -> None:
+        self._weights = {name: array[server] for name, array in trained.weights.items()}
+        self._model = trained.models[server] if trained.models else None
+        self._timeout_s = trained.timeout_s
+        self._forecaster: ConflictForecaster | None = None
+
+    def pick(self, view: ServerView) -> NDArray[np.int64]:
+        """Return the clients of highest score, the lowest ids on ties."""
+        score = self._scores(view_features(view, self._timeout_s, self._forecast(view)))
+        return view.clients[np.argsort(-score, kind="stable")[: view.num_picks]]
+
+    def _forecast(self, view: ServerView) -> NDArray[np.float64] | None:
+        if self._model is None:
+            return None
+        if view.round == 0 or self._forecaster is None:
+            covered = np.ones((1, len(view.clients)), bool)
+            self._forecaster = ConflictForecaster(covered, models=[self._model], refit_every=None)
+        else:
+            self._forecaster.update(view.outcome[None, None])
+        forecast: NDArray[np.float64] = self._forecaster.probability[0, 0]
+        return forecast
+
+    def _scores(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return scores [n] of features [n, F]: the forward pass of `Scorer` for one server."""
+        w = self._weights
+        hidden = np.tanh(features @ w["encode"] + w["encode_bias"])
+        around = hidden.mean(axis=0) @ w["context"] + w["mix_bias"]
+        score: NDArray[np.float32] = (np.tanh(hidden @ w["own"] + around) @ w["score"])[:, 0]
+        return score
+
+
+def _check_shapes(weights: Arrays) -> None:
+    servers, features, hidden = weights["encode"].shape
+    if features != len(FEATURES):
+        raise InvalidProblemError(f"encode: made for {features} features, expected {len(FEATURES)}")
+    expected = {
+        "encode": (features, hidden), "encode_bias": (1, hidden), "own": (hidden, hidden),
+        "context": (hidden, hidden), "mix_bias": (1, hidden), "score": (hidden, 1), "value": (hidden, 1),
+        "value_bias": (1, 1),
+    }  # fmt: skip
+    for name, shape in expected.items():
+        if weights[name].shape != (servers, *shape):
+            raise InvalidProblemError(f"{name}: expected shape {[servers, *shape]}, got {list(weights[name].shape)}")

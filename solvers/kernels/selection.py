@@ -1,0 +1,64 @@
+"""Kernels of client selection: maximum-weight b-matching of servers and clients."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.jit import kernel
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+TOLERANCE = 1e-12  # paths that differ by less are equal: rounding must not make cycles look profitable
+
+
+@kernel
+def match(gain: Floats, order: Ints, capacity: Ints) -> Ints:
+    """Return the server [C] of each client, -1 for none, that maximises the sum of gains [S, C].
+
+    Every client goes to at most one server, server s takes at most capacity[s]; gains <= 0 are never used. ``order[s]``
+    lists the clients by falling gain of server s.
+
+    Notes
+    -----
+    Places of servers are filled one after another, each along the best alternating path (Kuhn 1955, Munkres 1957), found by
+    Bellman and Ford's method on the servers alone: distance[y] is what is gained when server y has lost one client.
+    After each place the matching is optimal for the places so far. Hence whatever follows a step "take client c" of a
+    path gains at most 0, so that only clients above the best end so far need be looked at. O(P S (S + C)) for P places
+    in the worst case, mostly O(P S).
+    """
+    num_servers, num_clients = gain.shape
+    owner = np.full(num_clients, -1, np.int64)
+    distance = np.empty(num_servers)
+    from_server, by_client = np.empty(num_servers, np.int64), np.empty(num_servers, np.int64)
+    waiting = np.zeros(num_servers, np.bool_)
+    for s in range(num_servers):
+        for _ in range(capacity[s]):
+            distance[:] = -np.inf
+            distance[s], waiting[s], from_server[s] = 0.0, True, -1
+            best, last, client = 0.0, s, -1  # the place stays empty
+            again = True
+            while again:
+                again = False
+                for x in range(num_servers):
+                    if not waiting[x]:
+                        continue
+                    waiting[x] = False
+                    if distance[x] > best + TOLERANCE:
+                        best, last, client = distance[x], x, -1
+                    for i in range(num_clients):
+                        c = order[x, i]
+                        if gain[x, c] <= 0.0 or distance[x] + gain[x, c] <= best + TOLERANCE:
+                            break
+                        y = owner[c]
+                        if y < 0:
+                            best, last, client = distance[x] + gain[x, c], x, c
+                            break
+                        after = distance[x] + gain[x, c] - gain[y, c]
+                        if y != x and after > distance[y] + TOLERANCE:
+                            distance[y], from_server[y], by_client[y] = after, x, c
+                            waiting[y] = again = True
+            while last >= 0:  # walk the path back, handing over clients
+                if client >= 0:
+                    owner[client] = last
+                client, last = by_client[last], from_server[last]
+    return owner

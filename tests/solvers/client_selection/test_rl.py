@@ -1,0 +1,370 @@
+"""The learner: its distribution, its networks, that servers learn apart, that runs repeat and resume, and that it learns."""
+
+import dataclasses
+import itertools
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import edgeopt
+from edgeopt.errors import EdgeOptError, InvalidFileError, MissingDependencyError, UnsupportedProblemError
+from edgeopt.problems import ClientSelection
+from edgeopt.problems.selection_environment import SelectionEnvironment
+from edgeopt.schedule import Feedback
+from edgeopt.solvers.client_selection import (
+    RandomPicks,
+    RlCrp,
+    RlNoCrp,
+    RlNoFairness,
+    SelectionPlanner,
+    TrainedPolicy,
+)
+from edgeopt.solvers.client_selection.features import local_features, view_features
+from edgeopt.solvers.client_selection.forecaster import START
+from edgeopt.solvers.client_selection.learner import Learner, LearnerSettings, _Play
+from edgeopt.solvers.client_selection.plackett_luce import log_probabilities, sample_top
+from edgeopt.solvers.client_selection.rl import play_policy
+from edgeopt.solvers.client_selection.scorer import Scorer
+
+SMALL = LearnerSettings(episodes=2, hidden=4, epochs=2, minibatches=2)
+
+
+@pytest.fixture(scope="module")
+def problem() -> ClientSelection:
+    return ClientSelection.random(num_servers=3, num_clients=12, picks=2, rounds=12, seed=3)
+
+
+def trained(problem: ClientSelection, iterations: int = 2, seed: int = 0) -> TrainedPolicy:
+    learner = Learner(problem, SMALL, seed)
+    for _ in range(iterations):
+        learner.step()
+    return learner.policy()
+
+
+# --- the distribution of picks --------------------------------------------------------------------------------------
+
+
+def test_probabilities_of_ordered_picks():
+    """Every ordered pick has the probability of drawing one after another, and all of them sum to one."""
+    scores = torch.tensor([0.3, -1.0, 0.8, -torch.inf, 0.1])
+    total = 0.0
+    for order in itertools.permutations([0, 1, 2, 4], 3):
+        weight, expected = scores.double().exp(), 1.0
+        for client in order:
+            expected *= float(weight[client] / weight.sum())
+            weight[client] = 0.0
+        found = float(log_probabilities(scores, torch.tensor(order)).sum().exp())
+        assert found == pytest.approx(expected, rel=1e-5)
+        total += found
+    assert total == pytest.approx(1.0, rel=1e-5)
+
+
+def test_samples_follow_the_distribution():
+    """Frequencies of ordered pairs over 40,000 draws are within five standard deviations of their probabilities."""
+    draws = 40_000
+    scores = torch.tensor([0.5, -0.5, 1.0]).expand(draws, 3)
+    noise = torch.from_numpy(np.random.default_rng(0).random((draws, 3))).clamp(1e-9, 1 - 1e-9)
+    picks = sample_top(scores, 2, noise)
+    for order in itertools.permutations(range(3), 2):
+        probability = float(log_probabilities(scores[0], torch.tensor(order)).sum().exp())
+        frequency = float((picks == torch.tensor(order)).all(dim=1).double().mean())
+        assert abs(frequency - probability) < 5 * np.sqrt(probability * (1 - probability) / draws)
+
+
+# --- networks ---------------------------------------------------------------------------------------------------------
+
+
+def make_scorer(servers: int = 2, features: int = 5, hidden: int = 4) -> Scorer:
+    return Scorer(servers, features, hidden, torch.Generator().manual_seed(1))
+
+
+def test_scores_do_not_depend_on_the_order_of_clients():
+    """Renumbering the clients renumbers the scores and leaves the value; clients that are not covered change neither."""
+    scorer, rng = make_scorer(), np.random.default_rng(2)
+    features = torch.from_numpy(rng.random((2, 3, 6, 5), np.float32))
+    covered = torch.ones(2, 6, dtype=torch.bool)
+    score, value = scorer(features, covered)
+    order = torch.tensor([4, 0, 5, 2, 1, 3])
+    score_again, value_again = scorer(features[:, :, order], covered)
+    torch.testing.assert_close(score_again, score[:, :, order])
+    torch.testing.assert_close(value_again, value)
+    wider = torch.cat([features, torch.from_numpy(rng.random((2, 3, 2, 5), np.float32))], dim=2)
+    score_wide, value_wide = scorer(wider, torch.arange(8).expand(2, 8) < 6)
+    torch.testing.assert_close(score_wide[:, :, :6], score)
+    torch.testing.assert_close(value_wide, value)
+    assert torch.isinf(score_wide[:, :, 6:]).all()
+
+
+def test_a_policy_scores_as_its_network(problem: ClientSelection):
+    """The policy, which needs no torch, has the scores of the network that was trained."""
+    learner = Learner(problem, SMALL, 0)
+    learner.step()
+    policy = learner.policy()
+    rng = np.random.default_rng(0)
+    for server, count in enumerate(problem.num_covered):
+        seen = rng.random((count, 5), np.float32)
+        inputs = torch.zeros(3, 1, int(count), 5)
+        inputs[server, 0] = torch.from_numpy(seen)
+        score, _ = learner._scorer(inputs, torch.ones(3, int(count), dtype=torch.bool))
+        np.testing.assert_allclose(policy.policy(server)._scores(seen), score[server, 0].detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_view_has_the_features_of_the_environment(problem: ClientSelection):
+    """What a server sees in play is what it saw in training, row by row."""
+    environment = SelectionEnvironment(problem)
+    rng = np.random.default_rng(1)
+    while not environment.done:
+        features = local_features(environment)
+        for server in range(problem.num_servers):
+            view = environment.view(server)
+            np.testing.assert_allclose(
+                view_features(view, problem.timeout_s), features[0, server, view.clients], rtol=1e-6
+            )
+        picks = [rng.permutation(environment.view(s).clients)[: problem.picks[s]] for s in range(3)]
+        environment.step(np.array([picks]))
+
+
+# --- learning apart -----------------------------------------------------------------------------------------------------
+
+
+def test_servers_learn_apart(problem: ClientSelection):
+    """What server 1 and 2 saw, picked and earned changes nothing about what server 0 learns."""
+    learners = [Learner(problem, SMALL, 0) for _ in range(2)]
+    play, _ = learners[0]._play([5, 6])
+    noise = torch.Generator().manual_seed(0)
+    other = _Play(
+        features=play.features.clone(), picks=play.picks.clone(), logs=play.logs.clone(), value=play.value.clone(),
+        reward=play.reward.clone(), own=play.own.clone(),
+    )  # fmt: skip
+    for part in (other.features, other.value, other.reward, other.own):
+        part[1:] += torch.rand(part[1:].shape, generator=noise)
+    learners[0]._learn(play)
+    learners[1]._learn(other)
+    for name, weight in learners[0].policy().weights.items():
+        np.testing.assert_array_equal(weight[0], learners[1].policy().weights[name][0], err_msg=name)
+        assert not np.array_equal(weight[1:], learners[1].policy().weights[name][1:])
+
+
+def test_a_server_sees_only_its_own_history(problem: ClientSelection):
+    """Server 0 picks the same whatever happened to server 1, and otherwise when something else happened to itself."""
+    policy = trained(problem, 6)
+
+    def picks(outcome_0: int, outcome_1: int) -> list[list[int]]:
+        planner = SelectionPlanner(problem, [policy.policy(server) for server in range(3)])
+        feedback, found = None, []
+        for round in range(8):
+            plan = planner.plan(round, feedback)
+            found.append(plan.of_server(0).client.tolist())
+            conflict = np.where(plan.server == 0, outcome_0, np.where(plan.server == 1, outcome_1, 0)).astype(bool)
+            feedback = Feedback(round=round, plan=plan, seconds=1.0, completed=~conflict, conflict=conflict)
+        return found
+
+    assert picks(0, 0) == picks(0, 1)
+    assert picks(1, 0) == picks(1, 1)
+    assert picks(0, 0) != picks(1, 0)
+
+
+def test_a_planner_plays_as_the_environment_does(problem: ClientSelection):
+    """Fed with what the environment says, the planner gives the plan that `play_policy` gives."""
+    steady = problem.replace(rate_sigma=0.0)
+    policy = trained(steady)
+    expected = play_policy(steady, policy)
+    planner = SelectionPlanner(steady, [policy.policy(server) for server in range(3)])
+    environment, feedback = SelectionEnvironment(steady), None
+    for round in range(steady.rounds):
+        plan = planner.plan(round, feedback)
+        picks = plan.client.reshape(1, 3, 2)
+        assert np.sort(picks[0]).tolist() == expected.picks[round].tolist()
+        before = environment.delivered.copy()
+        result = environment.step(picks)
+        arrived = (environment.delivered - before)[0, plan.server, plan.client].astype(bool)
+        conflict = result.outcome[0, plan.server, plan.client] == 1
+        feedback = Feedback(round=round, plan=plan, seconds=1.0, completed=arrived, conflict=conflict)
+
+
+# --- advantages -----------------------------------------------------------------------------------------------------------
+
+
+def test_value_targets_are_discounted_returns(problem: ClientSelection):
+    """With trace 1 the value target of a round is the discounted sum of the rewards from there to the horizon."""
+    settings = dataclasses.replace(SMALL, trace=1.0, discount=0.8)
+    learner = Learner(problem, settings, 0)
+    play, _ = learner._play([1, 2])
+    _, target = learner._advantages(play)
+    expected = torch.zeros_like(play.reward)
+    for t in range(problem.rounds):
+        for later in range(t, problem.rounds):
+            expected[:, t] += 0.8 ** (later - t) * play.reward[:, later]
+    torch.testing.assert_close(target, expected)
+
+
+def test_own_rewards_are_the_reward_without_latency(problem: ClientSelection):
+    """What the picks bring by themselves, less the latency term of the round, is the reward."""
+    learner = Learner(problem.replace(latency_weight=0.0), SMALL, 0)
+    play, _ = learner._play([1, 2])
+    torch.testing.assert_close(play.own.sum(dim=3), play.reward)
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------------
+
+
+def test_same_seed_same_policy(problem: ClientSelection):
+    """Two trainings of one seed are equal bit by bit; another seed gives another policy."""
+    first, again, other = trained(problem), trained(problem), trained(problem, seed=1)
+    assert all(np.array_equal(first.weights[name], again.weights[name]) for name in first.weights)
+    assert not np.array_equal(first.weights["encode"], other.weights["encode"])
+    quick = RlCrp(iterations=2, episodes=2)
+    plans = [edgeopt.solve(problem, quick, seed=4).solution for _ in range(2)]
+    assert plans[0] == plans[1]
+
+
+def test_a_resumed_training_is_one_long_run(problem: ClientSelection, tmp_path: Path):
+    """Three iterations, a checkpoint, and two more in another learner are equal to five in one."""
+    whole, first, second = (Learner(problem, SMALL, 0) for _ in range(3))
+    for _ in range(5):
+        whole.step()
+    for _ in range(3):
+        first.step()
+    first.save(tmp_path / "checkpoint.safetensors")
+    second.restore(tmp_path / "checkpoint.safetensors")
+    assert second.rewards == first.rewards
+    for _ in range(2):
+        second.step()
+    assert second.rewards == whole.rewards
+    for name, weight in whole.policy().weights.items():
+        np.testing.assert_array_equal(second.policy().weights[name], weight)
+    for model, other in zip(whole.policy().models, second.policy().models, strict=True):
+        np.testing.assert_array_equal(model.transition, other.transition)
+
+
+def test_solver_resumes_from_its_checkpoint(problem: ClientSelection, tmp_path: Path):
+    """A training that stopped after two iterations goes on to four, as if it had not stopped; others are refused."""
+    file = str(tmp_path / "checkpoint.safetensors")
+    RlCrp(iterations=2, episodes=2, checkpoint=file).train(problem, seed=7)
+    resumed = RlCrp(iterations=4, episodes=2, checkpoint=file).train(problem, seed=7)
+    whole = RlCrp(iterations=4, episodes=2).train(problem, seed=7)
+    assert resumed.facts["iterations"] == 4
+    assert all(np.array_equal(resumed.weights[name], whole.weights[name]) for name in whole.weights)
+    with pytest.raises(InvalidFileError, match=r"checkpoint.safetensors: seed = 7: this training has 8"):
+        RlCrp(iterations=4, episodes=2, checkpoint=file).train(problem, seed=8)
+    with pytest.raises(InvalidFileError, match="forecasts = True: this training has False"):
+        RlNoCrp(iterations=4, episodes=2, checkpoint=file).train(problem, seed=7)
+
+
+def test_patience_ends_a_training(problem: ClientSelection):
+    """With a step so small that nothing improves for long, patience ends the training before the last iteration."""
+    policy = RlCrp(iterations=60, episodes=1, hidden=2, epochs=1, learning_rate=1e-9, patience=3).train(problem)
+    assert 13 <= policy.facts["iterations"] < 60
+
+
+def test_limits_and_interrupts_play_what_was_learned(problem: ClientSelection, monkeypatch: pytest.MonkeyPatch):
+    """Without time, and after Ctrl-C in the second iteration, there is a feasible plan and the limit is named."""
+    result = edgeopt.solve(problem, RlCrp(), time_limit=0)
+    assert (result.limit, result.feasible) == ("time", True)
+    step = Learner.step
+
+    def interrupted(learner: Learner):
+        if learner.iteration == 1:
+            raise KeyboardInterrupt
+        return step(learner)
+
+    monkeypatch.setattr(Learner, "step", interrupted)
+    result = edgeopt.solve(problem, RlCrp(episodes=2))
+    assert (result.limit, result.feasible) == ("interrupt", True)
+    assert RlCrp(episodes=2).train(problem).facts["iterations"] == 1
+
+
+def test_ablations_differ_in_what_they_say(problem: ClientSelection):
+    """Without forecasts there is no model in the policy; without fairness training is on another reward."""
+    options = {"iterations": 2, "episodes": 2}
+    full, blind, unfair = (kind(**options).train(problem) for kind in (RlCrp, RlNoCrp, RlNoFairness))
+    assert len(full.models) == 3
+    assert blind.models == ()
+    assert unfair.facts["problem"] == problem.replace(fairness_weight=0.0).fingerprint() != full.facts["problem"]
+
+
+# --- files ------------------------------------------------------------------------------------------------------------------
+
+
+def test_policies_come_back_from_files(problem: ClientSelection, tmp_path: Path):
+    """A policy read back plays the same plan, also through the solver's parameter."""
+    policy = trained(problem)
+    file = tmp_path / "policy.safetensors"
+    policy.save(file)
+    again = TrainedPolicy.load(file)
+    assert again.facts == policy.facts
+    assert play_policy(problem, again) == play_policy(problem, policy)
+    assert edgeopt.solve(problem, RlCrp(policy=str(file))).solution == play_policy(problem, policy)
+    other = ClientSelection.random(num_servers=2, num_clients=8, picks=2, rounds=5, seed=1)
+    with pytest.raises(UnsupportedProblemError, match="trained for 3 servers, the problem has 2"):
+        play_policy(other, again)
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "kind"])
+def test_damaged_files_are_refused(problem: ClientSelection, tmp_path: Path, damage: str):
+    """A file that is cut short, is something else, or is a checkpoint is an error that names the file."""
+    file = tmp_path / "policy.safetensors"
+    trained(problem, 1).save(file)
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:-100])
+    elif damage == "text":
+        file.write_text("nothing of the kind")
+    else:
+        learner = Learner(problem, SMALL, 0)
+        learner.step()
+        learner.save(file)
+    with pytest.raises(InvalidFileError, match=r"policy\.safetensors: "):
+        TrainedPolicy.load(file)
+
+
+def test_without_torch_the_message_says_what_to_install(problem: ClientSelection, monkeypatch: pytest.MonkeyPatch):
+    """The learner needs torch; a trained policy and the other solvers do not."""
+    policy = trained(problem, 1)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for name in ("learner", "plackett_luce", "scorer"):
+        monkeypatch.delitem(sys.modules, f"edgeopt.solvers.client_selection.{name}", raising=False)
+    with pytest.raises(MissingDependencyError, match=r"rl-crp needs torch: pip install 'edgeopt\[train\]'"):
+        edgeopt.solve(problem, RlCrp())
+    assert problem.is_feasible(play_policy(problem, policy))
+    assert edgeopt.solve(problem, RandomPicks()).feasible
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"iterations": 0}, "iterations = 0"),
+        ({"episodes": 1.5}, "episodes = 1.5"),
+        ({"learning_rate": float("nan")}, "learning_rate = nan"),
+        ({"patience": 0}, "patience = 0"),
+    ],
+)
+def test_wrong_parameters(wrong: dict[str, float], message: str):
+    """Errors name the parameter, its value and what was expected."""
+    with pytest.raises(EdgeOptError, match=message):
+        RlCrp(**wrong)
+
+
+# --- it learns ----------------------------------------------------------------------------------------------------------------
+
+
+def test_learns_to_keep_away_from_busy_clients():
+    """Half of a lone server's clients are always busy: the trained policy hardly picks them, random picks often do."""
+    busy = np.zeros((30, 10), bool)
+    busy[:, ::2] = True
+    problem = ClientSelection(
+        coverage=np.ones((1, 10), bool), picks=2, compute_s=1.0, payload_bits=1e6, rate_bps=1e6, timeout_s=4.0,
+        rounds=30, busy=busy,
+    )  # fmt: skip
+    learned = edgeopt.solve(problem, RlCrp(iterations=20, episodes=4), seed=0)
+    random = edgeopt.solve(problem, RandomPicks(), seed=0)
+    assert problem.report(learned.solution).conflict_rate < 0.25 < problem.report(random.solution).conflict_rate
+    assert learned.objective > random.objective
+
+
+def test_forecasts_start_from_a_model_that_lasts():
+    """The model that fitting starts from tells a calm from a contested state, both of which last."""
+    assert START.transition.diagonal().min() > 0.8
+    assert START.emission[1, 1] > START.emission[0, 1]
