@@ -10,6 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from images_model_download import draw_model_download
+from images_split_training import draw_split_training
+
 from edgeopt import EdgeNetwork
 from edgeopt.evaluation import comparison_rows, library_names, load_instance, read_rows
 from edgeopt.evaluation.plots.bounds import plot_bounds
@@ -50,6 +53,8 @@ def draw_documentation(out: Path) -> None:
     save(plot_bounds(solved(rows)), out / "bounds.png")
     save(plot_gap_against_time(solved(rows)), out / "gap-against-time.png")
     save(plot_network(network), out / "network.png", dpi=90)
+    draw_model_download(out)
+    draw_split_training(out)
 
 
 def draw_comparison(folder: Path, out: Path) -> None:

@@ -227,6 +227,7 @@ def info(as_json: JsonOption = False) -> None:
         "report": ("pandas", "matplotlib", "jinja2"),
         "cluster": ("distributed",),
         "train": ("torch",),
+        "rl": ("pettingzoo", "gymnasium"),
     }.items():
         try:
             extras[extra] = ", ".join(f"{package} {version(package)}" for package in packages)

@@ -60,6 +60,79 @@ def generate_expert_caching(
     _write(made, output)
 
 
+@generate_app.command("model-download")
+def generate_model_download(
+    output: OutputOption,
+    users: Annotated[int, typer.Option(help="Users, one task each.", min=1)] = 30,
+    models: Annotated[int, typer.Option(help="Models to choose from.", min=1)] = 6,
+    bandwidth_mhz: Annotated[float, typer.Option(help="Bandwidth to share, MHz.")] = 200.0,
+    deadline: Annotated[str, typer.Option(help="Seconds: one number for all users, or LOW:HIGH.")] = "0.5:3",
+    snr_db: Annotated[str, typer.Option(help="Signal-to-noise ratio in dB: one number, or LOW:HIGH.")] = "0:25",
+    energy: Annotated[
+        str,
+        typer.Option(help="Energy limit, from 0 (least for the deadline) to 1 (full speed): number, LOW:HIGH, none."),
+    ] = "-0.1:1.5",
+    weighted: Annotated[bool, typer.Option("--weighted", help="Users of different weight.")] = False,
+    rewarded: Annotated[bool, typer.Option("--rewarded", help="More accurate models are worth more.")] = False,
+    fixed_power: Annotated[bool, typer.Option("--fixed-power", help="Rates concave in bandwidth.")] = False,
+    resource_block_khz: Annotated[float | None, typer.Option(help="Whole blocks of this many kHz only.")] = None,
+    frequency_levels: Annotated[
+        str | None, typer.Option(help="Shares of the highest frequency, with commas between: no others.")
+    ] = None,
+    seed: SeedOption = 0,
+) -> None:
+    """Model download by users with deadlines, over measured models."""
+    from edgeopt.problems import ModelDownload
+
+    check_writable(output)
+    made = ModelDownload.random(
+        num_users=users,
+        num_models=models,
+        bandwidth_hz=1e6 * bandwidth_mhz,
+        deadline_s=_range("--deadline", deadline),
+        snr_db=_range("--snr-db", snr_db),
+        energy=None if energy == "none" else _range("--energy", energy),
+        weighted=weighted,
+        rewarded=rewarded,
+        fixed_power=fixed_power,
+        resource_block_hz=None if resource_block_khz is None else 1e3 * resource_block_khz,
+        frequency_levels=None if frequency_levels is None else _numbers("--frequency-levels", frequency_levels),
+        seed=seed,
+    )
+    _write(made, output)
+
+
+@generate_app.command("split-training")
+def generate_split_training(
+    output: OutputOption,
+    devices: Annotated[int, typer.Option(help="Devices that train.", min=1)] = 20,
+    model: Annotated[str, typer.Option(help="Measured model: resnet18, vgg16, ...")] = "resnet18",
+    layers: Annotated[int | None, typer.Option(help="A made-up model of so many layers instead.", min=1)] = None,
+    target_eps: Annotated[
+        float | None, typer.Option(help="Mean squared gradient norm to reach; default: some times the least feasible.")
+    ] = None,
+    heterogeneity: Annotated[float, typer.Option(help="0 makes all devices equal, 1 is a random network.")] = 1.0,
+    interval: Annotated[str, typer.Option(help="Rounds between aggregations: one number, or LOW:HIGH.")] = "8",
+    max_batch: Annotated[int, typer.Option(help="Largest batch size.", min=1)] = 64,
+    seed: SeedOption = 0,
+) -> None:
+    """Split federated training on a random network, with a measured or a made-up model."""
+    from edgeopt.problems import SplitTraining
+
+    check_writable(output)
+    made = SplitTraining.random(
+        num_devices=devices,
+        model=model,
+        num_layers=layers,
+        target=target_eps,
+        heterogeneity=heterogeneity,
+        interval=_interval(interval),
+        max_batch=max_batch,
+        seed=seed,
+    )
+    _write(made, output)
+
+
 def check_writable(path: Path) -> None:
     """Complain about the output before the work, not after it."""
     if path.is_dir():
@@ -90,3 +163,28 @@ def _load_trace(name: str) -> Any:
     from edgeopt.problems.routing_trace import BUNDLED_TRACES, RoutingTrace, bundled_trace
 
     return bundled_trace(name) if name in BUNDLED_TRACES else RoutingTrace.load(name)
+
+
+def _range(option: str, text: str) -> float | tuple[float, float]:
+    """Return a number, or a pair where there is a colon; whether they make sense, the problem says."""
+    low, colon, high = text.partition(":")
+    try:
+        return (float(low), float(high)) if colon else float(low)
+    except ValueError:
+        raise EdgeOptError(f"{option} = {text!r}: expected a number, or two as LOW:HIGH") from None
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError:
+        raise EdgeOptError(f"{option} = {text!r}: expected numbers with commas between") from None
+
+
+def _interval(text: str) -> int | tuple[int, int]:
+    """Return a whole number, or a pair where there is a colon; whether they make sense, the problem says."""
+    low, colon, high = text.partition(":")
+    try:
+        return (int(low), int(high)) if colon else int(low)
+    except ValueError:
+        raise EdgeOptError(f"--interval = {text!r}: expected a whole number, or two as LOW:HIGH") from None

@@ -142,7 +142,7 @@ def comparison_rows(
         order.append(task.key)
         if reason is not None:
             keep(plain(failed_row(task, "skipped", reason)))
-        elif store is not None and (row := store.get(task.key)) is not None and row["status"] != "error":
+        elif store is not None and (row := store.get(task.key)) and row["status"] not in ("error", "skipped"):
             rows[task.key] = row | plain(common_values(task) | {"machine": row.get("machine")})
         else:
             tasks.append(task)

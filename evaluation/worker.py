@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt import storage
-from edgeopt.errors import EdgeOptError
+from edgeopt.errors import EdgeOptError, MissingDependencyError
 from edgeopt.evaluation.rows import Row, plain
 from edgeopt.problem import Problem
 from edgeopt.solve import Solver, solve, versions
@@ -63,6 +63,8 @@ def run_task(task: Task) -> Row:
         )
         document = result.to_json(with_solution=True)
         document["history"] = [[r.seconds, r.iteration, r.objective, r.bound] for r in result.history]
+    except MissingDependencyError as error:  # nothing is wrong with the run: install it, and it is made up for
+        document = failed_row(task, "skipped", str(error))
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the row says what failed
         message = " ".join(f"{type(error).__name__}: {error}".split())
         document = failed_row(task, "error", message) | {"traceback": traceback.format_exc()}

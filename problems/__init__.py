@@ -5,8 +5,13 @@ import os
 from edgeopt import storage
 from edgeopt.errors import InvalidFileError
 from edgeopt.problem import Problem
+from edgeopt.problems.client_selection import ClientSelection as ClientSelection
+from edgeopt.problems.download_plan import DownloadPlan as DownloadPlan
+from edgeopt.problems.download_plan import DownloadTimeline as DownloadTimeline
 from edgeopt.problems.expert_caching import CacheReport as CacheReport
 from edgeopt.problems.expert_caching import ExpertCaching as ExpertCaching
+from edgeopt.problems.model_download import ModelDownload as ModelDownload
+from edgeopt.problems.model_download_checks import Refusal as Refusal
 from edgeopt.problems.moe_models import MOE_MODELS as MOE_MODELS
 from edgeopt.problems.moe_models import MoEModel as MoEModel
 from edgeopt.problems.moe_models import moe_model as moe_model
@@ -15,11 +20,16 @@ from edgeopt.problems.routed_model import RoutedModel as RoutedModel
 from edgeopt.problems.routing_trace import BUNDLED_TRACES as BUNDLED_TRACES
 from edgeopt.problems.routing_trace import RoutingTrace as RoutingTrace
 from edgeopt.problems.routing_trace import bundled_trace as bundled_trace
+from edgeopt.problems.selection_plan import SelectionPlan as SelectionPlan
+from edgeopt.problems.selection_report import SelectionReport as SelectionReport
+from edgeopt.problems.split_plan import SplitPlan as SplitPlan
+from edgeopt.problems.split_report import SplitReport as SplitReport
+from edgeopt.problems.split_training import SplitTraining as SplitTraining
 
 if __name__ != "edgeopt.problems":  # one module object only: the root folder is edgeopt.problems
     raise ImportError("import edgeopt.problems, not " + __name__)
 
-PROBLEMS: tuple[type[Problem], ...] = (ExpertCaching,)
+PROBLEMS: tuple[type[Problem], ...] = (ExpertCaching, ModelDownload, SplitTraining, ClientSelection)
 
 
 def load(path: str | os.PathLike[str]) -> Problem:

@@ -13,7 +13,7 @@ from edgeopt import storage
 from edgeopt.evaluation.benchmarks import common
 from edgeopt.evaluation.benchmarks.common import Row
 
-NAMES = ("greedy", "kernels", "top_k", "scale", "caching", "peers")
+NAMES = ("greedy", "kernels", "top_k", "scale", "caching", "split_training", "peers")
 
 
 def run(name: str, options: argparse.Namespace) -> Row:

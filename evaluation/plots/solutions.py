@@ -8,6 +8,14 @@ if TYPE_CHECKING:
 
 SOLUTION_PICTURES: dict[str, tuple[tuple[str, str, str], ...]] = {
     "expert-caching": (("What the best placement caches where", "placement", "plot_placement"),),
+    "model-download": (
+        ("When the layers of each user arrive and run", "download_timeline", "plot_download_timeline"),
+        ("Bandwidth of the admitted users", "bandwidth_bars", "plot_bandwidth_bars"),
+    ),
+    "split-training": (
+        ("Where a round goes, and whom the others wait for", "split_latency", "plot_split_latency"),
+        ("Batch size and cut layer of each device", "split_decisions", "plot_split_decisions"),
+    ),
 }
 """By kind of problem: caption, module of `edgeopt.evaluation.plots`, and the function in it of problem and solution."""
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from edgeopt.errors import MissingDependencyError
 from edgeopt.problem import Problem
 from edgeopt.problems import ExpertCaching, Placement
 from edgeopt.result import Guarantee, Heuristic, Result
@@ -18,7 +19,7 @@ NUM_USERS = 3
 
 @dataclass(frozen=True)
 class Fake:
-    """Behave as `mode` says: fine, raise, exit, kill, interrupt, interrupt-inside, environment; ``once-`` before: the first time only."""
+    """Behave as `mode` says: fine, raise, lack, exit, kill, interrupt, interrupt-inside, environment; ``once-`` before: the first time only."""
 
     name: ClassVar[str] = "fake"
     guarantee: ClassVar[Guarantee] = Heuristic()
@@ -47,6 +48,8 @@ class Fake:
             mode = mode.removeprefix("once-") if len(calls.read_text()) == 1 else "fine"
         if mode == "raise":
             raise RuntimeError("a fault\nof two lines")
+        if mode == "lack":
+            raise MissingDependencyError("fake needs a package: pip install it")
         if mode == "exit":
             raise SystemExit("no more")
         if mode == "kill":

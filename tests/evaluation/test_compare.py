@@ -189,3 +189,13 @@ def test_default_is_every_solver():
     names = [solver.name for solver in edgeopt.solvers.solvers_of("expert-caching")]
     frame = compare({"a": tiny_problem()}, executor="serial", time_limit=2.0)
     assert frame.solver.tolist() == names
+
+
+def test_what_is_not_installed_is_skipped_until_it_is(tmp_path: Path):
+    """A solver that lacks a package gives a skipped row with what to install, and is tried again by the next comparison."""
+    (tmp_path / "calls").mkdir()
+    fake = Fake("once-lack", str(tmp_path / "calls"))
+    for status in ("skipped", "feasible"):
+        rows, _ = comparison_rows({"tiny": tiny_problem()}, [fake], out=tmp_path, executor="serial")
+        assert [row["status"] for row in rows] == [status]
+        assert ("pip install it" in rows[0]["message"]) == (status == "skipped")
