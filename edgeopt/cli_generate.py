@@ -133,6 +133,41 @@ def generate_split_training(
     _write(made, output)
 
 
+@generate_app.command("client-selection")
+def generate_client_selection(
+    output: OutputOption,
+    servers: Annotated[int, typer.Option(help="Servers that pick.", min=1)] = 5,
+    clients: Annotated[int, typer.Option(help="Clients to pick from.", min=1)] = 60,
+    picks: Annotated[int, typer.Option(help="Clients per server and round.", min=1)] = 4,
+    mode: Annotated[
+        str, typer.Option(help="What a client does that several servers pick: fail, or share its rate among them.")
+    ] = "fail",
+    rounds: Annotated[int, typer.Option(help="Horizon.", min=1)] = 100,
+    fading: Annotated[float, typer.Option(help="Standard deviation of the logarithm of the rates.")] = 0.3,
+    latency_weight: Annotated[float, typer.Option(help="Weight of a round's length in the reward.")] = 1.0,
+    conflict_weight: Annotated[float, typer.Option(help="Weight of conflicts in the reward.")] = 1.0,
+    fairness_weight: Annotated[float, typer.Option(help="Weight of fairness in the reward.")] = 1.0,
+    seed: SeedOption = 0,
+) -> None:
+    """Client selection by several servers on a random network, with clients that are busy now and then."""
+    from edgeopt.problems import ClientSelection
+
+    check_writable(output)
+    made = ClientSelection.random(
+        num_servers=servers,
+        num_clients=clients,
+        picks=picks,
+        mode=mode,  # type: ignore[arg-type]  # the problem checks it
+        rounds=rounds,
+        rate_sigma=fading,
+        latency_weight=latency_weight,
+        conflict_weight=conflict_weight,
+        fairness_weight=fairness_weight,
+        seed=seed,
+    )
+    _write(made, output)
+
+
 def check_writable(path: Path) -> None:
     """Complain about the output before the work, not after it."""
     if path.is_dir():

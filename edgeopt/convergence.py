@@ -29,7 +29,7 @@ from edgeopt.errors import EdgeOptError
 Gradients = Sequence[Any]
 """One entry per layer: an array, a torch tensor, or a list of those (weight and bias)."""
 
-BLOCK = 4
+_BLOCK = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,7 +117,7 @@ class GradientMoments:
     (array([45.]), array([5.1]))
     """
 
-    def __init__(self, num_layers: int, *, block: int = BLOCK) -> None:
+    def __init__(self, num_layers: int, *, block: int = _BLOCK) -> None:
         if num_layers < 1:
             raise EdgeOptError(f"num_layers = {num_layers!r}: expected an integer >= 1")
         if block < 2:
@@ -236,7 +236,7 @@ class Secant:
     block : as in `GradientMoments`.
     """
 
-    def __init__(self, start: Gradients, end: Gradients, *, block: int = BLOCK) -> None:
+    def __init__(self, start: Gradients, end: Gradients, *, block: int = _BLOCK) -> None:
         first = _flat_layers("start", start)
         last = _flat_layers("end", end, [layer.size for layer in first])
         self.squared_distance = float(sum(((b - a) ** 2).sum() for a, b in zip(first, last, strict=True)))
@@ -280,7 +280,7 @@ def estimate_constants(
     batch_size: int,
     *,
     confidence: float = 0.95,
-    block: int = BLOCK,
+    block: int = _BLOCK,
 ) -> ConvergenceEstimate:
     """Return beta, sigma_j^2 and G_j^2 from the same K mini-batches at P points. All gradients at hand at once.
 

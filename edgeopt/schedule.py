@@ -20,8 +20,8 @@ from edgeopt.convergence import ConvergenceEstimate
 from edgeopt.errors import EdgeOptError, InvalidFileError, InvalidProblemError
 from edgeopt.validate import bool_array, float_array, int_array
 
-KIND = "schedule"
-SCHEMA_VERSION = 1
+_KIND = "schedule"
+_SCHEMA_VERSION = 1
 
 RATES = ("device_flops", "uplink_bps", "downlink_bps", "fed_uplink_bps", "fed_downlink_bps")
 """What `Feedback` may measure per client, in FLOP/s and bit/s; the fields of `SplitTraining` of the same names."""
@@ -315,7 +315,7 @@ class Schedule:
         }
         for name in _COLUMNS:
             arrays[name] = np.concatenate([np.empty(0, np.int32), *(getattr(plan, name) for plan in kept)])
-        storage.save(path, {"kind": KIND, "schema_version": SCHEMA_VERSION}, arrays)
+        storage.save(path, {"kind": _KIND, "schema_version": _SCHEMA_VERSION}, arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -327,7 +327,7 @@ class Schedule:
             If the file is corrupt, too large, no schedule, or of another version; the message starts with the path.
         """
         values, arrays = storage.load(path)
-        for name, wanted in (("kind", KIND), ("schema_version", SCHEMA_VERSION)):
+        for name, wanted in (("kind", _KIND), ("schema_version", _SCHEMA_VERSION)):
             if values.get(name) != wanted:
                 raise InvalidFileError(f"{path}: {name} = {values.get(name)!r}: expected {wanted!r}")
         if missing := [name for name in ("plan_of_round", "indptr", "aggregate", *_COLUMNS) if name not in arrays]:

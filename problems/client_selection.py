@@ -242,6 +242,10 @@ class ClientSelection(Problem):
         """Return a copy with some fields changed, validated anew."""
         return dataclasses.replace(self, **changes)
 
+    def tiny_like(self) -> Self:
+        """Return a tiny problem of the same mode: what solvers warm up on."""
+        return type(self).random(num_servers=2, num_clients=6, picks=2, rounds=3, mode=self.mode)
+
     def describe(self) -> dict[str, str | int | float]:
         """Return sizes, mode and rates as one flat dictionary."""
         covered = self.coverage if self.rate_bps.ndim == 2 else np.broadcast_to(self.coverage, self.rate_bps.shape)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edgeopt.errors import InvalidProblemError
-from edgeopt.problems.selection_kernels import bonuses, first_wrong_pick, observe, play_round
+from edgeopt.problems.selection_kernels import bonuses, first_wrong_pick, play_round
 from edgeopt.problems.selection_scenario import draw_scenarios
 from edgeopt.validate import int_array
 
@@ -143,19 +143,6 @@ class SelectionEnvironment:
         bonus = np.empty(self.last.shape)
         bonuses(self.now, self.last, self._num_picks, self._num_covered, bonus)
         return bonus
-
-    def observe(self, out: NDArray[np.float32]) -> None:
-        """Write what servers see before the coming round as numbers from 0 to 1, float32 [E, S, C, 3]; 0 where not covered.
-
-        In this order: latency as a share of the time-out, at most 1; the fairness that a delivery would earn; the share of
-        the rounds so far in which the server picked the client.
-        """
-        now = self._round()
-        observe(
-            now, self._coverage, self._num_picks, self._num_covered,
-            np.ascontiguousarray(self.scenarios.fading[:, now]), self._compute_s, self._rate(),
-            self.problem.payload_bits, self.problem.timeout_s, self.last, self.picked, out,
-        )  # fmt: skip
 
     @property
     def busy(self) -> NDArray[np.bool_]:

@@ -101,38 +101,6 @@ def bonuses(now: int, last: Counts, num_picks: Counts, num_covered: Counts, bonu
 
 
 @kernel
-def observe(
-    now: int,
-    coverage: Bools,
-    num_picks: Counts,
-    num_covered: Counts,
-    fading: Floats,
-    compute_s: Floats,
-    rate_bps: Floats,
-    payload_bits: float,
-    timeout_s: float,
-    last: Counts,
-    picked: Counts,
-    out: NDArray[np.float32],
-) -> None:
-    """Write what servers see before round `now` as numbers from 0 to 1, out [E, S, C, 3]; 0 where not covered.
-
-    Latency as a share of the time-out, at most 1; the fairness of a delivery; the share of rounds in which the client was
-    picked.
-    """
-    for e in range(last.shape[0]):
-        for s in range(last.shape[1]):
-            for c in range(last.shape[2]):
-                if coverage[s, c]:
-                    seconds = compute_s[c] + payload_bits / (rate_bps[s, c] * fading[e, c])
-                    out[e, s, c, 0] = min(1.0, seconds / timeout_s)
-                    out[e, s, c, 1] = delivery_bonus(now, last[e, s, c], num_picks[s], num_covered[s])
-                    out[e, s, c, 2] = picked[e, s, c] / max(1, now)
-                else:
-                    out[e, s, c, :] = 0.0
-
-
-@kernel
 def first_wrong_pick(picks: Counts, num_picks: Counts, coverage: Bools) -> tuple[int, int, int]:
     """Return (e, s, k) of the first pick that is out of range, not covered, double or missing; (-1, -1, -1) if none is.
 

@@ -372,8 +372,8 @@ class SplitTraining(Problem):
         for name in _SCALARS:
             if isinstance(values[name], bool) or not isinstance(values[name], int | float):
                 raise InvalidFileError(f"{name} = {values[name]!r}: expected a number")
-        rest: Any = {name: values[name] for name in _SCALARS}
-        return cls(**rest, **{name: arrays[name] for name in _ARRAYS})
+        fields: Any = {name: values[name] for name in _SCALARS} | {name: arrays[name] for name in _ARRAYS}
+        return cls(**fields)
 
     @classmethod
     def from_profile(

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 import edgeopt
-from edgeopt import evaluation, problems, solvers
+from edgeopt import convergence, evaluation, problems, schedule, solvers
 from edgeopt.evaluation.listing import describe_solver
 from edgeopt.problems import PROBLEMS
-from edgeopt.solvers import expert_caching, solvers_of
+from edgeopt.solvers import client_selection, expert_caching, model_download, solvers_of, split_training
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -88,7 +88,13 @@ def public_names(module: types.ModuleType) -> Iterator[str]:
             yield name
 
 
-@pytest.mark.parametrize("module", [edgeopt, problems, solvers, expert_caching, evaluation])
+MODULES = [
+    edgeopt, convergence, schedule, problems, solvers, expert_caching, model_download, split_training,
+    client_selection, evaluation,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_the_reference_has_every_public_name(module: types.ModuleType):
     """Every public name is on the API page, under this module's name or that of the module that defines it."""
     directives = set(re.findall(r"^::: ([\w.]+)$", text("docs/api.md"), re.MULTILINE))

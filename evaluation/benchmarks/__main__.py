@@ -13,7 +13,9 @@ from edgeopt import storage
 from edgeopt.evaluation.benchmarks import common
 from edgeopt.evaluation.benchmarks.common import Row
 
-NAMES = ("greedy", "kernels", "top_k", "scale", "caching", "split_training", "peers")
+NAMES = (
+    "greedy", "kernels", "top_k", "scale", "caching", "model_download", "split_training", "client_selection", "peers",
+)  # fmt: skip
 
 
 def run(name: str, options: argparse.Namespace) -> Row:
@@ -22,7 +24,7 @@ def run(name: str, options: argparse.Namespace) -> Row:
     command = [python, "-m", f"edgeopt.evaluation.benchmarks.{name}", "--json"]
     if options.quick:
         command += ["--time-limit", "0.2"] if name == "kernels" else ["--quick"]
-    if name == "caching":
+    if name in ("caching", "model_download"):
         command += ["--milp-seconds", f"{options.milp_seconds:g}"]
     start = time.perf_counter()
     try:

@@ -122,5 +122,7 @@ class _Model:
         value = np.asarray(self.chosen.value)
         taken = [int(np.argmax(np.where(self.device == i, value, -1.0))) for i in range(self.device.max() + 1)]
         return SplitPlan(
-            batch_size=self.batch[taken], cut_layer=self.cut[taken] + 1, aggregation_interval=self.interval
+            batch_size=self.batch[taken],
+            cut_layer=np.asarray(self.cut[taken] + 1, np.int32),
+            aggregation_interval=self.interval,
         )

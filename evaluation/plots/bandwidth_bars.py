@@ -1,8 +1,9 @@
 """Who gets how much of the band."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeopt.evaluation.plots.style import COLOURS, GREY, new_axes
 
@@ -12,7 +13,6 @@ if TYPE_CHECKING:
     from edgeopt.problems import DownloadPlan, ModelDownload
 
 MAX_LABELS = 40
-MAX_COLOURS = len(COLOURS)
 
 
 def plot_bandwidth_bars(problem: "ModelDownload", solution: "DownloadPlan", ax: "Axes | None" = None) -> "Axes":
@@ -30,13 +30,17 @@ def plot_bandwidth_bars(problem: "ModelDownload", solution: "DownloadPlan", ax: 
     ax.grid(visible=False, axis="x")
     kinds, counts = np.unique(model, return_counts=True)
     kinds = kinds[np.argsort(-counts, kind="stable")]  # the commonest models have colours of their own
+    named = kinds if kinds.size <= len(COLOURS) else kinds[: len(COLOURS) - 1]
     at = np.arange(users.size)
-    for place, kind in enumerate(kinds[: MAX_COLOURS - 1] if kinds.size > MAX_COLOURS else kinds):
+    width = 0.8 if users.size <= MAX_LABELS else 1.0  # narrow bars with gaps would flicker
+    for colour, kind in zip(COLOURS, named, strict=False):
         own = model == kind
-        ax.bar(at[own], mhz[own], width=0.8, color=COLOURS[place], label=problem.model_names[kind])
-    if kinds.size > MAX_COLOURS:
-        own = np.isin(model, kinds[MAX_COLOURS - 1 :])
-        ax.bar(at[own], mhz[own], width=0.8, color=GREY, label=f"{kinds.size - MAX_COLOURS + 1} other models")
+        _add_bars(ax, at[own], mhz[own], width, color=colour, label=problem.model_names[kind])
+    if named.size < kinds.size:
+        own = ~np.isin(model, named)
+        _add_bars(ax, at[own], mhz[own], width, color=GREY, label=f"{kinds.size - named.size} other models")
+    ax.autoscale_view()
+    ax.set_ylim(bottom=0)
     if users.size <= MAX_LABELS:
         ax.set_xticks(at, [str(user) for user in users], fontsize=9 if users.size <= 25 else 7)
         ax.set_xlabel("user")
@@ -54,3 +58,12 @@ def plot_bandwidth_bars(problem: "ModelDownload", solution: "DownloadPlan", ax: 
     if users.size:
         ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0, frameon=False, title="model")
     return ax
+
+
+def _add_bars(ax: "Axes", at: NDArray[np.int64], height: NDArray[np.float64], width: float, **style: Any) -> None:
+    """Add bars as one collection, which draws ten thousands of them where ``ax.bar`` would take minutes."""
+    from matplotlib.collections import PolyCollection
+
+    x = at[:, None] + width * np.array([-0.5, -0.5, 0.5, 0.5])
+    y = height[:, None] * np.array([0.0, 1.0, 1.0, 0.0])
+    ax.add_collection(PolyCollection(list(np.stack([x, y], axis=-1)), linewidth=0, antialiased=width < 1, **style))

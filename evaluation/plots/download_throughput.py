@@ -113,7 +113,7 @@ def plot_download_throughput(
         {"done": "tasks done in time", "share_done": "tasks done in time, %"}.get(value, value.replace("_", " "))
     )
     ax.set_ylim(bottom=0)
-    ax.yaxis.set_major_locator(MaxNLocator(integer=value == "done"))
+    ax.yaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10], integer=value == "done"))
     ax.margins(x=0.03)
     legend_beside(ax)
     return ax

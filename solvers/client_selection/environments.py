@@ -53,7 +53,7 @@ class SelectionParallelEnv(ParallelEnv):  # type: ignore[misc, unused-ignore]
     >>> env = SelectionParallelEnv(ClientSelection.random(num_servers=2, num_clients=8, picks=2, rounds=5, seed=1))
     >>> observations, infos = env.reset(seed=7)
     >>> observations["server-0"].shape, env.action_space("server-0").shape
-    ((5, 4), (5,))
+    ((6, 5), (6,))
     """
 
     metadata: ClassVar[dict[str, Any]] = {"name": "client_selection_v0", "render_modes": []}

@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.problems.selection_environment import SelectionEnvironment, ServerView
+from edgeopt.solvers.kernels.selection import highest, write_features
 
 FEATURES = ("conflict forecast", "failure rate", "latency", "fairness", "share of rounds picked")
 FAILURES, PICKS = 1.0, 4.0
@@ -19,15 +20,15 @@ def local_features(
     how often picks of the client delivered nothing, latency as a share of the time-out, at most 1, the fairness that a
     delivery would earn, and the share of the rounds so far in which the server picked the client.
     """
-    problem = environment.problem
-    features = np.zeros((*environment.last.shape, len(FEATURES)), np.float32)
-    if forecast is not None:
-        features[..., 0] = forecast
-    features[..., 1] = failure_rate(environment.picked, environment.delivered)
-    np.minimum(environment.latency_s / problem.timeout_s, 1.0, out=features[..., 2], casting="same_kind")
-    features[..., 3] = environment.bonus
-    features[..., 4] = environment.picked / max(1, environment.now)
-    features *= problem.coverage[:, :, None]
+    problem, now = environment.problem, environment.now
+    features = np.empty((*environment.last.shape, len(FEATURES)), np.float32)
+    features[..., 0] = 0.0 if forecast is None else np.where(problem.coverage, forecast, 0.0)
+    write_features(
+        now, problem.coverage.copy(), problem.picks.copy(), problem.num_covered,
+        environment.scenarios.fading[:, now].copy(), problem.compute_s.copy(), problem.rate_at(now).copy(),
+        problem.payload_bits, problem.timeout_s, FAILURES, PICKS, environment.last, environment.picked,
+        environment.delivered, features,
+    )  # fmt: skip
     return features
 
 
@@ -66,6 +67,6 @@ def top_picks(
     >>> top_picks(np.array([[[0.2, 0.9, 0.9]]]), np.array([[True, True, True]]), np.array([2])).tolist()
     [[[1, 2]]]
     """
-    most = int(num_picks.max())
-    ranked = np.argsort(np.where(coverage, -score, np.inf), axis=2, kind="stable")[:, :, :most]
-    return np.where(np.arange(most) < num_picks[:, None], ranked, -1).astype(np.int32)
+    picks = np.full((*score.shape[:2], int(num_picks.max())), -1, np.int32)
+    highest(np.array(score, np.float64), np.array(coverage), np.array(num_picks, np.int32), picks)
+    return picks

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from edgeopt.errors import InvalidProblemError
 from edgeopt.solvers.client_selection.hmm import CategoricalHMM
 from edgeopt.solvers.kernels.hmm import advance_beliefs
-from edgeopt.validate import bool_array, int_array
+from edgeopt.validate import bool_array, float_array, int_array
 
 START = CategoricalHMM(np.array([0.7, 0.3]), np.array([[0.9, 0.1], [0.1, 0.9]]), np.array([[0.9, 0.1], [0.4, 0.6]]))
 """Where fitting starts: a state with few conflicts and one with many, both of which last."""
@@ -37,7 +37,7 @@ class ConflictForecaster:
     >>> forecaster = ConflictForecaster([[True, True, False]], models=[START], refit_every=None)
     >>> forecaster.update(np.array([[[1, -1, -1]]]))
     >>> forecaster.probability.round(3)
-    array([[[0.442, 0.27 , 0.   ]]])
+    array([[[0.438, 0.27 , 0.   ]]])
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class ConflictForecaster:
         for name, value in (("refit_every", refit_every), ("window", window), ("num_episodes", num_episodes)):
             if value is not None:
                 int_array(name, value, (), low=1)
+        float_array("prior", prior, (), positive=True)  # without, a conflict never seen before would be impossible
         self._refit_every, self._window, self._least = refit_every, window, least
         self._iterations, self._prior = iterations, prior
         self.reset(num_episodes, models=given)

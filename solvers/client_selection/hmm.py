@@ -38,7 +38,7 @@ class CategoricalHMM:
     --------
     >>> model = CategoricalHMM([0.5, 0.5], [[0.9, 0.1], [0.2, 0.8]], [[0.9, 0.1], [0.3, 0.7]])
     >>> model.forecast([[1, -1, 1]]).round(3)  # after two conflicts, with a gap between them
-    array([[0.443, 0.557]])
+    array([[0.457, 0.543]])
     """
 
     start: NDArray[np.float64]
@@ -168,7 +168,7 @@ class CategoricalHMM:
             starts, moves, symbols, value = expected_counts(data, start[0], transition, by_symbol)
             _refuse_impossible(value)
             history.append(float(value.sum()) + _log_prior(parameters, pseudo))
-            sums = [starts.sum(axis=0)[None], moves.sum(axis=0), symbols.sum(axis=0).T]
+            sums = [starts[None], moves, symbols.T]
             parameters = [_shares(s + pseudo, old) for s, old in zip(sums, parameters, strict=True)]
             if len(history) > 1 and history[-1] - history[-2] < tolerance:
                 break

@@ -14,8 +14,8 @@ from edgeopt.solvers.back_ends import highs_module
 from edgeopt.solvers.background import Background, Mailbox
 from edgeopt.solvers.expert_caching.exact import offer_feasible
 from edgeopt.solvers.expert_caching.facility import Facility
-from edgeopt.solvers.expert_caching.highs import new_highs, run_highs
 from edgeopt.solvers.expert_caching.pricing import NearColumns, Prices
+from edgeopt.solvers.highs import new_highs, run_highs
 from edgeopt.solvers.kernels.subsets import cached_to_masks, column_losses, masks_to_cached
 
 if TYPE_CHECKING:

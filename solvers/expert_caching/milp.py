@@ -18,8 +18,8 @@ from edgeopt.solvers.background import Background, Mailbox
 from edgeopt.solvers.expert_caching.common import supports_expert_caching
 from edgeopt.solvers.expert_caching.exact import offer_bound, offer_feasible, offer_start, supports_size
 from edgeopt.solvers.expert_caching.facility import storage_units
-from edgeopt.solvers.expert_caching.highs import new_highs, run_highs
 from edgeopt.solvers.expert_caching.terms import Columns
+from edgeopt.solvers.highs import new_highs, run_highs
 from edgeopt.stop import Limit
 
 if TYPE_CHECKING:

@@ -62,10 +62,11 @@ def hull(k: Index, i: Index, x: float, users: Users, layers: Layers, left: Float
     left[0], work[0], layer[0] = 0.0, 0.0, stop
     n = 1
     for l in range(stop - 1, start - 1, -1):
-        a = users.deadline[k] - layers.suffix_fixed[l] - x * layers.prefix_bits[l]
         w = users.cycles[k] * layers.suffix_flops[l]
         if w == 0.0:  # nothing to run from here on: any time left is enough, and the highest frequency saw to that
             continue
+        a = users.deadline[k] - layers.suffix_fixed[l] - x * layers.prefix_bits[l]
+        a = max(a, w / users.high[k])  # differs by rounding only, at rates that the highest frequency can do with
         while n > 1:
             cycles, seconds = work[n - 1] - work[n - 2], left[n - 1] - left[n - 2]
             if cycles * (a - left[n - 2]) > (w - work[n - 2]) * seconds:

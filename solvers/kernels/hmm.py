@@ -61,22 +61,23 @@ def filter_beliefs(sequences: Ints, start: Floats, transition: Floats, emission:
 def expected_counts(
     sequences: Ints, start: Floats, transition: Floats, emission: Floats
 ) -> tuple[Floats, Floats, Floats, Floats]:
-    """Return the E-step: expected starts [N, K], moves [N, K, K], symbols [N, V, K] per sequence, log-likelihoods [N].
+    """Return the E-step: expected starts [K], moves [K, K] and symbols [V, K] of all sequences, log-likelihoods [N].
 
     A missing symbol has factor one. What follows a sequence's last symbol says nothing and is left out, so that short
     sequences are filled up with -1. A sequence without symbols counts nothing; an impossible one has -inf.
     """
     num, length = sequences.shape
     states = start.size
-    starts, moves = np.zeros((num, states)), np.zeros((num, states, states))
-    symbols = np.zeros((num, emission.shape[0], states))
+    starts, moves, symbols = np.zeros(states), np.zeros((states, states)), np.zeros(emission.shape)
     value = np.zeros(num)
+    alpha, factor = np.empty((length, states)), np.empty((length, states))  # factor: symbol's probability / scale
+    prior, beta, weighted = np.empty(states), np.empty(states), np.empty(states)
     for n in range(num):
         end = length
         while end > 0 and sequences[n, end - 1] < 0:
             end -= 1
-        alpha, factor = np.empty((end, states)), np.empty((end, states))  # factor: symbol's probability / scale
-        prior, product = start.copy(), 1.0
+        prior[:] = start
+        product = 1.0
         for t in range(end):
             o = sequences[n, t]
             scale = 0.0
@@ -91,7 +92,11 @@ def expected_counts(
             for k in range(states):
                 factor[t, k] *= inverse
                 alpha[t, k] *= inverse
-                prior[k] = 0.0
+            for k in range(states):
+                total = 0.0
+                for j in range(states):
+                    total += alpha[t, j] * transition[j, k]
+                prior[k] = total
             if scale < TINY:
                 value[n] += np.log(scale)
             else:
@@ -99,18 +104,15 @@ def expected_counts(
             if product < TINY:
                 value[n] += np.log(product)
                 product = 1.0
-            for j in range(states):
-                for k in range(states):
-                    prior[k] += alpha[t, j] * transition[j, k]
         if value[n] == -np.inf or end == 0:
             continue
         value[n] += np.log(product)
-        beta, weighted = np.ones(states), np.empty(states)
+        beta[:] = 1.0
         for t in range(end - 1, -1, -1):
             o = sequences[n, t]
             if o >= 0:
                 for k in range(states):
-                    symbols[n, o, k] += alpha[t, k] * beta[k]
+                    symbols[o, k] += alpha[t, k] * beta[k]
             if t == 0:
                 break
             for k in range(states):
@@ -118,12 +120,14 @@ def expected_counts(
             for j in range(states):
                 total = 0.0
                 for k in range(states):
-                    part = transition[j, k] * weighted[k]
-                    moves[n, j, k] += alpha[t - 1, j] * part
-                    total += part
+                    moves[j, k] += alpha[t - 1, j] * weighted[k]
+                    total += transition[j, k] * weighted[k]
                 beta[j] = total
         for k in range(states):
-            starts[n, k] = alpha[0, k] * beta[k]
+            starts[k] += alpha[0, k] * beta[k]
+    for j in range(states):
+        for k in range(states):
+            moves[j, k] *= transition[j, k]  # the same factor in every move from j to k
     return starts, moves, symbols, value
 
 

@@ -1,14 +1,72 @@
-"""Kernels of client selection: maximum-weight b-matching of servers and clients."""
+"""Kernels of client selection: what learners see, the best of many scores, maximum-weight b-matching."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.jit import kernel
+from edgeopt.problems.selection_kernels import delivery_bonus
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Counts = NDArray[np.int32]
+Bools = NDArray[np.bool_]
 
 TOLERANCE = 1e-12  # paths that differ by less are equal: rounding must not make cycles look profitable
+
+
+@kernel
+def write_features(
+    now: int,
+    coverage: Bools,
+    num_picks: Counts,
+    num_covered: Counts,
+    fading: Floats,
+    compute_s: Floats,
+    rate_bps: Floats,
+    payload_bits: float,
+    timeout_s: float,
+    prior_failures: float,
+    prior_picks: float,
+    last: Counts,
+    picked: Counts,
+    delivered: Counts,
+    features: NDArray[np.float32],
+) -> None:
+    """Write columns 1 to 4 of the features [E, S, C, 5] of `edgeopt.solvers.client_selection.features.local_features`.
+
+    Arrays as in `edgeopt.problems.selection_kernels`.
+    """
+    for e in range(last.shape[0]):
+        for s in range(last.shape[1]):
+            for c in range(last.shape[2]):
+                if not coverage[s, c]:
+                    features[e, s, c, 1:] = 0.0
+                    continue
+                tries, seconds = picked[e, s, c], compute_s[c] + payload_bits / (rate_bps[s, c] * fading[e, c])
+                features[e, s, c, 1] = (prior_failures + tries - delivered[e, s, c]) / (prior_picks + tries)
+                features[e, s, c, 2] = min(1.0, seconds / timeout_s)
+                features[e, s, c, 3] = delivery_bonus(now, last[e, s, c], num_picks[s], num_covered[s])
+                features[e, s, c, 4] = tries / max(1, now)
+
+
+@kernel
+def highest(score: Floats, covered: Bools, num_picks: Counts, picks: Counts) -> None:
+    """Write into picks [E, S, M], which is full of -1, the num_picks [S] covered clients of highest score [E, S, C].
+
+    By falling score, the lowest id first on ties. O(C + M) per row mostly, O(C M) at worst.
+    """
+    for e in range(score.shape[0]):
+        for s in range(score.shape[1]):
+            most, count = num_picks[s], 0
+            for c in range(score.shape[2]):
+                if not covered[s, c] or (count == most and not score[e, s, c] > score[e, s, picks[e, s, most - 1]]):
+                    continue
+                count = min(count + 1, most)
+                place = count - 1
+                while place > 0 and score[e, s, c] > score[e, s, picks[e, s, place - 1]]:
+                    picks[e, s, place] = picks[e, s, place - 1]
+                    place -= 1
+                picks[e, s, place] = c
 
 
 @kernel

@@ -187,23 +187,38 @@ def newton_jacobi_batches(
 
 
 @kernel
-def _respond_whole(
-    lam_noise: float, up: float, down: float, a: Floats, d: Floats, s: Floats, cap: Floats, out: Floats
-) -> None:
-    """Fill `out` with the best whole batch size of each device, given the time that it may take each way."""
-    for i in range(a.size):
-        top = cap[i]
-        if a[i] * top > up:
-            top = np.floor(up / a[i] * (1.0 + SLACK))
-        if d[i] * top > down:
-            top = np.floor(down / d[i] * (1.0 + SLACK))
-        b = top
-        if s[i] * top * top > lam_noise:
-            b = np.floor(np.sqrt(lam_noise / s[i]))
-            b = max(b, 1.0)
-            if s[i] * b * (b + 1.0) < lam_noise:  # one more sample costs less than it gains
+def _want_whole(lam_noise: float, s: Floats, cap: Floats, out: Floats) -> None:
+    """Fill `out` with the best whole batch size of each device without thresholds."""
+    for i in range(s.size):
+        b = cap[i]
+        if s[i] * b * b > lam_noise:
+            b = max(np.floor(np.sqrt(lam_noise / s[i])), 1.0)
+            if s[i] * b * (b + 1.0) < lam_noise and b < cap[i]:  # one more sample costs less than it gains
                 b += 1.0
-        out[i] = max(min(b, top), 1.0)
+        out[i] = b
+
+
+@kernel
+def _respond_whole(
+    want: Floats, up: float, down: float, a: Floats, d: Floats, s: Floats, out: Floats
+) -> tuple[float, float, float, float]:
+    """Fill `out` with the best whole batch sizes, given the time that each device may take each way, at least 1.
+
+    Returns the slowest times up and down, the server's time and the sum of 1 / b.
+    """
+    slowest_up, slowest_down, server, inverse = 0.0, 0.0, 0.0, 0.0
+    for i in range(want.size):
+        b = want[i]
+        if a[i] * b > up:
+            b = np.floor(up / a[i] * (1.0 + SLACK))
+        if d[i] * b > down:
+            b = np.floor(down / d[i] * (1.0 + SLACK))
+        b = max(b, 1.0)
+        out[i] = b
+        slowest_up, slowest_down = max(slowest_up, a[i] * b), max(slowest_down, d[i] * b)
+        server += s[i] * b
+        inverse += 1.0 / b
+    return slowest_up, slowest_down, server, inverse
 
 
 @kernel
@@ -237,7 +252,8 @@ def whole_batches(
     the ratio to beat falls. Best first, until no box may beat the ratio or `max_boxes` have been examined.
     """
     n = a.size
-    trial, low, high = np.empty(n), np.empty((max_boxes + 2, 2)), np.empty((max_boxes + 2, 2))
+    trial, want = np.empty(n), np.empty(n)
+    low, high = np.empty((max_boxes + 2, 2)), np.empty((max_boxes + 2, 2))
     key, heap = np.empty(max_boxes + 2), np.empty(max_boxes + 2, np.int64)
     best = np.inf
     for guess in range(3):
@@ -246,7 +262,8 @@ def whole_batches(
         elif guess == 1:
             trial[:] = cap
         elif best < np.inf:
-            _respond_whole(min(lam, best) * noise, up, down, a, d, s, cap, trial)
+            _want_whole(min(lam, best) * noise, s, cap, want)
+            _respond_whole(want, up, down, a, d, s, trial)
         seconds, inverse = totals(trial, a, d, s)
         rest = left - noise * inverse
         if rest > 0.0 and fixed + seconds < best * rest:
@@ -254,6 +271,7 @@ def whole_batches(
             b[:] = trial
     if best == np.inf:
         return best, 0
+    _want_whole(best * noise, s, cap, want)
     low[0], high[0] = 0.0, np.inf
     for i in range(n):
         low[0, 0], low[0, 1] = max(low[0, 0], a[i]), max(low[0, 1], d[i])
@@ -277,19 +295,14 @@ def whole_batches(
                         continue
                     low[box, split] = following
             examined += 1
-            lam_noise = best * noise
-            _respond_whole(lam_noise, high[box, 0], high[box, 1], a, d, s, cap, trial)
-            server, inverse, up, down = 0.0, 0.0, 0.0, 0.0
-            for i in range(n):
-                up, down = max(up, a[i] * trial[i]), max(down, d[i] * trial[i])
-                server += s[i] * trial[i]
-                inverse += 1.0 / trial[i]
+            up, down, server, inverse = _respond_whole(want, high[box, 0], high[box, 1], a, d, s, trial)
             rest = left - noise * inverse
             bound = fixed + low[box, 0] + low[box, 1] + server - best * rest
             scale = best * left
             if rest > 0.0 and fixed + up + down + server < best * rest:
                 best = (fixed + up + down + server) / rest
                 b[:] = trial
+                _want_whole(best * noise, s, cap, want)
             # smaller thresholds give smaller batches: no plan of the box takes longer than this one
             high[box, 0], high[box, 1] = max(up, low[box, 0]), max(down, low[box, 1])
             if bound < -PROOF * scale and (up > low[box, 0] or down > low[box, 1]):

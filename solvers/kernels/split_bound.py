@@ -1,129 +1,18 @@
 """Depth-first branch and bound over the stage times of split training; see `edgeopt.solvers.split_training.exact`."""
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 
 from edgeopt.jit import kernel
 from edgeopt.solvers.kernels import Floats, Ints
+from edgeopt.solvers.kernels.split_tables import MASK, SHIFT, Stack, Tables, Work
 
 DONE, PAUSED, FULL = 0, 1, 2  # why `search` returned: nothing left, budget spent, work arrays too small
 ROUNDING = 1e-12  # relative: how far a value may be outside the box it belongs to
 ROUNDS = 8  # evaluations of one node at most before it is split
 STEPS = 12  # multipliers tried per evaluation at most
-SHIFT, MASK = 20, 2**20 - 1  # an option is device << SHIFT | layer
 NARROW = 0.02  # a range this narrow, relative, is split at the cheapest plan's value, a wider one in the middle
-
-
-class Tables(NamedTuple):
-    """The problem as the kernels take it; entry i L + l is device i cut after layer l + 1.
-
-    Parameters
-    ----------
-    forward, backward : float64 [N L], seconds per sample of the two stages that the slowest device decides.
-    limit : float64 [N L], largest batch size.
-    server : float64 [L], seconds per sample at the server.
-    bits : float64 [L], parameters on the device.
-    up, down : float64 [N], seconds per bit to and from the fed server.
-    rates : float64 [2], the same for the edge server.
-    drift : float64 [L], the drift term of the bound for an interval of one and this deepest cut.
-    intervals : int64 [2], least and largest aggregation interval.
-    noise : the noise term is this times the sum of 1 / b.
-    target : what noise and drift must stay below.
-    """
-
-    forward: Floats
-    backward: Floats
-    limit: Floats
-    server: Floats
-    bits: Floats
-    up: Floats
-    down: Floats
-    rates: Floats
-    drift: Floats
-    intervals: Ints
-    noise: float
-    target: float
-
-
-class Stack(NamedTuple):
-    """Pending nodes of the search, the last one next; node k has the options ``options[begin[k]:finish[k]]``.
-
-    Parameters
-    ----------
-    box : float64 [depth, 8], least and largest time of forward, backward, upload and download stage.
-    span : int64 [depth, 4], least and largest aggregation interval, least and largest deepest cut.
-    begin, finish : int64 [depth].
-    options : int64, lists of options in ascending order.
-    size : int64 [1], number of pending nodes.
-    """
-
-    box: Floats
-    span: Ints
-    begin: Ints
-    finish: Ints
-    options: Ints
-    size: Ints
-
-
-class Work(NamedTuple):
-    """What is computed at a node.
-
-    Parameters
-    ----------
-    batch, price : float64 [N L], of each option in the node's list: best batch size, and what it tables.
-    penalty : float64 [L], bits that a cut leaves to the edge server.
-    at : int64 [N], the cheapest option of each device, as its place in the list.
-    least : float64 [N], its price with the penalty.
-    found : float64 [6], of the plan of the cheapest options: four stage times, deepest cut, bits at the edge server.
-    """
-
-    batch: Floats
-    price: Floats
-    penalty: Floats
-    at: Ints
-    least: Floats
-    found: Floats
-
-
-def new_stack(tables: Tables) -> Stack:
-    """Return the stack with the root alone: all options, all stage times."""
-    num_devices, num_layers = tables.up.size, tables.server.size
-    device, layer = np.divmod(np.flatnonzero(tables.limit >= 1), num_layers)
-    depth = 64
-    stack = Stack(
-        box=np.zeros((depth, 8)),
-        span=np.zeros((depth, 4), np.int64),
-        begin=np.zeros(depth, np.int64),
-        finish=np.zeros(depth, np.int64),
-        options=np.zeros(16 * num_devices * num_layers, np.int64),
-        size=np.ones(1, np.int64),
-    )
-    stack.box[0, 4:] = np.inf
-    stack.span[0] = *tables.intervals, 0, num_layers - 1
-    stack.options[: device.size] = device << SHIFT | layer
-    stack.finish[0] = device.size
-    return stack
-
-
-def doubled(stack: Stack) -> Stack:
-    """Return the stack with twice the room."""
-    return Stack(*(np.concatenate([array, np.zeros_like(array)]) for array in stack[:-1]), size=stack.size)
-
-
-def new_work(tables: Tables) -> Work:
-    """Return work arrays."""
-    num_devices, num_layers = tables.up.size, tables.server.size
-    size = num_devices * num_layers
-    return Work(
-        batch=np.zeros(size),
-        price=np.zeros(size),
-        penalty=np.zeros(num_layers),
-        at=np.zeros(num_devices, np.int64),
-        least=np.zeros(num_devices),
-        found=np.zeros(6),
-    )
 
 
 @kernel
@@ -145,10 +34,50 @@ def free_batch(noise: float, server: Floats) -> Floats:
 
 
 @kernel
+def set_stakes(tables: Tables, cut: Ints, batch: Ints, noise: float, free: Floats, stake: Floats) -> None:
+    """Stake on each stage the devices whose batch size in a plan it limits, by what a longer stage would save them."""
+    num_layers = tables.server.size
+    times = np.zeros(2)
+    for i in range(cut.size):
+        at = i * num_layers + cut[i]
+        times[0] = max(times[0], batch[i] * tables.forward[at])
+        times[1] = max(times[1], batch[i] * tables.backward[at])
+    stake[:] = 0.0
+    for i in range(cut.size):
+        at = i * num_layers + cut[i]
+        up = times[0] / tables.forward[at] if tables.forward[at] > 0.0 else np.inf
+        down = times[1] / tables.backward[at] if tables.backward[at] > 0.0 else np.inf
+        b = min(up, down)
+        if b < min(tables.limit[at], free[cut[i]]):
+            saved = max(0.0, noise / (b * b) - tables.server[cut[i]])
+            if up <= down:
+                stake[0, i] = saved / tables.forward[at]
+            else:
+                stake[1, i] = saved / tables.backward[at]
+    for stage in range(2):
+        total = stake[stage].sum()
+        if total > 0.0:
+            stake[stage] /= total * (1.0 + ROUNDING)
+
+
+@kernel
+def staked_batch(tables: Tables, noise: float, work: Work) -> None:
+    """Fill `staked`."""
+    num_layers = tables.server.size
+    for i in range(tables.up.size):
+        for l in range(num_layers):
+            at = i * num_layers + l
+            due = work.stake[0, i] * tables.forward[at] + work.stake[1, i] * tables.backward[at]
+            each = tables.server[l] + due
+            work.staked[at] = math.sqrt(noise / each) if each > 0.0 else np.inf
+
+
+@kernel
 def fitting(tables: Tables, options: Ints, box: Floats, free: Floats, noise: float, work: Work) -> int:
     """Drop the options that have no batch size within the stage times of a box; return how many are left.
 
-    Each of them gets its best batch size b and its price b server + noise / b.
+    Each of them gets its best batch size b and its price b server + noise / b + stake max(0, b each - least time),
+    which is convex in b: the best whole number is next to the best real one, or the largest allowed.
     """
     num_layers = tables.server.size
     kept = 0
@@ -157,16 +86,30 @@ def fitting(tables: Tables, options: Ints, box: Floats, free: Floats, noise: flo
         if tables.bits[l] * tables.up[i] > box[6] or tables.bits[l] * tables.down[i] > box[7]:
             continue
         at = i * num_layers + l
-        b = min(tables.limit[at], free[l])
-        if tables.forward[at] > 0.0:
-            b = min(b, np.floor(box[4] / tables.forward[at]))
-        if tables.backward[at] > 0.0:
-            b = min(b, np.floor(box[5] / tables.backward[at]))
-        if b >= 1.0:
-            options[kept] = o
-            work.batch[kept] = b
-            work.price[kept] = b * tables.server[l] + noise / b
-            kept += 1
+        forward, backward, server = tables.forward[at], tables.backward[at], tables.server[l]
+        most = tables.limit[at]
+        if forward > 0.0:
+            most = min(most, np.floor(box[4] / forward))
+        if backward > 0.0:
+            most = min(most, np.floor(box[5] / backward))
+        if most < 1.0:
+            continue
+        stage = 0 if work.stake[0, i] > 0.0 else 1
+        stake, least = work.stake[stage, i], box[stage]
+        each = forward if stage == 0 else backward
+        b = min(most, free[l])
+        price = b * server + noise / b
+        if stake * (b * each - least) > 0.0:
+            b = min(most, max(1.0, np.floor(max(work.staked[at], least / each))))
+            price = b * server + noise / b + stake * max(0.0, b * each - least)
+            more = b + 1.0
+            other = more * server + noise / more + stake * max(0.0, more * each - least)
+            if more <= most and other < price:
+                b, price = more, other
+        options[kept] = o
+        work.batch[kept] = b
+        work.price[kept] = price
+        kept += 1
     return kept
 
 
@@ -194,7 +137,7 @@ def cheapest(options: Ints, mu: float, work: Work) -> tuple[float, float]:
 @kernel
 def transfer(tables: Tables, upload: float, download: float, bits: float) -> float:
     """Return the seconds of an aggregation: slowest device against the edge server with so many bits, both ways."""
-    return max(upload, bits * tables.rates[0]) + max(download, bits * tables.rates[1])
+    return float(max(upload, bits * tables.rates[0]) + max(download, bits * tables.rates[1]))
 
 
 @kernel
@@ -258,8 +201,9 @@ def tighten(
     deepest = 0
     kept = 0
     at = 0
-    box[4] = min(box[4], box[0] - bound)
-    box[5] = min(box[5], box[1] - bound)
+    for k in range(2):
+        if not work.stake[k].any():  # else the bound counts some of the time above the least already
+            box[4 + k] = min(box[4 + k], box[k] - bound)
     if mu == 0.0:
         box[6] = min(box[6], box[2] - bound * span[1])
         box[7] = min(box[7], box[3] - bound * span[1])
@@ -361,6 +305,11 @@ def looseness(
     gaps = np.zeros(7)
     gaps[0] = found[0] - box[0]
     gaps[1] = found[1] - box[1]
+    for i in range(work.at.size):
+        at = i * tables.bits.size + (options[work.at[i]] & MASK)
+        b = work.batch[work.at[i]]
+        gaps[0] -= work.stake[0, i] * max(0.0, b * tables.forward[at] - box[0])
+        gaps[1] -= work.stake[1, i] * max(0.0, b * tables.backward[at] - box[1])
     gaps[2] = (transfer(tables, found[2], box[3], x) - low) / most
     gaps[3] = (transfer(tables, box[2], found[3], x) - low) / most
     if span[2] < deepest:
@@ -429,9 +378,8 @@ def search(
 
     `best` is the least time per Den so far and its interval; `cut` and `batch` are its plan.
     """
-    rate = best[0] * (1.0 - gap)
-    noise = rate * tables.noise
-    free = free_batch(noise, tables.server)
+    incumbent, rate, noise = np.inf, 0.0, 0.0
+    free = tables.server
     for _ in range(budget):
         k = stack.size[0] - 1
         if k < 0:
@@ -441,8 +389,16 @@ def search(
             return FULL
         box, span = stack.box[k], stack.span[k]
         bound, mu = 0.0, 0.0
+        where, device, layer = 0, -1, 0
         options = stack.options[begin : stack.finish[k]]
         for _ in range(ROUNDS):
+            if best[0] < incumbent:
+                incumbent = best[0]
+                rate = incumbent * (1.0 - gap)
+                noise = rate * tables.noise
+                free = free_batch(noise, tables.server)
+                set_stakes(tables, cut, batch, noise, free, work.stake)
+                staked_batch(tables, noise, work)
             options = options[: fitting(tables, options, box, free, noise, work)]
             bound, mu = relax(tables, options, box, span, rate, work)
             if not bound < 0.0:
@@ -453,15 +409,13 @@ def search(
                 for i in range(cut.size):
                     cut[i] = options[work.at[i]] & MASK
                     batch[i] = int(work.batch[work.at[i]])
-                rate = ratio * (1.0 - gap)
-                noise = rate * tables.noise
-                free = free_batch(noise, tables.server)
                 continue
             where, most = looseness(tables, options, box, span, rate, mu, work)
             device, layer = undecided(options, mu, work) if where == 6 else (-1, 0)
             before, count = box[0] + box[1] + (box[2] + box[3]) / span[1], options.size
             options = options[: tighten(tables, options, box, span, noise, mu, bound, work)]
-            if (box[:4] > box[4:]).any() or most <= ROUNDING * rate * tables.target:
+            attained = most <= ROUNDING * (box[0] + box[1]) or (where == 6 and device < 0)
+            if attained or (box[:4] > box[4:]).any():  # by a plan that is no better, so no other is
                 bound = 0.0
                 break
             gain = box[0] + box[1] + (box[2] + box[3]) / span[1] - before

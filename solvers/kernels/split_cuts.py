@@ -14,24 +14,21 @@ MAX = 4  # thresholds of a box: way up, way down, aggregation up, aggregation do
 
 @kernel
 def _probe(
-    deepest: int, a: Floats, d: Floats, bits: Floats, fed_up: Floats, fed_down: Floats, deep: Ints,
+    deepest: int, a: Floats, d: Floats, bits: Floats, fed_up: Floats, fed_down: Floats, deep: Ints, raised: int,
     low: Floats, high: Floats, cut: Ints, taken: Floats,
 ) -> bool:  # fmt: skip
     """Choose the deepest allowed cut of each device under the thresholds `high`; return whether that is a plan.
 
     `taken` becomes the largest times of these cuts. `low` rises to what any plan within the box takes: each device at
-    least its least allowed time, and no threshold lies below the next time that any device can take. A plan must reach
-    the deepest cut itself, else it belongs to a box of another deepest cut.
+    least its least allowed time; and the threshold that was just `raised` (-1 for none) to the next time that any
+    device can take. A plan must reach the deepest cut itself, else it belongs to a box of another deepest cut.
     """
-    following = np.full(MAX, np.inf)
-    least = np.zeros(MAX)
     taken[:] = 0.0
-    reached = False
+    reached, following = False, np.inf
     for i in range(a.shape[0]):
         chosen, least_a, least_d, first = -1, np.inf, np.inf, -1
         for k in range(min(deepest, deep[i]) + 1):
-            up, down = bits[k] * fed_up[i], bits[k] * fed_down[i]
-            if up > high[2] or down > high[3]:
+            if bits[k] * fed_up[i] > high[2] or bits[k] * fed_down[i] > high[3]:
                 break
             if a[i, k] > high[0] or d[i, k] > high[1]:
                 continue
@@ -39,27 +36,28 @@ def _probe(
             if first < 0:
                 first = k
             least_a, least_d = min(least_a, a[i, k]), min(least_d, d[i, k])
-            if low[0] <= a[i, k] < following[0]:
-                following[0] = a[i, k]
-            if low[1] <= d[i, k] < following[1]:
-                following[1] = d[i, k]
-            if low[2] <= up < following[2]:
-                following[2] = up
-            if low[3] <= down < following[3]:
-                following[3] = down
+            if raised >= 0:
+                if raised == 0:
+                    time = a[i, k]
+                elif raised == 1:
+                    time = d[i, k]
+                else:
+                    time = bits[k] * (fed_up[i] if raised == 2 else fed_down[i])
+                if low[raised] <= time < following:
+                    following = time
         if chosen < 0:
             return False
         cut[i] = chosen
         reached |= chosen == deepest
-        least[0], least[1] = max(least[0], least_a), max(least[1], least_d)
-        least[2], least[3] = max(least[2], bits[first] * fed_up[i]), max(least[3], bits[first] * fed_down[i])
+        low[0], low[1] = max(low[0], least_a), max(low[1], least_d)
+        low[2], low[3] = max(low[2], bits[first] * fed_up[i]), max(low[3], bits[first] * fed_down[i])
         taken[0], taken[1] = max(taken[0], a[i, chosen]), max(taken[1], d[i, chosen])
         taken[2] = max(taken[2], bits[chosen] * fed_up[i])
         taken[3] = max(taken[3], bits[chosen] * fed_down[i])
-    for t in range(MAX):
-        if following[t] == np.inf:
+    if raised >= 0:
+        if following == np.inf:
             return False
-        low[t] = max(low[t], following[t], least[t])
+        low[raised] = max(low[raised], following)
     return reached
 
 
@@ -139,7 +137,8 @@ def best_cuts(
                     continue
             examined += 1
             deepest = layer[box]
-            if not _probe(deepest, a, d, bits, fed_up, fed_down, deep, low[box], high[box], trial, took[box]):
+            raised = split if parent >= 0 and box > first else -1
+            if not _probe(deepest, a, d, bits, fed_up, fed_down, deep, raised, low[box], high[box], trial, took[box]):
                 continue
             seconds, extra = 0.0, 0.0
             for i in range(num_devices):

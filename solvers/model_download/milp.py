@@ -14,7 +14,7 @@ from edgeopt.result import Exact, Guarantee, Result
 from edgeopt.solve import Run, SolveOptions
 from edgeopt.solvers.back_ends import highs_module
 from edgeopt.solvers.background import Background, Mailbox
-from edgeopt.solvers.expert_caching.highs import new_highs, run_highs
+from edgeopt.solvers.highs import new_highs, run_highs
 from edgeopt.solvers.model_download.milp_model import DownloadModel
 from edgeopt.stop import Limit
 
@@ -34,9 +34,9 @@ class Milp:
     """Outer approximation and branch and bound by HiGHS on the programme of `DownloadModel`, for every variant.
 
     First tangents are added where each user with each model alone, by linear programming, needs least bandwidth, until
-    that changes no more. Then branch and bound chooses; its choice is turned
-    into a plan, which the problem itself must accept. If it does not, tangents are added where the chosen levels need more
-    bandwidth; if there are none to add, the choice is forbidden, and its value kept as a bound.
+    that changes no more. Then branch and bound chooses; its choice is turned into a plan, which the problem itself must
+    accept. If it does not, tangents are added where the chosen levels need more bandwidth; if there are none to add, the
+    choice is forbidden, and its value kept as a bound.
 
     Guarantee: exact; exponential time in the worst case. Optimal means within HiGHS's tolerance: 1e-6 where the largest
     value is 70 to 142, about 1e-8 of it. A choice that needs all the bandwidth, deadline or energy to a relative 1e-8 may be
@@ -49,7 +49,7 @@ class Milp:
     """
 
     threads: int = 2
-    max_nonzeros: int = 20_000_000
+    max_nonzeros: int = 5_000_000
 
     name: ClassVar[str] = "milp"
     guarantee: ClassVar[Guarantee] = Exact("outer approximation and branch and bound, HiGHS")

@@ -288,9 +288,16 @@ class DownloadModel:
             return np.asarray(levels_hz(problem, pair.user)[y.argmax(axis=1)])
         z = values[pair.first + 3 :][:layers] / values[pair.first]
         frequency = np.clip(top / np.maximum(z, 1.0), low, top)
-        while (excess := energy_excess(problem, pair, frequency)) > 0.0 and (frequency > low).any():
-            frequency = np.maximum(low, frequency * (1 - 1e-15) / np.sqrt(1 + excess))
-        return np.asarray(frequency)
+        if energy_excess(problem, pair, frequency) <= 0.0:
+            return np.asarray(frequency)
+        least, most = low / top, 1.0
+        for _ in range(60):
+            middle = (least + most) / 2
+            if energy_excess(problem, pair, np.maximum(low, frequency * middle)) > 0.0:
+                most = middle
+            else:
+                least = middle
+        return np.asarray(np.maximum(low, frequency * least))
 
     def plan(self, served: dict[int, tuple[float, Floats]]) -> DownloadPlan:
         """Return the plan that serves some pairs, each over its bandwidth at its frequencies."""

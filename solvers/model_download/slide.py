@@ -23,18 +23,18 @@ class Slide:
     user gets the least bandwidth for its model. What remains is a choice among K times I sizes.
 
     - Without an energy limit every layer runs at full speed, and the least rate is
-      :math:`\max_l (S_1 + ... + S_l) / (D - c_l - ... - c_L)`, where c are the compute times: O(L).
+      :math:`\max_l (S_1 + ... + S_l) / (D - c_l - ... - c_L)`, where c are the compute times.
     - With an energy limit, the least energy E(r) at a rate r is a speed-scaling problem with one deadline, solved by an
-      upper hull in O(L). It falls with r; the least r with E(r) <= the limit is found by Newton's method on
-      E^(-1/2), which is concave in 1/r, to a relative 1e-12 of the limit.
+      upper hull in one pass over the layers. It falls with r; the least r with E(r) <= the limit is found by Newton's
+      method on E^(-1/2), which is concave in 1/r, to a relative 1e-12 of the limit.
     - A rate becomes bandwidth by division, or by Lambert's W where the rate is concave, and is rounded up to whole blocks.
     - Admission: by rising bandwidth if all users are worth the same, else a multiple-choice knapsack, exact unless
-      a limit stops it.
+      a limit or its memory stops it.
     - With discrete frequency levels *and* energy limits, least-energy speeds are rounded up to levels. That is not
-      exact; the bound is the optimum with free frequencies.
+      exact; the bound is the optimum with free frequencies from the lowest to the highest level.
 
     After SLIDE (arXiv 2512.20946); hull, Newton's method and the variants are ours. O(K I L + K log K) time without
-    weights, times about five with energy limits, and O(K I) memory. One iteration is up to 8,192 users.
+    weights, a few passes more over the layers with energy limits, and O(K I) memory. One iteration is up to 8,192 users.
 
     Parameters
     ----------

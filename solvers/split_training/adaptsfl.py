@@ -23,7 +23,6 @@ class AdaptSfl:
     Devices without the memory for a cut take their deepest one. If no cut reaches the target, the batch size doubles.
     O(N L) time per cut. One iteration is one cut.
 
-
     Parameters
     ----------
     batch : batch size of every device, at most what its memory takes.

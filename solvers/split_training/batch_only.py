@@ -18,7 +18,6 @@ class BatchOnly:
 
     If no batch sizes reach the target, all cuts become shallower. O(N) per pair of times tried.
 
-
     Parameters
     ----------
     cut : layer after which every model is cut, at most what a device's memory takes. Default: the middle one.

@@ -114,7 +114,8 @@ def safest(costs: Costs, interval: int) -> tuple[Ints, Ints, int]:
 
 def plan_of(batch: Ints, cut: Ints, interval: int) -> SplitPlan:
     """Return the plan of batch sizes, cuts counted from 0, and an interval."""
-    return SplitPlan(batch_size=batch, cut_layer=cut + 1, aggregation_interval=interval)
+    layer = (cut + 1).astype(np.int32)
+    return SplitPlan(batch_size=batch.astype(np.int32), cut_layer=layer, aggregation_interval=interval)
 
 
 def arrays_of(plan: SplitPlan) -> tuple[Ints, Ints, int]:

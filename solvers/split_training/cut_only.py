@@ -18,7 +18,6 @@ class CutOnly:
 
     If the batch size misses the target at the first cut, it is doubled. O(N L) per box of a step over cuts.
 
-
     Parameters
     ----------
     batch : batch size of every device, at most what its memory takes.

@@ -22,7 +22,7 @@ Point = tuple[float, Ints, Ints, int]
 """Objective, batch sizes, cuts counted from 0, aggregation interval."""
 
 LEAST_GAIN = 1e-9  # relative: less than that is no progress
-TOLERANCE = 1e-6  # relative, of a step over cuts
+TOLERANCE = 1e-4  # relative, of a step over cuts
 
 
 def descend(

@@ -23,11 +23,11 @@ from edgeopt.solvers.split_training.hasfl import Hasfl
 from edgeopt.stop import Limit
 
 if TYPE_CHECKING:
-    from edgeopt.solvers.kernels.split_bound import Tables
+    from edgeopt.solvers.kernels.split_tables import Tables
 
 GAPS = (0.3, 0.1, 0.02, 1e-10)  # proved one after another; the last one counts as optimal
-BOXES = 1e-12  # relative: how far stage times may be outside their box
-ROUNDING = 2.0**-50  # of a sum, relative to the sum of sizes, per term
+BOXES = 1e-11  # relative: how far stage times may be outside their box, and bounds below the value they stand for
+ROUNDING = 2.0**-52  # of a sum, relative to the sum of sizes, per term
 NODES = 64  # per iteration
 
 
@@ -43,20 +43,22 @@ class Exact:
     **Bound.** Take the times at their least, I at its largest in :math:`T_A / I` and at its least in the drift,
     :math:`L_c` at its least in drift and :math:`\Lambda`. Each only lowers the left-hand side. What is left adds up
     over devices but for the convex :math:`\phi(\Lambda)`, the edge server's part of :math:`T_A / I`; a tangent with
-    slope :math:`\mu` at a kink y is below it, :math:`\phi(\Lambda) \ge \phi(y) + \mu (\Lambda - y)`. Then each device
-    on its own takes the cut and the batch size with the least :math:`b s_l + \lambda c / b + \mu (\delta - \delta_l)^+`
-    within the largest times and its memory; for one cut that is convex in b, so the best whole number is the one next to
-    :math:`\sqrt{\lambda c / s_l}`, or the largest allowed. A box with a bound >= 0 holds no better plan.
+    slope :math:`\mu` at a kink y is below it, :math:`\phi(\Lambda) \ge \phi(y) + \mu (\Lambda - y)`. And
+    :math:`T_1 \ge t + \sum_i w_i (b_i a_i - t)^+` for its least t and any stakes :math:`w \ge 0` that sum to at most 1,
+    likewise :math:`T_2`: they are what a longer stage would save each device in the incumbent. Then each device on its
+    own takes the cut and the batch size with the least
+    :math:`b s_l + \lambda c / b + \mu (\delta - \delta_l)^+ + w_i (b a_i - t)^+` within the largest times and its
+    memory; for one cut that is convex in b. A box with a bound >= 0 holds no better plan.
 
-    **Shrinking.** With the bound v < 0, no better plan has :math:`T_1` above its least by -v, nor a device with an
-    option that costs -v more than its cheapest. That drops options, and bounds batch sizes and stage times from below.
+    **Shrinking.** With the bound v < 0, no better plan has a stage without stakes above its least time by -v, nor a
+    device with an option that costs -v more than its cheapest. That drops options, and bounds stage times from below.
 
     **Splitting** is where the bound is furthest from the value of the plan that attains it: a stage time, I,
     :math:`L_c`, or the cuts of one device (for the tangent). When nothing is apart, that plan is better than
     :math:`\lambda` says, so it is the new incumbent and lowers :math:`\lambda`. What was excluded stays excluded.
 
-    The gaps 30 %, 10 %, 2 % and 1e-10 are proved in turn, each from scratch; the last proof takes about as long as the
-    others together. When stopped, the bound is (1 - the last gap proved) times the incumbent then; it is lowered by the
+    The gaps 30 %, 10 %, 2 % and 1e-10 are proved in turn, each from scratch; the last proof takes at least about as long
+    as the others together. When stopped, the bound is (1 - the last gap proved) times the incumbent then; it is lowered by the
     rounding error of Den, which grows as Den falls against the target. Guarantee: exact; exponential time in the worst
     case. The start is the plan of `hasfl`. One iteration is 64 nodes, O(N L) each and less as options are dropped.
     """
@@ -88,11 +90,13 @@ class Exact:
         start = Hasfl().solve(problem, options)
         if start.limit is Limit.INTERRUPT:
             raise KeyboardInterrupt  # the descent has swallowed it
-        offer_feasible(run, start.solution)
+        if start.solution is not None:
+            offer_feasible(run, start.solution)
 
     def _prove(self, run: Run[SplitPlan], problem: SplitTraining, costs: Costs) -> None:
         """Search until the last gap is proved or a limit is reached."""
-        from edgeopt.solvers.kernels.split_bound import DONE, FULL, doubled, new_stack, new_work, search
+        from edgeopt.solvers.kernels.split_bound import DONE, FULL, search
+        from edgeopt.solvers.kernels.split_tables import doubled, new_stack, new_work
 
         assert run.solution is not None
         assert run.objective is not None
@@ -113,12 +117,14 @@ class Exact:
                     share = problem.report(run.solution).accuracy_share["initial gap"]  # Den against the target
                     rounding = BOXES + ROUNDING * (problem.num_devices + 8) / share
                     run.tighten(best[0] * costs.scale * (1 - gap - rounding))
+                    if gap == GAPS[-1]:
+                        return  # no limit ended it
                 run.step()
 
 
 def _tables(problem: SplitTraining, costs: Costs) -> "Tables":
     """Return the costs as the kernels take them."""
-    from edgeopt.solvers.kernels.split_bound import Tables
+    from edgeopt.solvers.kernels.split_tables import Tables
 
     return Tables(
         forward=costs.forward.ravel(),

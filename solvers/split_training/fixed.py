@@ -19,7 +19,6 @@ class Fixed:
     If that misses the target, all batches double up to the memory's limit, then all cuts become shallower. The
     aggregation interval, where the problem leaves it open, is the best one, as in all baselines. O(N L) time.
 
-
     Parameters
     ----------
     batch : batch size of every device, at most what its memory takes.

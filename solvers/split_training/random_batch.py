@@ -14,11 +14,10 @@ from edgeopt.solvers.split_training.descent import descend, follow, repaired, un
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RandomBatch:
-    """Draw each device's batch size, then choose the cuts as `Hasfl` does. A baseline of the HASFL paper.
+    """Draw each device's batch size, then choose the cuts as `Hasfl` does. A baseline.
 
     Batch sizes are uniform up to what the memory takes at cut 1, and double if they miss the target there. O(N L) per
     box of the step over cuts.
-
     """
 
     name: ClassVar[str] = "random-batch"

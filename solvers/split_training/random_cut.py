@@ -14,11 +14,10 @@ from edgeopt.solvers.split_training.descent import descend, follow, repaired, un
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RandomCut:
-    """Draw each device's cut, then choose the batch sizes as `Hasfl` does. A baseline of the HASFL paper.
+    """Draw each device's cut, then choose the batch sizes as `Hasfl` does. A baseline.
 
     Cuts are uniform among those that a device has memory for; all become shallower if they miss the target. O(N) per
     pair of times tried.
-
     """
 
     name: ClassVar[str] = "random-cut"

@@ -1,15 +1,15 @@
 """The three steps of the descent: batch sizes for given cuts, cuts for given batch sizes, the aggregation interval."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
 
 from edgeopt.solvers.split_training.common import Costs, Floats, Ints
 
-MAX_BOXES = 6000  # threshold boxes per step, over batch sizes or cuts
-KICKS = (0.5, 0.67, 0.8, 0.9, 1.1, 1.25, 1.5, 2.0)
+MAX_BOXES = 3000  # threshold boxes per step, over batch sizes or cuts
+KICKS = (0.5, 0.67, 0.8, 0.9, 1.1, 1.25, 1.5, 2.0)  # factors on one of the slowest times
 
 BatchUpdate = Literal["dinkelbach", "newton-jacobi"]
 
@@ -168,10 +168,5 @@ def best_interval(costs: Costs, batch: Ints, cut: Ints, low: int, high: int) -> 
             right = middle
     around = range(math.floor(left), math.ceil(right) + 1)  # more than two where the bracket straddles a whole number
     found = {min(max(number, low), high) for number in (low, low + 1, *around, high)}
-    return best_of((costs.objective(batch, cut, interval), interval) for interval in sorted(found))
-
-
-def best_of(values: Iterable[tuple[float, int]]) -> tuple[int, float]:
-    """Return the number with the least value, the first on ties, and its value."""
-    value, number = min(values)
-    return number, value
+    value, best = min((costs.objective(batch, cut, interval), interval) for interval in found)
+    return best, value

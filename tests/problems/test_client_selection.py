@@ -351,6 +351,13 @@ def test_files_that_lack_something_are_refused(name: str):
         ClientSelection.from_data(values, arrays)
 
 
+@pytest.mark.parametrize("mode", ["fail", "share"])
+def test_tiny_problems_take_the_same_branches(mode: str):
+    tiny = hand_made(mode=mode).tiny_like()
+    assert tiny.mode == mode
+    assert tiny.rounds * tiny.num_servers < 10
+
+
 def test_equality_looks_at_everything():
     base = hand_made()
     assert base == hand_made()

@@ -18,7 +18,7 @@ from edgeopt.problems import ClientSelection
 from edgeopt.problems.selection_environment import SelectionEnvironment
 from edgeopt.solvers.client_selection import Fastest, RandomPicks
 from edgeopt.solvers.client_selection.environments import SelectionParallelEnv, SingleServerEnv
-from edgeopt.solvers.client_selection.features import local_features
+from edgeopt.solvers.client_selection.features import FEATURES, local_features
 from edgeopt.solvers.client_selection.forecaster import START, ConflictForecaster
 
 PROBLEM = ClientSelection.random(num_servers=3, num_clients=20, picks=2, rounds=30, seed=1)
@@ -123,7 +123,7 @@ def test_the_others_play_their_policies():
     observation, _ = env.reset(seed=PROBLEM.seed)
     total, done = 0.0, False
     while not done:
-        observation, reward, _, done, info = env.step(-observation[:, 1])
+        observation, reward, _, done, info = env.step(-observation[:, FEATURES.index("latency")])
         total += reward
     import edgeopt
 

@@ -9,7 +9,13 @@ import pytest
 from edgeopt.errors import InvalidProblemError
 from edgeopt.problems import ClientSelection
 from edgeopt.problems.selection_environment import SelectionEnvironment
-from edgeopt.solvers.client_selection.features import local_features, top_picks
+from edgeopt.solvers.client_selection.features import (
+    FEATURES,
+    failure_rate,
+    local_features,
+    top_picks,
+    view_features,
+)
 from edgeopt.solvers.client_selection.forecaster import START, ConflictForecaster
 from edgeopt.solvers.client_selection.hmm import CategoricalHMM
 
@@ -147,6 +153,7 @@ def test_a_reset_forgets_outcomes_but_keeps_models():
         ),
         (lambda: ConflictForecaster(COVERAGE, refit_every=0), "refit_every = 0: expected an integer >= 1"),
         (lambda: ConflictForecaster(COVERAGE, window=0), "window = 0: expected an integer >= 1"),
+        (lambda: ConflictForecaster(COVERAGE, prior=0.0), "prior = 0.0: expected a positive number"),
         (lambda: ConflictForecaster(COVERAGE, 0), "num_episodes = 0: expected an integer >= 1"),
         (lambda: ConflictForecaster(COVERAGE).update(np.zeros((1, 2, 3))), "outcome: expected shape [1, 2, 4]"),
         (lambda: ConflictForecaster(COVERAGE).update(np.full((1, 2, 4), 2)), "outcome[0, 0, 0] = 2: expected an integer"),
@@ -172,13 +179,22 @@ def test_features_are_local_and_between_zero_and_one():
         assert features.min() >= 0
         assert features.max() <= 1
         assert not features[:, ~problem.coverage].any()
-        here = features[:, problem.coverage]
-        np.testing.assert_allclose(here[..., 0], forecaster.probability[:, problem.coverage], rtol=1e-6)
-        latency = np.minimum(environment.latency_s[:, problem.coverage] / problem.timeout_s, 1)
-        np.testing.assert_allclose(here[..., 1], latency, rtol=1e-6)
-        np.testing.assert_allclose(here[..., 2], environment.bonus[:, problem.coverage], rtol=1e-6)
-        share = environment.picked[:, problem.coverage] / max(1, environment.now)
-        np.testing.assert_allclose(here[..., 3], share, rtol=1e-6)
+        here = dict(zip(FEATURES, np.moveaxis(features[:, problem.coverage], -1, 0), strict=True))
+        picked, delivered = (memory[:, problem.coverage] for memory in (environment.picked, environment.delivered))
+        expected = {
+            "conflict forecast": forecaster.probability[:, problem.coverage],
+            "failure rate": failure_rate(picked, delivered),
+            "latency": np.minimum(environment.latency_s[:, problem.coverage] / problem.timeout_s, 1),
+            "fairness": environment.bonus[:, problem.coverage],
+            "share of rounds picked": picked / max(1, environment.now),
+        }
+        assert here.keys() == expected.keys()
+        for name, column in expected.items():
+            np.testing.assert_allclose(here[name], column, rtol=1e-6)
+        for e, s in np.ndindex(2, 3):
+            forecast = forecaster.probability[e, s, problem.coverage[s]]
+            own = view_features(environment.view(s, e), problem.timeout_s, forecast)
+            np.testing.assert_allclose(own, features[e, s, problem.coverage[s]], rtol=1e-6)
         assert not local_features(environment)[..., 0].any()
         result = environment.step(top_picks(rng.random(environment.last.shape), problem.coverage, problem.picks))
         forecaster.update(result.outcome)

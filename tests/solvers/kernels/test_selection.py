@@ -1,4 +1,4 @@
-"""The b-matching kernel against enumeration, networkx and SciPy."""
+"""The best of many scores against sorting; the b-matching against enumeration, networkx and SciPy."""
 
 from itertools import product
 from typing import Any
@@ -54,6 +54,25 @@ def by_networkx(gain: Any, capacity: Any) -> float:
         for place in range(capacity[s]):
             graph.add_edge(("place", s, place), ("client", c), weight=gain[s, c])
     return sum(graph.edges[pair]["weight"] for pair in nx.max_weight_matching(graph))
+
+
+@given(seeds, st.booleans())
+@few
+def test_highest_is_the_head_of_a_stable_sort(seed: int, whole: bool):
+    """Rows of several lengths, with ties and uncovered clients: the first of a stable sort, -1 to fill up."""
+    rng = np.random.default_rng(seed)
+    score = rng.integers(0, 4, (2, 3, 7)) * 1.0 if whole else rng.random((2, 3, 7))
+    covered, counts = rng.random((3, 7)) < 0.7, rng.integers(1, 5, 3).astype(np.int32)
+    covered[:, :4] = True
+    results = []
+    for kernel in (module.highest, python(module.highest)):
+        picks = np.full((2, 3, 4), -1, np.int32)
+        kernel(score, covered, counts, picks)
+        results.append(picks)
+    np.testing.assert_array_equal(*results)
+    for e, s in np.ndindex(2, 3):
+        order = np.argsort(np.where(covered[s], -score[e, s], np.inf), kind="stable")[: counts[s]]
+        assert results[0][e, s].tolist() == [*order.tolist(), *[-1] * (4 - counts[s])]
 
 
 @given(seeds, st.booleans())

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from edgeopt.problems import SplitPlan, SplitTraining
 from edgeopt.solvers.kernels import split_bound as kernels
+from edgeopt.solvers.kernels import split_tables
 from edgeopt.solvers.split_training.common import Costs
 from edgeopt.solvers.split_training.exact import _tables
 from tests.solvers.split_training.brute_force import any_problem
@@ -68,13 +69,17 @@ def test_bound_is_below_every_plan_of_the_node(seed):
     plan = random_plan(problem, rng)
     tables = _tables(problem, Costs.of(problem))
     box, span = random_node(problem, plan, rng)
-    work, stack = kernels.new_work(tables), kernels.new_stack(tables)
+    work, stack = split_tables.new_work(tables), split_tables.new_stack(tables)
     options = stack.options[: stack.finish[0]]
-    options = options[(options & kernels.MASK) <= span[3]]
+    options = options[(options & split_tables.MASK) <= span[3]]
     base = problem.objective(plan) / problem.time_scale
     rate = (base if np.isfinite(base) else 1.0) * rng.choice([0.5, 1.0, 2.0])
     noise = rate * tables.noise
     free = kernels.free_batch(noise, tables.server)
+    stages = rng.integers(0, 2, problem.num_devices) == np.arange(2)[:, None]
+    stakes = stages * rng.random(stages.shape) * (rng.random((2, 1)) < 0.7)
+    work.stake[:] = stakes / np.maximum(stakes.sum(axis=1, keepdims=True), 1.0)
+    kernels.staked_batch(tables, noise, work)
     options = options[: kernels.fitting(tables, options, box, free, noise, work)]
     bound, mu = kernels.relax(tables, options, box, span, rate, work)
     value = excess(problem, plan, rate)
@@ -82,7 +87,7 @@ def test_bound_is_below_every_plan_of_the_node(seed):
     assert bound <= value + slack
     if bound < 0 and value < -slack:
         options = options[: kernels.tighten(tables, options, box, span, noise, mu, bound, work)]
-        chosen = np.arange(problem.num_devices) << kernels.SHIFT | (plan.cut_layer - 1)
+        chosen = np.arange(problem.num_devices) << split_tables.SHIFT | (plan.cut_layer - 1)
         assert np.isin(chosen, options).all()
         times = stage_times(problem, plan)
         assert (box[:4] <= times * (1 + SLACK)).all()
@@ -130,10 +135,12 @@ def test_full_arrays_are_doubled_and_the_search_goes_on():
     tables = _tables(problem, Costs.of(problem))
     found = []
     for shrink in (False, True):
-        stack, work = kernels.new_stack(tables), kernels.new_work(tables)
+        stack, work = split_tables.new_stack(tables), split_tables.new_work(tables)
         if shrink:
             few = stack.finish[0]
-            stack = kernels.Stack(*(array[:1] for array in stack[:4]), options=stack.options[:few], size=stack.size)
+            stack = split_tables.Stack(
+                *(array[:1] for array in stack[:4]), options=stack.options[:few], size=stack.size
+            )
         cut, batch = np.zeros(12, np.int64), problem.batch_limit[:, 0].astype(np.int64)
         plan = SplitPlan(batch_size=batch, cut_layer=cut + 1, aggregation_interval=1)
         best = np.array([problem.objective(plan) / problem.time_scale, 1.0])
@@ -141,9 +148,26 @@ def test_full_arrays_are_doubled_and_the_search_goes_on():
         while not states or states[-1] != kernels.DONE:
             states.append(kernels.search(tables, stack, work, cut, batch, best, 1e-6, 50))
             if states[-1] == kernels.FULL:
-                stack = kernels.doubled(stack)
+                stack = split_tables.doubled(stack)
         assert kernels.FULL in states or not shrink
         plan = SplitPlan(batch_size=batch, cut_layer=cut + 1, aggregation_interval=int(best[1]))
         assert problem.objective(plan) == pytest.approx(best[0] * problem.time_scale, rel=1e-12)
         found.append(best[0])
     assert found[0] == found[1]
+
+
+@given(seeds)
+@some
+def test_stakes_are_shares_of_one(seed):
+    """Stakes are non-negative, sum to one or zero per stage, and no device pays at both."""
+    rng = np.random.default_rng(seed)
+    problem = any_problem(seed, devices=6, layers=5, max_batch=16)
+    plan, tables = random_plan(problem, rng), _tables(problem, Costs.of(problem))
+    noise = rng.exponential(10.0)
+    free, work = kernels.free_batch(noise, tables.server), split_tables.new_work(tables)
+    batch, cut = plan.batch_size.astype(np.int64), plan.cut_layer.astype(np.int64) - 1
+    kernels.set_stakes(tables, cut, batch, noise, free, work.stake)
+    assert (work.stake >= 0).all()
+    assert (work.stake.min(axis=0) == 0).all()
+    sums = work.stake.sum(axis=1)
+    assert ((sums == 0) | ((sums <= 1) & (sums > 1 - 1e-9))).all()
