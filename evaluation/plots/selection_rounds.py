@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from edgeopt.problems import ClientSelection, SelectionPlan
 
 MAX_CELLS = 1500  # of clients x rounds that are drawn one by one
-MAX_BLOCKS = 200  # along each side of the heat map
+MAX_BLOCKS = 100  # along each side of the heat map
 PICKED, CONFLICT = "#0072B2", "#D55E00"
 _Bools = NDArray[np.bool_]
 
@@ -94,7 +94,7 @@ def _heat(ax: "Axes", picked: _Bools, conflict: _Bools) -> None:
     ax.imshow(
         np.clip(image, 0, 1), aspect="auto", interpolation="nearest", extent=(-0.5, rounds - 0.5, clients - 0.5, -0.5)
     )
-    for colour, label in ((PICKED, "picked"), (CONFLICT, "in conflict")):
+    for colour, label in ((PICKED, "picked, no conflict"), (CONFLICT, "picked, conflict")):
         ax.add_patch(Rectangle((0, 0), 0, 0, facecolor=colour, label=label))  # for the legend
     for spine in ax.spines.values():
         spine.set_color(GREY)

@@ -16,6 +16,10 @@ SOLUTION_PICTURES: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("Where a round goes, and whom the others wait for", "split_latency", "plot_split_latency"),
         ("Batch size and cut layer of each device", "split_decisions", "plot_split_decisions"),
     ),
+    "client-selection": (
+        ("Who is picked when, and by which server", "selection_rounds", "plot_selection_rounds"),
+        ("How often each client gets through", "selection_fairness", "plot_selection_fairness"),
+    ),
 }
 """By kind of problem: caption, module of `edgeopt.evaluation.plots`, and the function in it of problem and solution."""
 
