@@ -61,7 +61,9 @@ class _Group(TyperGroup):
 
 
 def _explain(error: BaseException) -> tuple[str, int]:
-    if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
+    from edgeopt.solve import is_interrupt
+
+    if is_interrupt(error) or type(error).__name__ == "Abort":
         return "interrupted", INTERRUPTED
     if hasattr(error, "format_message"):  # wrong use of the command line
         return f"{error.format_message()} (edgeopt --help tells more)", 2

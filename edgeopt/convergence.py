@@ -53,7 +53,7 @@ class GradientEstimate:
     Parameters
     ----------
     gradient_variance : [L], sigma_j^2 of one sample.
-    squared_mean : [L], squared norm of the expected gradient; unbiased, hence negative at times.
+    squared_mean : [L], squared norm of the expected gradient; unbiased, hence negative at times; its interval is not.
     gradient_second_moment : [L], G_j^2 of one sample.
     confidence : of each interval.
     num_blocks : independent blocks behind them.
@@ -201,7 +201,7 @@ class GradientMoments:
         return GradientEstimate(
             gradient_variance=_on_log_scale(variance, error[0]),
             squared_mean=Estimate(
-                squared_mean.copy(), np.maximum(0.0, squared_mean - error[1]), squared_mean + error[1]
+                squared_mean.copy(), np.maximum(0.0, squared_mean - error[1]), np.maximum(0.0, squared_mean + error[1])
             ),
             gradient_second_moment=_on_log_scale(second_moment, error[2]),
             confidence=confidence,

@@ -174,8 +174,10 @@ class Run(Generic[S]):
         if self.options.initial_solution is not None:
             try:
                 self.offer(self.options.initial_solution)
-            except KeyboardInterrupt:  # as inside the block: the solver sees the limit at its first look
-                self.limit = Limit.INTERRUPT
+            except (KeyboardInterrupt, SystemError) as error:
+                if not is_interrupt(error):
+                    raise
+                self.limit = Limit.INTERRUPT  # as inside the block: the solver sees the limit at its first look
         return self
 
     def __exit__(
@@ -184,7 +186,7 @@ class Run(Generic[S]):
         self._compile.__exit__()
         for callback in self._callbacks:
             callback.on_end(self.progress())
-        if isinstance(error, KeyboardInterrupt):
+        if is_interrupt(error):
             self.limit = Limit.INTERRUPT
             return True
         return False
@@ -321,6 +323,16 @@ class Run(Generic[S]):
     def _record(self) -> None:
         bound = self.bound if math.isfinite(self.bound) else None
         self.history.append(Record(self.seconds, self.iteration, self.objective, bound))
+
+
+def is_interrupt(error: BaseException | None) -> bool:
+    """Return whether an exception is Ctrl-C.
+
+    When the signal comes inside a compiled kernel, numba raises SystemError with KeyboardInterrupt as its cause.
+    """
+    return isinstance(error, KeyboardInterrupt) or (
+        isinstance(error, SystemError) and isinstance(error.__cause__, KeyboardInterrupt)
+    )
 
 
 def versions() -> dict[str, str]:

@@ -62,21 +62,28 @@ def evaluate(problem: ClientSelection, solver: Solver, seed: int, *, episodes: i
 
     Returns
     -------
-    dict with ``solver``, ``seed``, ``train_s`` and ``train_cpu_s`` (None for what is not trained), and `METRICS`.
+    dict with ``solver``, ``seed``, ``fairness_weight`` of the problem, ``train_s`` and ``train_cpu_s`` (None for what is
+    not trained), and `METRICS`.
     """
     from edgeopt.solvers.client_selection import RlCrp
     from edgeopt.solvers.client_selection.rl import play_policy
 
-    row: Row = {"solver": solver.name, "seed": seed, "train_s": None, "train_cpu_s": None}
-    held_out = [problem.replace(seed=other) for other in held_out_seeds(seed, episodes)]
+    row: Row = {"solver": solver.name, "seed": seed, "fairness_weight": problem.fairness_weight}
+    row |= {"train_s": None, "train_cpu_s": None}
+    policy = None
     if isinstance(solver, RlCrp):
         wall, cpu = time.perf_counter(), time.process_time()
         policy = solver.train(problem, seed=seed)
         row |= {"train_s": time.perf_counter() - wall, "train_cpu_s": time.process_time() - cpu}
-        plans = [play_policy(other, policy) for other in held_out]
-    else:
-        plans = [solve(other, solver, seed=seed).raise_for_status().solution for other in held_out]
-    reports = [other.report(plan) for other, plan in zip(held_out, plans, strict=True)]
+    reports = []
+    for other in held_out_seeds(seed, episodes):
+        played = problem.replace(seed=other)
+        plan: Any = (
+            solve(played, solver, seed=seed).raise_for_status().solution
+            if policy is None
+            else play_policy(played, policy)
+        )
+        reports.append(played.report(plan))
     return row | metrics(reports)
 
 
@@ -167,7 +174,9 @@ def played_forecasts(problem: ClientSelection, *, episodes: int = 16, seed: int 
     rng = stream(seed, "played-forecasts")
     start = [START] * problem.num_servers
     rounds = problem.rounds
-    learning = ConflictForecaster(problem.coverage, episodes, models=start, refit_every=rounds, window=rounds, iterations=200)
+    learning = ConflictForecaster(
+        problem.coverage, episodes, models=start, refit_every=rounds, window=rounds, iterations=200
+    )
     counting = ConflictForecaster(problem.coverage, episodes, refit_every=None)
     chances: dict[str, list[NDArray[np.float64]]] = {"fitted": [], "counted": [], "base rate": []}
     happened: list[NDArray[np.bool_]] = []
@@ -197,11 +206,12 @@ def played_forecasts(problem: ClientSelection, *, episodes: int = 16, seed: int 
 
 
 def log_loss(chance: NDArray[np.float64], happened: NDArray[np.bool_]) -> float:
-    """Return the mean of -log of the probability that was given to what happened.
+    """Return the mean of -log of the probability that was given to what happened; inf if that was called impossible.
 
     Examples
     --------
     >>> round(log_loss(np.array([0.5, 0.5]), np.array([True, False])), 4)
     0.6931
     """
-    return float(-np.log(np.where(happened, chance, 1 - chance)).mean())
+    with np.errstate(divide="ignore"):
+        return float(-np.log(np.where(happened, chance, 1 - chance)).mean())

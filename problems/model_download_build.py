@@ -92,9 +92,14 @@ def from_profiles(
     >>> problem.num_users, problem.num_models
     (20, 1)
     """
+    if isinstance(profiles, str):
+        raise InvalidProblemError(f"profiles = {profiles!r}: expected a sequence of models")
     if not profiles:
         raise InvalidProblemError("profiles: expected at least one model")
     models = [model_profile(profile) if isinstance(profile, str) else profile for profile in profiles]
+    for index, model in enumerate(models):
+        if not isinstance(model, ModelProfile):
+            raise InvalidProblemError(f"profiles[{index}] = {model!r}: expected a ModelProfile or the name of one")
     n = int_array("server", server, (), low=0, high=network.num_servers - 1).item()
     users = np.flatnonzero(network.coverage[:, n] & (network.channel_gain[:, n] > 0))
     if users.size == 0:

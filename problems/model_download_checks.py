@@ -107,6 +107,7 @@ def refusals(problem: "ModelDownload", tolerance: float) -> tuple[Refusal, ...]:
     )  # fmt: skip
     at_most = problem.rate_bps(problem.bandwidth_limit_hz)[:, None]
     ceiling = problem.rate_ceiling_bps[:, None]
+    compute = np.where(rate < np.inf, compute, np.maximum(compute, deadline))  # a tie, whichever way it was rounded
     stages: tuple[
         tuple[Reason, Floats, Floats, bool], ...
     ] = (  # what is needed, what there is, whether equal is enough

@@ -30,8 +30,7 @@ class ServerView:
     clients : int64 [n], ids of the covered clients, rising.
     latency_s : float64 [n], seconds of an update of each client in this round if nothing is in its way: servers
         measure their channels before they pick.
-    staleness : int32 [n], rounds since the last delivery; the round number plus one if there was none.
-    bonus : float64 [n], the fairness that a delivery would earn, see `ClientSelection`.
+    last : int32 [n], round of the client's last delivery to this server, -1 for none.
     picked, delivered : int32 [n], how often this server has picked the client, and got its update.
     outcome : int8 [n], of the previous round: -1 not picked, 0 no conflict, 1 conflict.
     """
@@ -41,11 +40,21 @@ class ServerView:
     num_picks: int
     clients: NDArray[np.int64]
     latency_s: NDArray[np.float64]
-    staleness: NDArray[np.int32]
-    bonus: NDArray[np.float64]
+    last: NDArray[np.int32]
     picked: NDArray[np.int32]
     delivered: NDArray[np.int32]
     outcome: NDArray[np.int8]
+
+    @property
+    def staleness(self) -> NDArray[np.int32]:
+        """int32 [n], rounds since the last delivery; the round number plus one if there was none."""
+        return np.asarray(self.round - self.last, np.int32)
+
+    @property
+    def bonus(self) -> NDArray[np.float64]:
+        """float64 [n], the fairness that a delivery would earn, see `ClientSelection`."""
+        cycle = len(self.clients) / self.num_picks
+        return np.where(self.last < 0, 1.0, np.minimum(1.0, self.staleness / cycle))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -154,16 +163,13 @@ class SelectionEnvironment:
         clients, now = self._covered[server], self._round()
         at = (episode, server, clients)
         seconds = self.problem.payload_bits / self._rate()[server, clients]
-        last = self.last[at]
-        cycle = self._num_covered[server] / self._num_picks[server]
         return ServerView(
             server=server,
             round=now,
             num_picks=int(self._num_picks[server]),
             clients=clients,
             latency_s=self._compute_s[clients] + seconds / self.scenarios.fading[episode, now, clients],
-            staleness=now - last,
-            bonus=np.where(last < 0, 1.0, np.minimum(1.0, (now - last) / cycle)),
+            last=self.last[at],
             picked=self.picked[at],
             delivered=self.delivered[at],
             outcome=self.outcome[at],

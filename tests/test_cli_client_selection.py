@@ -19,7 +19,9 @@ def run(*words: object) -> Any:
 @pytest.fixture(scope="module")
 def instance(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("client-selection") / "small.json"
-    done = run("generate", "client-selection", "--servers", 2, "--clients", 10, "--picks", 2, "--rounds", 12, "-o", path)
+    done = run(
+        "generate", "client-selection", "--servers", 2, "--clients", 10, "--picks", 2, "--rounds", 12, "-o", path
+    )
     assert done.exit_code == 0, done.stderr
     return path
 
@@ -102,7 +104,17 @@ def test_solve_trains_and_plays_a_policy(instance: Path, tmp_path: Path):
     from edgeopt.solvers.client_selection import RlCrp
 
     checkpoint, policy = tmp_path / "checkpoint.safetensors", tmp_path / "policy.safetensors"
-    words = ("solve", instance, "--solver", "rl-crp", "--json", "--param", "episodes=2", "--param", f"checkpoint={checkpoint}")
+    words = (
+        "solve",
+        instance,
+        "--solver",
+        "rl-crp",
+        "--json",
+        "--param",
+        "episodes=2",
+        "--param",
+        f"checkpoint={checkpoint}",
+    )
     first = run(*words, "--param", "iterations=2")
     assert first.exit_code == 0, first.stderr
     assert checkpoint.exists()

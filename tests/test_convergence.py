@@ -106,6 +106,20 @@ def test_cross_fitting_where_the_mean_is_zero(problem: LeastSquares):
     assert np.mean(held) > 0.91
 
 
+def test_intervals_are_never_empty():
+    """Where the mean is zero its squared norm is often estimated below it; the interval still has two ends in order."""
+    rng = np.random.default_rng(0)
+    below = 0
+    for _ in range(300):
+        moments = GradientMoments(1)
+        for _ in range(40):
+            moments.add([rng.normal(size=5)], batch_size=1)
+        estimate = moments.estimate().squared_mean
+        below += int(estimate.value[0] < 0)
+        assert 0 <= estimate.low[0] <= estimate.high[0]
+    assert below > 100
+
+
 def test_smoothness_of_the_quadratic(problem: LeastSquares):
     """The secant along the steepest axis gives beta = 3; the interval for the maximum holds; a naive slope does not.
 

@@ -468,11 +468,14 @@ def test_warm_start():
         play(lambda run: None, initial_solution=Number(11.0))
 
 
-def test_interrupt_keeps_the_incumbent():
-    """Ctrl-C inside a solver leaves the best solution so far, with limit `interrupt`."""
+@pytest.mark.parametrize("inside_a_kernel", [False, True])
+def test_interrupt_keeps_the_incumbent(inside_a_kernel: bool):
+    """Ctrl-C inside a solver leaves the best solution so far, with limit `interrupt`; also as numba passes it on."""
 
     def script(run):
         run.offer(Number(2.0))
+        if inside_a_kernel:
+            raise SystemError("returned a result with an exception set") from KeyboardInterrupt()
         raise KeyboardInterrupt
 
     result = play(script)
@@ -489,6 +492,12 @@ def test_other_exceptions_pass():
     with pytest.raises(ZeroDivisionError):
         play(script, callback=log)
     assert log.calls == ["start", "end"]
+
+    def other(run):
+        raise SystemError("of another cause")
+
+    with pytest.raises(SystemError):
+        play(other)
 
 
 def test_build_time_is_charged_apart():

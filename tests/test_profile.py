@@ -252,6 +252,7 @@ def test_shared_parameters_are_charged_once():
     assert twice.parameter_bytes.tolist() == [48, 0, 0]
     assert twice.forward_flops.tolist() == [18, 0, 18]
     assert twice.backward_flops.tolist() == [18, 0, 36]
+    assert not any(parameter.is_meta for parameter in linear.parameters())  # it keeps its weights
 
 
 def test_inputs_by_position_and_by_name():

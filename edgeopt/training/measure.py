@@ -75,13 +75,17 @@ def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _meta_weights(module: nn.Module) -> dict[str, torch.Tensor]:
-    parameters = {}
-    for name, parameter in module.named_parameters():
-        if not parameter.is_floating_point():
-            raise InvalidProblemError(f"{name}: dtype {parameter.dtype}: expected a floating-point parameter")
-        parameters[name] = _to_meta(parameter)
-    buffers = {name: _to_meta(buffer).requires_grad_(False) for name, buffer in module.named_buffers()}
-    return parameters | buffers
+    """Return stand-ins by name: one for all names of a tied parameter, and one name for a sub-module with several."""
+    weights: dict[str, torch.Tensor] = {}
+    made: dict[torch.Tensor, torch.Tensor] = {}
+    for prefix, part in module.named_modules():  # every sub-module once: `functional_call` restores names in order
+        for name, parameter in part.named_parameters(prefix, recurse=False, remove_duplicate=False):
+            if not parameter.is_floating_point():
+                raise InvalidProblemError(f"{name}: dtype {parameter.dtype}: expected a floating-point parameter")
+            weights[name] = made.setdefault(parameter, _to_meta(parameter))
+        for name, buffer in part.named_buffers(prefix, recurse=False, remove_duplicate=False):
+            weights[name] = made.setdefault(buffer, _to_meta(buffer).requires_grad_(False))
+    return weights
 
 
 def _candidates(module: nn.Module) -> dict[str, nn.Module]:
@@ -142,7 +146,7 @@ class _Run:
         try:
             with torch.random.fork_rng(devices=[]):  # both runs make the same random choices; the caller sees none
                 torch.manual_seed(0)
-                return functional_call(self.module, self.weights, self.args, self.kwargs)
+                return functional_call(self.module, self.weights, self.args, self.kwargs, tie_weights=False)
         except Exception as error:  # whatever a user's module raises
             raise InvalidProblemError(
                 f"{type(self.module).__name__}: does not run on the meta device, where tensors have shapes but no"

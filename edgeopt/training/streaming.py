@@ -72,6 +72,7 @@ def send_model(
     rate = float_array("rate_bps", rate_bps, (), positive=True, finite=False, unit="bit/s").item()
     stop = stop or threading.Event()
     layers = _layer_tensors(model)
+    _refuse_meta(layers, "weights to send")
     header = json.dumps(_header(layers)).encode()
     write(memoryview(struct.pack("<Q", len(header)) + header))
     begin, sent = time.perf_counter(), 0
@@ -106,8 +107,7 @@ def run_while_receiving(model: nn.Sequential, stream: BinaryIO, inputs: torch.Te
         If the model is not an `nn.Sequential`, or has weights without memory.
     """
     layers = _layer_tensors(model)
-    if meta := [name for tensors in layers.values() for name, tensor in tensors.items() if tensor.is_meta]:
-        raise InvalidProblemError(f"{meta[0]}: on the meta device, expected memory that the weights can be written to")
+    _refuse_meta(layers, "memory that the weights can be written to")
     _check_header(_read_header(stream), _header(layers))
     worker = _Worker(model, inputs)
     arrived = np.zeros((2, len(layers)))  # start and finish of each download
@@ -220,6 +220,11 @@ def _layer_tensors(model: nn.Sequential) -> dict[str, dict[str, torch.Tensor]]:
     return layers
 
 
+def _refuse_meta(layers: dict[str, dict[str, torch.Tensor]], expected: str) -> None:
+    if meta := [name for tensors in layers.values() for name, tensor in tensors.items() if tensor.is_meta]:
+        raise InvalidProblemError(f"{meta[0]}: on the meta device, expected {expected}")
+
+
 def _header(layers: dict[str, dict[str, torch.Tensor]]) -> dict[str, Any]:
     header, end = {}, 0
     for tensors in layers.values():
@@ -233,8 +238,9 @@ def _read_header(stream: BinaryIO) -> dict[str, Any]:
     (size,) = struct.unpack("<Q", _read(stream, 8))
     if size > MAX_HEADER_BYTES:
         raise InvalidFileError(f"stream: a header of {size} bytes, expected at most {MAX_HEADER_BYTES}")
+    data = _read(stream, size)
     try:
-        header = json.loads(_read(stream, size))
+        header = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise InvalidFileError(f"stream: header: not valid JSON: {error}") from None
     if not isinstance(header, dict):

@@ -50,7 +50,7 @@ def predict_timeline(
 ) -> LayerTimeline:
     r"""Return the timeline of a download at a constant rate.
 
-    .. math:: t_l = \max\left(\tfrac{1}{r} \sum_{j \le l} S_j,\; t_{l-1}\right) + c_l
+    .. math:: t_l = \max\Big(\frac{1}{r} \sum_{j \le l} S_j, \; t_{l-1}\Big) + c_l
 
     Parameters
     ----------

@@ -14,7 +14,8 @@ from edgeopt.evaluation.benchmarks import common
 from edgeopt.evaluation.benchmarks.common import Row
 
 NAMES = (
-    "greedy", "kernels", "top_k", "scale", "caching", "model_download", "split_training", "client_selection", "peers",
+    "greedy", "kernels", "top_k", "scale", "caching", "model_download", "split_training", "client_selection",
+    "selection_quality", "peers",
 )  # fmt: skip
 
 

@@ -9,10 +9,9 @@ timed on the default problem. The whole takes about an hour on one core; ``--row
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -38,10 +37,12 @@ from edgeopt.solvers import solvers_of
 from edgeopt.solvers.client_selection import Matching, RandomPicks, RlCrp, RlNoCrp
 
 GOAL_TRAINING_S = 180.0
+PARTS = ("default", "settings", "size", "frontier")
 FEW_SEEDS = 3  # of all parts but the first
-WEIGHTS = (0.5, 1.0, 2.0, 4.0)  # of fairness; `rl-no-fairness` is trained with 0
+WEIGHTS = (0.5, 1.0, 2.0)  # of fairness; `rl-no-fairness` is trained with 0
 SIZES = ((3, 30, 4), (5, 60, 4), (10, 200, 6), (20, 1000, 10))  # servers, clients, picks
-LARGE = 500  # clients from which learners are trained on one seed, and by fewer iterations
+QUICK: Row = {"num_servers": 2, "num_clients": 8, "picks": 2, "rounds": 10}
+LARGE = 100  # clients from which learners are trained on one seed, and by fewer iterations
 LARGE_ITERATIONS = 40
 SHOWN = ("conflict_rate", "collision_rate", "busy_rate", "mean_round_s", "tail_round_s", "jain_index", "mean_reward")
 NAMES = {
@@ -70,7 +71,7 @@ class Task:
 def tasks(options: argparse.Namespace) -> Iterator[Task]:
     """Yield all tasks, the default problem first."""
     quick, few = options.quick, min(FEW_SEEDS, options.seeds)
-    small: Row = {"num_servers": 2, "num_clients": 8, "picks": 2, "rounds": 10} if quick else {}
+    small = QUICK if quick else {}
     problem = ClientSelection.random(**small)
     for seed in range(options.seeds):
         for solver in solvers_of(problem.kind):
@@ -81,16 +82,16 @@ def tasks(options: argparse.Namespace) -> Iterator[Task]:
         for seed in range(few):
             for solver in (*learners, Matching(), RandomPicks()):
                 yield Task("settings", case, other, solver, seed)
-    for weight in WEIGHTS[1:3] if quick else WEIGHTS:
-        for seed in range(few):
-            for solver in (*learners, Matching()):
-                yield Task("frontier", f"{weight:g}", problem.replace(fairness_weight=weight), solver, seed)
-    for servers, clients, picks in ((2, 8, 2),) if quick else SIZES:
+    for servers, clients, picks in SIZES[:1] if quick else SIZES:
         large = clients >= LARGE
         other = ClientSelection.random(num_servers=servers, num_clients=clients, picks=picks, rounds=problem.rounds)
         for seed in range(1 if large else few):
             for solver in (_learner(RlCrp(), options, LARGE_ITERATIONS if large else None), Matching(), RandomPicks()):
                 yield Task("size", f"{servers} x {clients}", other, solver, seed)
+    for weight in WEIGHTS[1:3] if quick else WEIGHTS:
+        for seed in range(few):
+            for solver in (*learners, Matching()):
+                yield Task("frontier", f"{weight:g}", problem.replace(fairness_weight=weight), solver, seed)
 
 
 def _learner(solver: Solver, options: argparse.Namespace, iterations: int | None = None) -> Solver:
@@ -102,12 +103,14 @@ def _learner(solver: Solver, options: argparse.Namespace, iterations: int | None
     return type(solver)(iterations=min(solver.iterations, iterations or solver.iterations))
 
 
-def make_rows(options: argparse.Namespace) -> list[Row]:
-    """Return the rows of all tasks; those that are in the file are not made again, nor are equal ones."""
+def make_rows(options: argparse.Namespace, parts: Collection[str] = PARTS) -> list[Row]:
+    """Return the rows of all tasks of some parts; those that are in the file are not made again, nor are equal ones."""
     known = _read(options.rows)
     made: list[Row] = []
     alike: dict[str, Row] = {}
     for task in tasks(options):
+        if task.part not in parts:
+            continue
         same = f"{task.problem.fingerprint()}, {task.solver!r}, {task.seed}, {options.episodes}"
         row = known.get(task.key)
         if row is None or row["same"] != same:
@@ -141,8 +144,8 @@ def measure(options: argparse.Namespace) -> Row:
     if options.quick:
         options.seeds, options.episodes = 2, 2
     rows = make_rows(options)
-    of = {part: [row for row in rows if row["part"] == part] for part in ("default", "settings", "frontier", "size")}
-    small: Row = {"num_servers": 2, "num_clients": 8, "picks": 2, "rounds": 10} if options.quick else {}
+    of = {part: [row for row in rows if row["part"] == part] for part in PARTS}
+    small = QUICK if options.quick else {}
     common.say("forecasts")
     forecasts = {"two regimes, gapped": gapped_forecasts(*((20, 60) if options.quick else (200, 400)))}
     for case, changes in SETTINGS.items():
@@ -158,7 +161,9 @@ def measure(options: argparse.Namespace) -> Row:
             case: {name: _values(difference(own, "rl-crp", "rl-no-crp", name)) for name in SHOWN}
             for case, own in _cases(of)
         },
-        "losses": {case: {name: log_loss(*found) for name, found in kinds.items()} for case, kinds in forecasts.items()},
+        "losses": {
+            case: {name: log_loss(*found) for name, found in kinds.items()} for case, kinds in forecasts.items()
+        },
         "training": {
             "median_s": float(np.median(training)),
             "cpu_s": float(np.median([row["train_cpu_s"] for row in of["default"] if row["solver"] == "rl-crp"])),
@@ -203,7 +208,11 @@ def show(report: Row, console: Console) -> None:
             ("solver", "seeds", *(NAMES[name] for name in names)),
             [[row["solver"], str(row["seeds"]), *(cell(name, row[name]) for name in names)] for row in report["default"]],
         )  # fmt: skip
-    for part, title in (("settings", "other problems"), ("frontier", "weight of fairness"), ("size", "servers x clients")):
+    for part, title in (
+        ("settings", "other problems"),
+        ("frontier", "weight of fairness"),
+        ("size", "servers x clients"),
+    ):
         common.show_table(
             console, title, ("case", "solver", "seeds", *(NAMES[name] for name in SHOWN)),
             [
@@ -212,7 +221,7 @@ def show(report: Row, console: Console) -> None:
             ],
         )  # fmt: skip
     common.show_table(
-        console, "rl-crp less rl-no-crp, seed by seed", ("case", *(NAMES[name] for name in SHOWN)),
+        console, "rl-crp minus rl-no-crp, seed by seed", ("case", *(NAMES[name] for name in SHOWN)),
         [[case, *(cell(name, row[name]) for name in SHOWN)] for case, row in report["differences"].items()],
     )  # fmt: skip
     names = ("oracle", "fitted", "counted", "base rate")
@@ -221,7 +230,9 @@ def show(report: Row, console: Console) -> None:
         [[case, *(f"{row[name]:.4f}" if name in row else "" for name in names)] for case, row in report["losses"].items()],
     )  # fmt: skip
     training = report["training"]
-    console.print(f"training: median {common.seconds(training['median_s'])}, of which computing {training['cpu_s']:.4g} s")
+    console.print(
+        f"training: median {common.seconds(training['median_s'])}, of which computing {training['cpu_s']:.4g} s"
+    )
 
 
 def cell(name: str, values: list[float | None]) -> str:
@@ -247,7 +258,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this benchmark."""
     parser.add_argument("--seeds", type=int, default=10, help="seeds of training on the default problem")
     parser.add_argument("--episodes", type=int, default=20, help="held-out episodes per seed")
-    parser.add_argument("--rows", type=Path, metavar="FILE", help="keep the rows in this file, and go on from it")
+    parser.add_argument(
+        "--rows",
+        type=Path,
+        metavar="FILE",
+        help="keep the rows in this file, and go on from it; a new file for new code",
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

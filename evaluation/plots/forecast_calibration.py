@@ -1,4 +1,4 @@
-"""Do conflicts that are forecast with 30 % happen in 30 % of the cases?"""
+"""Whether conflicts that are forecast with 30 % happen in 30 % of the cases."""
 
 from typing import TYPE_CHECKING
 

@@ -35,7 +35,14 @@ def plot_selection_fairness(
             label = f"{name}: {report.jain_index:.2f}"
             ax.step(clients, ordered, where="mid", label=label, **(styles[name] | {"marker": ""}))
             continue
-        ax.bar(clients, ordered, width=1.0, color=COLOURS[0], edgecolor="white", linewidth=0.4 if clients.size <= 120 else 0)
+        ax.bar(
+            clients,
+            ordered,
+            width=1.0,
+            color=COLOURS[0],
+            edgecolor="white",
+            linewidth=0.4 if clients.size <= 120 else 0,
+        )
         mean = float(ordered.mean())
         ax.axhline(mean, color=GREY, linestyle="--", linewidth=1, label=f"mean {mean:.1f}")
         without = int((ordered == 0).sum())

@@ -87,7 +87,9 @@ def _heat(ax: "Axes", picked: _Bools, conflict: _Bools) -> None:
     from matplotlib.patches import Rectangle
 
     rounds, _, clients = picked.shape
-    good, bad = (_blocks((mask.sum(axis=1) > 0).T) for mask in (picked & ~conflict.any(axis=1, keepdims=True), conflict))
+    good, bad = (
+        _blocks((mask.sum(axis=1) > 0).T) for mask in (picked & ~conflict.any(axis=1, keepdims=True), conflict)
+    )
     most = max(float((good + bad).max()), 1e-9)
     tints = [np.array(to_rgb(colour)) for colour in (PICKED, CONFLICT)]
     image = 1 - sum(part[..., None] / most * (1 - tint) for part, tint in zip((good, bad), tints, strict=True))

@@ -35,7 +35,9 @@ def plot_selection_training(
     for name, played in runs.items():
         style = styles[name] | {"marker": ""}
         number = np.array([iteration.number for iteration in played])
-        height = np.array([getattr(iteration, value) for iteration in played]) * (100 if value == "conflict_rate" else 1)
+        height = np.array([getattr(iteration, value) for iteration in played]) * (
+            100 if value == "conflict_rate" else 1
+        )
         ax.plot(number, height, color=style["color"], linewidth=0.7, alpha=0.4)
         width = min(SMOOTHED, len(played))
         mean = np.convolve(height, np.full(width, 1 / width), "valid")

@@ -90,6 +90,8 @@ class SelectionParallelEnv(ParallelEnv):  # type: ignore[misc, unused-ignore]
         self, actions: dict[str, Scores]
     ) -> tuple[dict[str, Scores], dict[str, float], dict[str, bool], dict[str, bool], dict[str, Infos]]:
         """Play one round."""
+        if not self.agents:
+            raise InvalidProblemError("no episode is running: call reset first")
         game = self._game
         picks = np.full((game.problem.num_servers, game.problem.max_picks), -1, np.int32)
         for s, agent in enumerate(self.agents):

@@ -4,11 +4,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.problems.selection_environment import SelectionEnvironment, ServerView
+from edgeopt.solvers.client_selection.forecaster import FAILURES, PICKS
 from edgeopt.solvers.kernels.selection import highest, write_features
 
 FEATURES = ("conflict forecast", "failure rate", "latency", "fairness", "share of rounds picked")
-FAILURES, PICKS = 1.0, 4.0
-"""Prior of the failure rate: Beta(1, 3), as if one of four picks had failed."""
 
 
 def local_features(

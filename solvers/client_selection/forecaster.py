@@ -1,5 +1,6 @@
 """`ConflictForecaster`: each server's forecast of which clients are taken, from what it saw of them."""
 
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,8 +13,8 @@ from edgeopt.validate import bool_array, float_array, int_array
 
 START = CategoricalHMM(np.array([0.7, 0.3]), np.array([[0.9, 0.1], [0.1, 0.9]]), np.array([[0.9, 0.1], [0.4, 0.6]]))
 """Where fitting starts: a state with few conflicts and one with many, both of which last."""
-CONFLICTS, PICKS = 1.0, 4.0
-"""Prior of the rate of conflicts of a client before there is a model: Beta(1, 3), as if one of four picks had failed."""
+FAILURES, PICKS = 1.0, 4.0
+"""Prior of how often picks of a client fail: Beta(1, 3), as if one of four had."""
 
 
 class ConflictForecaster:
@@ -27,7 +28,7 @@ class ConflictForecaster:
     coverage : bool [S, C], which pairs to follow.
     num_episodes : E.
     models : a model of two symbols (0 no conflict, 1 conflict) for each server, None for servers without. Default: none.
-    refit_every : rounds between two fits of the models; None keeps them as they are.
+    refit_every : rounds between two fits of the models; None leaves them to `refit`.
     window : rounds that a fit looks back.
     least : picks in the window, over all clients and episodes, that a fit needs.
     iterations, prior : of each fit, see `CategoricalHMM.fit`; it goes on from the model before.
@@ -74,14 +75,14 @@ class ConflictForecaster:
         self._shape = (num_episodes, *self._coverage.shape)
         self._rounds = 0
         self._picks, self._conflicts = np.zeros(self._shape), np.zeros(self._shape)
-        self._history: list[NDArray[np.int8]] = []
+        self._history: deque[NDArray[np.int8]] = deque(maxlen=self._window)
         self._load()
         self._belief = np.tile(self._start[None, :, None, :], (num_episodes, 1, self._coverage.shape[1], 1))
 
     @property
     def probability(self) -> NDArray[np.float64]:
         """float64 [E, S, C], how likely a pick in the coming round is to conflict; 0 where not covered."""
-        counted = (CONFLICTS + self._conflicts) / (PICKS + self._picks)
+        counted = (FAILURES + self._conflicts) / (PICKS + self._picks)
         forecast = np.einsum("esck,sk->esc", self._belief, self._emission[:, 1])
         return np.where(self._coverage, np.where(self._has_model[:, None], forecast, counted), 0.0)
 
@@ -92,10 +93,9 @@ class ConflictForecaster:
         self._picks += seen >= 0
         self._conflicts += seen == 1
         advance_beliefs(self._belief, seen, self._coverage, self._transition, self._emission)
-        if self._refit_every is not None:
-            self._history = [*self._history[1 - self._window :], seen] if self._window > 1 else [seen]
-            if self._rounds % self._refit_every == 0:
-                self.refit()
+        self._history.append(seen)
+        if self._refit_every is not None and self._rounds % self._refit_every == 0:
+            self.refit()
 
     def refit(self) -> None:
         """Fit every server's model to its window, and start the beliefs anew from there."""
@@ -117,8 +117,7 @@ class ConflictForecaster:
 
     def _load(self) -> None:
         """Put the models into arrays for the kernel; `START` stands in for those that are missing."""
-        known = next((model for model in self._models if model is not None), START)
-        models = [known if model is None else model for model in self._models]
+        models = [START if model is None else model for model in self._models]
         self._has_model = np.array([model is not None for model in self._models])
         self._start = np.stack([model.start for model in models])
         self._transition = np.stack([model.transition for model in models])
@@ -131,6 +130,8 @@ def _checked(models: Sequence[CategoricalHMM | None], num_servers: int) -> list[
     for s, model in enumerate(models):
         if model is not None and model.num_symbols != 2:
             raise InvalidProblemError(f"models[{s}]: {model.num_symbols} symbols: expected 2")
-    if len({model.num_states for model in models if model is not None}) > 1:
-        raise InvalidProblemError("models: expected the same number of states everywhere")
+    if len({(model or START).num_states for model in models}) > 1:
+        raise InvalidProblemError(
+            f"models: expected the same number of states everywhere, {START.num_states} where there is none yet"
+        )
     return list(models)

@@ -1,5 +1,6 @@
 """`Learner`: independent proximal policy optimisation, one learner per server, on many episodes at once. Torch."""
 
+import copy
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,7 +95,8 @@ class Learner:
     """Trains the servers of one problem side by side; each learns from its own views and rewards alone.
 
     All chance is drawn from the seed and the number of the iteration: a checkpoint needs no random state, and a resumed
-    training is equal to one long run. The episodes of training are never the one that the problem is judged on.
+    training is equal to one long run. The episodes of training draw chance of their own, never that of the problem's
+    seed; only what a table records is the same in all.
 
     Parameters
     ----------
@@ -126,13 +128,21 @@ class Learner:
         return len(self.rewards)
 
     def step(self) -> Iteration:
-        """Play the episodes of one iteration, and learn from them."""
-        with _one_thread():
-            seeds = stream(self.seed, "episodes", self.iteration).integers(2**62, size=self.settings.episodes)
-            play, report = self._play([int(seed) for seed in seeds])
-            self._learn(play)
-            if self.settings.forecasts:
-                self._forecaster.refit()
+        """Play the episodes of one iteration, and learn from them; after an interrupt everything is as before."""
+        before = copy.deepcopy((self._scorer.state_dict(), self._adam.state_dict())), self._forecaster.models
+        try:
+            with _one_thread():
+                seeds = stream(self.seed, "episodes", self.iteration).integers(2**62, size=self.settings.episodes)
+                play, report = self._play([int(seed) for seed in seeds])
+                self._learn(play)
+                if self.settings.forecasts:
+                    self._forecaster.refit()
+        except BaseException:
+            (weights, adam), models = before
+            self._scorer.load_state_dict(weights)
+            self._adam.load_state_dict(adam)
+            self._forecaster.reset(self.settings.episodes, models=models)
+            raise
         self.rewards.append(report.reward)
         return report
 
@@ -244,11 +254,15 @@ class Learner:
             following = error + settings.discount * settings.trace * following
             advantage[:, t] = following
         taken = self._taken[:, None, None].expand_as(play.own)
-        mean = (play.own * taken).sum(dim=(1, 2, 3)) / taken.sum(dim=(1, 2, 3))
-        own = (play.own - mean[:, None, None, None]) * taken
+        count = taken.sum(dim=(1, 2, 3), keepdim=True)  # servers differ in their numbers of picks
+
+        def mean(part: Tensor) -> Tensor:
+            return (part * taken).sum(dim=(1, 2, 3), keepdim=True) / count
+
+        own = (play.own - mean(play.own)) * taken
         gain = advantage[..., None] - (own.sum(dim=3, keepdim=True) - own)
-        gain = gain - gain.mean(dim=(1, 2, 3), keepdim=True)
-        return gain / (gain.std(dim=(1, 2, 3), keepdim=True) + 1e-6), advantage + play.value
+        gain = gain - mean(gain)
+        return gain / (mean(gain.square()).sqrt() + 1e-6), advantage + play.value
 
     # --- checkpoints -------------------------------------------------------------------------------------------
 

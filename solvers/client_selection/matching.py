@@ -24,8 +24,8 @@ class Matching:
     The coordinator knows latencies, staleness and who is busy in the present round, nothing of later ones: no server
     alone could know that much. A delivery of client c to server s counts
     :math:`v_{sc} = (w_f \min(1, a_{sc} m_s / n_s) - w_l t_{sc} / T_{max}) / m_s`, a pick that is wasted
-    :math:`-(w_l + w_c) / m_s`. The picks of a round maximise the sum of these values over all disjoint picks. They do not
-    look ahead, and the round time is the longest time of a pick, not the mean: nothing is promised for the objective.
+    :math:`-(w_l + w_c) / m_s`. The picks of a round maximise the sum of these values over all disjoint picks; where there
+    are none, places that the best matching leaves empty go to clients that are taken. The picks do not look ahead, and the round time is the longest time of a pick, not the mean: nothing is promised for the objective.
 
     The bound is proved. The longest time is at least the mean and the fairness of a delivery at most 1, so that the
     reward of a round is at most the sum of v with 1 in place of the minimum over the picks that deliver, and of wasted
@@ -66,12 +66,24 @@ def round_picks(environment: SelectionEnvironment) -> NDArray[np.int32]:
     """Return the picks int32 [S, M] of the coming round, episode 0."""
     problem = environment.problem
     value = delivery_values(environment, environment.bonus[0])
-    owner = _matched(value, _wasted(problem), problem.picks)
+    gain = value - _wasted(problem)[:, None]
+    picks = _filled(problem, value, _matched(gain, problem.picks))
+    places = int(problem.picks.sum())
+    if np.unique(picks[picks >= 0]).size < places:  # a collision: is there a way round it?
+        prize = 1 + 2 * float(problem.picks @ np.maximum(gain.max(axis=1), 0.0))  # more than all gains together
+        owner = _matched(np.where(problem.coverage, np.maximum(gain, 0.0) + prize, -np.inf), problem.picks)
+        if (owner >= 0).sum() == places:
+            picks = _filled(problem, value, owner)
+    return picks
+
+
+def _filled(problem: ClientSelection, value: Floats, owner: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Return the picks int32 [S, M] of a matching; places left empty go to clients that nobody owns, if there are any."""
     picks = np.full((problem.num_servers, problem.max_picks), -1, np.int32)
     demand = (owner >= 0).astype(np.int64)
     for s, count in enumerate(problem.picks.tolist()):
         own = np.flatnonzero(owner == s)
-        if (missing := count - len(own)) > 0:  # the fewest others harmed, then the best of what nobody wants
+        if (missing := count - len(own)) > 0:  # those that the fewest have taken, the best first
             others = np.flatnonzero(problem.coverage[s] & (owner != s))
             order = np.lexsort((-value[s, others], demand[others]))
             spare = others[order[:missing]]
@@ -88,7 +100,7 @@ def round_bound(environment: SelectionEnvironment) -> float:
     wasted = _wasted(problem)
     if problem.mode == "share":
         wasted = np.maximum(wasted, value.max(axis=1) - problem.conflict_weight / problem.picks)
-    owner = _matched(value, wasted, problem.picks)
+    owner = _matched(value - wasted[:, None], problem.picks)
     clients = np.flatnonzero(owner >= 0)
     delivered = value[owner[clients], clients] - wasted[owner[clients]]
     return float(problem.picks @ wasted + delivered.sum())
@@ -108,8 +120,7 @@ def _wasted(problem: ClientSelection) -> Floats:
     return np.asarray(-(problem.latency_weight + problem.conflict_weight) / problem.picks)
 
 
-def _matched(value: Floats, wasted: Floats, picks: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Return the server [C] of each client in the best matching, -1 for none."""
-    gain = value - wasted[:, None]
+def _matched(gain: Floats, picks: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Return the server [C] of each client in the matching of most gain [S, C], -1 for none; gains <= 0 are not used."""
     owner: NDArray[np.int64] = match(gain, np.argsort(-gain, axis=1, kind="stable"), picks.astype(np.int64))
     return owner

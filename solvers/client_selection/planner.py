@@ -21,7 +21,7 @@ class SelectionPlanner:
     """Let one policy per server pick the clients of each round, from what the rounds before told that server.
 
     A pick whose update arrived counts as delivered; feedback says which picks conflicted. A server's view holds nothing of
-    the others' entries.
+    the others' entries. `state` and `restore` carry it over a checkpoint, with new policies of the same seeds.
 
     Parameters
     ----------
@@ -42,6 +42,7 @@ class SelectionPlanner:
     problem: ClientSelection
     policies: Sequence[Policy]
     latency_s: Callable[[int], NDArray[np.float64]] | None = None
+    _heard: list[Feedback | None] = field(init=False, default_factory=list, repr=False)
     _memory: Arrays = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -58,23 +59,57 @@ class SelectionPlanner:
         }
 
     def plan(self, round: int, feedback: Feedback | None = None) -> RoundPlan:
-        """Return who trains with which server in a round."""
+        """Return who trains with which server in a round; rounds come one after another, from 0."""
+        if round != len(self._heard):
+            raise InvalidProblemError(f"round = {round}: expected {len(self._heard)}, rounds come one after another")
+        self._memory["outcome"].fill(-1)  # of the round before, of which there may be no feedback
         if feedback is not None:
             self._remember(feedback)
+        self._heard.append(feedback)
         latency = self._usual_latency_s(round) if self.latency_s is None else self.latency_s(round)
         chosen = [policy.pick(self._view(s, round, latency[s])) for s, policy in enumerate(self.policies)]
         server = np.repeat(np.arange(len(chosen), dtype=np.int32), [len(clients) for clients in chosen])
         return RoundPlan(client=np.concatenate(chosen), server=server)
 
+    def state(self) -> Arrays:
+        """Return what every round so far was told: all that the next plans depend on, besides the parameters."""
+        given = [feedback for feedback in self._heard if feedback is not None]
+        columns = {
+            "client": [feedback.plan.client for feedback in given],
+            "server": [feedback.plan.server for feedback in given],
+            "completed": [feedback.completed for feedback in given],
+            "conflict": [feedback.conflict for feedback in given],
+        }
+        kinds = {"client": np.int32, "server": np.int32, "completed": np.bool_, "conflict": np.bool_}
+        return {
+            "given": np.array([feedback is not None for feedback in self._heard], np.bool_),
+            "size": np.array([len(feedback.plan) for feedback in given], np.int64),
+            **{name: np.concatenate([np.empty(0, kinds[name]), *parts]) for name, parts in columns.items()},
+        }
+
+    def restore(self, state: Arrays) -> None:
+        """Play the rounds of `state` again, so that a new planner with new policies goes on from there."""
+        if self._heard:
+            raise InvalidProblemError(f"this planner has planned {len(self._heard)} rounds: restore a new one")
+        ends, at = np.cumsum(state["size"]), 0
+        for round, given in enumerate(state["given"].tolist()):
+            feedback = None
+            if given:
+                own = slice(ends[at] - state["size"][at], ends[at])
+                plan = RoundPlan(client=state["client"][own], server=state["server"][own])
+                completed, conflict = state["completed"][own], state["conflict"][own]
+                feedback = Feedback(round=round - 1, plan=plan, seconds=0.0, completed=completed, conflict=conflict)
+                at += 1
+            self.plan(round, feedback)
+
     def _remember(self, feedback: Feedback) -> None:
         memory, plan = self._memory, feedback.plan
         entries = (plan.server, plan.client)
-        memory["outcome"].fill(-1)
         memory["outcome"][entries] = feedback.conflict
         memory["picked"][entries] += 1
         arrived = (plan.server[feedback.completed], plan.client[feedback.completed])
         memory["delivered"][arrived] += 1
-        memory["last"][arrived] = feedback.round
+        memory["last"][arrived] = len(self._heard) - 1
 
     def _usual_latency_s(self, round: int) -> NDArray[np.float64]:
         problem = self.problem
@@ -87,15 +122,13 @@ class SelectionPlanner:
         problem = self.problem
         clients = np.flatnonzero(problem.coverage[server])
         last, picked, delivered, outcome = (self._memory[name][server, clients] for name in _MEMORY)
-        num_picks = int(problem.picks[server])
         return ServerView(
             server=server,
             round=round,
-            num_picks=num_picks,
+            num_picks=int(problem.picks[server]),
             clients=clients,
             latency_s=latency_s[clients],
-            staleness=round - last,
-            bonus=np.where(last < 0, 1.0, np.minimum(1.0, (round - last) * num_picks / len(clients))),
+            last=last,
             picked=picked,
             delivered=delivered,
             outcome=outcome,

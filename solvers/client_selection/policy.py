@@ -1,6 +1,6 @@
 """Decentralised play: one policy per server, each of which sees only its own server's view."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,16 +38,17 @@ def play_alone(solver: LocalSolver, problem: ClientSelection, options: SolveOpti
     """Solve by letting every server play its own policy; one iteration is one round."""
     with Run[SelectionPlan](solver, problem, options) as run:
         policies = [solver.policy(server, run.seed) for server in range(problem.num_servers)]
-
-        def choose(environment: SelectionEnvironment) -> NDArray[np.int32]:
-            picks = np.full((problem.num_servers, problem.max_picks), -1, np.int32)
-            for server, policy in enumerate(policies):
-                chosen = policy.pick(environment.view(server))
-                picks[server, : len(chosen)] = chosen
-            return picks
-
-        play(run, problem, choose)
+        play(run, problem, lambda environment: picks_of(policies, environment))
     return run.result()
+
+
+def picks_of(policies: Sequence[Policy], environment: SelectionEnvironment) -> NDArray[np.int32]:
+    """Return the picks [S, M] of one policy per server in the coming round of episode 0, each from its own view."""
+    picks = np.full((len(policies), environment.problem.max_picks), -1, np.int32)
+    for server, policy in enumerate(policies):
+        chosen = policy.pick(environment.view(server))
+        picks[server, : len(chosen)] = chosen
+    return picks
 
 
 def play(

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgeopt.errors import EdgeOptError, MissingDependencyError
 from edgeopt.problem import Problem
@@ -15,8 +14,8 @@ from edgeopt.problems import ClientSelection, SelectionPlan
 from edgeopt.problems.selection_environment import SelectionEnvironment
 from edgeopt.progress import TrainingBar
 from edgeopt.result import Guarantee, Heuristic, Result
-from edgeopt.solve import Run, SolveOptions
-from edgeopt.solvers.client_selection.policy import supports_client_selection
+from edgeopt.solve import Run, SolveOptions, is_interrupt
+from edgeopt.solvers.client_selection.policy import picks_of, supports_client_selection
 from edgeopt.solvers.client_selection.trained_policy import TrainedPolicy
 
 if TYPE_CHECKING:
@@ -30,9 +29,10 @@ class RlCrp:
     A server's clients are scored by a network that does not depend on their order; training draws Plackett-Luce picks and
     improves the scores by proximal policy optimisation; the trained policy picks the clients of highest score. One of
     what a server sees of a client is the forecast of a hidden Markov model that is fitted to the server's own outcomes.
-    Trained on episodes of their own, never on the one that the plan is judged on. Our formulation, after RL-CRP
-    (arXiv 2602.02458), whose learner and reward are not known to us. Needs the extra ``train``, but not to play a trained
-    policy.
+    Trained on episodes of their own chance, never on the one that the plan is judged on; but a recorded table leaves
+    nothing to chance: who is busy, or the rates in it, are then the same in training as when judged. Our formulation,
+    after RL-CRP (arXiv 2602.02458), whose learner and reward are not known to us. Needs the extra ``train``, but not to
+    play a trained policy.
 
     O(T sum of n_s H^2) time per episode, n_s being the clients of server s and H the width of the networks. One iteration
     is one update.
@@ -117,8 +117,9 @@ class RlCrp:
                 for done in self._iterations(learner):
                     if bar is not None:
                         bar.update(done.number, f"reward {done.reward:.3f}  conflicts {100 * done.conflict_rate:.1f} %")
-            except KeyboardInterrupt:
-                pass
+            except (KeyboardInterrupt, SystemError) as error:
+                if not is_interrupt(error):
+                    raise
         return learner.policy()
 
     def _learner(self, problem: ClientSelection, seed: int) -> "Learner":
@@ -137,8 +138,11 @@ class RlCrp:
             forecasts=self.forecasts,
         )
         learner = Learner(problem if self.fair else problem.replace(fairness_weight=0.0), settings, seed)
-        if self.checkpoint is not None and Path(self.checkpoint).exists():
-            learner.restore(self.checkpoint)
+        if self.checkpoint is not None:
+            if not (folder := Path(self.checkpoint).absolute().parent).is_dir():
+                raise EdgeOptError(f"checkpoint = {self.checkpoint!r}: there is no folder {folder}")
+            if Path(self.checkpoint).exists():
+                learner.restore(self.checkpoint)
         return learner
 
     def _iterations(self, learner: "Learner") -> "Iterator[Iteration]":
@@ -198,11 +202,8 @@ def play_policy(problem: ClientSelection, trained: TrainedPolicy) -> SelectionPl
     trained.check(problem)
     policies = [trained.policy(server) for server in range(problem.num_servers)]
     environment = SelectionEnvironment(problem)
-    picks: NDArray[np.int32] = np.full((problem.rounds, problem.num_servers, problem.max_picks), -1, np.int32)
+    rounds = []
     while not environment.done:
-        now = environment.now
-        for server, policy in enumerate(policies):
-            chosen = policy.pick(environment.view(server))
-            picks[now, server, : len(chosen)] = chosen
-        environment.step(picks[now : now + 1])
-    return SelectionPlan(picks)
+        rounds.append(picks_of(policies, environment))
+        environment.step(rounds[-1][None])
+    return SelectionPlan(np.stack(rounds))

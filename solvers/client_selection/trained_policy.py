@@ -44,8 +44,8 @@ class TrainedPolicy:
         """Servers, S."""
         return len(self.weights["encode"])
 
-    def policy(self, server: int) -> "ServerPolicy":
-        """Return the policy of one server for one episode."""
+    def policy(self, server: int, seed: int = 0) -> "ServerPolicy":
+        """Return the policy of one server for one episode; nothing is random, whatever the seed."""
         return ServerPolicy(self, server)
 
     def check(self, problem: ClientSelection) -> None:
@@ -76,7 +76,7 @@ class TrainedPolicy:
             )
         try:
             return cls.from_data(header, arrays)
-        except (InvalidProblemError, KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:  # our own InvalidProblemError is a ValueError
             raise InvalidFileError(f"{path}: not a whole policy: {error}") from None
 
     def to_data(self) -> tuple[Arrays, dict[str, Any]]:

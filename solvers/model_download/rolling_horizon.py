@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from edgeopt.errors import EdgeOptError, UnsupportedProblemError
+from edgeopt.errors import EdgeOptError
 from edgeopt.problems import DownloadPlan, ModelDownload
 from edgeopt.rng import stream
 from edgeopt.solve import Solver, solve
@@ -96,8 +96,6 @@ def rolling_horizon(
     50
     """
     chosen = get_solver(problem.kind, solver) if isinstance(solver, str) else solver
-    if (reason := chosen.supports(problem)) is not None:
-        raise UnsupportedProblemError(f"{chosen.name}: {reason}")
     arrival = float_array("arrival_s", arrival_s, (problem.num_users,), nonnegative=True, unit="s")
     with _one_thread():
         state = _State(problem, arrival, chosen, seed)

@@ -133,7 +133,7 @@ def offer_feasible(run: Run[SplitPlan], plan: SplitPlan) -> bool:
     return run.problem.is_feasible(plan) and run.offer(plan)
 
 
-def finish(run: Run[SplitPlan], problem: SplitTraining, *, optimal: bool = False) -> Result[Any]:
+def finish(run: Run[SplitPlan], problem: SplitTraining, message: str = "") -> Result[Any]:
     """Return the result; without a plan, say which term keeps the target out of reach."""
     reason = problem.explain_infeasible() if run.solution is None else None
-    return run.result(optimal=optimal, infeasible=reason is not None, message=reason or "")
+    return run.result(infeasible=reason is not None, message=reason or message)

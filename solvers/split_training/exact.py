@@ -29,6 +29,8 @@ GAPS = (0.3, 0.1, 0.02, 1e-10)  # proved one after another; the last one counts 
 BOXES = 1e-11  # relative: how far stage times may be outside their box, and bounds below the value they stand for
 ROUNDING = 2.0**-52  # of a sum, relative to the sum of sizes, per term
 NODES = 64  # per iteration
+OPTIMAL = 1e-9  # relative: the largest gap that counts as none
+ROUNDED = "searched to the end; the gap left is the rounding of Den, which is small against the target"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +85,16 @@ class Exact:
             if run.solution is not None and not run.stopped():
                 self._start(run, problem)
                 self._prove(run, problem, costs)
-        return finish(run, problem)
+        open_end = run.limit is None and run.solution is not None and run.gap > OPTIMAL
+        return finish(run, problem, ROUNDED if open_end else "")
 
     def _start(self, run: Run[SplitPlan], problem: SplitTraining) -> None:
         options = SolveOptions(time_limit=run.remaining, initial_solution=run.solution, seed=run.seed)
         start = Hasfl().solve(problem, options)
-        if start.limit is Limit.INTERRUPT:
-            raise KeyboardInterrupt  # the descent has swallowed it
         if start.solution is not None:
             offer_feasible(run, start.solution)
+        if start.limit is Limit.INTERRUPT:
+            raise KeyboardInterrupt  # the descent has swallowed it
 
     def _prove(self, run: Run[SplitPlan], problem: SplitTraining, costs: Costs) -> None:
         """Search until the last gap is proved or a limit is reached."""
@@ -116,7 +119,7 @@ class Exact:
                 elif state == DONE:
                     share = problem.report(run.solution).accuracy_share["initial gap"]  # Den against the target
                     rounding = BOXES + ROUNDING * (problem.num_devices + 8) / share
-                    run.tighten(best[0] * costs.scale * (1 - gap - rounding))
+                    run.tighten(best[0] * costs.scale * max(0.0, 1 - gap - rounding))
                     if gap == GAPS[-1]:
                         return  # no limit ended it
                 run.step()

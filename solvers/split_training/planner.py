@@ -13,6 +13,7 @@ from edgeopt.result import Status
 from edgeopt.schedule import RATES, Feedback, RoundPlan
 from edgeopt.solve import Solver, solve
 from edgeopt.storage import Arrays
+from edgeopt.validate import float_array, int_array
 
 _DECISIONS = ("batch_size", "cut_layer", "aggregation_interval")
 _CONSTANTS = ("smoothness", "gradient_variance", "gradient_second_moment")
@@ -161,6 +162,8 @@ class HasflPlanner:
         plan = SplitPlan(**decisions) if has_plan else None
         if plan is not None:
             problem.report(plan)  # refuses a plan of another problem
-        self._solved_round, self._since_aggregation, news = (int(value) for value in state["counters"])
-        self.problem, self.split_plan, self._news, self.message = problem, plan, bool(news), ""
-        self._solved = {name: np.array(state[f"solved.{name}"]) for name in RATES} if has_plan else {}
+        done, since, news = int_array("counters", state["counters"], (3,), low=0)
+        size = (problem.num_devices,)
+        rates = {name: float_array(f"solved.{name}", state[f"solved.{name}"], size) for name in RATES if has_plan}
+        self._solved_round, self._since_aggregation, self._news = int(done), int(since), bool(news)
+        self.problem, self.split_plan, self._solved, self.message = problem, plan, rates, ""

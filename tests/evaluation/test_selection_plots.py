@@ -192,7 +192,7 @@ def test_frontier():
 
 def test_calibration():
     """Bins hold equally many; each has its mean forecast, its share and the half width of its interval."""
-    chance = np.linspace(0, 1, 1000)
+    chance = np.linspace(0.001, 0.999, 1000)
     happened = np.arange(1000) % 4 == 0
     mean, share, half = calibration(chance, happened, 5)
     np.testing.assert_allclose(mean, [0.1, 0.3, 0.5, 0.7, 0.9], atol=0.002)
@@ -200,7 +200,8 @@ def test_calibration():
     np.testing.assert_allclose(half, 1.96 * np.sqrt(0.25 * 0.75 / 200))
     ax = plot_forecast_calibration({"ours": (chance, happened), "base rate": (np.full(1000, 0.25), happened)}, bins=5)
     assert legend_labels(ax) == [
-        f"{name}: {log_loss(given, happened):.3f}" for name, given in (("ours", chance), ("base rate", np.full(1000, 0.25)))
+        f"{name}: {log_loss(given, happened):.3f}"
+        for name, given in (("ours", chance), ("base rate", np.full(1000, 0.25)))
     ]
     bars = {bar.get_label().split(":")[0]: bar for bar in ax.containers}
     np.testing.assert_allclose(bars["ours"][0].get_ydata(), share)

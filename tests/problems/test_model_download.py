@@ -238,6 +238,17 @@ def test_nobody_is_refused_without_reason():
         assert not set(admitted) & {refusal.user for refusal in one.refusals()}
 
 
+def test_a_deadline_of_exactly_the_compute_time():
+    """No rate is enough, to the last digit of however the seconds are added up: the deadline is named, not an infinite rate."""
+    seconds = 0.1 * 0.3 / 0.7
+    one = ModelDownload(
+        layer_indptr=[0, 1], layer_bits=[4.0], layer_flops=[0.3], model_names=("one layer",), cycles_per_flop=[0.1],
+        deadline_s=[np.nextafter(seconds, 1.0)], min_frequency_hz=0.1, max_frequency_hz=0.7, spectral_efficiency=1.0,
+        bandwidth_hz=8.0,
+    )  # fmt: skip
+    assert [refusal.reason for refusal in one.refusals()] == ["deadline"]
+
+
 def test_refused_users_cannot_be_served_alone():
     """Whoever is listed stays refused when alone; without energy limits the list of the others is complete."""
     listed = 0
@@ -311,6 +322,10 @@ def test_builders_refuse():
     network = EdgeNetwork.random(2, 5, seed=1)
     with pytest.raises(InvalidProblemError, match="profiles: expected at least one model"):
         ModelDownload.from_profiles([], network)
+    with pytest.raises(InvalidProblemError, match="profiles = 'resnet18': expected a sequence of models"):
+        ModelDownload.from_profiles("resnet18", network)
+    with pytest.raises(InvalidProblemError, match=r"profiles\[1\] = 3: expected a ModelProfile or the name of one"):
+        ModelDownload.from_profiles(["resnet18", 3], network)
     with pytest.raises(InvalidProblemError, match="server = 2: expected an integer from 0 to 1"):
         ModelDownload.from_profiles(["resnet18"], network, server=2)
     with pytest.raises(InvalidProblemError, match="server = 0: it covers no device"):

@@ -100,7 +100,7 @@ class Recorder:
 def plain(view: ServerView) -> dict[str, Any]:
     """Return a view as plain values."""
     fields = (
-        "server", "round", "num_picks", "clients", "latency_s", "staleness", "bonus", "picked", "delivered", "outcome",
+        "server", "round", "num_picks", "clients", "latency_s", "last", "staleness", "bonus", "picked", "delivered", "outcome",
     )  # fmt: skip
     assert {name for name in dir(view) if not name.startswith("_")} == set(fields)
     return {name: np.asarray(getattr(view, name)).tolist() for name in fields}

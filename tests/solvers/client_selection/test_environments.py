@@ -135,6 +135,9 @@ def test_the_others_play_their_policies():
 def test_bad_input_is_named():
     with pytest.raises(InvalidProblemError, match="server = 3: expected an integer from 0 to 2"):
         SingleServerEnv(PROBLEM, 3)
+    servers = SelectionParallelEnv(PROBLEM)
+    with pytest.raises(InvalidProblemError, match="no episode is running: call reset first"):
+        servers.step({})
     env = SingleServerEnv(PROBLEM, 0, others=RandomPicks())
     env.reset(seed=0)
     size = int(PROBLEM.num_covered[0])

@@ -151,6 +151,10 @@ def test_a_reset_forgets_outcomes_but_keeps_models():
             lambda: ConflictForecaster(COVERAGE, models=[TRUE, CategoricalHMM.random(3, 2)]),
             "models: expected the same number of states",
         ),
+        (
+            lambda: ConflictForecaster(COVERAGE, models=[None, CategoricalHMM.random(3, 2)]),
+            "models: expected the same number of states",
+        ),
         (lambda: ConflictForecaster(COVERAGE, refit_every=0), "refit_every = 0: expected an integer >= 1"),
         (lambda: ConflictForecaster(COVERAGE, window=0), "window = 0: expected an integer >= 1"),
         (lambda: ConflictForecaster(COVERAGE, prior=0.0), "prior = 0.0: expected a positive number"),

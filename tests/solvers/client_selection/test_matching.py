@@ -45,7 +45,7 @@ def value(environment: SelectionEnvironment, chosen: tuple[tuple[int, ...], ...]
 @given(seeds)
 @few
 def test_the_picks_of_a_round_are_the_best_of_all(seed: int):
-    """Where there is a choice without collisions, no other picks of the round have a larger sum of values."""
+    """No picks without collisions have a larger sum of values; if the picks have none, no others at all have."""
     environment = somewhere(seed)
     everything = choices(environment.problem)
     chosen = tuple(tuple(c for c in row if c >= 0) for row in round_picks(environment).tolist())
@@ -55,6 +55,8 @@ def test_the_picks_of_a_round_are_the_best_of_all(seed: int):
         assert value(environment, chosen) == pytest.approx(max(value(environment, one) for one in everything), abs=1e-9)
     usable = environment.problem.coverage & ~environment.busy[0]
     apart = [one for one in everything if len({c for row in one for c in row}) == len(taken)]
+    if apart:
+        assert value(environment, chosen) == pytest.approx(max(value(environment, one) for one in apart), abs=1e-9)
     if any(all(usable[s, c] for s, row in enumerate(one) for c in row) for one in apart):
         assert len(set(taken)) == len(taken)
 
@@ -107,6 +109,15 @@ def test_too_few_clients_harm_as_few_servers_as_possible():
     report = busy.report(edgeopt.solve(busy, "matching").solution)
     assert report.conflicts.sum(axis=1).tolist() == [1, 1, 1]  # the third goes to the busy client, harming nobody
     assert report.collision_rate == 0.0
+
+
+def test_a_busy_client_is_better_than_a_collision():
+    """Server 1 needs both its clients, so that server 0 has to take its busy one, although client 0 is worth more to it."""
+    coverage, rate = [[True, True, False], [True, False, True]], [[1e6, 1e6, 0.0], [2e6, 0.0, 2e6]]
+    problem = hand_made(
+        coverage=coverage, picks=[1, 2], rate_bps=rate, rounds=1, busy=[[False, True, False]], compute_s=1.0
+    )
+    assert edgeopt.solve(problem, "matching").solution.to_json() == {"picks": [[[1], [0, 2]]]}
 
 
 def test_a_limit_leaves_no_bound():

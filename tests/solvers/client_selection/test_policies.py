@@ -26,8 +26,8 @@ def view(**changes: Any) -> ServerView:
     """Return the view of a server of four clients, 2, 3, 5 and 7, two picks, in round 6."""
     fields: dict[str, Any] = {
         "server": 0, "round": 6, "num_picks": 2, "clients": np.array([2, 3, 5, 7]),
-        "latency_s": np.array([3.0, 1.0, 2.0, 1.0]), "staleness": np.array([7, 1, 7, 3], np.int32),
-        "bonus": np.ones(4), "picked": np.zeros(4, np.int32), "delivered": np.zeros(4, np.int32),
+        "latency_s": np.array([3.0, 1.0, 2.0, 1.0]), "last": np.array([-1, 5, -1, 3], np.int32),
+        "picked": np.zeros(4, np.int32), "delivered": np.zeros(4, np.int32),
         "outcome": np.full(4, -1, np.int8),
     }  # fmt: skip
     return ServerView(**(fields | changes))

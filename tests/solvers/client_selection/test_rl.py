@@ -13,6 +13,7 @@ import edgeopt
 from edgeopt.errors import EdgeOptError, InvalidFileError, MissingDependencyError, UnsupportedProblemError
 from edgeopt.problems import ClientSelection
 from edgeopt.problems.selection_environment import SelectionEnvironment
+from edgeopt.rng import stream
 from edgeopt.schedule import Feedback
 from edgeopt.solvers.client_selection import (
     RandomPicks,
@@ -28,6 +29,7 @@ from edgeopt.solvers.client_selection.learner import Learner, LearnerSettings, _
 from edgeopt.solvers.client_selection.plackett_luce import log_probabilities, sample_top
 from edgeopt.solvers.client_selection.rl import play_policy
 from edgeopt.solvers.client_selection.scorer import Scorer
+from edgeopt.tensors import save_tensors
 
 SMALL = LearnerSettings(episodes=2, hidden=4, epochs=2, minibatches=2)
 
@@ -185,6 +187,64 @@ def test_a_planner_plays_as_the_environment_does(problem: ClientSelection):
         feedback = Feedback(round=round, plan=plan, seconds=1.0, completed=arrived, conflict=conflict)
 
 
+def test_a_round_without_feedback_tells_nothing(problem: ClientSelection):
+    """Where nothing was measured, servers do not take in the outcomes of an earlier round once more."""
+
+    class Watch:
+        def __init__(self):
+            self.seen = []
+
+        def pick(self, view):
+            self.seen.append(view.outcome.copy())
+            return view.clients[: view.num_picks]
+
+    watches = [Watch() for _ in range(3)]
+    planner = SelectionPlanner(problem, watches)
+    plan = planner.plan(0)
+    planner.plan(1, Feedback(round=0, plan=plan, seconds=1.0, conflict=np.ones(len(plan), bool)))
+    planner.plan(2, None)
+    for watch in watches:
+        assert [int((outcome == 1).sum()) for outcome in watch.seen] == [0, 2, 0]
+        assert (watch.seen[2] == -1).all()
+
+
+def test_learning_fits_the_models_to_what_was_seen(problem: ClientSelection):
+    """After an iteration each server's model is START fitted to the outcomes that the server saw in its episodes."""
+    learner = Learner(problem, SMALL, 0)
+    learner.step()
+    again = Learner(problem, SMALL, 0)
+    seeds = stream(0, "episodes", 0).integers(2**62, size=SMALL.episodes).tolist()
+    outcomes, update = [], again._forecaster.update
+    again._forecaster.update = lambda outcome: (outcomes.append(outcome), update(outcome))
+    again._play(seeds)
+    seen = np.stack(outcomes, axis=-1)  # (E, S, C, T)
+    for server, model in enumerate(learner.policy().models):
+        sequences = seen[:, server, problem.coverage[server]].reshape(-1, problem.rounds)
+        expected, _ = START.fit(sequences, iterations=10, prior=1.0)
+        assert model != START
+        np.testing.assert_allclose(model.transition, expected.transition, atol=1e-12)
+        np.testing.assert_allclose(model.emission, expected.emission, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["random", "rl-crp"])
+def test_a_restored_planner_goes_on(problem: ClientSelection, name: str):
+    """A planner restored after four rounds, one of them without feedback, plans the next four as the first one does."""
+    policy = trained(problem) if name == "rl-crp" else RandomPicks()
+    first, second = (SelectionPlanner(problem, [policy.policy(s, 9) for s in range(3)]) for _ in range(2))
+    feedback = None
+    for round in range(8):
+        if round == 4:
+            second.restore(first.state())
+        plan = first.plan(round, feedback)
+        if round >= 4:
+            assert second.plan(round, feedback) == plan
+        conflict = np.arange(len(plan)) % 3 == round % 3
+        feedback = Feedback(round=round, plan=plan, seconds=1.0, completed=~conflict, conflict=conflict)
+        feedback = None if round == 2 else feedback
+    with pytest.raises(edgeopt.InvalidProblemError, match="has planned 8 rounds"):
+        first.restore(second.state())
+
+
 # --- advantages -----------------------------------------------------------------------------------------------------------
 
 
@@ -199,6 +259,23 @@ def test_value_targets_are_discounted_returns(problem: ClientSelection):
         for later in range(t, problem.rounds):
             expected[:, t] += 0.8 ** (later - t) * play.reward[:, later]
     torch.testing.assert_close(target, expected)
+
+
+def test_advantages_are_standardised_over_the_picks_of_a_server(problem: ClientSelection):
+    """Mean zero and variance one over what each server picks, also where another picks more; one pick alone has none."""
+    learner = Learner(problem.replace(picks=[1, 2, 6]), SMALL, 0)
+    play, _ = learner._play([1, 2])
+    gain, _ = learner._advantages(play)
+    for server, count in enumerate((1, 2, 6)):
+        own = gain[server, ..., :count]
+        assert float(own.mean()) == pytest.approx(0.0, abs=1e-5)
+        assert float(own.square().mean()) == pytest.approx(1.0, abs=1e-4)
+    alone = ClientSelection(
+        coverage=[[True, True]], picks=1, compute_s=1.0, payload_bits=1e6, rate_bps=1e6, timeout_s=4.0, rounds=1
+    )
+    learner = Learner(alone, dataclasses.replace(SMALL, episodes=1), 0)
+    learner.step()
+    assert all(np.isfinite(weight).all() for weight in learner.policy().weights.values())
 
 
 def test_own_rewards_are_the_reward_without_latency(problem: ClientSelection):
@@ -252,6 +329,35 @@ def test_solver_resumes_from_its_checkpoint(problem: ClientSelection, tmp_path: 
         RlCrp(iterations=4, episodes=2, checkpoint=file).train(problem, seed=8)
     with pytest.raises(InvalidFileError, match="forecasts = True: this training has False"):
         RlNoCrp(iterations=4, episodes=2, checkpoint=file).train(problem, seed=7)
+
+
+def test_an_interrupt_leaves_a_checkpoint_of_whole_iterations(
+    problem: ClientSelection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Ctrl-C between two gradient steps of the third iteration: what goes on from the checkpoint is one long run."""
+    solver = RlCrp(iterations=4, episodes=2, checkpoint=str(tmp_path / "checkpoint.safetensors"))
+    whole = RlCrp(iterations=4, episodes=2).train(problem)
+    clip, steps = Learner._clip_gradients, 0
+
+    def interrupted(learner: Learner):
+        nonlocal steps
+        steps += 1
+        if steps == 2 * 8 + 3:  # 8 gradient steps per iteration
+            raise KeyboardInterrupt
+        clip(learner)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "_clip_gradients", interrupted)
+        assert solver.train(problem).facts["iterations"] == 2
+    resumed = solver.train(problem)
+    for name, weight in whole.weights.items():
+        np.testing.assert_array_equal(resumed.weights[name], weight)
+
+
+def test_a_checkpoint_needs_a_folder(problem: ClientSelection, tmp_path: Path):
+    """A checkpoint that could never be written is an error before the training, not after it."""
+    with pytest.raises(EdgeOptError, match="there is no folder"):
+        RlCrp(checkpoint=str(tmp_path / "nowhere" / "checkpoint.safetensors")).train(problem)
 
 
 def test_patience_ends_a_training(problem: ClientSelection):
@@ -318,6 +424,20 @@ def test_damaged_files_are_refused(problem: ClientSelection, tmp_path: Path, dam
         learner.save(file)
     with pytest.raises(InvalidFileError, match=r"policy\.safetensors: "):
         TrainedPolicy.load(file)
+
+
+@pytest.mark.parametrize(
+    ("array", "value"),
+    [("weights.encode", np.zeros((3, 5), np.float32)), ("models.start", np.ones((1, 2)) / 2), ("facts", "text")],
+)
+def test_policies_of_wrong_shape_are_refused(problem: ClientSelection, tmp_path: Path, array: str, value: object):
+    """A file whose parts do not fit together is an error that names the file."""
+    arrays, values = trained(problem, 1).to_data()
+    header = {"kind": "selection-policy", "schema_version": 1, **values}
+    (header if array == "facts" else arrays)[array] = value
+    save_tensors(tmp_path / "policy.safetensors", header, arrays)
+    with pytest.raises(InvalidFileError, match=r"policy\.safetensors: not a whole policy"):
+        TrainedPolicy.load(tmp_path / "policy.safetensors")
 
 
 def test_without_torch_the_message_says_what_to_install(problem: ClientSelection, monkeypatch: pytest.MonkeyPatch):

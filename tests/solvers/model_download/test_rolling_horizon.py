@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import edgeopt
 from edgeopt.errors import EdgeOptError, InvalidProblemError, UnsupportedProblemError
 from edgeopt.problems import ModelDownload
-from edgeopt.solvers.model_download import RollingResult, poisson_arrivals, rolling_horizon
+from edgeopt.solvers.model_download import RollingResult, Slide, poisson_arrivals, rolling_horizon
 from edgeopt.solvers.model_download.rolling_horizon import USER_FIELDS, least_latency, waiting_problem
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -140,6 +140,17 @@ def test_waiting_by_hand():
     assert result.utilisation == pytest.approx(2.0 / 2.5)
     np.testing.assert_allclose(result.num_waiting(), [[0.0, 0.25, 0.5, 1.0], [1.0, 2.0, 1.0, 0.0]])
     np.testing.assert_allclose(result.bandwidth_in_use(), [[0.0, 1.0, 2.0], [1e6, 1e6, 0.0]])
+
+
+@pytest.mark.parametrize("block", [None, 1e5])
+def test_free_bandwidth_to_the_last_block(block: float | None):
+    """Without sharing what is spare, two users of half the band each overlap, and a third waits until its last chance."""
+    problem = one_layer([2.0, 2.0, 2.0]).replace(resource_block_hz=block)
+    result = rolling_horizon(problem, [0.0, 0.25, 0.5], Slide(share_spare=False))
+    np.testing.assert_allclose(result.start_s[:2], [0.0, 0.25])
+    np.testing.assert_allclose(result.plan.bandwidth_hz[:2], 5e5)
+    assert result.refused_s[2] == 1.5
+    assert result.num_waiting()[1].max() == 1
 
 
 def test_hopeless_at_arrival():

@@ -217,6 +217,21 @@ def test_interrupt_of_the_descent_is_an_interrupt(monkeypatch):
     assert (result.status, result.limit) == (Status.FEASIBLE, Limit.INTERRUPT)
 
 
+def test_interrupt_of_the_descent_keeps_its_plan(monkeypatch):
+    """What the descent has found when Ctrl-C ends it is kept."""
+    best = edgeopt.solve(medium(), "hasfl").solution
+
+    def interrupted(solver, problem, options):
+        with Run[SplitPlan](solver, problem, options) as run:
+            run.offer(best)
+            raise KeyboardInterrupt
+        return run.result()
+
+    monkeypatch.setattr(exact.Hasfl, "solve", interrupted)
+    result = edgeopt.solve(medium(), "exact")
+    assert (result.solution, result.limit) == (best, Limit.INTERRUPT)
+
+
 def test_starts_from_what_it_is_given():
     """A warm start is kept: nothing found in no time is worse, and the optimum stays the optimum."""
     problem = medium()
@@ -237,6 +252,16 @@ def test_unreachable_target_is_infeasible():
     assert "is to blame" in result.message
     near = problem.replace(target=1.0001 * problem.least_target)
     assert proved(near) == pytest.approx(brute_force(near)[0], rel=1e-9)
+
+
+@pytest.mark.parametrize("above", [1e-15, 1e-12, 1e-6])
+def test_says_when_rounding_keeps_the_gap_open(above):
+    """So close to the least target that Den is mostly rounding: nothing is claimed, and the message says why."""
+    problem = SplitTraining.random(num_devices=4, num_layers=6, seed=1, interval=(1, 6))
+    result = edgeopt.solve(problem.replace(target=(1 + above) * problem.least_target), "exact")
+    assert (result.status, result.limit) == (Status.FEASIBLE, None)
+    assert 0 <= result.bound <= result.objective
+    assert "rounding" in result.message
 
 
 def test_without_noise_any_batch_will_do():

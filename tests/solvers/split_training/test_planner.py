@@ -269,6 +269,8 @@ def test_resumed_run_is_one_long_run(stop: int):
         ({"uplink_bps": np.ones(2)}, r"uplink_bps: expected shape \[3\]"),
         ({"cut_layer": np.array([1, 1, 9])}, r"cut_layer\[2\] = 9"),
         ({"batch_size": np.array([0, 1, 1])}, r"batch_size\[0\] = 0"),
+        ({"solved.uplink_bps": np.ones(2)}, r"solved.uplink_bps: expected shape \[3\]"),
+        ({"counters": np.array([1])}, r"counters: expected shape \[3\]"),
     ],
 )
 def test_damaged_state(damage: dict[str, Any], message: str):
