@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 VENV_PEERS ?= .venv-peers
 
-INSTANCE ?= traces-switch32 download-energy split-resnet18
+INSTANCE ?= traces-switch32 download-energy split-resnet18 selection-fail
 TIME_LIMIT ?= 10
 JOBS ?= 2
 OUT ?= out/run

@@ -44,7 +44,9 @@ def main() -> None:
 
 
 def draw_documentation(out: Path) -> None:
-    """Draw what the README and the pages show: ten servers, the routing of a Top-1 model with 32 experts per layer."""
+    """Draw what the README and the pages show; training servers for client selection needs torch."""
+    from images_client_selection import draw_client_selection
+
     network = EdgeNetwork.random(num_servers=10, num_devices=100, seed=0)
     problem = ExpertCaching.from_traces(bundled_trace("switch32"), network, storage=0.05)
     names = [solver.name for solver in solvers_of(problem.kind) if solver.name not in BASELINES]
@@ -55,6 +57,7 @@ def draw_documentation(out: Path) -> None:
     save(plot_network(network), out / "network.png", dpi=90)
     draw_model_download(out)
     draw_split_training(out)
+    draw_client_selection(out)
 
 
 def draw_comparison(folder: Path, out: Path) -> None:
