@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -132,6 +132,8 @@ class ModelProfile:
             raise MissingDependencyError(
                 "measuring a module needs torch: install it with `pip install 'edgeopt[train]'`"
             ) from None
+        if isinstance(module, Sized) and len(module) == 0:
+            raise InvalidProblemError(f"module: expected layers, got an empty {type(module).__name__}")
         measured = measure_module(module, sample, layers=layers)
         profile = cls(name=type(module).__name__ if name is None else name, **measured)
         return profile.with_precision(precision)

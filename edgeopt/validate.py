@@ -86,6 +86,8 @@ def int_array(
         as_float = array.astype(np.float64)
         _refuse(name, array, (as_float != np.floor(as_float)) | (np.abs(as_float) >= 2.0**63), expected)
     array = array.astype(np.int64)
+    outside = (array < limits.min) | (array > limits.max)  # by the type alone: then its ends are what to expect
+    _refuse(name, array, outside, f"an integer from {least} to {most}")
     _refuse(name, array, (array < least) | (array > most), expected)
     return _frozen(array.astype(dtype))
 

@@ -1,6 +1,7 @@
 """Building model-download problems from measured models and a network, or at random."""
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -104,7 +105,7 @@ def from_profiles(
     users = np.flatnonzero(network.coverage[:, n] & (network.channel_gain[:, n] > 0))
     if users.size == 0:
         raise InvalidProblemError(f"server = {n}: it covers no device")
-    band = float_array("bandwidth_hz", bandwidth_hz, (), positive=True, unit="Hz").item()
+    band = positive_hz("bandwidth_hz", bandwidth_hz)
     top = float_array("max_frequency_hz", max_frequency_hz, (users.size,), positive=True, unit="Hz")
     snr_hz = network.server_power_w[n] * network.channel_gain[users, n] / network.noise_w_per_hz
     efficiency = np.log1p(snr_hz / band) / np.log(2)
@@ -153,7 +154,7 @@ def random_problem(
     num_models : I; the first of a list of architectures, then the same at other precisions.
     seed : same seed, same problem.
     bandwidth_hz : Hz to share.
-    deadline_s : range that deadlines are drawn from uniformly, or one for all.
+    deadline_s : range ``(low, high)`` that deadlines are drawn from uniformly, or one for all.
     snr_db : range that the signal-to-noise ratios are drawn from uniformly, in dB, over an equal share of the band.
     energy : where energy limits lie, on a scale from the least energy that meets the deadline at any rate (0) to that of full
         speed (1), both for the allowed model of the least work; drawn from a range. None for no limits.
@@ -175,7 +176,7 @@ def random_problem(
     users = int_array("num_users", num_users, (), low=1).item()
     count = int_array("num_models", num_models, (), low=1, high=len(RANDOM_MODELS)).item()
     int_array("seed", seed, (), low=0, dtype=np.int64)
-    band = float_array("bandwidth_hz", bandwidth_hz, (), positive=True, unit="Hz").item()
+    band = positive_hz("bandwidth_hz", bandwidth_hz)
     chosen = RANDOM_MODELS[:count]
     tables = layer_tables([model_profile(name, precision) for name, precision, _, _ in chosen])
     names = tuple(f"{name} {precision}" for name, precision, _, _ in chosen)
@@ -184,7 +185,7 @@ def random_problem(
     task = np.where(np.isin(task, model_task), task, model_task[0])
     best = np.array([accuracy[model_task == t].max(initial=0.0) for t in (IMAGES, TEXT)])
     floor = best[task] - FLOOR_RANGE * stream(seed, "min_accuracy").random(users)
-    snr = 10 ** (_draw(seed, "snr_db", snr_db, users) / 10)
+    snr = 10 ** (_draw(seed, "snr_db", snr_db, users, unit="dB") / 10)
     channel = {"snr_hz": snr * band / users} if fixed_power else {"spectral_efficiency": np.log2(1 + snr)}
     made = cls(
         **tables | {"model_names": names},
@@ -195,7 +196,7 @@ def random_problem(
         task=task,
         min_accuracy=floor,
         memory_bytes=_draw(seed, "memory_bytes", (0.1e9, 2e9), users),
-        deadline_s=_draw(seed, "deadline_s", deadline_s, users),
+        deadline_s=_draw(seed, "deadline_s", deadline_s, users, unit="s", positive=True),
         samples=np.round(MOST_SAMPLES ** stream(seed, "samples").random(users)),
         cycles_per_flop=LEAST_CYCLES_PER_FLOP * 10 ** stream(seed, "cycles_per_flop").random(users),
         min_frequency_hz=np.array(0.1e9),
@@ -208,7 +209,7 @@ def random_problem(
     )
     if energy is None:
         return made
-    return made.replace(energy_j=_energy_limits(made, _draw(seed, "energy_j", energy, users)))
+    return made.replace(energy_j=_energy_limits(made, _draw(seed, "energy_j", energy, users, option="energy")))
 
 
 def _energy_limits(problem: "ModelDownload", position: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -224,10 +225,23 @@ def _energy_limits(problem: "ModelDownload", position: NDArray[np.float64]) -> N
     return np.where(limit > 0, limit, np.inf)
 
 
-def _draw(seed: int, name: str, limits: Range | float, size: int) -> Any:
-    """Return `size` numbers uniform in ``(low, high)``; a single number stands for itself."""
-    low, high = limits if isinstance(limits, tuple) else (limits, limits)
-    float_array(name, [low, high], (2,))
+def positive_hz(name: str, value: Any) -> float:
+    """Return a positive number of hertz; nothing, truth values, text and arrays are no numbers."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < np.inf:
+        raise InvalidProblemError(f"{name} = {value!r}: expected a positive number (Hz)")
+    return float(value)
+
+
+def _draw(
+    seed: int, name: str, limits: Range | float, size: int, *, option: str | None = None, unit: str = "", positive: bool = False
+) -> Any:  # fmt: skip
+    """Return `size` numbers of the stream `name`, uniform in ``(low, high)``; a single number stands for itself."""
+    try:
+        ends = float_array(name, limits, (2,), positive=positive)
+    except InvalidProblemError:
+        expected = f"a {'positive' if positive else 'finite'} number{f' ({unit})' if unit else ''}, or a range of them"
+        raise InvalidProblemError(f"{option or name} = {limits!r}: expected {expected}") from None
+    low, high = ends.tolist()
     if low > high:
-        raise InvalidProblemError(f"{name} = ({low!r}, {high!r}): expected low <= high")
+        raise InvalidProblemError(f"{option or name} = {limits!r}: expected low <= high")
     return stream(seed, name).uniform(low, high, size)

@@ -1,7 +1,7 @@
 """What a plan of model download violates, and which users cannot be served at all."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from edgeopt.problems.model_download import ModelDownload
 
 Reason = Literal["model", "deadline", "energy", "rate", "bandwidth"]
+REASONS: tuple[Reason, ...] = get_args(Reason)
 Floats = NDArray[np.float64]
 
 
@@ -90,6 +91,64 @@ def _frequency_violations(
 
 def refusals(problem: "ModelDownload", tolerance: float) -> tuple[Refusal, ...]:
     """See `ModelDownload.refusals`."""
+    return tuple(_refusal(problem, *refused) for refused in _merged(_refused(problem, tolerance)))
+
+
+def count_refusals(problem: "ModelDownload", tolerance: float) -> dict[Reason, int]:
+    """See `ModelDownload.count_refusals`."""
+    return _counts(_refused(problem, tolerance))
+
+
+def refusal_summary(problem: "ModelDownload", tolerance: float) -> str:
+    """See `ModelDownload.refusal_summary`."""
+    groups = _refused(problem, tolerance)
+    if not (counts := _counts(groups)):
+        return ""
+    first = _refusal(problem, *_merged([group.head() for group in groups if group.users.size])[0])
+    return (
+        f"{sum(counts.values())} of {problem.num_users} users cannot be served even alone ({reasons_text(counts)}); "
+        f"{first.message}"
+    )
+
+
+def reasons_text(counts: dict[Reason, int]) -> str:
+    """Return counts by reason as words."""
+    return ", ".join(f"{count} {reason}" for reason, count in counts.items())
+
+
+class _Group(NamedTuple):
+    """Users [R] of one reason, ascending, with the model [R] that comes closest and what it needs [R] of what there is [R]."""
+
+    reason: Reason
+    users: NDArray[np.int64]
+    models: NDArray[np.int64]
+    needs: Floats
+    there: Floats
+
+    def head(self) -> "_Group":
+        """Return the first user alone."""
+        return _Group(self.reason, *(column[:1] for column in self[1:]))  # type: ignore[arg-type]
+
+
+_Refused = tuple[Reason, int, int, float, float]
+
+
+def _counts(groups: list[_Group]) -> dict[Reason, int]:
+    return {group.reason: group.users.size for group in groups if group.users.size}
+
+
+def _merged(groups: list[_Group]) -> list[_Refused]:
+    """Return reason, user, model, need and what there is of everybody in the groups, by user."""
+    everybody = [
+        (group.reason, *columns)
+        for group in groups
+        for columns in zip(*(column.tolist() for column in group[1:]), strict=True)
+    ]
+    return sorted(everybody, key=lambda refused: refused[1])
+
+
+def _refused(problem: "ModelDownload", tolerance: float) -> list[_Group]:
+    """Return who cannot be served even alone, a group for each reason; no messages yet, which take long for many users."""
     from edgeopt.problems.model_download_kernels import least_rates  # late: numba takes 0.3 s to import
 
     first = problem.layer_indptr[:-1]
@@ -105,44 +164,43 @@ def refusals(problem: "ModelDownload", tolerance: float) -> tuple[Refusal, ...]:
         np.array(problem.allowed), np.array(problem.layer_indptr), problem.prefix_bits, problem.suffix_flops,
         problem.suffix_fixed_s, np.array(problem.deadline_s), (cycles / top).ravel(),
     )  # fmt: skip
+    ceiling = problem.rate_ceiling_bps
+    carried = problem.rate_bps(problem.bandwidth_hz)
     at_most = problem.rate_bps(problem.bandwidth_limit_hz)[:, None]
-    ceiling = problem.rate_ceiling_bps[:, None]
     compute = np.where(rate < np.inf, compute, np.maximum(compute, deadline))  # a tie, whichever way it was rounded
-    stages: tuple[
-        tuple[Reason, Floats, Floats, bool], ...
-    ] = (  # what is needed, what there is, whether equal is enough
-        ("deadline", compute, deadline, False),
-        ("energy", energy, problem.energy_j[:, None] * (1 + tolerance), True),
-        ("rate", rate, ceiling, False),
-        ("bandwidth", rate, at_most * (1 + tolerance), True),
+    stages: tuple[tuple[Reason, Floats, Floats, bool, Floats], ...] = (
+        # what is needed [K, I], what there is, whether equal is enough; what the message says there is [K]
+        ("deadline", compute, deadline, False, top[:, 0]),
+        ("energy", energy, problem.energy_j[:, None] * (1 + tolerance), True, problem.energy_j),
+        ("rate", rate, ceiling[:, None], False, ceiling),
+        ("bandwidth", rate, at_most * (1 + tolerance), True, carried),
     )
     left = problem.allowed  # pairs that have passed all stages so far
-    found: dict[int, Refusal] = {}
-    for k in np.flatnonzero(~left.any(axis=1)):
-        found[int(k)] = Refusal(int(k), "model", f"user {k}: {_none_allowed(problem, int(k))}")
-    for reason, need, limit, equal in stages:
+    waiting = left.any(axis=1)
+    none = np.flatnonzero(~waiting)
+    found = [_Group("model", none, np.full(none.size, -1), np.zeros(none.size), np.zeros(none.size))]
+    for reason, need, limit, equal, there in stages:
         passed = left & ((need <= limit) if equal else (need < limit))
-        for k in np.flatnonzero(left.any(axis=1) & ~passed.any(axis=1)):
-            i = int(np.where(left[k], need[k] / limit[k], np.inf).argmin())
-            numbers = _numbers(problem, reason, int(k), i, float(need[k, i]))
-            found[int(k)] = Refusal(int(k), reason, f"user {k}: {numbers}")
-        left = passed
-    return tuple(found[k] for k in sorted(found))
+        still = passed.any(axis=1)
+        users = np.flatnonzero(waiting & ~still)
+        closest = np.where(left[users], need[users] / limit[users], np.inf).argmin(axis=1)
+        found.append(_Group(reason, users, closest, need[users, closest], there[users]))
+        left, waiting = passed, still
+    return found
 
 
-def _numbers(problem: "ModelDownload", reason: Reason, k: int, i: int, need: float) -> str:
-    """Return the sentence about user k and model i, which needs `need` of what the reason is about."""
+def _refusal(problem: "ModelDownload", reason: Reason, k: int, i: int, need: float, there: float) -> Refusal:
+    """Return the refusal of user k, whose model i comes closest."""
+    if reason == "model":
+        return Refusal(k, reason, f"user {k}: {_none_allowed(problem, k)}")
     name = problem.model_names[i]
-    if reason == "deadline":
-        top = problem.top_frequency_hz[k]
-        return f"deadline_s = {problem.deadline_s[k]:.6g}, computing {name} takes {need:.6g} s at {top:.6g} Hz"
-    if reason == "energy":
-        return f"energy_j = {problem.energy_j[k]:.6g}, {name} takes at least {need:.6g} J to meet the deadline"
-    if reason == "rate":
-        ceiling = problem.rate_ceiling_bps[k]
-        return f"{name} needs {need:.6g} bit/s, the channel carries less than {ceiling:.6g} over any bandwidth"
-    carried = problem.rate_bps(problem.bandwidth_hz)[k]
-    return f"{name} needs {need:.6g} bit/s, the whole bandwidth carries {carried:.6g}"
+    message = {
+        "deadline": f"deadline_s = {problem.deadline_s[k]:.6g}, computing {name} takes {need:.6g} s at {there:.6g} Hz",
+        "energy": f"energy_j = {there:.6g}, {name} takes at least {need:.6g} J to meet the deadline",
+        "rate": f"{name} needs {need:.6g} bit/s, the channel carries less than {there:.6g} over any bandwidth",
+        "bandwidth": f"{name} needs {need:.6g} bit/s, the whole bandwidth carries {there:.6g}",
+    }[reason]
+    return Refusal(k, reason, f"user {k}: {message}")
 
 
 def _none_allowed(problem: "ModelDownload", k: int) -> str:

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from edgeopt import storage
 from edgeopt.errors import InvalidFileError, InvalidProblemError
 from edgeopt.problem import Problem, Sense, Violation
+from edgeopt.problems.split_limits import reachable_target, refuse_overflow
 from edgeopt.problems.split_plan import SplitPlan
 from edgeopt.problems.split_report import STAGES, SplitReport, report_of  # noqa: F401 - STAGES for readers of reports
 from edgeopt.validate import float_array, int_array
@@ -145,14 +146,14 @@ class SplitTraining(Problem):
                 positive=positive, nonnegative=not positive, finite=name != "memory_bytes", unit=unit,
             )  # fmt: skip
             object.__setattr__(self, name, value if axes else value.item())
-        batch = int_array("max_batch", self.max_batch, (sizes["N"],), low=1)
-        object.__setattr__(self, "max_batch", batch)
+        object.__setattr__(self, "max_batch", int_array("max_batch", self.max_batch, (sizes["N"],), low=1))
         least = int_array("min_interval", self.min_interval, (), low=1).item()
         most = int_array("max_interval", self.max_interval, (), low=1).item()
         if most < least:
             raise InvalidProblemError(f"max_interval = {most}: expected at least min_interval = {least}")
         object.__setattr__(self, "min_interval", least)
         object.__setattr__(self, "max_interval", most)
+        refuse_overflow(self)
         if (bad := np.flatnonzero(self.batch_limit[:, 0] < 1)).size:
             needed = (self.memory_bits[0] + self.optimizer_states * self.parameter_bits[0]) / 8
             raise InvalidProblemError(
@@ -219,8 +220,8 @@ class SplitTraining(Problem):
     @property
     def drift_weight(self) -> Floats:
         """float64 [L], 4 beta^2 gamma^2 sum_{j <= Lc} G_j^2: the drift term is I^2 times that at Lc, for I > 1."""
-        moments = np.cumsum(self.gradient_second_moment)
-        return np.asarray(4 * self.smoothness**2 * self.step_size**2 * moments)
+        factor = 2 * self.smoothness * self.step_size
+        return np.asarray(factor * factor * np.cumsum(self.gradient_second_moment))
 
     @property
     def time_scale(self) -> float:
@@ -308,7 +309,7 @@ class SplitTraining(Problem):
             cure = "a smaller min_interval or step size"
         return (
             f"target = {self.target:.6g} cannot be reached: {blame} (gradient noise {noise:.6g} + client drift "
-            f"{drift:.6g}); expected a target above {noise + drift:.6g}, or {cure}"
+            f"{drift:.6g}); expected a target of at least {reachable_target(noise, drift):f}, or {cure}"
         )
 
     def _least_terms(self) -> tuple[float, float]:

@@ -134,7 +134,10 @@ def random_problem(
 def _with_target(
     cls: "type[SplitTraining]", target: float | None, interval: int | tuple[int, int], **fields: Any
 ) -> "SplitTraining":
-    low, high = interval if isinstance(interval, tuple | list) else (interval, interval)
+    given = tuple(interval) if isinstance(interval, tuple | list) else (interval, interval)
+    if len(given) != 2:
+        raise InvalidProblemError(f"interval = {interval!r}: expected an integer, or the least and the largest one")
+    low, high = given
     problem = cls(**fields, target=1.0 if target is None else target, min_interval=low, max_interval=high)
     # without noise and drift any target will do
     return problem if target is not None else problem.replace(target=TARGET_FACTOR * problem.least_target or 1.0)

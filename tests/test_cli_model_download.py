@@ -116,3 +116,15 @@ def test_compare_and_report(instance: Path, tmp_path: Path):
         "Bandwidth of the admitted users",
     ):
         assert caption in report
+
+
+def test_who_cannot_be_served_is_said(tmp_path: Path):
+    """Solving an instance that nobody can be served in says how many, why, and the first with its numbers."""
+    path = tmp_path / "hopeless.json"
+    assert run("generate", "model-download", "--users", 4, "--deadline", 0.01, "-o", path).exit_code == 0
+    done = run("solve", path, "--solver", "slide")
+    assert (
+        "4 of 4 users cannot be served even alone (3 deadline, 1 bandwidth); user 0: deadline_s = 0.01" in done.output
+    )
+    done = run("describe", path, "--json")
+    assert json.loads(done.stdout)["facts"]["users that cannot be served"] == "4 (3 deadline, 1 bandwidth)"

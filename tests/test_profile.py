@@ -342,6 +342,7 @@ class Idle(nn.Module):
         (nn.Linear(3, 3), (), "with a batch dimension"),
         (nn.Linear(3, 3), np.zeros((1, 3)), "with a batch dimension"),
         (torch.tanh, torch.zeros(1, 3), "expected a torch.nn.Module"),
+        (nn.Sequential(), torch.zeros(1, 3), "module: expected layers, got an empty Sequential"),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -278,9 +278,11 @@ def _as_bytes(tensor: torch.Tensor) -> memoryview:
 
 
 def _fill(stream: BinaryIO, data: memoryview, name: str, stopped: Callable[[], bool]) -> None:
+    source: Any = stream
+    read = getattr(source, "readinto1", source.readinto)  # does not wait for all of a chunk
     position = 0
     while position < len(data) and not stopped():
-        count = stream.readinto(data[position : position + _CHUNK_BYTES])  # type: ignore[attr-defined]
+        count = read(data[position : position + _CHUNK_BYTES])
         if not count:
             raise InvalidFileError(f"stream: {name}: ends after {position} bytes, expected {len(data)}")
         position += count

@@ -50,6 +50,8 @@ def download_throughput(
     """
     if x not in (known := get_args(Varied)):
         raise EdgeOptError(f"x = {x!r}: expected one of {', '.join(known)}")
+    if x in arguments:
+        raise EdgeOptError(f"{x}: it varies, expected it among no other arguments")
     rows = []
     for value in values:
         for seed in seeds:
@@ -123,6 +125,7 @@ def _problem(x: Varied, value: float, seed: int, arguments: dict[str, Any]) -> "
     from edgeopt.problems import ModelDownload
 
     if x == "num_users":
-        return ModelDownload.random(**arguments, num_users=int(value), seed=seed)
+        users: Any = value  # a whole number, which `random` checks
+        return ModelDownload.random(**arguments, num_users=users, seed=seed)
     made = ModelDownload.random(**arguments, seed=seed)
     return made.replace(**{x: np.full(made.num_users, value) if x == "deadline_s" else value})

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.errors import EdgeOptError
 from edgeopt.evaluation.plots.style import COLOURS, new_axes
+from edgeopt.validate import int_array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,8 +41,13 @@ def plot_download_timeline(
     one_after_another : names of plans whose users run nothing before the whole model is there.
     """
     named = dict(plans) if isinstance(plans, Mapping) else {"": plans}
+    if not named:
+        raise EdgeOptError("plans: expected at least one plan")
     admitted = np.flatnonzero(np.any([plan.admitted for plan in named.values()], axis=0))
-    shown = admitted[: max(1, MAX_LANES // len(named))].tolist() if users is None else list(users)
+    if users is None:
+        shown = admitted[: max(1, MAX_LANES // len(named))].tolist()
+    else:
+        shown = int_array("users", list(users), (None,), low=0, high=problem.num_users - 1).tolist()
     lanes = [(user, name) for user in shown for name in named]
     timelines = {name: problem.simulate(plan) for name, plan in named.items()}
     spacing = [i + 0.5 * (i // len(named)) * (len(named) > 1) for i in range(len(lanes))]  # users apart, plans together

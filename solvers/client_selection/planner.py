@@ -74,17 +74,14 @@ class SelectionPlanner:
     def state(self) -> Arrays:
         """Return what every round so far was told: all that the next plans depend on, besides the parameters."""
         given = [feedback for feedback in self._heard if feedback is not None]
-        columns = {
-            "client": [feedback.plan.client for feedback in given],
-            "server": [feedback.plan.server for feedback in given],
-            "completed": [feedback.completed for feedback in given],
-            "conflict": [feedback.conflict for feedback in given],
-        }
-        kinds = {"client": np.int32, "server": np.int32, "completed": np.bool_, "conflict": np.bool_}
+        plans = [feedback.plan for feedback in given]
         return {
             "given": np.array([feedback is not None for feedback in self._heard], np.bool_),
-            "size": np.array([len(feedback.plan) for feedback in given], np.int64),
-            **{name: np.concatenate([np.empty(0, kinds[name]), *parts]) for name, parts in columns.items()},
+            "size": np.array([len(plan) for plan in plans], np.int64),
+            "client": np.concatenate([np.empty(0, np.int32), *(plan.client for plan in plans)]),
+            "server": np.concatenate([np.empty(0, np.int32), *(plan.server for plan in plans)]),
+            "completed": np.concatenate([np.empty(0, np.bool_), *(feedback.completed for feedback in given)]),
+            "conflict": np.concatenate([np.empty(0, np.bool_), *(feedback.conflict for feedback in given)]),
         }
 
     def restore(self, state: Arrays) -> None:

@@ -16,7 +16,7 @@ Index = int | np.integer[Any]
 
 FIT = 1e-12  # relative precision to which an energy limit is met
 STEPS = 100  # of Newton's method, which takes about four
-HALVINGS = 50  # of the seconds per bit, until rounded frequencies meet the energy limit, and then between the last two
+HALVINGS = 50  # of the seconds per bit, until rounded frequencies meet the energy limit
 
 
 class Layers(NamedTuple):
@@ -211,25 +211,25 @@ def level_rate(
 ) -> float:  # fmt: skip
     """Return a rate, at least `rate`, at which frequencies rounded to `levels` meet the energy limit; inf if none is found.
 
-    The seconds per bit are halved until it is met, and then bisected. Rounded energy does not always rise with them, so
-    the result works, but need not be the least.
+    The seconds per bit are halved until it is met, and then bisected. Rounded energy does not always fall with it, so the result works,
+    but need not be the least. It is a rate that was tried, to the last digit: `frequencies` then finds the same energy.
     """
     bits = layers.prefix_bits[layers.indptr[i + 1] - 1]
     budget = (users.energy[k] - users.receive[k] * bits) * (1.0 + FIT)
-    good = bad = 1.0 / rate
+    good = bad = rate
     for _ in range(HALVINGS):
-        if round_to_levels(k, i, good, users, layers, levels, speed, left, work, layer) <= budget:
+        if round_to_levels(k, i, 1.0 / good, users, layers, levels, speed, left, work, layer) <= budget:
             break
-        bad, good = good, 0.5 * good
+        bad, good = good, 2.0 * good
     else:
         return np.inf
-    while bad - good > FIT * bad:
-        x = 0.5 * (good + bad)
-        if round_to_levels(k, i, x, users, layers, levels, speed, left, work, layer) <= budget:
-            good = x
+    while good - bad > FIT * good:
+        middle = 2.0 / (1.0 / good + 1.0 / bad)
+        if round_to_levels(k, i, 1.0 / middle, users, layers, levels, speed, left, work, layer) <= budget:
+            good = middle
         else:
-            bad = x
-    return max(rate, 1.0 / good)
+            bad = middle
+    return good
 
 
 @kernel

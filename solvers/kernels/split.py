@@ -187,15 +187,46 @@ def newton_jacobi_batches(
 
 
 @kernel
+def best_whole(lam_noise: float, server: float) -> float:
+    """Return the whole number b >= 1 that minimises b server + lam_noise / b; inf where nothing limits it."""
+    if server <= 0.0:
+        return np.inf if lam_noise > 0.0 else 1.0
+    b = max(float(np.floor(np.sqrt(lam_noise / server))), 1.0)
+    return b + 1.0 if server * b * (b + 1.0) < lam_noise else b  # one more sample costs less than it gains
+
+
+@kernel
 def _want_whole(lam_noise: float, s: Floats, cap: Floats, out: Floats) -> None:
     """Fill `out` with the best whole batch size of each device without thresholds."""
     for i in range(s.size):
-        b = cap[i]
-        if s[i] * b * b > lam_noise:
-            b = max(np.floor(np.sqrt(lam_noise / s[i])), 1.0)
-            if s[i] * b * (b + 1.0) < lam_noise and b < cap[i]:  # one more sample costs less than it gains
-                b += 1.0
-        out[i] = b
+        out[i] = min(best_whole(lam_noise, s[i]), cap[i])
+
+
+@kernel
+def best_interval(
+    low: int, high: int, round_s: float, transfer_s: float, target: float, noise: float, drift: float
+) -> tuple[float, int]:
+    """Return the least (round_s + transfer_s / I) / Den over the aggregation intervals I from `low` to `high`, and I.
+
+    Den is target - drift I^2 - noise, without the drift for I = 1; the ratio is inf if Den is never positive. From an
+    interval of 2 on it falls and then rises: the quotient of a convex and a positive concave function.
+    """
+    best, interval = np.inf, low
+    if low == 1 and target - noise > 0.0:
+        best, interval = (round_s + transfer_s) / (target - noise), 1
+    low = max(2, low)
+    while low <= high:
+        middle = (low + high) // 2
+        den = target - drift * (middle * middle) - noise
+        ratio = (round_s + transfer_s / middle) / den if den > 0.0 else np.inf
+        if ratio < best:
+            best, interval = ratio, middle
+        after = target - drift * ((middle + 1) * (middle + 1)) - noise
+        if after > 0.0 and (round_s + transfer_s / (middle + 1)) / after < ratio:
+            low = middle + 1
+        else:
+            high = middle - 1
+    return best, interval
 
 
 @kernel

@@ -6,6 +6,7 @@ import numpy as np
 
 from edgeopt.jit import kernel
 from edgeopt.solvers.kernels import Floats, Ints
+from edgeopt.solvers.kernels.split import best_interval, best_whole
 from edgeopt.solvers.kernels.split_tables import MASK, SHIFT, Stack, Tables, Work
 
 DONE, PAUSED, FULL = 0, 1, 2  # why `search` returned: nothing left, budget spent, work arrays too small
@@ -26,10 +27,7 @@ def free_batch(noise: float, server: Floats) -> Floats:
     """Return float64 [L]: the whole number b that minimises b server[l] + noise / b; inf where nothing limits it."""
     found = np.empty(server.size)
     for l in range(server.size):
-        found[l] = np.inf if noise > 0.0 else 1.0
-        if server[l] > 0.0:
-            b = max(1.0, np.floor(math.sqrt(noise / server[l])))
-            found[l] = b + 1.0 if (b + 1.0) * server[l] + noise / (b + 1.0) < b * server[l] + noise / b else b
+        found[l] = best_whole(noise, server[l])
     return found
 
 
@@ -236,31 +234,6 @@ def tighten(
 
 
 @kernel
-def best_interval(tables: Tables, round_s: float, transfer_s: float, left: float, layer: int) -> tuple[float, int]:
-    """Return the least time per Den over the aggregation intervals, inf if Den is never positive, and the interval.
-
-    From an interval of 2 on it falls and then rises: the quotient of a convex and a positive concave function.
-    """
-    least, most = tables.intervals
-    best, interval = np.inf, least
-    if least == 1 and left > 0.0:
-        best, interval = (round_s + transfer_s) / left, 1
-    low, high = max(2, least), most
-    while low <= high:
-        middle = (low + high) // 2
-        den = left - drift_of(tables, layer, middle)
-        ratio = (round_s + transfer_s / middle) / den if den > 0.0 else np.inf
-        if ratio < best:
-            best, interval = ratio, middle
-        after = left - drift_of(tables, layer, middle + 1)
-        if after > 0.0 and (round_s + transfer_s / (middle + 1)) / after < ratio:
-            low = middle + 1
-        else:
-            high = middle - 1
-    return best, interval
-
-
-@kernel
 def value(tables: Tables, options: Ints, work: Work) -> tuple[float, int]:
     """Return time per Den of the cheapest options' plan with its best interval, and that interval; fill `found`."""
     num_layers = tables.server.size
@@ -280,9 +253,11 @@ def value(tables: Tables, options: Ints, work: Work) -> tuple[float, int]:
     for at in work.at:
         held += tables.bits[deepest] - tables.bits[options[at] & MASK]
     found[4], found[5] = deepest, held
-    left = tables.target - tables.noise * inverse
     seconds = transfer(tables, found[2], found[3], held)
-    return best_interval(tables, found[0] + server + found[1], seconds, left, deepest)
+    least, most = tables.intervals
+    return best_interval(
+        least, most, found[0] + server + found[1], seconds, tables.target, tables.noise * inverse, tables.drift[deepest]
+    )
 
 
 @kernel

@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.jit import kernel
+from edgeopt.solvers.kernels.split import best_whole
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -52,10 +53,7 @@ def choose_pairs(
     """
     most = np.empty(deepest + 1)  # the best batch size without limits, at each cut
     for k in range(deepest + 1):
-        most[k] = np.inf
-        if server[k] > 0.0:
-            root = max(np.floor(np.sqrt(lam_noise / server[k])), 1.0)
-            most[k] = root + 1.0 if server[k] * root * (root + 1.0) < lam_noise else root
+        most[k] = best_whole(lam_noise, server[k])
     for i in range(batch.size):
         least = np.inf
         for k in range(deepest, -1, -1):

@@ -25,16 +25,24 @@ class Admission:
     model : int32 [K], -1 for refused users.
     bandwidth_hz : float64 [K], what each admitted user needs.
     bound : upper bound on the value of any admission at these rates.
+    message : what kept the bound from the value, if that was not a limit of the run.
     """
 
     model: NDArray[np.int32]
     bandwidth_hz: Floats
     bound: float
+    message: str = ""
 
 
 def supports_model_download(problem: Problem) -> str | None:
     """Return None for a `ModelDownload` problem, else what was expected."""
     return None if isinstance(problem, ModelDownload) else f"expected a model-download problem, got {problem.kind}"
+
+
+def refusal_message(run: Run[DownloadPlan], problem: ModelDownload) -> str:
+    """Return who cannot be served even alone, for the result; empty if there is nobody, or everybody is served."""
+    served = 0 if run.solution is None else run.solution.num_admitted
+    return "" if served == problem.num_users else problem.refusal_summary()
 
 
 def bandwidth_needed(problem: ModelDownload, rate: Floats) -> Floats:
@@ -111,12 +119,14 @@ def _admit_by_knapsack(run: Run[Any], problem: ModelDownload, bandwidth: Floats)
     indptr = np.searchsorted(users, np.arange(problem.num_users + 1))
     if problem.resource_block_hz is not None:
         needs, capacity = np.round(needs / unit), np.floor(capacity / unit)
-    chosen, _, bound = solve_multiple_choice(
+    chosen, best, bound = solve_multiple_choice(
         indptr, needs, problem.value[users, models], float(capacity), stop=run.stopped
     )
+    gave_up = bound > best and run.limit is None
     taken = np.flatnonzero(chosen >= 0)
     model = np.full(problem.num_users, -1, np.int32)
     model[taken] = models[chosen[taken]]
     needed = np.zeros(problem.num_users)
     needed[taken] = unit * needs[chosen[taken]]
-    return Admission(model, needed, float(bound))
+    message = "the memory of the knapsack was not enough to prove an optimum" if gave_up else ""
+    return Admission(model, needed, float(bound), message)

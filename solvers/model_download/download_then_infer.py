@@ -11,7 +11,7 @@ from edgeopt.problems import DownloadPlan, ModelDownload
 from edgeopt.result import Guarantee, Heuristic, Result
 from edgeopt.solve import Run, SolveOptions
 from edgeopt.solvers.kernels.download import FIT
-from edgeopt.solvers.model_download.common import admit, constant_speed_plan, supports_model_download
+from edgeopt.solvers.model_download.common import admit, constant_speed_plan, refusal_message, supports_model_download
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class DownloadThenInfer:
             admission = admit(run, problem, rate)
             frequency = speed[np.arange(problem.num_users), admission.model]
             run.offer(constant_speed_plan(problem, admission, frequency))
-        return run.result()
+        return run.result(message=refusal_message(run, problem))
 
 
 def separate_rates(problem: ModelDownload) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

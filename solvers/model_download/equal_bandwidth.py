@@ -9,7 +9,13 @@ from edgeopt.problem import Problem
 from edgeopt.problems import DownloadPlan, ModelDownload
 from edgeopt.result import Guarantee, Heuristic, Result
 from edgeopt.solve import Run, SolveOptions
-from edgeopt.solvers.model_download.common import FILL, Admission, bandwidth_needed, supports_model_download
+from edgeopt.solvers.model_download.common import (
+    FILL,
+    Admission,
+    bandwidth_needed,
+    refusal_message,
+    supports_model_download,
+)
 from edgeopt.solvers.model_download.rates import Tables, overlapped_rates
 from edgeopt.solvers.model_download.slide import overlapped_plan
 
@@ -54,4 +60,4 @@ class EqualBandwidth:
             model[chosen] = best[chosen]
             admission = Admission(model, np.where(model >= 0, equal, 0.0), np.inf)
             run.offer(overlapped_plan(problem, tables, admission, rate, share_spare=False))
-        return run.result()
+        return run.result(message=refusal_message(run, problem))

@@ -10,7 +10,7 @@ from edgeopt.problems import DownloadPlan, ModelDownload
 from edgeopt.result import Guarantee, Heuristic, Result
 from edgeopt.solve import Run, SolveOptions
 from edgeopt.solvers.kernels.download import FIT
-from edgeopt.solvers.model_download.common import admit, constant_speed_plan, supports_model_download
+from edgeopt.solvers.model_download.common import admit, constant_speed_plan, refusal_message, supports_model_download
 from edgeopt.solvers.model_download.rates import Tables
 
 
@@ -44,4 +44,4 @@ class FixedFrequency:
             energy += (problem.energy_coefficient * top**2)[:, None] * cycles
             rate[energy > problem.energy_j[:, None] * (1 + FIT)] = np.inf
             run.offer(constant_speed_plan(problem, admit(run, problem, rate), top))
-        return run.result()
+        return run.result(message=refusal_message(run, problem))

@@ -15,6 +15,7 @@ from edgeopt.solve import Run, SolveOptions
 from edgeopt.solvers.back_ends import highs_module
 from edgeopt.solvers.background import Background, Mailbox
 from edgeopt.solvers.highs import new_highs, run_highs
+from edgeopt.solvers.model_download.common import refusal_message
 from edgeopt.solvers.model_download.milp_model import DownloadModel
 from edgeopt.stop import Limit
 
@@ -38,8 +39,8 @@ class Milp:
     accept. If it does not, tangents are added where the chosen levels need more bandwidth; if there are none to add, the
     choice is forbidden, and its value kept as a bound.
 
-    Guarantee: exact; exponential time in the worst case. Optimal means within HiGHS's tolerance: 1e-6 where the largest
-    value is 70 to 142, about 1e-8 of it. A choice that needs all the bandwidth, deadline or energy to a relative 1e-8 may be
+    Guarantee: exact; exponential time in the worst case. Optimal means within ten times HiGHS's tolerance of 1e-6 where the largest
+    value is 70 to 142, about 1e-7 of it, and 1e-9 of the objective. A choice that needs all the bandwidth, deadline or energy to a relative 1e-8 may be
     neither found nor excluded: the bound then says so. One iteration is one report of HiGHS.
 
     Parameters
@@ -82,7 +83,7 @@ class Milp:
                 with run.building():
                     model = DownloadModel(problem)
                 optimal, failure = _Search(self, run, model).run_all() if model.pairs else (True, "")
-        return run.result(optimal=optimal, error=failure)
+        return run.result(optimal=optimal, error=failure, message=refusal_message(run, problem))
 
 
 def count_nonzeros(problem: ModelDownload) -> int:

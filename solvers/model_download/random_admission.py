@@ -10,7 +10,13 @@ from edgeopt.problems import DownloadPlan, ModelDownload
 from edgeopt.result import Guarantee, Heuristic, Result
 from edgeopt.rng import stream
 from edgeopt.solve import Run, SolveOptions
-from edgeopt.solvers.model_download.common import FILL, Admission, bandwidth_needed, supports_model_download
+from edgeopt.solvers.model_download.common import (
+    FILL,
+    Admission,
+    bandwidth_needed,
+    refusal_message,
+    supports_model_download,
+)
 from edgeopt.solvers.model_download.rates import Tables, overlapped_rates
 from edgeopt.solvers.model_download.slide import overlapped_plan
 
@@ -50,4 +56,4 @@ class RandomAdmission:
                     model[k], bandwidth[k] = drawn[k], needed[k]
                     left -= needed[k]
             run.offer(overlapped_plan(problem, tables, Admission(model, bandwidth, np.inf), rate))
-        return run.result()
+        return run.result(message=refusal_message(run, problem))

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from edgeopt.errors import EdgeOptError
+from edgeopt.errors import InvalidProblemError
 from edgeopt.problems import DownloadPlan, ModelDownload
 from edgeopt.rng import stream
 from edgeopt.solve import Solver, solve
 from edgeopt.solvers import get_solver
 from edgeopt.solvers.model_download.rolling_result import RollingResult
-from edgeopt.validate import float_array
+from edgeopt.validate import float_array, int_array
 
 USER_FIELDS = (
     "task", "min_accuracy", "memory_bytes", "deadline_s", "samples", "cycles_per_flop", "min_frequency_hz",
@@ -49,11 +49,9 @@ def poisson_arrivals(num_requests: int, per_s: float, *, seed: int = 0) -> NDArr
     >>> poisson_arrivals(3, 20.0).round(4)
     array([0.0377, 0.0831, 0.0869])
     """
-    if num_requests < 1:
-        raise EdgeOptError(f"num_requests = {num_requests!r}: expected an integer >= 1")
-    if not (per_s > 0 and math.isfinite(per_s)):
-        raise EdgeOptError(f"per_s = {per_s!r}: expected a positive number (1/s)")
-    return np.cumsum(stream(seed, "poisson-arrivals").exponential(1.0 / per_s, num_requests))
+    requests = int_array("num_requests", num_requests, (), low=1).item()
+    rate = float_array("per_s", per_s, (), positive=True, unit="1/s").item()
+    return np.cumsum(stream(seed, "poisson-arrivals").exponential(1.0 / rate, requests))
 
 
 def rolling_horizon(
@@ -95,6 +93,8 @@ def rolling_horizon(
     >>> result.num_done + result.num_refused
     50
     """
+    if not isinstance(problem, ModelDownload):
+        raise InvalidProblemError(f"problem: expected a ModelDownload, got {type(problem).__name__}")
     chosen = get_solver(problem.kind, solver) if isinstance(solver, str) else solver
     arrival = float_array("arrival_s", arrival_s, (problem.num_users,), nonnegative=True, unit="s")
     with _one_thread():

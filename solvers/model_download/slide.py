@@ -9,7 +9,13 @@ from edgeopt.problem import Problem
 from edgeopt.problems import DownloadPlan, ModelDownload
 from edgeopt.result import Exact, Guarantee, Heuristic, Result
 from edgeopt.solve import Run, SolveOptions
-from edgeopt.solvers.model_download.common import Admission, admit, share_spare_bandwidth, supports_model_download
+from edgeopt.solvers.model_download.common import (
+    Admission,
+    admit,
+    refusal_message,
+    share_spare_bandwidth,
+    supports_model_download,
+)
 from edgeopt.solvers.model_download.rates import Tables, overlapped_rates
 
 _EXACT = Exact("a user depends on the others through its bandwidth alone, of which the least is found")
@@ -39,7 +45,8 @@ class Slide:
     Parameters
     ----------
     share_spare : give the bandwidth that is left to the admitted users, in proportion. Users with an energy limit then run
-        slower and save energy, the others are done earlier.
+        slower and save energy, the others are done earlier. With frequency levels all keep their frequencies, and are
+        done earlier.
     """
 
     share_spare: bool = True
@@ -59,6 +66,7 @@ class Slide:
 
     def solve(self, problem: ModelDownload, options: SolveOptions) -> Result[Any]:
         """Solve to optimality, see the class."""
+        unproved = ""
         with Run[DownloadPlan](self, problem, options) as run:
             run.offer(DownloadPlan.refuse_all(problem.num_users))
             with run.building():
@@ -66,8 +74,11 @@ class Slide:
             rate, lower = overlapped_rates(run, problem, tables, prune=not problem.has_model_reward)
             admission = admit(run, problem, rate)
             run.offer(overlapped_plan(problem, tables, admission, rate, share_spare=self.share_spare))
-            run.tighten(admission.bound if lower is rate else admit(run, problem, lower).bound)
-        return run.result()
+            relaxed = admission if lower is rate else admit(run, problem, lower)
+            run.tighten(relaxed.bound)
+            unproved = admission.message or relaxed.message
+        messages = (unproved, refusal_message(run, problem))
+        return run.result(message="; ".join(message for message in messages if message))
 
 
 def overlapped_plan(

@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from edgeopt.errors import EdgeOptError
 from edgeopt.problem import Problem
 from edgeopt.problems import SplitPlan, SplitTraining
 from edgeopt.result import Guarantee, Heuristic, Result
 from edgeopt.solve import Run, SolveOptions
-from edgeopt.solvers.split_training.common import Costs, finish, supports_split_training
+from edgeopt.solvers.split_training.common import Costs, check_count, finish, supports_split_training
 from edgeopt.solvers.split_training.descent import descend, follow, middle, repaired
 
 
@@ -29,8 +28,8 @@ class BatchOnly:
     guarantee: ClassVar[Guarantee] = Heuristic("ablation")
 
     def __post_init__(self) -> None:
-        if self.cut is not None and self.cut < 1:
-            raise EdgeOptError(f"cut = {self.cut!r}: expected a layer >= 1, or None for the middle")
+        if self.cut is not None:
+            check_count("cut", self.cut)
 
     def guarantee_for(self, problem: SplitTraining) -> Guarantee:
         """Return that nothing is promised."""

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.errors import EdgeOptError
 from edgeopt.problem import Problem
 from edgeopt.problems import SplitPlan, SplitTraining
 from edgeopt.result import Result
@@ -121,6 +122,12 @@ def plan_of(batch: Ints, cut: Ints, interval: int) -> SplitPlan:
 def arrays_of(plan: SplitPlan) -> tuple[Ints, Ints, int]:
     """Return batch sizes, cuts counted from 0, and the interval of a plan."""
     return plan.batch_size.astype(np.int64), plan.cut_layer.astype(np.int64) - 1, plan.aggregation_interval
+
+
+def check_count(name: str, value: object) -> None:
+    """Refuse a setting that is no integer >= 1."""
+    if not isinstance(value, int | np.integer) or value < 1:
+        raise EdgeOptError(f"{name} = {value!r}: expected an integer >= 1")
 
 
 def supports_split_training(problem: Problem) -> str | None:

@@ -3,24 +3,26 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from edgeopt.errors import EdgeOptError
+import numpy as np
+
 from edgeopt.problem import Problem
 from edgeopt.problems import SplitPlan, SplitTraining
 from edgeopt.result import Guarantee, Heuristic, Result
 from edgeopt.solve import Run, SolveOptions
-from edgeopt.solvers.split_training.common import Costs, finish, supports_split_training
-from edgeopt.solvers.split_training.descent import descend, follow, repaired, uniform
+from edgeopt.solvers.split_training.common import Costs, check_count, finish, supports_split_training
+from edgeopt.solvers.split_training.descent import at_uniform_cuts, descend, doubled, follow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CutOnly:
     """Choose the cuts as `Hasfl` does for the same batch size everywhere: HASFL without batch sizes.
 
-    If the batch size misses the target at the first cut, it is doubled. O(N L) per box of a step over cuts.
+    The batch size is the given one, or that doubled again and again, whichever is best; each descends from the best
+    uniform cut. O(N L) per box of a step over cuts.
 
     Parameters
     ----------
-    batch : batch size of every device, at most what its memory takes.
+    batch : least batch size to try; every device has at most what its memory takes.
     """
 
     batch: int = 16
@@ -29,8 +31,7 @@ class CutOnly:
     guarantee: ClassVar[Guarantee] = Heuristic("ablation")
 
     def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise EdgeOptError(f"batch = {self.batch!r}: expected an integer >= 1")
+        check_count("batch", self.batch)
 
     def guarantee_for(self, problem: SplitTraining) -> Guarantee:
         """Return that nothing is promised."""
@@ -45,7 +46,8 @@ class CutOnly:
         with Run[SplitPlan](self, problem, options) as run:
             with run.building():
                 costs = Costs.of(problem)
-            start = repaired(costs, problem, uniform(costs, self.batch), uniform(costs, 0))
-            if start is not None:
-                follow(run, descend(costs, problem, start, batches=False))
+            for batch in doubled(costs, self.batch):
+                start = min(at_uniform_cuts(costs, problem, batch), key=lambda point: point[0])
+                if start[0] < np.inf and not run.stopped():
+                    follow(run, descend(costs, problem, start, batches=False))
         return finish(run, problem)

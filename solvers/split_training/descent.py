@@ -15,7 +15,7 @@ from edgeopt.solvers.split_training.steps import (
     best_interval,
     better_pairs,
     kicked,
-    relaxed_value,
+    relaxed_point,
 )
 
 Point = tuple[float, Ints, Ints, int]
@@ -80,7 +80,7 @@ def kick(costs: Costs, point: Point, batch_update: BatchUpdate, max_boxes: int) 
         if (key := new_cut.tobytes()) in tried:
             continue
         tried.add(key)
-        if relaxed_value(costs, new_cut, interval) >= value:
+        if relaxed_point(costs, new_cut, interval)[0] >= value:
             continue
         new_batch, new_value = best_batches(costs, new_cut, interval, None, batch_update, max_boxes)
         if new_value < value * (1 - LEAST_GAIN):
@@ -91,7 +91,9 @@ def kick(costs: Costs, point: Point, batch_update: BatchUpdate, max_boxes: int) 
 def follow(run: Run[SplitPlan], points: Iterator[Point]) -> None:
     """Offer the points of a descent until a limit is reached; one iteration each."""
     for value, batch, cut, interval in points:
-        if run.objective is None or value < run.objective:  # asking the problem takes longer than many a step
+        if value < (
+            np.inf if run.objective is None else run.objective
+        ):  # asking the problem takes longer than many a step
             offer_feasible(run, plan_of(batch, cut, interval))
         if not run.step():
             return
@@ -116,6 +118,25 @@ def repaired(costs: Costs, problem: SplitTraining, batch: Ints, cut: Ints) -> Po
             batch = costs.limit_at(cut)
         else:
             return None
+
+
+def doubled(costs: Costs, number: int) -> Iterator[Ints]:
+    """Yield one batch size for all, twice that and so on, up to what each device's memory takes at cut 0."""
+    most = costs.limit[:, 0]
+    while True:
+        yield np.minimum(number, most)
+        if number >= most.max():
+            return
+        number *= 2
+
+
+def at_uniform_cuts(costs: Costs, problem: SplitTraining, batch: Ints) -> Iterator[Point]:
+    """Yield given batch sizes at every cut, the same for all that have the memory, with the best interval for each."""
+    deepest = costs.deepest(batch)
+    for k in range(int(deepest.max()) + 1):
+        cut = np.minimum(k, deepest)
+        interval, value = best_interval(costs, batch, cut, problem.min_interval, problem.max_interval)
+        yield value, batch, cut, interval
 
 
 def uniform(costs: Costs, number: int) -> Ints:

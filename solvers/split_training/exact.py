@@ -20,7 +20,6 @@ from edgeopt.solvers.split_training.common import (
     supports_split_training,
 )
 from edgeopt.solvers.split_training.hasfl import Hasfl
-from edgeopt.stop import Limit
 
 if TYPE_CHECKING:
     from edgeopt.solvers.kernels.split_tables import Tables
@@ -62,7 +61,8 @@ class Exact:
     The gaps 30 %, 10 %, 2 % and 1e-10 are proved in turn, each from scratch; the last proof takes at least about as long
     as the others together. When stopped, the bound is (1 - the last gap proved) times the incumbent then; it is lowered by the
     rounding error of Den, which grows as Den falls against the target. Guarantee: exact; exponential time in the worst
-    case. The start is the plan of `hasfl`. One iteration is 64 nodes, O(N L) each and less as options are dropped.
+    case. The start is the plan of `hasfl`, within the same run and limits. One iteration is one of `hasfl`, then 64 nodes, O(N L)
+    each and less as options are dropped.
     """
 
     name: ClassVar[str] = "exact"
@@ -83,18 +83,11 @@ class Exact:
                 costs = Costs.of(problem)
             offer_feasible(run, plan_of(*safest(costs, problem.min_interval)))
             if run.solution is not None and not run.stopped():
-                self._start(run, problem)
+                Hasfl().search(run, problem, costs)
+            if run.solution is not None and not run.stopped():
                 self._prove(run, problem, costs)
         open_end = run.limit is None and run.solution is not None and run.gap > OPTIMAL
         return finish(run, problem, ROUNDED if open_end else "")
-
-    def _start(self, run: Run[SplitPlan], problem: SplitTraining) -> None:
-        options = SolveOptions(time_limit=run.remaining, initial_solution=run.solution, seed=run.seed)
-        start = Hasfl().solve(problem, options)
-        if start.solution is not None:
-            offer_feasible(run, start.solution)
-        if start.limit is Limit.INTERRUPT:
-            raise KeyboardInterrupt  # the descent has swallowed it
 
     def _prove(self, run: Run[SplitPlan], problem: SplitTraining, costs: Costs) -> None:
         """Search until the last gap is proved or a limit is reached."""

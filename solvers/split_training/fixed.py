@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from edgeopt.errors import EdgeOptError
 from edgeopt.problem import Problem
 from edgeopt.problems import SplitPlan, SplitTraining
 from edgeopt.result import Guarantee, Heuristic, Result
 from edgeopt.solve import Run, SolveOptions
-from edgeopt.solvers.split_training.common import Costs, finish, supports_split_training
+from edgeopt.solvers.split_training.common import Costs, check_count, finish, supports_split_training
 from edgeopt.solvers.split_training.descent import follow, middle, repaired, uniform
 
 
@@ -32,10 +31,9 @@ class Fixed:
     guarantee: ClassVar[Guarantee] = Heuristic("baseline")
 
     def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise EdgeOptError(f"batch = {self.batch!r}: expected an integer >= 1")
-        if self.cut is not None and self.cut < 1:
-            raise EdgeOptError(f"cut = {self.cut!r}: expected a layer >= 1, or None for the middle")
+        check_count("batch", self.batch)
+        if self.cut is not None:
+            check_count("cut", self.cut)
 
     def guarantee_for(self, problem: SplitTraining) -> Guarantee:
         """Return that nothing is promised."""

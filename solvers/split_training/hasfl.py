@@ -13,6 +13,7 @@ from edgeopt.solve import Run, SolveOptions
 from edgeopt.solvers.split_training.common import (
     Costs,
     arrays_of,
+    check_count,
     finish,
     offer_feasible,
     plan_of,
@@ -20,7 +21,7 @@ from edgeopt.solvers.split_training.common import (
     supports_split_training,
 )
 from edgeopt.solvers.split_training.descent import TOLERANCE, Point, descend, follow, kick, repaired, uniform
-from edgeopt.solvers.split_training.steps import MAX_BOXES, BatchUpdate, relaxed_value
+from edgeopt.solvers.split_training.steps import MAX_BOXES, BatchUpdate, relaxed_point
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,11 +36,13 @@ class Hasfl:
     Batch sizes: real ones by Dinkelbach's method, the whole ones by branch and bound over the slowest times (ours).
     Cuts: branch and bound over the slowest times (ours; HASFL solves a mixed-integer program per step). Both are exact
     unless `max_boxes` runs out, cuts up to `tolerance`. One iteration is one step. A box costs O(N) for batch sizes and
-    O(N L) for cuts; each of the L starts is ranked by its real batch sizes in O(N) per pair of times tried.
+    O(N L) for cuts; the up to 2 L starts are ranked by their real batch sizes in O(N) per pair of times tried, and ranking
+    one is an iteration too.
 
     Parameters
     ----------
-    starts : uniform cuts to descend from, those with the best relaxed batch sizes; there are up to L.
+    starts : uniform cuts to descend from, those with the best relaxed batch sizes; there are up to L. Where the target is
+        out of reach at some of these, one more start has each device's cut no deeper than its largest batch allows.
     max_boxes : boxes of slowest times examined per step.
     tolerance : relative; the step over cuts ends when none can be better by more.
     batch_update : ``dinkelbach`` or HASFL's ``newton-jacobi``; both end at the same batch sizes.
@@ -57,8 +60,7 @@ class Hasfl:
 
     def __post_init__(self) -> None:
         for name in ("starts", "max_boxes"):
-            if getattr(self, name) < 1:
-                raise EdgeOptError(f"{name} = {getattr(self, name)!r}: expected an integer >= 1")
+            check_count(name, getattr(self, name))
         if not 0 <= self.tolerance < 1:
             raise EdgeOptError(f"tolerance = {self.tolerance!r}: expected a number from 0 to 1")
         if self.batch_update not in ("dinkelbach", "newton-jacobi"):
@@ -77,37 +79,49 @@ class Hasfl:
         with Run[SplitPlan](self, problem, options) as run:
             with run.building():
                 costs = Costs.of(problem)
-            offer_feasible(run, plan_of(*safest(costs, problem.min_interval)))
-            seen: set[bytes] = set()
-            points = self._starts(run, costs, problem)
-            while points and not run.stopped():
-                point = points.pop(0)
-                steps = descend(
-                    costs, problem, point, joint=self.joint, max_boxes=self.max_boxes, tolerance=self.tolerance,
-                    batch_update=self.batch_update, seen=seen,
-                )  # fmt: skip
-                follow(run, steps)
-                if self.joint and not points and run.solution is not None and not run.stopped():
-                    batch, cut, interval = arrays_of(run.solution)
-                    best = costs.objective(batch, cut, interval), batch, cut, interval
-                    if (better := kick(costs, best, self.batch_update, self.max_boxes)) is not None:
-                        points.append(better)
+            self.search(run, problem, costs)
         return finish(run, problem)
 
-    def _starts(self, run: Run[SplitPlan], costs: Costs, problem: SplitTraining) -> list[Point]:
-        """Return the points to descend from: the initial solution, then uniform cuts with fitting batch sizes."""
+    def search(self, run: Run[SplitPlan], problem: SplitTraining, costs: Costs) -> None:
+        """Rank the starts and descend from the best, within a run of this solver or another."""
+        offer_feasible(run, plan_of(*safest(costs, problem.min_interval)))
+        seen: set[bytes] = set()
+        points = self._starts(run, problem, costs)
+        while points and not run.stopped():
+            steps = descend(
+                costs, problem, points.pop(0), joint=self.joint, max_boxes=self.max_boxes, tolerance=self.tolerance,
+                batch_update=self.batch_update, seen=seen,
+            )  # fmt: skip
+            follow(run, steps)
+            if self.joint and not points and run.solution is not None and not run.stopped():
+                batch, cut, interval = arrays_of(run.solution)
+                best = costs.objective(batch, cut, interval), batch, cut, interval
+                if (better := kick(costs, best, self.batch_update, self.max_boxes)) is not None:
+                    points.append(better)
+
+    def _starts(self, run: Run[SplitPlan], problem: SplitTraining, costs: Costs) -> list[Point]:
+        """Return the points to descend from: the initial solution, then the best cuts of two kinds, offered as ranked.
+
+        All cuts are after the same layer, or as deep as a device has memory: for one sample; and, where that misses the
+        target at some layer, for its largest batch, for one more descent (ours).
+        """
         points = []
         if run.options.initial_solution is not None:
             batch, cut, interval = arrays_of(run.options.initial_solution)
             points.append((costs.objective(batch, cut, interval), batch, cut, interval))
-        ranked = []
-        deepest = costs.deepest(uniform(costs, 1))
-        for k in range(int(deepest.max()) + 1):
-            if run.stopped():
-                return points
-            cut = np.minimum(k, deepest)
-            start = repaired(costs, problem, costs.limit_at(cut), cut)
-            if start is not None and (start[2] == cut).all():
-                ranked.append((relaxed_value(costs, cut, start[3]), k, start))
-        ranked.sort(key=lambda one: one[:2])
-        return points + [start for *_, start in ranked[: self.starts]]
+        for samples, count in ((uniform(costs, 1), self.starts), (costs.limit[:, 0], 1)):
+            deepest, ranked = costs.deepest(samples), []
+            for k in range(int(deepest.max()) + 1):
+                if run.stopped():
+                    return points
+                cut = np.minimum(k, deepest)
+                start = repaired(costs, problem, costs.limit_at(cut), cut)
+                if start is not None and (start[2] == cut).all():
+                    relaxed, rounded = relaxed_point(costs, cut, start[3])
+                    start = min(start, rounded, key=lambda point: point[0])
+                    ranked.append((relaxed, k, start))
+                    follow(run, iter((start,)))
+            points += [start for *_, start in sorted(ranked, key=lambda one: one[:2])[:count]]
+            if len(ranked) == costs.num_layers:
+                break
+        return points

@@ -12,6 +12,7 @@ from edgeopt.problems import SplitPlan, SplitTraining
 from edgeopt.result import Status
 from edgeopt.schedule import RATES, Feedback, RoundPlan
 from edgeopt.solve import Solver, solve
+from edgeopt.solvers.split_training.common import check_count
 from edgeopt.storage import Arrays
 from edgeopt.validate import float_array, int_array
 
@@ -66,8 +67,7 @@ class HasflPlanner:
     _news: bool = field(init=False, default=False)  # whether anything was measured since the last solve
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise EdgeOptError(f"every = {self.every!r}: expected an integer >= 1")
+        check_count("every", self.every)
         if not self.rate_change > 0:
             raise EdgeOptError(f"rate_change = {self.rate_change!r}: expected a number > 0")
 

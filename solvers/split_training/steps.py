@@ -1,6 +1,5 @@
 """The three steps of the descent: batch sizes for given cuts, cuts for given batch sizes, the aggregation interval."""
 
-import math
 from collections.abc import Iterator
 from typing import Literal
 
@@ -38,10 +37,12 @@ def best_batches(
     return whole.astype(np.int64), costs.scale * ratio
 
 
-def relaxed_value(costs: Costs, cut: Ints, interval: int) -> float:
-    """Return the objective of the best real batch sizes for given cuts, inf if there are none."""
+def relaxed_point(costs: Costs, cut: Ints, interval: int) -> tuple[float, tuple[float, Ints, Ints, int]]:
+    """Return the objective of the best real batch sizes for given cuts, inf if there are none, and these rounded."""
     fixed, left, a, d, s, cap = _of_devices(costs, cut, interval)
-    return costs.scale * dinkelbach(fixed, left, costs.noise, a, d, s, cap)[3]
+    real, _, _, ratio = dinkelbach(fixed, left, costs.noise, a, d, s, cap)
+    batch = np.rint(real).astype(np.int64)
+    return costs.scale * ratio, (costs.objective(batch, cut, interval), batch, cut, interval)
 
 
 def _of_devices(costs: Costs, cut: Ints, interval: int) -> tuple[float, float, Floats, Floats, Floats, Floats]:
@@ -150,23 +151,10 @@ def kicked(costs: Costs, batch: Ints, cut: Ints, interval: int) -> Iterator[Ints
 
 
 def best_interval(costs: Costs, batch: Ints, cut: Ints, low: int, high: int) -> tuple[int, float]:
-    """Return the best aggregation interval from `low` to `high` for given batch sizes and cuts, and its objective.
+    """Return the best aggregation interval from `low` to `high` for given batch sizes and cuts, and its objective."""
+    from edgeopt.solvers.kernels import split
 
-    AdaptSFL's: with the drift D1 I^2 and D0 = target - noise, the ratio (T_S + T_A / I) / (D0 - D1 I^2) is least at the
-    positive root of 2 D1 T_S I^3 + 3 D1 T_A I^2 - D0 T_A, falls before and rises after it. So one of the whole
-    numbers next to the root is best, or the end of the range, or 1, where there is no drift.
-    """
     round_s, aggregation_s = costs.round_and_aggregation(batch, cut)
-    drift = float(costs.drift[cut.max()])
-    rest = costs.target - costs.noise * float((1 / batch).sum())
-    left, right = float(low), float(high)
-    while right - left > 0.25 and rest > 0:
-        middle = 0.5 * (left + right)
-        if (2 * round_s * middle + 3 * aggregation_s) * drift * middle**2 < rest * aggregation_s:
-            left = middle
-        else:
-            right = middle
-    around = range(math.floor(left), math.ceil(right) + 1)  # more than two where the bracket straddles a whole number
-    found = {min(max(number, low), high) for number in (low, low + 1, *around, high)}
-    value, best = min((costs.objective(batch, cut, interval), interval) for interval in found)
-    return best, value
+    noise, drift = costs.noise * float((1 / batch).sum()), float(costs.drift[cut.max()])
+    _, interval = split.best_interval(low, high, round_s, aggregation_s, costs.target, noise, drift)
+    return int(interval), costs.objective(batch, cut, int(interval))

@@ -231,6 +231,25 @@ def test_throughput_needs_its_columns():
         download_throughput("colour", [1.0])  # type: ignore[arg-type]
 
 
+def test_throughput_refuses_what_it_would_not_do():
+    """Users are whole, and what varies cannot be fixed as well."""
+    with pytest.raises(EdgeOptError, match=r"num_users = 1\.5: expected an integer >= 1"):
+        download_throughput("num_users", [1.5])
+    for x in ("num_users", "deadline_s", "bandwidth_hz"):
+        with pytest.raises(EdgeOptError, match=f"{x}: it varies, expected it among no other arguments"):
+            download_throughput(x, [5], **{x: 3})  # type: ignore[arg-type]
+
+
+def test_timeline_of_nothing():
+    """No plans, and users that there are not, are errors that say so."""
+    problem, plan = two_users()
+    with pytest.raises(EdgeOptError, match="plans: expected at least one plan"):
+        plot_download_timeline(problem, {})
+    for user in (99, -1, 0.5):
+        with pytest.raises(EdgeOptError, match=rf"users\[1\] = {user}: expected an integer from 0 to 1"):
+            plot_download_timeline(problem, plan, users=[0, user])
+
+
 def test_rolling_draws_the_steps():
     """The filled steps reach the utilisation of the band, and the queue line is the number of waiting requests."""
     problem = ModelDownload.random(num_users=40, bandwidth_hz=100e6, energy=None)

@@ -12,6 +12,7 @@ import edgeopt
 from edgeopt import EdgeNetwork
 from edgeopt.errors import InvalidProblemError
 from edgeopt.problems import DownloadPlan, ModelDownload
+from edgeopt.problems.model_download_checks import REASONS
 from edgeopt.profile import ModelProfile, model_profile
 
 
@@ -262,6 +263,24 @@ def test_refused_users_cannot_be_served_alone():
     assert listed > 5
 
 
+def test_counts_of_refusals():
+    """Counts by reason are those of the list, without its messages; `describe` and the summary have them."""
+    for seed in range(4):
+        one = ModelDownload.random(num_users=60, seed=seed, bandwidth_hz=20e6, fixed_power=seed % 2 == 1)
+        listed = [refusal.reason for refusal in one.refusals()]
+        assert one.count_refusals() == {
+            reason: listed.count(reason) for reason in dict.fromkeys(REASONS) if reason in listed
+        }
+    assert problem().count_refusals() == {}
+    assert problem().describe()["users that cannot be served"] == "0"
+    assert problem().refusal_summary() == ""
+    one = problem(task=[3, 0], deadline_s=[5.0, 0.01])
+    assert one.describe()["users that cannot be served"] == "2 (1 model, 1 deadline)"
+    assert one.refusal_summary() == (
+        "2 of 2 users cannot be served even alone (1 model, 1 deadline); user 0: task = 3, no model does it"
+    )
+
+
 # --- builders ----------------------------------------------------------------------------------------------------
 
 
@@ -336,6 +355,32 @@ def test_builders_refuse():
         ModelDownload.random(deadline_s=(3.0, 1.0))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"deadline_s": (-1, 2)}, r"deadline_s = \(-1, 2\): expected a positive number \(s\), or a range of them"),
+        ({"deadline_s": 0.0}, r"deadline_s = 0.0: expected a positive number \(s\), or a range of them"),
+        ({"deadline_s": (1, 2, 3)}, r"deadline_s = \(1, 2, 3\): expected a positive number \(s\), or a range of them"),
+        ({"deadline_s": "soon"}, "deadline_s = 'soon': expected a positive number"),
+        ({"deadline_s": None}, "deadline_s = None: expected a positive number"),
+        ({"snr_db": (1.0,)}, r"snr_db = \(1.0,\): expected a finite number \(dB\), or a range of them"),
+        ({"snr_db": [2, 1]}, r"snr_db = \[2, 1\]: expected low <= high"),
+        ({"energy": math.nan}, "energy = nan: expected a finite number, or a range of them"),
+        ({"energy": (0.0, math.inf)}, r"energy = \(0.0, inf\): expected a finite number"),
+        ({"bandwidth_hz": None}, r"bandwidth_hz = None: expected a positive number \(Hz\)"),
+    ],
+)
+def test_bad_options_of_random(options, message):
+    """Errors name the option as it was given, whatever would have been drawn."""
+    with pytest.raises(InvalidProblemError, match=message):
+        ModelDownload.random(num_users=1, **options)
+
+
+def test_ranges_may_be_lists():
+    """Files of instances have no tuples: a list of two numbers is a range too."""
+    assert ModelDownload.random(deadline_s=[1, 2]) == ModelDownload.random(deadline_s=(1.0, 2.0))
+
+
 # --- files -------------------------------------------------------------------------------------------------------
 
 
@@ -368,7 +413,7 @@ def test_files(tmp_path, suffix, changes):
         (lambda v, a: a.pop("layer_bits"), "layer_bits: array is missing"),
         (lambda v, a: a.update(extra=a["task"]), "extra: not an array of model-download"),
         (lambda v, a: v.pop("bandwidth_hz"), "bandwidth_hz: missing"),
-        (lambda v, a: v.update(bandwidth_hz="wide"), "bandwidth_hz: expected an array of numbers"),
+        (lambda v, a: v.update(bandwidth_hz="wide"), "bandwidth_hz = 'wide': expected a positive number"),
         (lambda v, a: v.update(models=["one"]), r"layer_indptr: expected shape \[2\], got \[3\]"),
     ],
 )
@@ -402,6 +447,11 @@ def test_plans_as_plain_values():
         ({"bandwidth_hz": -5.0}, r"bandwidth_hz = -5.0: expected a positive number \(Hz\)"),
         ({"bandwidth_hz": math.nan}, r"bandwidth_hz = nan: expected a positive number"),
         ({"bandwidth_hz": math.inf}, r"bandwidth_hz = inf: expected a positive number"),
+        ({"bandwidth_hz": None}, r"bandwidth_hz = None: expected a positive number \(Hz\)"),
+        ({"bandwidth_hz": True}, r"bandwidth_hz = True: expected a positive number \(Hz\)"),
+        ({"bandwidth_hz": "wide"}, r"bandwidth_hz = 'wide': expected a positive number \(Hz\)"),
+        ({"bandwidth_hz": [1.0]}, r"bandwidth_hz = \[1.0\]: expected a positive number \(Hz\)"),
+        ({"resource_block_hz": True}, r"resource_block_hz = True: expected a positive number \(Hz\)"),
         ({"resource_block_hz": 0.0}, r"resource_block_hz = 0.0: expected a positive number"),
         ({"model_names": (), "layer_indptr": [0], "layer_bits": [], "layer_flops": []}, "model_names: expected at least one model"),
         ({"model_names": "ab"}, "model_names = 'ab': expected a sequence of names"),

@@ -237,7 +237,19 @@ def test_least_target_is_the_edge():
         assert above.is_feasible(best)
         assert above.explain_infeasible() is None
         assert names(below, best) == [("accuracy", 0)]
-        assert f"expected a target above {least:.6g}" in str(below.explain_infeasible())
+        named = float(str(below.explain_infeasible()).split("expected a target of at least ")[1].split(",")[0])
+        assert least < named < least * 1.00002
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_named_target_is_feasible(seed: int):
+    """The target that the message asks for is rounded up, so that it can be reached itself."""
+    made = SplitTraining.random(num_devices=3, num_layers=4, seed=seed)
+    reason = str(made.replace(target=0.5 * made.least_target).explain_infeasible())
+    named = float(reason.split("expected a target of at least ")[1].split(",")[0])
+    again = made.replace(target=named)
+    assert again.explain_infeasible() is None
+    assert edgeopt.solve(again, "fixed").feasible
 
 
 def test_the_term_to_blame_is_named():
@@ -271,6 +283,21 @@ def test_the_term_to_blame_is_named():
         ({"uplink_bps": [1, 0]}, r"uplink_bps\[1\] = 0.0: expected a positive number \(bit/s\)"),
         ({"server_flops": [1.0, 2.0]}, r"server_flops: expected shape \[\], got \[2\]"),
         ({"max_batch": [4, 0]}, r"max_batch\[1\] = 0: expected an integer >= 1"),
+        ({"max_batch": 2**31}, r"max_batch\[0\] = 2147483648: expected an integer from 1 to 2147483647"),
+        ({"forward_flops": [1e308] * 3}, "^forward_flops / device_flops .* expected a finite number, got an overflow"),
+        ({"backward_flops": [1e308] * 3}, "^backward_flops / device_flops .* expected a finite number"),
+        ({"server_flops": 1e-307}, "^.*forward_flops.* / server_flops, .* expected a finite number"),
+        ({"server_fed_uplink_bps": 1e-308}, "^parameter_bits over .*server_fed_uplink_bps.*: expected a finite number"),
+        ({"memory_bits": [1e308] * 3, "memory_bytes": np.inf}, "^.*memory_bits, max_batch: expected a finite number"),
+        ({"memory_bytes": 1e308}, "^memory_bytes: expected a finite number, got an overflow"),
+        ({"gradient_variance": [1e308] * 3}, "^smoothness, step_size, gradient_variance: expected a finite number"),
+        (
+            {"gradient_second_moment": 1e308},
+            "^smoothness, step_size, gradient_second_moment.*: expected a finite number",
+        ),
+        ({"smoothness": 1e200}, "^smoothness, step_size, gradient_second_moment.*: expected a finite number"),
+        ({"initial_gap": 1e308, "step_size": 1e-300}, "^initial_gap / step_size: expected a finite number"),
+        ({"initial_gap": 1e305}, "^seconds of a round .* initial_gap / step_size / target: expected a finite number"),
         ({"max_batch": 2.5}, r"max_batch\[0\] = 2.5: expected an integer >= 1"),
         ({"min_interval": 0}, "min_interval = 0: expected an integer >= 1"),
         ({"max_interval": 0, "min_interval": 1}, "max_interval = 0: expected an integer >= 1"),
@@ -292,6 +319,7 @@ def test_bad_problems(changes: dict[str, object], message: str):
     ("changes", "message"),
     [
         ({"batch_size": [0, 1]}, r"batch_size\[0\] = 0: expected an integer >= 1"),
+        ({"batch_size": [2**40, 1]}, rf"batch_size\[0\] = {2**40}: expected an integer from 1 to 2147483647"),
         ({"batch_size": [1.5, 1]}, r"batch_size\[0\] = 1.5"),
         ({"batch_size": []}, "batch_size: expected at least one device"),
         ({"cut_layer": [1, 0]}, r"cut_layer\[1\] = 0: expected an integer >= 1"),
@@ -405,6 +433,8 @@ def test_heterogeneity():
         ({"num_layers": 0}, "num_layers = 0: expected an integer >= 1"),
         ({"heterogeneity": -1.0}, "heterogeneity = -1.0: expected a non-negative number"),
         ({"max_batch": 0}, r"max_batch\[0\] = 0"),
+        ({"interval": (1, 2, 3)}, r"interval = \(1, 2, 3\): expected an integer, or the least and the largest one"),
+        ({"interval": ()}, r"interval = \(\): expected an integer, or the least and the largest one"),
         ({"interval": (4, 2)}, "max_interval = 2: expected at least min_interval = 4"),
     ],
 )

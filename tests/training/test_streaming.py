@@ -140,10 +140,10 @@ class Held(io.BytesIO):
         super().__init__(data)
         self.hold_at, self.released = hold_at, threading.Event()
 
-    def readinto(self, buffer):
+    def readinto1(self, buffer):
         if self.tell() + len(buffer) > self.hold_at and not self.released.wait(WAIT_S):
             raise TimeoutError("the first layer has not run")
-        return super().readinto(buffer)
+        return super().readinto1(buffer)
 
 
 def test_a_layer_runs_before_the_next_one_is_there():
@@ -249,6 +249,51 @@ def test_bad_timelines():
     """A timeline has finite times, one per layer."""
     with pytest.raises(InvalidProblemError, match=r"start_s\[0\] = nan"):
         LayerTimeline(layer_names=("a",), download_start_s=[0], download_finish_s=[0], start_s=[np.nan], finish_s=[0])
+
+
+class Slow(io.RawIOBase):
+    """A connection that brings few bytes at a time, and nothing after the first `held_at` until no layer is run any more."""
+
+    def __init__(self, data: bytes, held_at: int) -> None:
+        super().__init__()
+        self.rest, self.taken, self.held_at = io.BytesIO(data), 0, held_at
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        if self.taken >= self.held_at:
+            for thread in threading.enumerate():
+                if thread.name == "edgeopt-inference":
+                    thread.join(WAIT_S)
+        count = self.rest.readinto(memoryview(buffer)[:64])
+        self.taken += count
+        return count
+
+
+def test_an_error_in_a_layer_is_noticed_at_once():
+    """What has arrived is enough to notice it: nothing waits for a whole megabyte of a slow connection."""
+    source, target = (nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 30_000)) for _ in range(2))
+    data = written(source)
+    first = len(data) - layer_bytes(source)[1]
+    stream = Slow(data, first)
+
+    def fail(*_):
+        raise ValueError("no")
+
+    target[0].register_forward_pre_hook(fail)
+    with pytest.raises(ValueError, match="no"):
+        run_while_receiving(target, io.BufferedReader(stream), torch.ones(1, 1))
+    assert stream.taken <= first + 3 * 64
+
+
+def test_files_without_a_buffer(tmp_path):
+    """A file that is opened without a buffer will do as well."""
+    source, target = perceptron(1), perceptron(2)
+    (tmp_path / "weights").write_bytes(written(source))
+    with open(tmp_path / "weights", "rb", buffering=0) as stream:
+        run = run_while_receiving(target, stream, torch.ones(1, 3))
+    assert torch.equal(run.output, source(torch.ones(1, 3)))
 
 
 # --- what goes wrong ----------------------------------------------------------------------------------------------
@@ -359,10 +404,10 @@ def test_an_interrupt_while_reading():
     """Whatever the stream raises comes out, and the computing thread has ended."""
 
     class Interrupted(io.BytesIO):
-        def readinto(self, buffer):
+        def readinto1(self, buffer):
             if self.tell() + len(buffer) == len(self.getvalue()):
                 raise KeyboardInterrupt
-            return super().readinto(buffer)
+            return super().readinto1(buffer)
 
     with pytest.raises(KeyboardInterrupt):
         run_while_receiving(perceptron(2), Interrupted(written(perceptron(1))), torch.ones(1, 3))

@@ -118,8 +118,11 @@ def test_best_interval_is_the_best_of_all(seed):
     problem = problem.replace(max_interval=problem.min_interval + int(rng.integers(0, 60)))
     plan = random_plan(problem, rng)
     report, tables = problem.report(plan), _tables(problem, Costs.of(problem))
-    left = problem.target - problem.noise_weight * float((1 / plan.batch_size).sum())
-    ratio, interval = kernels.best_interval(tables, report.round_s, report.aggregation_s, left, plan.deepest_cut - 1)
+    noise = problem.noise_weight * float((1 / plan.batch_size).sum())
+    ratio, interval = kernels.best_interval(
+        *tables.intervals, report.round_s, report.aggregation_s, problem.target, noise,
+        problem.drift_weight[plan.deepest_cut - 1],
+    )  # fmt: skip
     values = [
         problem.objective(SplitPlan(batch_size=plan.batch_size, cut_layer=plan.cut_layer, aggregation_interval=i))
         for i in range(problem.min_interval, problem.max_interval + 1)

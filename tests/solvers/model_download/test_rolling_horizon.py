@@ -216,13 +216,22 @@ def test_least_latency_is_never_beaten(arguments: dict[str, Any]):
             assert done or factor < 1 or problem.is_energy_limited
 
 
+def test_less_than_a_block_is_no_bandwidth():
+    """While less than a resource block is free nothing is solved: once at the start and once when the download ends."""
+    problem = one_layer([3.0, 3.0]).replace(resource_block_hz=0.4e6)
+    result = rolling_horizon(problem, [0.0, 0.5])
+    assert result.num_done == 2
+    assert result.start_s.tolist() == [0.0, 1.25]
+    assert result.num_solves == 2
+
+
 def test_poisson_arrivals():
     """Ascending, of the given rate, the same for the same seed, and longer lists start like shorter ones."""
     times = poisson_arrivals(4000, 50.0, seed=2)
     assert (np.diff(times) > 0).all()
     assert times[-1] == pytest.approx(80.0, rel=0.1)
     np.testing.assert_array_equal(poisson_arrivals(10, 50.0, seed=2), times[:10])
-    for wrong in ((0, 1.0), (5, 0.0), (5, math.inf), (5, math.nan)):
+    for wrong in ((0, 1.0), (1.5, 1.0), (5, 0.0), (5, math.inf), (5, math.nan), (3, "a")):
         with pytest.raises(EdgeOptError, match="expected"):
             poisson_arrivals(*wrong)
 
@@ -234,6 +243,8 @@ def test_bad_input():
         rolling_horizon(problem, arrival[:4])
     with pytest.raises(InvalidProblemError, match=r"arrival_s\[2\] = -1.0"):
         rolling_horizon(problem, [0.0, 1.0, -1.0, 2.0, 3.0])
+    with pytest.raises(InvalidProblemError, match="problem: expected a ModelDownload, got str"):
+        rolling_horizon("x", arrival)  # type: ignore[arg-type]
     with pytest.raises(EdgeOptError, match="did you mean 'slide'"):
         rolling_horizon(problem, arrival, "slyde")
     with pytest.raises(UnsupportedProblemError, match="greedy"):

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import edgeopt
-from edgeopt.problems import ModelDownload
+from edgeopt.problems import DownloadPlan, ModelDownload
 from edgeopt.progress import Callback
 from edgeopt.result import Exact, Heuristic, Status
 from edgeopt.solve import Run, SolveOptions
+from edgeopt.solvers.kernels import multiple_choice
 from edgeopt.solvers.model_download import Slide, common, rates
 from edgeopt.solvers.model_download.rates import Tables, overlapped_rates
 from edgeopt.stop import Limit, Progress
@@ -243,3 +244,91 @@ def test_energy_limit_at_the_lowest_frequency():
     """A limit of exactly what the lowest frequency takes is met at a finite rate, a little less is not met at all."""
     one = instance("exactly the band").problem.replace(min_frequency_hz=[0.8, 0.8])
     assert needs(one.replace(energy_j=[1.28, 1.28 * (1 - 1e-9)]))[:, 0] == pytest.approx([8.0, np.inf])
+
+
+# --- rounding ----------------------------------------------------------------------------------------------------
+
+
+def test_frequencies_with_levels_stay_when_bandwidth_is_spare():
+    """A rounded schedule for the actual rate may take more energy than that for the least rate: it is not used.
+
+    Over all of the band of 1.73 Hz, rounding the speeds for that rate would exceed the limit of 4.29 J.
+    """
+    problem = ModelDownload(
+        layer_indptr=[0, 5], layer_bits=[0.91, 3.47, 0.57, 0.72, 3.42], layer_flops=[1.19, 1.05, 0.88, 0.94, 1.07],
+        model_names=("five layers",), deadline_s=[3.32], cycles_per_flop=0.6, min_frequency_hz=0.27,
+        max_frequency_hz=1.34, energy_j=4.29, energy_coefficient=1.0, receive_j_per_bit=0.03,
+        spectral_efficiency=3.13, bandwidth_hz=1.7276, frequency_levels=LEVELS,
+    )  # fmt: skip
+    result = edgeopt.solve(problem, "slide")
+    assert result.feasible
+    assert result.objective == 1
+    wide = result.solution.bandwidth_hz
+    assert wide == pytest.approx([1.7276])
+    tables, model = Tables.of(problem), result.solution.model
+    for bandwidth, fits in ((0.667 * wide, True), (wide, False)):
+        frequency = tables.frequencies(problem, model, problem.rate_bps(bandwidth))
+        plan = DownloadPlan(model=model, bandwidth_hz=wide, frequency_hz=frequency)
+        assert problem.is_feasible(plan) == fits
+
+
+def test_the_bound_with_levels_starts_at_the_lowest_level():
+    """Two cycles at the lowest level of 0.8 Hz take 1.28 J; free frequencies could do with 0.89 J, but there are none."""
+    one = instance("exactly the band").problem.replace(frequency_levels=[0.8, 1.0], bandwidth_hz=1e3)
+    assert edgeopt.solve(one.replace(energy_j=[1.2, 1.3]), "slide").bound == 1
+
+
+@pytest.mark.parametrize("blocks", [1, 3, 6, 7, 12, 23, 39])
+@pytest.mark.parametrize("users", [3, 7, 10])
+def test_exactly_so_many_resource_blocks(blocks, users):
+    """Users who need exactly n blocks of 0.1 Hz get n, not n + 1 by rounding: all of them fit exactly."""
+    problem = ModelDownload(
+        layer_indptr=[0, 1], layer_bits=[0.1 * blocks], layer_flops=[0.0], model_names=("m",),
+        deadline_s=np.ones(users), cycles_per_flop=1.0, min_frequency_hz=0.1, max_frequency_hz=1.0,
+        spectral_efficiency=1.0, bandwidth_hz=0.1 * blocks * users, resource_block_hz=0.1,
+    )  # fmt: skip
+    result = edgeopt.solve(problem, "slide")
+    assert result.feasible
+    assert result.objective == users
+
+
+def test_the_last_spare_block_is_given_out():
+    """0.3 Hz are three blocks of 0.1 Hz, though 0.3 / 0.1 is less than 3 as computed."""
+    assert 0.3 / 0.1 < 3
+    problem = instance("exactly the band").problem.replace(bandwidth_hz=0.3, resource_block_hz=0.1)
+    assert common.share_spare_bandwidth(problem, np.array([0.1, 0.0])) == pytest.approx([0.3, 0.0])
+
+
+# --- messages ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("solver", ["slide", "download-then-infer", "equal-bandwidth", "milp", "random"])
+def test_the_message_says_who_cannot_be_served(solver):
+    """How many cannot be served even alone, for what reasons, and the first of them; nothing if everybody is served."""
+    problem = instance("exactly the band").problem
+    if solver == "slide":
+        assert edgeopt.solve(problem, solver).message == ""
+    late = problem.replace(deadline_s=[3.0, 2.0])
+    assert edgeopt.solve(late, solver).message == (
+        "1 of 2 users cannot be served even alone (1 deadline); user 1: deadline_s = 2, computing two layers takes 2 s at 1 Hz"
+    )
+
+
+def test_no_message_about_users_that_were_beaten():
+    """Users who could be served if there were more bandwidth left for them are no cause for a message."""
+    result = edgeopt.solve(instance("just too little").problem, "slide")
+    assert result.objective == 1
+    assert result.message == ""
+
+
+def test_a_knapsack_out_of_memory_says_so(monkeypatch):
+    """Without a limit on the run, a bound above the value has a reason: the message names it."""
+    problem = random_problem(np.random.default_rng(3), num_users=60, num_models=1, weighted=True, band=0.3)
+    problem = problem.replace(user_weight=np.random.default_rng(0).uniform(1.0, 2.0, 60))
+    assert "knapsack" not in edgeopt.solve(problem, "slide").message
+    monkeypatch.setattr(multiple_choice, "MAX_STATES", 4)
+    result = edgeopt.solve(problem, "slide")
+    assert result.limit is None
+    assert result.status is Status.FEASIBLE
+    assert result.bound > result.objective >= result.bound / 2
+    assert "memory of the knapsack" in result.message

@@ -187,7 +187,7 @@ def test_unreachable_target_is_infeasible(solver: Any):
     assert result.status is Status.INFEASIBLE
     assert result.solution is None
     assert "is to blame" in result.message
-    assert f"expected a target above {problem.least_target:.6g}" in result.message
+    assert "expected a target of at least" in result.message
 
 
 @every_solver

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import edgeopt
-from edgeopt import Callback, MaxIterations, Run, TargetGap
+from edgeopt import Callback, MaxIterations, TargetGap
 from edgeopt.evaluation.benchmarks.generic_split import solve_generic
 from edgeopt.problems import SplitPlan, SplitTraining
 from edgeopt.result import Result, Status
@@ -57,7 +57,7 @@ def test_is_the_best_of_all_plans(seed):
 @pytest.mark.parametrize("seed", range(60))
 def test_needs_no_start(seed, monkeypatch):
     """From the plan with the largest batches alone the search finds the optimum by itself."""
-    monkeypatch.setattr(Exact, "_start", lambda *_: None)
+    monkeypatch.setattr(exact.Hasfl, "search", lambda *_: None)
     problem = any_problem(seed)
     assert proved(problem) == pytest.approx(brute_force(problem)[0], rel=1e-9)
 
@@ -204,32 +204,38 @@ def test_interrupt_keeps_what_is_known():
     assert_bounded(result, proved(medium()))
 
 
-def test_interrupt_of_the_descent_is_an_interrupt(monkeypatch):
-    """Ctrl-C while the start is computed ends the whole run, not the descent alone."""
+@pytest.mark.parametrize("reaction", [KeyboardInterrupt, None])
+def test_stops_within_the_descent(reaction, monkeypatch):
+    """Ctrl-C or a callback while the start is computed end the whole run at once, with the best plan so far."""
 
-    def interrupted(solver, problem, options):
-        with Run[SplitPlan](solver, problem, options) as run:
-            raise KeyboardInterrupt
-        return run.result()
+    class Stop(Callback):
+        def on_best(self, progress):
+            self.best = progress.objective
 
-    monkeypatch.setattr(exact.Hasfl, "solve", interrupted)
-    result = edgeopt.solve(medium(), "exact")
-    assert (result.status, result.limit) == (Status.FEASIBLE, Limit.INTERRUPT)
+        def on_iteration(self, progress):
+            if progress.iteration < 3:
+                return True
+            if reaction is not None:
+                raise reaction
+            return False
+
+    monkeypatch.setattr(Exact, "_prove", None)  # is not reached
+    stop = Stop()
+    result = edgeopt.solve(medium(), "exact", callback=stop)
+    assert result.status is Status.FEASIBLE
+    assert result.limit is (Limit.CALLBACK if reaction is None else Limit.INTERRUPT)
+    assert result.objective == stop.best
+    assert max(record.iteration for record in result.history) <= 3
 
 
-def test_interrupt_of_the_descent_keeps_its_plan(monkeypatch):
-    """What the descent has found when Ctrl-C ends it is kept."""
-    best = edgeopt.solve(medium(), "hasfl").solution
-
-    def interrupted(solver, problem, options):
-        with Run[SplitPlan](solver, problem, options) as run:
-            run.offer(best)
-            raise KeyboardInterrupt
-        return run.result()
-
-    monkeypatch.setattr(exact.Hasfl, "solve", interrupted)
-    result = edgeopt.solve(medium(), "exact")
-    assert (result.solution, result.limit) == (best, Limit.INTERRUPT)
+def test_limits_hold_within_the_descent(monkeypatch):
+    """Iterations of the descent count, and each better plan is told of: one iteration allows no more than one."""
+    monkeypatch.setattr(Exact, "_prove", None)
+    result = edgeopt.solve(medium(), "exact", stop=MaxIterations(1))
+    assert (result.status, result.limit) == (Status.FEASIBLE, Limit.ITERATION)
+    monkeypatch.undo()
+    objectives = {record.objective for record in edgeopt.solve(medium(), "exact").history}
+    assert len(objectives) > 3
 
 
 def test_starts_from_what_it_is_given():

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 import edgeopt
 from edgeopt import EdgeOptError
 from edgeopt.problems import SplitPlan, SplitTraining
-from edgeopt.solvers.split_training import Hasfl
+from edgeopt.solvers.split_training import Fixed, Hasfl
 from edgeopt.solvers.split_training.common import Costs, arrays_of, plan_of, safest
 from edgeopt.solvers.split_training.descent import descend, kick, repaired
-from edgeopt.solvers.split_training.steps import best_batches, best_cuts, best_interval, better_pairs, relaxed_value
+from edgeopt.solvers.split_training.steps import best_batches, best_cuts, best_interval, better_pairs, relaxed_point
 from tests.solvers.split_training.instances import TINY, enumerate_plans, varied
 
 few = settings(deadline=None, max_examples=20)
@@ -60,7 +60,10 @@ def test_batch_step_is_exact(seed: int):
         found, value = best_batches(costs, cut, interval, batch, update)  # type: ignore[arg-type]
         assert value == pytest.approx(best, rel=1e-9)
         assert costs.objective(found, cut, interval) == pytest.approx(value, rel=1e-12)
-    assert relaxed_value(costs, cut, interval) <= best * (1 + 1e-6)
+    relaxed, (value, *rounded) = relaxed_point(costs, cut, interval)
+    assert relaxed <= best * (1 + 1e-6)
+    assert value == costs.objective(*rounded) >= best * (1 - 1e-9)
+    assert np.isinf(value) or problem.is_feasible(plan_of(*rounded))
 
 
 @few
@@ -226,9 +229,41 @@ def test_settings():
     assert newton.objective == pytest.approx(plain.objective, rel=1e-9)
     assert edgeopt.solve(problem, Hasfl(starts=10)).objective <= plain.objective * (1 + 1e-12)
     assert edgeopt.solve(problem, Hasfl(starts=1, max_boxes=1)).feasible
-    for name, value in (("starts", 0), ("max_boxes", 0), ("tolerance", -1.0), ("batch_update", "adam")):
+    for name, value in (
+        ("starts", 0),
+        ("starts", 1.5),
+        ("max_boxes", 2.5),
+        ("max_boxes", 0),
+        ("tolerance", -1.0),
+        ("batch_update", "adam"),
+    ):
         with pytest.raises(EdgeOptError, match=f"{name} = "):
             Hasfl(**{name: value})  # type: ignore[arg-type]
+
+
+def test_starts_where_devices_keep_their_largest_batch():
+    """Deeper than cut 1 one device has not the memory for a batch that this target needs: a start leaves it at cut 1."""
+    problem = SplitTraining(
+        forward_flops=[0, 0, 24, 1, 0], backward_flops=[0, 114, 2, 428, 34], activation_bits=[26, 28, 0, 0, 0.5],
+        gradient_bits=[3096, 169, 952.5, 0, 1.5], parameter_bits=[72, 17.5, 0, 0, 2], memory_bits=[0, 69379.5, 2, 0, 1.5],
+        device_flops=[0.5, 4, 78255.5], uplink_bps=[5, 0.5, 0.5], downlink_bps=[8, 0.5, 0.5],
+        fed_uplink_bps=[0.165, 1.65, 40.2], fed_downlink_bps=[8.56, 58.6, 3.29], memory_bytes=[19029.7, np.inf, np.inf],
+        max_batch=[3, 3, 4], server_flops=3, server_fed_uplink_bps=0.494, server_fed_downlink_bps=3.95, smoothness=1,
+        gradient_variance=[0, 0, 0, 1.5, 51.5], gradient_second_moment=[0, 0.301, 0.00317, 0, 0.0762], initial_gap=1,
+        step_size=1, target=5.937963, max_interval=41,
+    )  # fmt: skip
+    optimum = edgeopt.solve(problem, "exact").objective
+    assert optimum < 0.1 * edgeopt.solve(problem, Fixed(batch=4, cut=1)).objective  # the only uniform plan in reach
+    assert edgeopt.solve(problem, Hasfl()).objective == pytest.approx(optimum, rel=1e-9)
+
+
+def test_ranking_offers_good_plans():
+    """Before any descent there is a plan near the end already: the starts, with rounded batch sizes."""
+    problem = SplitTraining.random(num_devices=30, num_layers=12, seed=2)
+    costs = Costs.of(problem)
+    early = edgeopt.solve(problem, "hasfl", stop=edgeopt.MaxIterations(12))
+    end = edgeopt.solve(problem, "hasfl").objective
+    assert early.objective < 1.2 * end < 0.5 * problem.objective(plan_of(*safest(costs, problem.min_interval)))
 
 
 def test_time_limit_between_starts():
