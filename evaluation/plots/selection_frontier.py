@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.errors import EdgeOptError
-from edgeopt.evaluation.plots.style import legend_beside, line_styles, new_axes
+from edgeopt.evaluation.plots.style import GREY, legend_beside, line_styles, new_axes
 from edgeopt.evaluation.selection_study import intervals
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def plot_selection_frontier(rows: Iterable[Mapping[str, Any]], ax: "Axes | None" = None) -> "Axes":
-    """Draw the means over seeds: one line per solver through the weights that it was run with, right and low is better.
+    """Draw the means over seeds: a line per solver through its weights, grey points for one weight; right and low is better.
 
     Parameters
     ----------
@@ -25,7 +25,9 @@ def plot_selection_frontier(rows: Iterable[Mapping[str, Any]], ax: "Axes | None"
     if not groups:
         raise EdgeOptError("rows: expected at least one")
     ax = new_axes(ax, width=8.0, height=4.4)
-    styles = line_styles([{"solver": solver} for solver in groups])
+    lines = line_styles([{"solver": solver} for solver, found in groups.items() if len(found) > 1])
+    points = line_styles([{"solver": solver} for solver in groups if solver not in lines])
+    styles = lines | {name: style | {"color": GREY, "linestyle": ""} for name, style in points.items()}
     for solver, found in groups.items():
         found.sort(key=lambda row: row["fairness_weight"])
         x, y = ([row[name].mean for row in found] for name in ("jain_index", "conflict_rate"))
@@ -37,7 +39,7 @@ def plot_selection_frontier(rows: Iterable[Mapping[str, Any]], ax: "Axes | None"
                     f"{row['fairness_weight']:g}", at, (5, -9), textcoords="offset points", fontsize=8,
                     color=styles[solver]["color"],
                 )  # fmt: skip
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(bottom=-0.03 * ax.get_ylim()[1])
     ax.margins(x=0.08)
     ax.set_xlabel("fairness: Jain's index of deliveries")
     ax.set_ylabel("picks in conflict, %")
