@@ -17,6 +17,7 @@ NAMES = (
     "greedy", "kernels", "top_k", "scale", "caching", "model_download", "split_training", "client_selection",
     "selection_quality", "peers",
 )  # fmt: skip
+LONG = ("selection_quality",)  # an hour: only where it is named
 
 
 def run(name: str, options: argparse.Namespace) -> Row:
@@ -82,11 +83,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m edgeopt.evaluation.benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small instances and short limits: does everything run?")
     parser.add_argument("--out", metavar="FILE.json", help="write all reports to this file")
-    parser.add_argument("--only", metavar="NAMES", help=f"comma-separated, of {', '.join(NAMES)} (default: all)")
+    parser.add_argument(
+        "--only", metavar="NAMES", help=f"comma-separated, of {', '.join(NAMES)} (default: all but {', '.join(LONG)})"
+    )
     parser.add_argument("--milp-seconds", type=float, default=60.0, help="seconds for HiGHS (full protocol: 300)")
     parser.add_argument("--peers-python", default=sys.executable, help="Python of an environment with the peers")
     options = parser.parse_args(arguments)
-    names = options.only.split(",") if options.only else list(NAMES)
+    names = options.only.split(",") if options.only else [name for name in NAMES if name not in LONG]
     if unknown := [name for name in names if name not in NAMES]:
         parser.error(f"--only {unknown[0]}: expected some of {', '.join(NAMES)}")
     console = common.console()
