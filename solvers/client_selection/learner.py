@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -91,6 +91,10 @@ class _Play:
     own: Tensor  # (S, T, E, M), the part of the reward that each pick brings by itself
 
 
+class _Stopped(Exception):
+    """Leaves an iteration that a limit has cut short."""
+
+
 class Learner:
     """Trains the servers of one problem side by side; each learns from its own views and rewards alone.
 
@@ -127,21 +131,27 @@ class Learner:
         """Iterations so far."""
         return len(self.rewards)
 
-    def step(self) -> Iteration:
-        """Play the episodes of one iteration, and learn from them; after an interrupt everything is as before."""
+    def step(self, stopped: Callable[[], bool] = lambda: False) -> Iteration | None:
+        """Play the episodes of one iteration, and learn from them.
+
+        Returns None if `stopped`, which is asked before every round and minibatch, says so; then, and after an interrupt,
+        everything is as before.
+        """
         before = copy.deepcopy((self._scorer.state_dict(), self._adam.state_dict())), self._forecaster.models
         try:
             with _one_thread():
                 seeds = stream(self.seed, "episodes", self.iteration).integers(2**62, size=self.settings.episodes)
-                play, report = self._play([int(seed) for seed in seeds])
-                self._learn(play)
+                play, report = self._play([int(seed) for seed in seeds], stopped)
+                self._learn(play, stopped)
                 if self.settings.forecasts:
                     self._forecaster.refit()
-        except BaseException:
+        except BaseException as error:
             (weights, adam), models = before
             self._scorer.load_state_dict(weights)
             self._adam.load_state_dict(adam)
             self._forecaster.reset(self.settings.episodes, models=models)
+            if isinstance(error, _Stopped):
+                return None
             raise
         self.rewards.append(report.reward)
         return report
@@ -159,7 +169,7 @@ class Learner:
 
     # --- playing -----------------------------------------------------------------------------------------------
 
-    def _play(self, seeds: list[int]) -> tuple[_Play, Iteration]:
+    def _play(self, seeds: list[int], stopped: Callable[[], bool] = lambda: False) -> tuple[_Play, Iteration]:
         problem, settings = self.problem, self.settings
         environment = self._environment = self._environment or SelectionEnvironment(problem, seeds)
         environment.reset(seeds)
@@ -168,6 +178,8 @@ class Learner:
         rows: list[tuple[Any, ...]] = []
         conflicts, servers = 0, np.arange(problem.num_servers)[:, None]
         while not environment.done:
+            if stopped():
+                raise _Stopped
             forecast = self._forecaster.probability if settings.forecasts else None
             seen = local_features(environment, forecast)[:, servers, self._clients]  # (E, S, N, F)
             features = torch.from_numpy(np.ascontiguousarray(seen.swapaxes(0, 1)))  # (S, E, N, F)
@@ -205,7 +217,7 @@ class Learner:
 
     # --- learning ----------------------------------------------------------------------------------------------
 
-    def _learn(self, play: _Play) -> None:
+    def _learn(self, play: _Play, stopped: Callable[[], bool] = lambda: False) -> None:
         settings = self.settings
         gain, target = self._advantages(play)
         flat = [part.flatten(1, 2) for part in (play.features, play.picks, play.logs, gain, target)]
@@ -215,6 +227,8 @@ class Learner:
         count = taken.sum(dim=2)
         for _ in range(settings.epochs):
             for chosen in np.array_split(shuffle.permutation(size), min(settings.minibatches, size)):
+                if stopped():
+                    raise _Stopped
                 features, picks, before, gains, wanted = (part[:, torch.from_numpy(chosen)] for part in flat)
                 score, value = self._scorer(features, self._covered)
                 ratio = torch.exp((log_probabilities(score, picks) - before).masked_fill(~taken, 0.0))  # (S, B, M)

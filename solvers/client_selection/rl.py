@@ -1,6 +1,6 @@
 """`rl-crp`, `rl-no-crp`, `rl-no-fairness`: servers that learn whom to pick, each by itself."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,10 +87,8 @@ class RlCrp:
                 with run.building():
                     learner = self._learner(problem, run.seed)
                 try:
-                    iterations = iter(()) if run.stopped() else self._iterations(learner)
-                    for _ in iterations:
-                        if not run.step():
-                            break
+                    for _ in self._iterations(learner, run.stopped):
+                        run.step()
                 finally:  # what has been learned is played also after an interrupt
                     run.offer(play_policy(problem, learner.policy()))
         return run.result()
@@ -145,12 +143,14 @@ class RlCrp:
                 learner.restore(self.checkpoint)
         return learner
 
-    def _iterations(self, learner: "Learner") -> "Iterator[Iteration]":
-        """Train until the last iteration or until patience ends, with a checkpoint every ten iterations and at the end."""
+    def _iterations(self, learner: "Learner", stopped: Callable[[], bool] = lambda: False) -> "Iterator[Iteration]":
+        """Train until the last iteration, a limit, or until patience ends; checkpoints every ten iterations and at the end."""
         saved = learner.iteration
         try:
             while learner.iteration < self.iterations and not self._has_stalled(learner.rewards):
-                yield learner.step()
+                if (done := learner.step(stopped)) is None:
+                    return
+                yield done
                 if self.checkpoint is not None and learner.iteration % CHECKPOINT_EVERY == 0:
                     learner.save(self.checkpoint)
                     saved = learner.iteration

@@ -372,10 +372,10 @@ def test_limits_and_interrupts_play_what_was_learned(problem: ClientSelection, m
     assert (result.limit, result.feasible) == ("time", True)
     step = Learner.step
 
-    def interrupted(learner: Learner):
+    def interrupted(learner: Learner, *arguments):
         if learner.iteration == 1:
             raise KeyboardInterrupt
-        return step(learner)
+        return step(learner, *arguments)
 
     monkeypatch.setattr(Learner, "step", interrupted)
     result = edgeopt.solve(problem, RlCrp(episodes=2))
@@ -390,6 +390,20 @@ def test_ablations_differ_in_what_they_say(problem: ClientSelection):
     assert len(full.models) == 3
     assert blind.models == ()
     assert unfair.facts["problem"] == problem.replace(fairness_weight=0.0).fingerprint() != full.facts["problem"]
+
+
+@pytest.mark.parametrize("asked", [3, 14])
+def test_a_limit_within_an_iteration_leaves_everything_as_before(problem: ClientSelection, asked: int):
+    """Stopped at the third of twelve rounds or in the second of four minibatches: the next step is as if nothing had been."""
+    plain, stopped = Learner(problem, SMALL, 0), Learner(problem, SMALL, 0)
+    count = itertools.count(1)
+    for learner in (plain, stopped):
+        learner.step()
+    assert stopped.step(lambda: next(count) >= asked) is None
+    assert stopped.iteration == 1
+    assert plain.step() == stopped.step()
+    for name, weight in plain.policy().weights.items():
+        np.testing.assert_array_equal(stopped.policy().weights[name], weight)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------------
