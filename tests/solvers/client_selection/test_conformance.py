@@ -9,16 +9,15 @@ import pytest
 
 import edgeopt
 from edgeopt.errors import InvalidProblemError, UnsupportedProblemError
-from edgeopt.problem import Problem, Violation
 from edgeopt.problems import SelectionPlan
-from edgeopt.progress import Callback
 from edgeopt.result import Exact, Ratio, Result, Status
 from edgeopt.solve import configure
 from edgeopt.solvers import get_solver, solvers_of
 from edgeopt.solvers.client_selection import RlCrp
 from edgeopt.solvers.client_selection.policy import cyclic_plan
-from edgeopt.stop import Limit, MaxIterations, Progress
+from edgeopt.stop import Limit, MaxIterations
 from tests.solvers.client_selection.instances import TINY, Instance, brute_force, instance
+from tests.solvers.doubles import Foreign, Stop
 
 KIND = "client-selection"
 # what must hold does not depend on how long a solver learns
@@ -41,52 +40,6 @@ def pairs(instances: Iterable[Instance]) -> list[Any]:
 on_every_pair = pytest.mark.parametrize(("solver", "tiny"), pairs(TINY))
 on_few_pairs = pytest.mark.parametrize(("solver", "tiny"), pairs(instance(name) for name in FEW))
 every_solver = pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: solver.name)
-
-
-class Foreign(Problem):
-    """A problem of another kind."""
-
-    kind = "foreign"
-    sense = "max"
-
-    def objective(self, solution: Any) -> float:
-        return 0.0
-
-    def violations(self, solution: Any) -> tuple[Violation, ...]:
-        return ()
-
-    def describe(self) -> dict[str, str | int | float]:
-        return {}
-
-    def to_data(self) -> Any:
-        return {}, {}
-
-    @classmethod
-    def from_data(cls, values: Any, arrays: Any) -> Any:
-        return cls()
-
-
-class Stop(Callback):
-    """Stops, or interrupts as Ctrl-C does, at the first event of the given kind."""
-
-    def __init__(self, event: str, *, interrupt: bool = False) -> None:
-        self.event, self.interrupt, self.ended = event, interrupt, 0
-
-    def _react(self, event: str) -> bool | None:
-        if event != self.event:
-            return None
-        if self.interrupt:
-            raise KeyboardInterrupt
-        return False
-
-    def on_iteration(self, progress: Progress) -> bool | None:
-        return self._react("iteration")
-
-    def on_best(self, progress: Progress) -> bool | None:
-        return self._react("best")
-
-    def on_end(self, progress: Progress) -> None:
-        self.ended += 1
 
 
 def check(result: Result[Any], tiny: Instance) -> None:

@@ -10,10 +10,10 @@ import pytest
 import edgeopt
 from edgeopt.errors import InvalidProblemError, UnsupportedProblemError
 from edgeopt.problems import DownloadPlan, ExpertCaching
-from edgeopt.progress import Callback
 from edgeopt.result import Exact, Result, Status
 from edgeopt.solvers import get_solver, solvers_of
-from edgeopt.stop import Limit, MaxIterations, Progress
+from edgeopt.stop import Limit, MaxIterations
+from tests.solvers.doubles import Stop
 from tests.solvers.model_download.instances import TINY, Instance, brute_force, instance
 
 KIND = "model-download"
@@ -34,29 +34,6 @@ def pairs(instances: Iterable[Instance]) -> list[Any]:
 on_every_pair = pytest.mark.parametrize(("solver", "tiny"), pairs(TINY))
 on_few_pairs = pytest.mark.parametrize(("solver", "tiny"), pairs(instance(name) for name in FEW))
 every_solver = pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: solver.name)
-
-
-class Stop(Callback):
-    """Stops, or interrupts as Ctrl-C does, at the first event of the given kind."""
-
-    def __init__(self, event: str, *, interrupt: bool = False) -> None:
-        self.event, self.interrupt, self.ended = event, interrupt, 0
-
-    def _react(self, event: str) -> bool | None:
-        if event != self.event:
-            return None
-        if self.interrupt:
-            raise KeyboardInterrupt
-        return False
-
-    def on_iteration(self, progress: Progress) -> bool | None:
-        return self._react("iteration")
-
-    def on_best(self, progress: Progress) -> bool | None:
-        return self._react("best")
-
-    def on_end(self, progress: Progress) -> None:
-        self.ended += 1
 
 
 def check(result: Result[Any], tiny: Instance) -> None:

@@ -9,12 +9,11 @@ import pytest
 
 import edgeopt
 from edgeopt.errors import InvalidProblemError, UnsupportedProblemError
-from edgeopt.problem import Problem, Violation
 from edgeopt.problems import SplitPlan
-from edgeopt.progress import Callback
 from edgeopt.result import Exact, Result, Status
 from edgeopt.solvers import get_solver, solvers_of
-from edgeopt.stop import Limit, MaxIterations, Progress
+from edgeopt.stop import Limit, MaxIterations
+from tests.solvers.doubles import Foreign, Stop
 from tests.solvers.split_training.instances import TINY, Instance, instance
 
 KIND = "split-training"
@@ -30,52 +29,6 @@ def pairs(instances: Iterable[Instance]) -> list[Any]:
 on_every_pair = pytest.mark.parametrize(("solver", "tiny"), pairs(TINY))
 on_few_pairs = pytest.mark.parametrize(("solver", "tiny"), pairs(instance(name) for name in FEW))
 every_solver = pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: solver.name)
-
-
-class Foreign(Problem):
-    """A problem of another kind."""
-
-    kind = "foreign"
-    sense = "min"
-
-    def objective(self, solution: Any) -> float:
-        return 0.0
-
-    def violations(self, solution: Any) -> tuple[Violation, ...]:
-        return ()
-
-    def describe(self) -> dict[str, str | int | float]:
-        return {}
-
-    def to_data(self) -> Any:
-        return {}, {}
-
-    @classmethod
-    def from_data(cls, values: Any, arrays: Any) -> Any:
-        return cls()
-
-
-class Stop(Callback):
-    """Stops, or interrupts as Ctrl-C does, at the first event of the given kind."""
-
-    def __init__(self, event: str, *, interrupt: bool = False) -> None:
-        self.event, self.interrupt, self.ended = event, interrupt, 0
-
-    def _react(self, event: str) -> bool | None:
-        if event != self.event:
-            return None
-        if self.interrupt:
-            raise KeyboardInterrupt
-        return False
-
-    def on_iteration(self, progress: Progress) -> bool | None:
-        return self._react("iteration")
-
-    def on_best(self, progress: Progress) -> bool | None:
-        return self._react("best")
-
-    def on_end(self, progress: Progress) -> None:
-        self.ended += 1
 
 
 def check(result: Result[Any], tiny: Instance) -> None:
