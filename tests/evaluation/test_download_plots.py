@@ -153,9 +153,12 @@ def test_bandwidth_bars_of_many_models():
 
 @pytest.mark.parametrize("draw", [plot_download_timeline, plot_bandwidth_bars])
 def test_nobody_admitted_is_still_a_picture(draw: Any):
-    """A plan that refuses all draws empty axes."""
+    """A plan that refuses all draws no bar of any length, and can be rendered."""
     problem, _ = two_users()
-    draw(problem, DownloadPlan.refuse_all(2)).figure.canvas.draw()
+    ax = draw(problem, DownloadPlan.refuse_all(2))
+    ax.figure.canvas.draw()
+    assert not ax.patches
+    assert not any(len(bars.get_paths()) for bars in ax.collections)
 
 
 def test_axes_given(solved: Any):
