@@ -1,0 +1,69 @@
+"""Data to train with: a front door to all data sets, and a registry by name for the command line."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from edgeopt.errors import InvalidFileError, InvalidProblemError
+from edgeopt.training.array_data import ArrayData, DataSplit, from_dataset
+from edgeopt.training.digits import coloured_digits, digits
+from edgeopt.training.image_files import cifar10, fashion_mnist, mnist
+from edgeopt.training.text import byte_text
+
+__all__ = [
+    "ArrayData", "DataSplit", "from_dataset",
+    "digits", "coloured_digits", "mnist", "fashion_mnist", "cifar10", "byte_text",
+    "DATASETS", "load_data",
+]  # fmt: skip
+
+_MADE: dict[str, Callable[[int], DataSplit]] = {
+    "digits": digits,
+    "coloured-digits": coloured_digits,
+}
+_READ: dict[str, Callable[[str | os.PathLike[str]], DataSplit]] = {
+    "mnist": mnist,
+    "fashion-mnist": fashion_mnist,
+    "cifar10": cifar10,
+}
+
+DATASETS: tuple[str, ...] = (*_MADE, *_READ, "text")
+"""Names that `load_data` knows."""
+
+
+def load_data(name: str, folder: str | os.PathLike[str] | None = None, seed: int = 0) -> DataSplit:
+    """Return a data set by its name.
+
+    Parameters
+    ----------
+    name : one of `DATASETS`.
+    folder : where the files of ``mnist``, ``fashion-mnist`` and ``cifar10`` are; for ``text``, every ``*.txt`` in it is a
+        document, and without a folder the text is Python's own. ``digits`` and ``coloured-digits`` need none.
+    seed : of the split of ``digits``, and of the pictures of ``coloured-digits``. The others come split.
+
+    Raises
+    ------
+    InvalidProblemError
+        If there is no data set of this name, or a folder is missing or not wanted.
+    InvalidFileError
+        If a file is missing or damaged.
+
+    Examples
+    --------
+    >>> load_data("digits").train.num_classes
+    10
+    """
+    if name not in DATASETS:
+        raise InvalidProblemError(f"no data set {name!r}: expected one of {', '.join(DATASETS)}")
+    if name in _MADE:
+        if folder is not None:
+            raise InvalidProblemError(f"{name}: comes with the package, expected no folder, got {os.fspath(folder)!r}")
+        return _MADE[name](seed)
+    if name in _READ:
+        if folder is None:
+            raise InvalidProblemError(f"{name}: expected the folder of its original files; nothing is downloaded")
+        return _READ[name](folder)
+    if folder is None:
+        return byte_text(seed=seed)
+    if not (files := sorted(Path(folder).glob("*.txt"))):
+        raise InvalidFileError(f"{folder}: expected files *.txt")
+    return byte_text(files, seed=seed)

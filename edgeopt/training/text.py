@@ -1,0 +1,119 @@
+"""Text as bytes: each sample is a window of a document, the target of each byte is the next one."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgeopt.errors import InvalidFileError, InvalidProblemError
+from edgeopt.rng import stream
+from edgeopt.training.array_data import ArrayData, DataSplit
+
+MAX_TEXT_BYTES = 64 << 20
+"""Bytes of text that are read at most; samples take sixteen times as much memory."""
+
+HeldOut = Literal["position", "group"]
+
+
+def byte_text(
+    files: Sequence[str | os.PathLike[str]] | None = None,
+    context: int = 128,
+    *,
+    test_share: float = 0.1,
+    held_out: HeldOut = "position",
+    max_bytes: int = MAX_TEXT_BYTES,
+    seed: int = 0,
+) -> DataSplit:
+    """Return windows of text: inputs int64 [n, T] of bytes, targets [n, T] the bytes that follow, 256 classes.
+
+    Each document is cut into windows of T bytes that do not overlap; what is left at its end is not used, and a document of
+    at most T bytes gives no sample. `ArrayData.group` is the number of the document, so that clients can hold different
+    documents: `ArrayData.labels` is that column.
+
+    Parameters
+    ----------
+    files : one document each, any encoding. Default: the English text that comes with Python, ``pydoc_data.topics``: about
+        80 topics sorted by name, 450 kB, which differs a little from one version of Python to the next.
+    context : bytes T of a window.
+    test_share : share of the windows that is held out, above 0 and below 1.
+    held_out : ``position``: the last windows of each document, at least one of those that have two. ``group``: whole
+        documents, drawn at random until their windows are the share; at least one, and never all.
+    max_bytes : more text is refused.
+    seed : of the draw of documents that are held out.
+
+    Raises
+    ------
+    InvalidProblemError
+        If an argument is out of its range, or the text too short to leave samples in both parts.
+    InvalidFileError
+        If a file is missing, or all are larger than `max_bytes`.
+
+    Examples
+    --------
+    >>> data = byte_text(context=64).train
+    >>> bool((data.inputs[0, 1:] == data.targets[0, :-1]).all())
+    True
+    """
+    if not isinstance(context, int) or context < 1:
+        raise InvalidProblemError(f"context = {context!r}: expected an integer >= 1")
+    if not 0 < test_share < 1:
+        raise InvalidProblemError(f"test_share = {test_share!r}: expected a number between 0 and 1")
+    if held_out not in ("position", "group"):
+        raise InvalidProblemError(f"held_out = {held_out!r}: expected 'position' or 'group'")
+    documents = _python_topics() if files is None else _read(files, max_bytes)
+    windows = [_windows(document, context) for document in documents]
+    counts = np.array([len(part) for part in windows])  # (G,)
+    group = np.repeat(np.arange(len(counts)), counts)  # (n,)
+    if held_out == "position":
+        tests = np.where(counts > 1, np.maximum(1, np.floor(test_share * counts)), 0)  # (G,)
+        position = np.arange(group.size) - np.repeat(np.cumsum(counts) - counts, counts)  # (n,), within the document
+        test = position >= (counts - tests)[group]
+    else:
+        test = np.isin(group, _held_out_groups(counts, test_share, seed))
+    if not test.any() or test.all():
+        raise InvalidProblemError(
+            f"text: {group.size} windows of {context} bytes in {len(counts)} documents: too little to hold {held_out}s out; "
+            "expected more text or a smaller context"
+        )
+    data = torch.from_numpy(np.concatenate(windows)).long()  # (n, T + 1)
+    inputs, targets = data[:, :-1].contiguous(), data[:, 1:].contiguous()  # (n, T)
+    whole = ArrayData(inputs, targets, 256, "text", group)
+    return DataSplit(whole.take(np.flatnonzero(~test)), whole.take(np.flatnonzero(test)))
+
+
+def _windows(document: bytes, context: int) -> NDArray[np.uint8]:
+    """Return windows (n, T + 1): the last byte of each is the first of the next, since it is only a target before."""
+    data = np.frombuffer(document, np.uint8)
+    if data.size <= context:
+        return np.empty((0, context + 1), np.uint8)
+    return np.lib.stride_tricks.sliding_window_view(data, context + 1)[::context]
+
+
+def _held_out_groups(counts: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:
+    """Return documents in random order until their windows are the share; never the last one that has windows."""
+    order = stream(seed, "text").permutation(np.flatnonzero(counts))
+    before = np.cumsum(counts[order]) - counts[order]
+    held: NDArray[np.int64] = order[:-1][before[:-1] < share * counts.sum()]
+    return held
+
+
+def _python_topics() -> list[bytes]:
+    from pydoc_data.topics import topics
+
+    return [topics[name].encode() for name in sorted(topics)]
+
+
+def _read(files: Sequence[str | os.PathLike[str]], max_bytes: int) -> list[bytes]:
+    paths = [Path(file) for file in ([files] if isinstance(files, str | os.PathLike) else files)]
+    if not paths:
+        raise InvalidProblemError("files: expected at least one")
+    for path in paths:
+        if not path.is_file():  # a pipe would have no end, a device no size
+            raise InvalidFileError(f"{path}: expected a file of text")
+    if (total := sum(path.stat().st_size for path in paths)) > max_bytes:
+        raise InvalidFileError(f"{paths[0]} and others: {total} bytes of text, expected at most {max_bytes}")
+    return [path.read_bytes() for path in paths]
