@@ -15,6 +15,8 @@ class SelfAttention(nn.Module):
     causal : a token sees only itself and earlier ones.
     rotary : rotate queries and keys by their position (arXiv:2104.09864).
     bias : whether the projections have biases.
+    fused : use torch's fused kernel. Without it, attention is plain matrix products that `torch.func.vmap` can batch;
+        they keep all T x T weights for the backward pass.
     """
 
     def __init__(
@@ -26,11 +28,12 @@ class SelfAttention(nn.Module):
         causal: bool = False,
         rotary: bool = False,
         bias: bool = True,
+        fused: bool = True,
     ) -> None:
         super().__init__()
         self.heads = heads
         self.kv_heads = heads if kv_heads is None else kv_heads
-        self.causal, self.rotary = causal, rotary
+        self.causal, self.rotary, self.fused = causal, rotary, fused
         size = width // heads
         self.query_key_value = nn.Linear(width, (heads + 2 * self.kv_heads) * size, bias=bias)
         self.out = nn.Linear(width, width, bias=bias)
@@ -46,9 +49,22 @@ class SelfAttention(nn.Module):
         if self.kv_heads < self.heads:
             key = key.repeat_interleave(self.heads // self.kv_heads, dim=1)  # (B, H, T, D)
             value = value.repeat_interleave(self.heads // self.kv_heads, dim=1)  # (B, H, T, D)
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)  # (B, H, T, D)
+        if self.fused:
+            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)  # (B, H, T, D)
+        else:
+            mixed = _attend(query, key, value, self.causal)  # (B, H, T, D)
         y: torch.Tensor = self.out(mixed.transpose(1, 2).reshape(batch, time, width))  # (B, T, C)
         return y
+
+
+def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool) -> torch.Tensor:
+    """Return what `scaled_dot_product_attention` returns for (B, H, T, D), from operations that vmap can batch."""
+    scores = query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5  # (B, H, T, T)
+    if causal:
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).triu(1)  # (T, T)
+        scores = scores.masked_fill(later, float("-inf"))  # (B, H, T, T)
+    mixed: torch.Tensor = scores.softmax(dim=-1) @ value  # (B, H, T, D)
+    return mixed
 
 
 def rotate(x: torch.Tensor, base: float = 10_000.0) -> torch.Tensor:

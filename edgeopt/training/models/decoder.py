@@ -78,6 +78,8 @@ def gpt2(
     width: int = 768,
     depth: int = 12,
     heads: int = 12,
+    tied: bool = True,
+    fused: bool = True,
 ) -> nn.Sequential:
     """Return a GPT-2 decoder that may be cut after every attention and every feed-forward block; GPT-2 small by default.
 
@@ -85,17 +87,21 @@ def gpt2(
     ----------
     vocabulary, context : token ids, longest sequence.
     width, depth, heads : channels of a token, blocks, heads. Feed-forward blocks are four times as wide inside.
+    tied : the head scores tokens with their embedding, as published. A model that is cut for training needs weights of
+        its own there: the two would be on different machines.
+    fused : see `SelfAttention`.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     embedding = Embedding(vocabulary, context, width)
     layers["embedding"] = embedding
     for index in range(depth):
-        attention = SelfAttention(width, heads, causal=True)
+        attention = SelfAttention(width, heads, causal=True, fused=fused)
         layers[f"block{index + 1}_attention"] = Residual(nn.LayerNorm(width), attention)
         mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width))
         layers[f"block{index + 1}_mlp"] = Residual(nn.LayerNorm(width), mlp)
     head = Head(nn.LayerNorm(width), width, vocabulary)
-    head.linear.weight = embedding.token.weight
+    if tied:
+        head.linear.weight = embedding.token.weight
     layers["head"] = head
     model = nn.Sequential(layers)
     initialise(model)

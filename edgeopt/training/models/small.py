@@ -1,0 +1,98 @@
+"""Models that fit a data set: small ones by name, for training on many clients."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from edgeopt.errors import InvalidProblemError
+from edgeopt.training.models.cnn import small_cnn
+from edgeopt.training.models.decoder import gpt2
+from edgeopt.training.models.mlp import mlp
+from edgeopt.training.models.moe import moe_decoder
+from edgeopt.training.models.resnet import BasicBlock, resnet
+from edgeopt.training.models.vgg import vgg
+
+SMALL_MODELS: tuple[str, ...] = ("mlp", "small-cnn", "resnet18", "vgg16", "decoder", "moe")
+"""Names that `model_for` knows."""
+
+_WIDTH = {"mlp": 64, "small-cnn": 16, "resnet18": 64, "vgg16": 64, "decoder": 64, "moe": 64}
+_DECODERS = ("decoder", "moe")
+_VGG16 = ((1, 1), (2, 2), (4, 4, 4), (8, 8, 8), (8, 8, 8))  # channels of the convolutions over those of the first
+_HEADS = 4
+
+
+def model_for(
+    name: str, *, num_classes: int, input_shape: Sequence[int], width: int | None = None, seed: int = 0
+) -> nn.Sequential:
+    """Return a model for samples of a shape, with random weights and without dropout.
+
+    Parameters
+    ----------
+    name : one of `SMALL_MODELS`. ``resnet18`` and ``vgg16`` are the variants for small images; ``decoder`` and ``moe``
+        are language models of two blocks.
+    num_classes : size of the output; for language models the size of the vocabulary.
+    input_shape : shape of a sample: (channels, height, width) of images, (T,) of sequences of token ids; any for
+        ``mlp``.
+    width : channels of the hidden layer (``mlp``), after the first convolution, or of a token (then a multiple of 4).
+        Default: 64, and 16 for ``small-cnn``.
+    seed : the same seed gives the same weights; the global random state stays as it is.
+
+    Raises
+    ------
+    InvalidProblemError
+        If there is no model of this name, or it does not fit the shape.
+
+    Examples
+    --------
+    >>> model = model_for("small-cnn", num_classes=10, input_shape=(1, 8, 8))
+    >>> sum(parameter.numel() for parameter in model.parameters())
+    6090
+    """
+    if name not in SMALL_MODELS:
+        raise InvalidProblemError(f"no model {name!r}: expected one of {', '.join(SMALL_MODELS)}")
+    shape, width = tuple(input_shape), _WIDTH[name] if width is None else width
+    _check(name, shape, width, num_classes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _build(name, num_classes, shape, width)
+
+
+def _check(name: str, shape: tuple[int, ...], width: int, num_classes: int) -> None:
+    if not shape or min(shape) < 1:
+        raise InvalidProblemError(f"input_shape = {shape}: expected positive sizes")
+    if width < 1 or (name in _DECODERS and width % _HEADS):
+        multiple = f", a multiple of {_HEADS}" if name in _DECODERS else ""
+        raise InvalidProblemError(f"width = {width}: expected a positive number of channels{multiple}")
+    if num_classes < 1:
+        raise InvalidProblemError(f"num_classes = {num_classes}: expected at least 1")
+    if name in _DECODERS and len(shape) != 1:
+        raise InvalidProblemError(f"input_shape = {shape}: {name} takes sequences, expected (length,)")
+    if name in ("small-cnn", "resnet18", "vgg16") and (len(shape) != 3 or shape[1] != shape[2]):
+        raise InvalidProblemError(f"input_shape = {shape}: {name} takes square images, expected (channels, size, size)")
+    if name == "vgg16" and shape[1] < 32:
+        raise InvalidProblemError(f"input_shape = {shape}: vgg16 halves images five times, expected at least 32 x 32")
+
+
+def _build(name: str, num_classes: int, shape: tuple[int, ...], width: int) -> nn.Sequential:
+    if name == "mlp":
+        return mlp(shape, (width,), num_classes)
+    if name == "decoder":
+        return gpt2(
+            vocabulary=num_classes, context=shape[0], width=width, depth=2, heads=_HEADS, tied=False, fused=False
+        )
+    if name == "moe":
+        return moe_decoder(vocabulary=num_classes, context=shape[0], width=width, heads=_HEADS, hidden=2 * width)
+    channels, size, _ = shape
+    if name == "small-cnn":
+        return small_cnn(in_channels=channels, image_size=size, channels=(width, 2 * width), num_classes=num_classes)
+    if name == "resnet18":
+        return resnet(
+            BasicBlock, (2, 2, 2, 2), width=width, num_classes=num_classes, in_channels=channels, small_images=True
+        )
+    stages = [[width * factor for factor in stage] for stage in _VGG16]
+    model = vgg(stages, hidden=8 * width, num_classes=num_classes, in_channels=channels, small_images=True)
+    for part in model.modules():  # dropout would draw from the global random state
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+    return model

@@ -1,0 +1,219 @@
+"""`RoutingRecord`: which experts every token of every user took, in the order of the text."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.func import functional_call
+
+from edgeopt import storage
+from edgeopt.errors import InvalidFileError, InvalidProblemError
+from edgeopt.problems.routing_trace import RoutingTrace
+from edgeopt.training.models.moe import Experts, record_routing
+from edgeopt.validate import int_array
+
+_KIND, _SCHEMA_VERSION = "routing-record", 1
+_MOST_EXPERTS = int(np.iinfo(np.int16).max)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RoutingRecord:
+    """The K experts that a trained router picked, per user, token and mixture-of-experts layer.
+
+    Parameters
+    ----------
+    name : name of the model.
+    num_experts : experts per layer E.
+    experts : int16 [G, T, L, K], ids within the layer, ascending, of users G, tokens T and layers L.
+    meta : JSON values on how the record was made; they go into the trace.
+
+    Raises
+    ------
+    InvalidProblemError
+        Naming array, index, value and what was expected.
+
+    Examples
+    --------
+    >>> record = RoutingRecord(name="tiny", num_experts=3, experts=[[[[0, 1]], [[1, 2]], [[0, 1]], [[0, 1]]]])
+    >>> trace = record.to_trace()
+    >>> trace.set_experts.tolist(), trace.set_count.tolist()
+    ([[0, 1], [1, 2]], [3, 1])
+    """
+
+    name: str
+    num_experts: int
+    experts: NDArray[np.int16]
+    meta: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise InvalidProblemError(f"name = {self.name!r}: expected a string")
+        if type(self.num_experts) is not int or not 1 <= self.num_experts <= _MOST_EXPERTS:
+            raise InvalidProblemError(f"num_experts = {self.num_experts!r}: expected an integer 1 to {_MOST_EXPERTS}")
+        if not isinstance(self.meta, dict):
+            raise InvalidProblemError(f"meta: expected a dictionary, got {type(self.meta).__name__}")
+        experts = int_array(
+            "experts", self.experts, (None, None, None, None), low=0, high=self.num_experts - 1, dtype=np.int16
+        )
+        if 0 in experts.shape:
+            raise InvalidProblemError(
+                f"experts: expected [users, tokens, layers, experts of a token], none of them 0, got {list(experts.shape)}"
+            )
+        if (wrong := (np.diff(experts, axis=-1) <= 0).any(axis=-1)).any():
+            index = tuple(np.argwhere(wrong)[0].tolist())
+            raise InvalidProblemError(
+                f"experts{list(index)} = {experts[index].tolist()}: expected distinct experts, ascending"
+            )
+        object.__setattr__(self, "experts", experts)
+
+    # --- shape -------------------------------------------------------------------------------------------------
+
+    @property
+    def num_users(self) -> int:
+        """Users, G."""
+        return int(self.experts.shape[0])
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of each user, T."""
+        return int(self.experts.shape[1])
+
+    @property
+    def num_layers(self) -> int:
+        """Mixture-of-experts layers, L."""
+        return int(self.experts.shape[2])
+
+    @property
+    def top_k(self) -> int:
+        """Experts that a token uses per layer, K."""
+        return int(self.experts.shape[3])
+
+    # --- use ---------------------------------------------------------------------------------------------------
+
+    def to_trace(self) -> RoutingTrace:
+        """Count the sets of experts per user and layer: what `ExpertCaching.from_traces` takes."""
+        layer = np.tile(np.arange(self.num_layers), self.num_tokens)  # (T * L,)
+        rows = [np.column_stack((layer, own.reshape(-1, self.top_k))) for own in self.experts]  # (T * L, 1 + K)
+        sets = [np.unique(own, axis=0, return_counts=True) for own in rows]
+        found = np.concatenate([chosen for chosen, _ in sets])  # (R, 1 + K)
+        return RoutingTrace(
+            name=self.name,
+            num_layers=self.num_layers,
+            num_experts=self.num_experts,
+            set_user=np.repeat(np.arange(self.num_users), [len(chosen) for chosen, _ in sets]),
+            set_layer=found[:, 0],
+            set_experts=found[:, 1:],
+            set_count=np.concatenate([count for _, count in sets]),
+            tokens_per_user=np.full(self.num_users, self.num_tokens),
+            meta=self.meta,
+        )
+
+    def part(self, first: int, last: int) -> Self:
+        """Return the tokens `first` (from 0) to before `last` of every user."""
+        return dataclasses.replace(self, experts=self.experts[:, first:last])
+
+    # --- files -------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the record to a ``.npz`` or ``.json`` file, atomically; `load` reads it back equal."""
+        header = {"kind": _KIND, "schema_version": _SCHEMA_VERSION, "name": self.name, "num_experts": self.num_experts}
+        storage.save(path, header | {"meta": self.meta}, {"experts": self.experts})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a record that `save` wrote.
+
+        Raises
+        ------
+        InvalidFileError
+            If the file is no such file; the message names file, field, index, value and what was expected.
+        OSError
+            If the file cannot be opened.
+        """
+        header, arrays = storage.load(path)
+        for key, expected in (("kind", _KIND), ("schema_version", _SCHEMA_VERSION)):
+            if header.get(key) != expected:
+                raise InvalidFileError(f"{path}: {key} = {header.get(key)!r}: expected {expected!r}")
+        if missing := {"name", "num_experts", "meta"} - set(header) | {"experts"} - set(arrays):
+            raise InvalidFileError(f"{path}: {min(missing)}: expected a value, got nothing")
+        fields: dict[str, Any] = {key: header[key] for key in ("name", "num_experts", "meta")}
+        try:
+            return cls(experts=arrays["experts"], **fields)
+        except InvalidProblemError as error:
+            raise InvalidFileError(f"{path}: {error}") from None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, RoutingRecord):
+            return NotImplemented
+        same = (self.name, self.num_experts, self.meta) == (other.name, other.num_experts, other.meta)
+        return same and np.array_equal(self.experts, other.experts)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def record_users(
+    model: nn.Module,
+    tokens: torch.Tensor,
+    *,
+    name: str = "moe",
+    weights: Mapping[str, torch.Tensor] | None = None,
+    batch_size: int = 64,
+) -> RoutingRecord:
+    """Run a model over the text of each user and record the routing, sequence after sequence.
+
+    Parameters
+    ----------
+    model : with layers `Experts` of one size, such as `moe_decoder` makes; left as it was.
+    tokens : int64 [G, S, T], S sequences of T token ids of each of G users, on any device.
+    name : name of the model in the record.
+    weights : weights to run with, by name. Default: the model's own.
+    batch_size : sequences run at once.
+
+    Returns
+    -------
+    RoutingRecord
+        With S * T tokens of each user. Its `meta` has what `ExpertCaching.from_traces` needs to know of the model.
+
+    Raises
+    ------
+    InvalidProblemError
+        If the model has no such layers or several sizes of them, or `tokens` has the wrong shape.
+    """
+    if tokens.ndim != 3 or 0 in tokens.shape:
+        raise InvalidProblemError(
+            f"tokens: expected [users, sequences, length], none of them 0, got {list(tokens.shape)}"
+        )
+    sizes = {(*part.up.shape, part.top_k) for part in model.modules() if isinstance(part, Experts)}
+    if len(sizes) != 1:
+        found = "none" if not sizes else " and ".join(str(list(size[:-1])) for size in sorted(sizes))
+        raise InvalidProblemError(f"model: expected layers of experts, all of one size, got {found}")
+    ((num_experts, width, hidden, _),) = sizes
+    used = dict(model.state_dict() if weights is None else weights)
+    device = next(iter(used.values())).device
+    parts = []
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for sequences in torch.split(tokens.flatten(0, 1), batch_size):  # (B, T)
+                with record_routing() as routing:
+                    functional_call(model, used, (sequences.to(device),))
+                chosen = torch.stack([layer.experts for layer in routing], dim=2)  # (B, T, L, K)
+                parts.append(chosen.sort(dim=-1).values.to("cpu", torch.int16))  # (B, T, L, K)
+    finally:
+        model.train(was_training)
+    experts = torch.cat(parts).reshape(len(tokens), -1, *parts[0].shape[2:])  # (G, S * T, L, K)
+    meta = {
+        "d_model": width,
+        "d_ff": hidden,
+        "expert_kind": "two-matrix GELU feed-forward",
+        "bytes_per_expert_fp16": 2 * (2 * width * hidden + width + hidden),
+        "sequence_length": tokens.shape[2],
+    }
+    return RoutingRecord(name=name, num_experts=num_experts, experts=experts.numpy(), meta=meta)
