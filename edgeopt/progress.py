@@ -72,7 +72,7 @@ class ProgressLine(Callback):
 class TrainingBar:
     """A bar over the rounds or iterations of a training, on standard error; silent when that is not a terminal."""
 
-    def __init__(self, name: str, total: int) -> None:
+    def __init__(self, name: str, total: int, *, display: bool = True) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -84,7 +84,7 @@ class TrainingBar:
             TimeRemainingColumn(),
             TextColumn("{task.fields[text]}"),
             console=console,
-            disable=not console.is_terminal,
+            disable=not (display and console.is_terminal),
         )
         self._task = self._bar.add_task(name, total=total, text="")
 

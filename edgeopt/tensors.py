@@ -20,8 +20,8 @@ def save_tensors(path: str | os.PathLike[str], header: dict[str, Any], arrays: s
     MissingDependencyError
         Without safetensors.
     """
-    numpy = _safetensors()
-    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    numpy = require_safetensors()
+    whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}  # keeps scalars scalars
     data = numpy.save(whole, metadata={_HEADER: json.dumps(header, allow_nan=False)})
     storage.write_atomic(path, lambda file: file.write(data))
 
@@ -36,7 +36,7 @@ def load_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any
     MissingDependencyError
         Without safetensors.
     """
-    numpy = _safetensors()
+    numpy = require_safetensors()
     if (size := os.path.getsize(path)) > storage.MAX_BYTES:
         raise InvalidFileError(f"{path}: {size} bytes: expected at most {storage.MAX_BYTES}")
     with open(path, "rb") as file:
@@ -60,7 +60,8 @@ def _errors() -> type[Exception]:
     return found
 
 
-def _safetensors() -> Any:
+def require_safetensors() -> Any:
+    """Return the module `safetensors.numpy`, or say how to install it."""
     try:
         from safetensors import numpy
     except ImportError:

@@ -1,1 +1,26 @@
-"""The torch side: models with named cut points, and what runs or trains them. Needs the extra ``train``."""
+"""The torch side: models with named cut points, learning algorithms, and the loop that trains under a planner's decisions.
+
+Needs the extra ``train``.
+"""
+
+from edgeopt.training.algorithms import ALGORITHMS as ALGORITHMS
+from edgeopt.training.algorithms import Algorithm as Algorithm
+from edgeopt.training.algorithms import FedAvg as FedAvg
+from edgeopt.training.algorithms import FedProx as FedProx
+from edgeopt.training.algorithms import Outcome as Outcome
+from edgeopt.training.data import ArrayData as ArrayData
+from edgeopt.training.history import History as History
+from edgeopt.training.history import RoundRecord as RoundRecord
+from edgeopt.training.ledger import Ledger as Ledger
+from edgeopt.training.loop import train as train
+from edgeopt.training.messages import Batches as Batches
+from edgeopt.training.messages import Message as Message
+from edgeopt.training.messages import Phase as Phase
+from edgeopt.training.messages import reply as reply
+from edgeopt.training.optimizers import Adam as Adam
+from edgeopt.training.optimizers import Sgd as Sgd
+from edgeopt.training.partition import Partition as Partition
+from edgeopt.training.play import TrainingError as TrainingError
+from edgeopt.training.runner import LocalRunner as LocalRunner
+from edgeopt.training.task import Task as Task
+from edgeopt.training.timing import EdgeTiming as EdgeTiming

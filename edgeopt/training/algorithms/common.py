@@ -1,0 +1,33 @@
+"""Small things that every algorithm needs."""
+
+from typing import Literal
+
+from edgeopt.errors import InvalidProblemError
+from edgeopt.training.messages import State, Tensors
+from edgeopt.training.task import Task
+from edgeopt.validate import int_array
+
+Weighting = Literal["samples", "uniform"]
+
+
+def client_weight(task: Task, client: int, weighting: Weighting) -> float:
+    """Return how much a client counts in an average, before normalising."""
+    return float(task.partition.sizes[client]) if weighting == "samples" else 1.0
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Refuse what is no batch size."""
+    int_array("batch_size", batch_size, (), low=1)
+
+
+def check_weighting(weighting: str) -> None:
+    """Refuse an unknown way of weighting clients."""
+    if weighting not in ("samples", "uniform"):
+        raise InvalidProblemError(f"weighting = {weighting!r}: expected 'samples' or 'uniform'")
+
+
+def tensors_of(state: State, name: str) -> Tensors:
+    """Return an entry of a state that holds tensors, and no more states."""
+    found = state[name]
+    assert isinstance(found, dict)
+    return found  # type: ignore[return-value]

@@ -1,0 +1,88 @@
+"""Many clients as one batch: the same pure function of tensors for all of them through `torch.func.vmap`.
+
+Convolutions by columns and matrix products, by shifted views and by kernels of our own were tried in place of the
+grouped convolution that ``vmap`` makes of a layer with weights per client; none of them was faster.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.func import vmap
+from torch.utils import _pytree as pytree
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
+_DROPOUTS = (nn.modules.dropout._DropoutNd,)
+
+
+def map_batched(function: Callable[[Item], Result], items: Sequence[Item], *, chunk: int | None = None) -> list[Result]:
+    """Return ``[function(item) for item in items]``, computed for many items at once.
+
+    Items of equal structure, shapes, types and devices go through one `torch.func.vmap`, others on their own. The
+    results equal those of one after another up to rounding. Tensors of the results are views into those of a batch.
+
+    Parameters
+    ----------
+    function : pure; it takes and returns nested dictionaries, tuples and lists of tensors. It must not draw random
+        numbers, and no decision in it may depend on the value of a tensor: see `can_batch`. Gradients in it
+        are those of `torch.func`.
+    items : arguments. A tensor that is the same object in all items of a batch is used as it is, not copied.
+    chunk : at most so many items in one batch, which bounds the memory. Default: all of them.
+
+    Examples
+    --------
+    >>> items = [{"x": torch.tensor([1.0, 2.0])}, {"x": torch.tensor([3.0, 4.0])}]
+    >>> map_batched(lambda item: item["x"].sum(), items)
+    [tensor(3.), tensor(7.)]
+    """
+    groups: dict[Any, list[int]] = {}
+    flat = [pytree.tree_flatten(item) for item in items]
+    for index, (leaves, structure) in enumerate(flat):
+        key = (tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in leaves), str(structure))
+        groups.setdefault(key, []).append(index)
+    results: dict[int, Result] = {}
+    for members in groups.values():
+        size = len(members) if chunk is None else chunk
+        for start in range(0, len(members), size):
+            part = members[start : start + size]
+            if len(part) == 1:
+                results[part[0]] = function(items[part[0]])
+            else:
+                results |= zip(part, _together(function, [flat[i][0] for i in part], flat[part[0]][1]), strict=True)
+    return [results[index] for index in range(len(items))]
+
+
+def _together(function: Callable[[Any], Any], leaves: Sequence[list[torch.Tensor]], structure: Any) -> list[Any]:
+    """Run a function for items of equal structure, given their leaves."""
+    columns = list(zip(*leaves, strict=True))
+    shared = [all(tensor is column[0] for tensor in column) for column in columns]
+    stacked = [column[0] if same else torch.stack(column) for column, same in zip(columns, shared, strict=True)]
+    if not columns or all(shared):  # nothing differs
+        result = function(pytree.tree_unflatten(stacked, structure))
+        return [result] * len(leaves)
+    returned: Any = None
+
+    def flat(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        nonlocal returned
+        outputs, returned = pytree.tree_flatten(function(pytree.tree_unflatten(list(tensors), structure)))
+        return tuple(outputs)
+
+    outputs = vmap(flat, in_dims=tuple(None if same else 0 for same in shared))(*stacked)
+    return [pytree.tree_unflatten(list(row), returned) for row in zip(*(x.unbind(0) for x in outputs), strict=True)]
+
+
+def can_batch(model: nn.Module) -> str | None:
+    """Return why a model in training cannot run in `map_batched`, None if it can.
+
+    A layer that decides by the value of a tensor is not noticed here: ``vmap`` raises an error that says so.
+    """
+    for name, layer in model.named_modules():
+        if isinstance(layer, _DROPOUTS) and layer.p > 0:
+            return f"{name}: {type(layer).__name__} draws random numbers, which vmap refuses"
+        if isinstance(layer, _BATCH_NORMS) and layer.num_batches_tracked is not None:
+            return f"{name}: {type(layer).__name__} changes its running means in place, which vmap refuses"
+    return None

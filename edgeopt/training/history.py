@@ -1,0 +1,138 @@
+"""What a training run leaves behind: a row per round, and the times of its phases."""
+
+import csv
+import io
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt import storage
+from edgeopt.errors import MissingDependencyError
+from edgeopt.schedule import RoundPlan
+from edgeopt.training.messages import State, Tensors
+from edgeopt.training.timing import PhaseTime
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Row = dict[str, float | int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RoundRecord:
+    """One round: who did what, and when.
+
+    Parameters
+    ----------
+    number : of the round.
+    plan : M entries.
+    phases : in the order of time.
+    completed : bool [M], whose update arrived.
+    conflict : bool [M], see `edgeopt.schedule.Feedback`.
+    row : the numbers of the round, see `History`.
+    """
+
+    number: int
+    plan: RoundPlan
+    phases: tuple[PhaseTime, ...]
+    completed: NDArray[np.bool_]
+    conflict: NDArray[np.bool_]
+    row: Mapping[str, float | int]
+
+    @property
+    def seconds(self) -> float:
+        """Length of the round in virtual time."""
+        return float(sum(phase.seconds for phase in self.phases))
+
+    @property
+    def client_seconds(self) -> NDArray[np.float64]:
+        """float64 [M], from the start of the round to the last reply of each entry; nan for entries without messages."""
+        return client_seconds(self.plan, self.phases)
+
+    @property
+    def straggler(self) -> int | None:
+        """The client that the others waited for longest: the slowest of the phase in which the wait was longest."""
+        return straggler(self.plan, self.phases)
+
+
+def client_seconds(plan: RoundPlan, phases: Sequence[PhaseTime]) -> NDArray[np.float64]:
+    """Return float64 [M], from the start of the round to the last reply of each entry; nan for those without messages."""
+    found = np.full(len(plan), np.nan)
+    for phase in phases:
+        found[phase.entry] = phase.start_s + phase.client_s
+    return found
+
+
+def straggler(plan: RoundPlan, phases: Sequence[PhaseTime]) -> int | None:
+    """Return the slowest client of the phase in which the fastest waited longest; None if there was nobody."""
+    worst, waited = None, -1.0
+    for phase in phases:
+        if phase.entry.size and (wait := float(np.ptp(phase.client_s))) > waited:
+            worst, waited = int(plan.client[phase.straggler]), wait
+    return worst
+
+
+@dataclass(slots=True, eq=False)
+class History:
+    """The rows of a run, and what it ended with.
+
+    Parameters
+    ----------
+    rows : one per round: ``round``; ``seconds``, ``energy_j``, ``bytes_up``, ``bytes_down`` so far; ``round_seconds``;
+        ``train_loss``; ``test_loss`` and ``accuracy`` (nan in rounds without evaluation); ``planned``, ``completed``,
+        ``conflicts``: entries of the round; ``straggler``: a client, -1 for none; and the bytes so far of each category
+        and direction, such as ``activations_up``.
+    last : the last round of this process.
+    models : the weights that are judged, see `edgeopt.training.Algorithm.models`.
+    server : the server's state.
+    clients : the clients' states by id.
+    interrupted : whether Ctrl-C ended the run.
+    reason : why it ended.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    last: RoundRecord | None = None
+    models: list[Tensors] = field(default_factory=list)
+    server: State = field(default_factory=dict)
+    clients: dict[int, State] = field(default_factory=dict)
+    interrupted: bool = False
+    reason: str = ""
+
+    def column(self, name: str) -> NDArray[np.float64]:
+        """Return one number of every round, float64 [rounds]."""
+        return np.array([row[name] for row in self.rows], np.float64)
+
+    def first_reach(self, accuracy: float) -> Row | None:
+        """Return the row of the first round that was evaluated at or above an accuracy; None if there is none."""
+        return next((row for row in self.rows if row["accuracy"] >= accuracy), None)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return the rows as a pandas table."""
+        try:
+            import pandas as pd
+        except ImportError:
+            raise MissingDependencyError("tables need pandas: pip install 'edgeopt[report]'") from None
+        return pd.DataFrame(self.rows)
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write the rows to a file, atomically."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(self.rows[0]) if self.rows else ["round"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        storage.write_atomic(path, lambda file: file.write(text.getvalue().encode()))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return rows and reason as plain values; what was not measured is None."""
+        rows = plain_rows(self.rows)
+        return {"rounds": len(rows), "interrupted": self.interrupted, "reason": self.reason, "rows": rows}
+
+
+def plain_rows(rows: Sequence[Row]) -> list[dict[str, float | int | None]]:
+    """Return rows for JSON, which has no nan: None instead."""
+    return [{name: None if math.isnan(value) else value for name, value in row.items()} for row in rows]

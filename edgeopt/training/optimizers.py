@@ -1,0 +1,130 @@
+"""Optimisers as pure functions of parameters, gradients and state, so that they run for one client or a batch of them.
+
+They compute what those of `torch.optim` compute.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from edgeopt.errors import InvalidProblemError
+from edgeopt.training.messages import State, Tensors
+from edgeopt.validate import float_array
+
+
+class Optimizer(Protocol):
+    """What an algorithm needs of an optimiser. Its state has the names of the parameters at the leaves."""
+
+    def start(self, parameters: Mapping[str, torch.Tensor]) -> State:
+        """Return the state before the first step."""
+        ...
+
+    def step(self, parameters: Tensors, gradients: Tensors, state: State) -> tuple[Tensors, State]:
+        """Return new parameters and the new state; nothing is changed in place."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sgd:
+    """Stochastic gradient descent.
+
+    Parameters
+    ----------
+    lr : step size, > 0.
+    momentum : factor on the running sum of gradients, in [0, 1).
+    weight_decay : factor on the parameters that is added to the gradient.
+    """
+
+    lr: float = 0.1
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_common(self.lr, self.weight_decay)
+        if not 0 <= self.momentum < 1:
+            raise InvalidProblemError(f"momentum = {self.momentum!r}: expected a number from 0 to below 1")
+
+    def start(self, parameters: Mapping[str, torch.Tensor]) -> State:
+        """Return the state before the first step: velocities of zero, or nothing without momentum."""
+        if self.momentum == 0:
+            return {}
+        return {"momentum": {name: torch.zeros_like(value) for name, value in parameters.items()}}
+
+    def step(self, parameters: Tensors, gradients: Tensors, state: State) -> tuple[Tensors, State]:
+        """Return new parameters and velocities."""
+        if self.weight_decay:
+            gradients = {name: g + self.weight_decay * parameters[name] for name, g in gradients.items()}
+        if self.momentum:
+            velocity = _part(state, "momentum")
+            gradients = {name: self.momentum * velocity[name] + g for name, g in gradients.items()}
+            state = {"momentum": dict(gradients)}
+        return {name: parameters[name] - self.lr * g for name, g in gradients.items()}, state
+
+
+@dataclass(frozen=True, slots=True)
+class Adam:
+    """Adam with decoupled weight decay (arXiv:1412.6980, arXiv:1711.05101), as ``torch.optim.AdamW``.
+
+    Parameters
+    ----------
+    lr : step size, > 0.
+    beta1, beta2 : decay of the running means of the gradient and of its square, in [0, 1).
+    eps : added to the denominator, > 0.
+    weight_decay : share of the parameters, times `lr`, that is taken off in each step.
+    """
+
+    lr: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_common(self.lr, self.weight_decay)
+        float_array("eps", self.eps, (), positive=True)
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InvalidProblemError(f"{name} = {getattr(self, name)!r}: expected a number from 0 to below 1")
+
+    def start(self, parameters: Mapping[str, torch.Tensor]) -> State:
+        """Return the state before the first step: both means zero, and no steps taken, counted for each parameter."""
+        return {
+            "mean": {name: torch.zeros_like(value) for name, value in parameters.items()},
+            "square": {name: torch.zeros_like(value) for name, value in parameters.items()},
+            "steps": {name: torch.zeros((), device=value.device) for name, value in parameters.items()},
+        }
+
+    def step(self, parameters: Tensors, gradients: Tensors, state: State) -> tuple[Tensors, State]:
+        """Return new parameters and means."""
+        old_mean, old_square, steps = (_part(state, name) for name in ("mean", "square", "steps"))
+        stepped: Tensors = {}
+        mean: Tensors = {}
+        square: Tensors = {}
+        count: Tensors = {}
+        for name, g in gradients.items():
+            mean[name] = m = self.beta1 * old_mean[name] + (1 - self.beta1) * g
+            square[name] = v = self.beta2 * old_square[name] + (1 - self.beta2) * g * g
+            count[name] = t = steps[name] + 1
+            scale = torch.sqrt(v / _weight_so_far(self.beta2, t)) + self.eps
+            decayed = parameters[name] * (1 - self.lr * self.weight_decay)
+            stepped[name] = decayed - self.lr * (m / _weight_so_far(self.beta1, t)) / scale
+        return stepped, {"mean": dict(mean), "square": dict(square), "steps": dict(count)}
+
+
+def _weight_so_far(beta: float, steps: torch.Tensor) -> torch.Tensor:
+    """Return ``1 - beta ** steps``, to full precision in float32 also where beta is near one."""
+    return -torch.expm1(steps * math.log(beta)) if beta else torch.ones_like(steps)
+
+
+def _part(state: State, name: str) -> Tensors:
+    found = state[name]
+    assert isinstance(found, dict)
+    return found  # type: ignore[return-value]
+
+
+def _check_common(lr: float, weight_decay: float) -> None:
+    float_array("lr", lr, (), positive=True)
+    float_array("weight_decay", weight_decay, (), nonnegative=True)

@@ -1,0 +1,274 @@
+"""`RunState`: all that a training run is between two rounds, and its checkpoint file."""
+
+import os
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote, unquote
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgeopt.convergence import ConvergenceEstimate, Estimate
+from edgeopt.errors import InvalidFileError
+from edgeopt.schedule import RATES, Feedback, Planner, RoundPlan, StatefulPlanner
+from edgeopt.storage import Arrays
+from edgeopt.tensors import load_tensors, save_tensors
+from edgeopt.training.algorithms.base import Algorithm
+from edgeopt.training.history import Row, plain_rows, straggler
+from edgeopt.training.ledger import Ledger
+from edgeopt.training.messages import State
+from edgeopt.training.runner import Runner
+from edgeopt.training.task import Score, Task
+
+if TYPE_CHECKING:
+    from edgeopt.training.loop import Estimator
+    from edgeopt.training.play import Played
+
+_KIND = "training"
+_SCHEMA_VERSION = 1
+_PLAN = ("client", "server", "batch_size", "cut_layer", "local_steps")
+_MEASURED = ("client_seconds", "completed", "conflict", *RATES)
+_ESTIMATES = ("gradient_variance", "gradient_second_moment", "smoothness")
+_INTERVAL = ("value", "low", "high")
+
+
+@dataclass(slots=True, eq=False)
+class RunState:
+    """What the next round depends on, and the rows of those before.
+
+    Parameters
+    ----------
+    identity : what must agree for a checkpoint to be continued.
+    server : the state of the algorithm.
+    round : the next round.
+    seconds, energy_j : so far.
+    ledger : bytes so far.
+    feedback : of the last round.
+    rows : of all rounds, see `edgeopt.training.history.History`.
+    memory : states of planner and estimator at this point, by ``planner/`` and ``estimator/``.
+    clients : states of the clients; only of a loaded run, later the runner has them.
+    """
+
+    identity: dict[str, Any]
+    server: State
+    ledger: Ledger
+    round: int = 0
+    seconds: float = 0.0
+    energy_j: float = 0.0
+    feedback: Feedback | None = None
+    rows: list[Row] = field(default_factory=list)
+    memory: Arrays = field(default_factory=dict)
+    clients: dict[int, State] = field(default_factory=dict)
+
+    @classmethod
+    def start(
+        cls, task: Task, algorithm: Algorithm, planner: Planner | None = None, estimator: "Estimator | None" = None
+    ) -> Self:
+        """Return the state before the first round."""
+        identity = _identity(task, algorithm, planner, estimator)
+        return cls(identity, algorithm.start(task), Ledger(task.num_clients))
+
+    def advance(self, played: "Played", feedback: Feedback, score: Score, runner: Runner) -> Row:
+        """Let a round count, and return its row."""
+        runner.commit()
+        self.server, self.feedback, self.round = played.state, feedback, self.round + 1
+        self.seconds += feedback.seconds
+        self.energy_j += sum(float(phase.energy_j.sum()) for phase in played.phases)
+        self.ledger.bytes += played.bytes
+        slowest = straggler(feedback.plan, played.phases)
+        row: Row = {
+            "round": feedback.round,
+            "seconds": self.seconds,
+            "round_seconds": feedback.seconds,
+            "energy_j": self.energy_j,
+            "bytes_up": self.ledger.total("up"),
+            "bytes_down": self.ledger.total("down"),
+            "train_loss": float(np.mean(list(played.loss.values()))) if played.loss else float("nan"),
+            "test_loss": score.loss,
+            "accuracy": score.accuracy,
+            "planned": len(feedback.plan),
+            "completed": int(feedback.completed.sum()),
+            "conflicts": int(feedback.conflict.sum()),
+            "straggler": -1 if slowest is None else slowest,
+            **self.ledger.by_category(),
+        }
+        self.rows.append(row)
+        return row
+
+    def remember(self, planner: Planner, estimator: "Estimator | None") -> None:
+        """Note what planner and estimator would need to go on from here."""
+        memory: Arrays = {}
+        if isinstance(planner, StatefulPlanner):
+            memory |= {f"planner/{name}": np.array(value) for name, value in planner.state().items()}
+        if estimator is not None:
+            memory |= {f"estimator/{name}": np.array(value) for name, value in estimator.state().items()}
+        self.memory = memory
+
+    def hand_out(self, planner: Planner, estimator: "Estimator | None") -> None:
+        """Give planner and estimator back what they remembered."""
+        if isinstance(planner, StatefulPlanner):
+            planner.restore(_below(self.memory, "planner/"))
+        if estimator is not None:
+            estimator.restore(_below(self.memory, "estimator/"))
+
+    # --- files -------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str], runner: Runner) -> None:
+        """Write a checkpoint, atomically.
+
+        Raises
+        ------
+        MissingDependencyError
+            Without safetensors.
+        """
+        tree: State = {"server": self.server, "clients": {str(client): s for client, s in runner.states.items()}}
+        arrays, empty, half = _flatten(tree)
+        arrays |= {f"memory/{name}": value for name, value in self.memory.items()}
+        arrays["ledger"] = self.ledger.bytes
+        header: dict[str, Any] = {
+            "kind": _KIND, "schema_version": _SCHEMA_VERSION, "identity": self.identity, "round": self.round,
+            "seconds": self.seconds, "energy_j": self.energy_j, "empty": empty, "half": half,
+            "rows": plain_rows(self.rows),
+            "feedback": None,
+        }  # fmt: skip
+        if self.feedback is not None:
+            header["feedback"], measured = _feedback_to_data(self.feedback)
+            arrays |= {f"feedback/{name}": value for name, value in measured.items()}
+        save_tensors(path, header, arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], task: Task, identity: dict[str, Any]) -> Self:
+        """Read a checkpoint of a run with the same identity.
+
+        Raises
+        ------
+        InvalidFileError
+            If the file is no checkpoint, or of another run; the message says what differs.
+        """
+        header, arrays = load_tensors(path, _KIND)
+        try:
+            if header["schema_version"] != _SCHEMA_VERSION:
+                raise ValueError(f"schema_version = {header['schema_version']!r}: expected {_SCHEMA_VERSION}")
+            for name, expected in identity.items():
+                if (found := header["identity"][name]) != expected:
+                    raise InvalidFileError(f"{path}: {name} = {found!r}: this run has {expected!r}")
+            state = {name: value for name, value in arrays.items() if name.startswith(("server", "clients"))}
+            tree = _unflatten(state, header["empty"], header["half"], task.device)
+            server, clients = _branch(tree, "server"), _branch(tree, "clients")
+            ledger = Ledger(task.num_clients)
+            ledger.bytes = np.array(arrays["ledger"], np.int64).reshape(ledger.bytes.shape)
+            rows = [{k: float("nan") if v is None else v for k, v in dict(row).items()} for row in header["rows"]]
+            if len(rows) != header["round"]:
+                raise ValueError(f"{len(rows)} rows, expected {header['round']}")
+            feedback = None
+            if header["feedback"] is not None:
+                feedback = _feedback_from_data(header["feedback"], _below(arrays, "feedback/"))
+            return cls(
+                identity, server, ledger, len(rows), float(header["seconds"]), float(header["energy_j"]), feedback, rows,
+                _below(arrays, "memory/"), {int(client): _branch(clients, client) for client in clients},
+            )  # fmt: skip
+        except InvalidFileError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InvalidFileError(f"{path}: not a complete checkpoint: {error!r}") from None
+
+
+def _identity(
+    task: Task, algorithm: Algorithm, planner: Planner | None, estimator: "Estimator | None"
+) -> dict[str, Any]:
+    """Return plain values that two runs must share for the one to continue the other."""
+    owners = zlib.crc32(b"".join(own.tobytes() + b"|" for own in task.partition.indices))
+    return {
+        "algorithm": repr(algorithm),
+        "planner": type(planner).__name__,
+        "estimator": type(estimator).__name__,
+        "weights": {name: list(value.shape) for name, value in task.model.state_dict().items()},
+        "data": task.train.name,
+        "samples": len(task.train),
+        "clients": task.num_clients,
+        "partition": f"{owners:08x}",
+        "seed": task.seed,
+        "precision": task.precision,
+    }
+
+
+def _below(arrays: Mapping[str, NDArray[Any]], prefix: str) -> Arrays:
+    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+
+
+def _flatten(state: State, prefix: str = "") -> tuple[Arrays, list[str], list[str]]:
+    """Return the tensors of a nested state by path, the paths that hold nothing, and those that hold bfloat16.
+
+    NumPy has no bfloat16: its bits are kept as int16.
+    """
+    arrays: Arrays = {}
+    empty: list[str] = []
+    half: list[str] = []
+    for name, value in state.items():
+        path = f"{prefix}{quote(name, safe='.')}"
+        if isinstance(value, torch.Tensor):
+            plain = value.detach().cpu()
+            if plain.dtype == torch.bfloat16:
+                plain = plain.view(torch.int16)
+                half.append(path)
+            arrays[path] = plain.numpy()
+        elif value:
+            below = _flatten(value, f"{path}/")
+            arrays |= below[0]
+            empty += below[1]
+            half += below[2]
+        else:
+            empty.append(path)
+    return arrays, empty, half
+
+
+def _unflatten(arrays: Arrays, empty: list[str], half: list[str], device: str) -> State:
+    state: State = {}
+    for path, array in [*arrays.items(), *((path, None) for path in empty)]:
+        *above, name = (unquote(step) for step in path.split("/"))
+        place = state
+        for step in above:
+            place.setdefault(step, {})
+            place = _branch(place, step)
+        if array is None:
+            place[name] = {}
+        else:
+            tensor = torch.tensor(array)
+            place[name] = (tensor.view(torch.bfloat16) if path in half else tensor).to(device)
+    return state
+
+
+def _branch(state: State, name: str) -> State:
+    if not isinstance(found := state[name], dict):
+        raise TypeError(f"{name}: a tensor, expected a folder of tensors")
+    return found
+
+
+def _feedback_to_data(feedback: Feedback) -> tuple[dict[str, Any], Arrays]:
+    arrays = {name: getattr(feedback.plan, name) for name in _PLAN}
+    arrays |= {name: getattr(feedback, name) for name in _MEASURED}
+    header: dict[str, Any] = {
+        "round": feedback.round, "seconds": feedback.seconds, "aggregate": feedback.plan.aggregate, "confidence": None
+    }  # fmt: skip
+    if (constants := feedback.constants) is not None:
+        header["confidence"] = constants.confidence
+        for name in _ESTIMATES:
+            if (estimate := getattr(constants, name)) is not None:
+                arrays |= {f"{name}.{end}": np.asarray(getattr(estimate, end)) for end in _INTERVAL}
+    return header, arrays
+
+
+def _feedback_from_data(header: dict[str, Any], arrays: Arrays) -> Feedback:
+    plan = RoundPlan(**{name: arrays[name] for name in _PLAN}, aggregate=header["aggregate"])
+    constants = None
+    if header["confidence"] is not None:
+        found: dict[str, Any] = {
+            name: Estimate(*(arrays[f"{name}.{end}"] for end in _INTERVAL)) if f"{name}.value" in arrays else None
+            for name in _ESTIMATES
+        }
+        constants = ConvergenceEstimate(**found, confidence=header["confidence"])
+    measured: Any = {name: arrays[name] for name in _MEASURED}
+    return Feedback(round=header["round"], plan=plan, seconds=header["seconds"], constants=constants, **measured)

@@ -1,0 +1,210 @@
+"""FedAvg and FedProx: plain torch loops give the same models."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edgeopt import RoundPlan, StaticPlanner
+from edgeopt.errors import InvalidProblemError
+from edgeopt.training import Adam, Batches, FedAvg, FedProx, LocalRunner, Sgd, Task, train
+from edgeopt.training.algorithms.local import train_locally
+from edgeopt.training.messages import Tensors
+from tests.training.small_tasks import (
+    assert_near,
+    assert_same,
+    noisy_model,
+    small_model,
+    small_plan,
+    small_task,
+    small_timing,
+)  # fmt: skip
+
+
+def plain_training(task: Task, weights: Tensors, client: int, batches: Batches, make: Any, mu: float = 0.0) -> Tensors:
+    """Train a copy of the module as everyone does: zero_grad, backward, step."""
+    module = copy.deepcopy(task.model).train()
+    module.load_state_dict(weights)
+    start = [parameter.detach().clone() for parameter in module.parameters()]
+    optimizer = make(module.parameters())
+    for inputs, targets in zip(*task.batch(client, batches), strict=True):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(module(inputs), targets)
+        for parameter, first in zip(module.parameters(), start, strict=True):
+            loss = loss + 0.5 * mu * ((parameter - first) ** 2).sum()
+        loss.backward()
+        optimizer.step()
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def run(task: Task, algorithm: Any, rounds: int = 3, plan: RoundPlan | None = None, **options: Any) -> Tensors:
+    planner = StaticPlanner(small_plan(task.num_clients) if plan is None else plan)
+    return train(task, algorithm, planner, small_timing(task.num_clients), rounds=rounds, **options).models[0]
+
+
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize(
+    ("optimizer", "make"),
+    [
+        (Sgd(0.3), lambda p: torch.optim.SGD(p, 0.3)),
+        (Sgd(0.1, momentum=0.9, weight_decay=0.01), lambda p: torch.optim.SGD(p, 0.1, 0.9, weight_decay=0.01)),
+        (Adam(0.02), lambda p: torch.optim.AdamW(p, 0.02, weight_decay=0)),
+    ],
+)
+def test_one_client_is_plain_training(optimizer: Any, make: Any, batched: bool):
+    """With one client, FedAvg is a loop over its mini-batches; the optimiser starts anew in each round."""
+    task = small_task((7,))
+    found = run(task, FedAvg(optimizer), runner=LocalRunner(batched=batched))
+    expected = task.initial_weights()
+    for round in range(3):
+        expected = plain_training(task, expected, 0, Batches(round, 0, 2, 2), make)
+    assert_near(found, expected)
+
+
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("weighting", ["samples", "uniform"])
+@pytest.mark.parametrize("mu", [None, 0.7])
+def test_several_clients_are_an_average(weighting: Any, mu: float | None, batched: bool):
+    """Clients of different sizes, plans of different lengths: the model is numpy.average of plainly trained ones."""
+    task = small_task((7, 5, 1))
+    algorithm = FedAvg(Sgd(0.3), weighting=weighting) if mu is None else FedProx(mu, Sgd(0.3), weighting=weighting)
+    plan = small_plan(client=[2, 0, 1], batch_size=[2, 3, 2], local_steps=[2, 4, 2])
+    found = run(task, algorithm, plan=plan, runner=LocalRunner(batched=batched))
+    expected = task.initial_weights()
+    for round in range(3):
+        models = [
+            plain_training(
+                task,
+                expected,
+                entry.client,
+                Batches(round, 0, entry.local_steps, entry.batch_size),
+                lambda p: torch.optim.SGD(p, 0.3),
+                mu or 0.0,
+            )
+            for entry in plan
+        ]
+        shares = [task.partition.sizes[entry.client] for entry in plan] if weighting == "samples" else None
+        expected = {
+            name: torch.tensor(np.average([model[name].numpy() for model in models], axis=0, weights=shares)).float()
+            for name in expected
+        }
+    assert_near(found, expected)
+
+
+def test_buffers_of_a_round():
+    """With batch normalisation, running means are averaged by samples and the counter is the largest."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
+    task = small_task((8, 4), model=model)
+    plan = small_plan(2, local_steps=[3, 1])
+    found = run(task, FedAvg(Sgd(0.1)), rounds=1, plan=plan)
+    weights = task.initial_weights()
+    models = [
+        plain_training(task, weights, client, Batches(0, 0, steps, 2), lambda p: torch.optim.SGD(p, 0.1))
+        for client, steps in ((0, 3), (1, 1))
+    ]
+    assert int(found["1.num_batches_tracked"]) == 3
+    for name in ("1.running_mean", "1.running_var"):
+        np.testing.assert_allclose(
+            found[name], np.average([m[name] for m in models], axis=0, weights=[8, 4]), atol=1e-6
+        )
+
+
+def test_fedprox_without_its_term_is_fedavg():
+    """``mu = 0`` gives FedAvg's weights, bit for bit."""
+    task = small_task()
+    assert_same(run(task, FedProx(0.0, Sgd(0.3))), run(task, FedAvg(Sgd(0.3))))
+
+
+def test_a_large_term_holds_clients_back():
+    """The stronger the term, the nearer the model stays to where it started."""
+    task = small_task()
+    start = task.initial_weights()
+
+    def distance(mu: float) -> float:
+        found = run(task, FedProx(mu, Sgd(0.05)), rounds=1, plan=small_plan(local_steps=20))
+        return sum(float(((found[name] - start[name]) ** 2).sum()) for name in start)
+
+    near, middle, far = distance(15.0), distance(1.0), distance(0.0)
+    assert near < 0.5 * middle < middle < far
+
+
+def test_the_gradient_of_the_proximal_term():
+    """The second step of local training follows autograd's gradient of loss plus mu / 2 ||w - start||^2."""
+    task = small_task((6,))
+    batch, start, mu = task.batch(0, Batches(0, 0, 2, 3)), task.initial_weights(), 0.8
+    after, _, _ = train_locally(task, start, batch, Sgd(1.0), {}, proximal=mu)
+    first, _, _ = train_locally(task, start, type(batch)(*(x[:1] for x in batch)), Sgd(1.0), {}, proximal=mu)
+    leaves = {name: value.clone().requires_grad_() for name, value in first.items()}
+    loss = nn.functional.cross_entropy(
+        torch.func.functional_call(small_model(), leaves, batch.inputs[1]), batch.targets[1]
+    )
+    penalty = sum(((leaf - start[name]) ** 2).sum() for name, leaf in leaves.items())
+    gradients = torch.autograd.grad(loss + 0.5 * mu * penalty, list(leaves.values()))
+    assert_near(after, {name: first[name] - g for name, g in zip(leaves, gradients, strict=True)})
+
+
+def test_the_loss_is_the_mean_over_steps_without_the_term():
+    """Training loss is the data's: the mean over clients of their mean over local steps."""
+    task = small_task((6,))
+    history = train(task, FedProx(5.0, Sgd(0.3)), StaticPlanner(small_plan(1)), small_timing(1), rounds=1)
+    batch, weights, losses = task.batch(0, Batches(0, 0, 2, 2)), task.initial_weights(), []
+    for step in range(2):
+        losses.append(float(task.batch_loss(weights, batch.inputs[step], batch.targets[step])[0]))
+        weights, _, _ = train_locally(
+            task, task.initial_weights(), type(batch)(*(x[: step + 1] for x in batch)), Sgd(0.3), {}, proximal=5.0
+        )
+    assert history.rows[0]["train_loss"] == pytest.approx(np.mean(losses))
+
+
+@pytest.mark.parametrize("algorithm", [FedAvg(), FedProx()])
+def test_an_empty_round_leaves_the_model(algorithm: Any):
+    """Without clients nothing is trained, sent or charged, and the model stays."""
+    task = small_task()
+    history = train(task, algorithm, StaticPlanner(RoundPlan(client=[])), small_timing(), rounds=2)
+    assert_same(history.models[0], task.initial_weights())
+    row = history.rows[-1]
+    assert [row[name] for name in ("seconds", "energy_j", "bytes_up", "bytes_down", "planned", "straggler")] == [
+        0, 0, 0, 0, 0, -1,
+    ]  # fmt: skip
+    assert np.isnan(row["train_loss"])
+    assert row["accuracy"] == task.evaluate(task.initial_weights()).accuracy
+
+
+def test_open_batch_sizes_are_the_algorithms():
+    """Where the plan leaves the batch size open, the algorithm's counts."""
+    task = small_task((8, 8))
+    left = run(task, FedAvg(Sgd(0.3), batch_size=4), plan=small_plan(2, batch_size=[0, 2]))
+    assert_same(left, run(task, FedAvg(Sgd(0.3)), plan=small_plan(2, batch_size=[4, 2])))
+
+
+def test_random_layers_need_no_care():
+    """A model with batch normalisation and dropout trains the same way twice, whatever the global seed."""
+    task = small_task(model=noisy_model())
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        found.append(run(task, FedAvg(Sgd(0.3))))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert_same(*found)
+
+
+@pytest.mark.parametrize("make", [FedAvg, FedProx])
+def test_bad_fields_are_refused(make: Any):
+    """The message names the field."""
+    with pytest.raises(InvalidProblemError, match="batch_size"):
+        make(batch_size=0)
+    with pytest.raises(InvalidProblemError, match="weighting = 'loss': expected 'samples' or 'uniform'"):
+        make(weighting="loss")
+    with pytest.raises(InvalidProblemError, match="mu"):
+        FedProx(mu=-1.0)
+
+
+@pytest.mark.parametrize("algorithm", [FedAvg(), FedProx()])
+def test_a_plan_without_aggregation_is_refused(algorithm: Any):
+    """FedAvg without averaging is no algorithm; the message names the round and the remedy."""
+    with pytest.raises(InvalidProblemError, match=r"round 0: a plan without aggregation.*local_steps"):
+        train(small_task(), algorithm, StaticPlanner(small_plan(), interval=2), small_timing(), rounds=1)
