@@ -7,8 +7,16 @@ from edgeopt.training.algorithms import ALGORITHMS as ALGORITHMS
 from edgeopt.training.algorithms import Algorithm as Algorithm
 from edgeopt.training.algorithms import FedAvg as FedAvg
 from edgeopt.training.algorithms import FedProx as FedProx
+from edgeopt.training.algorithms import MultiServerFedAvg as MultiServerFedAvg
 from edgeopt.training.algorithms import Outcome as Outcome
+from edgeopt.training.algorithms import ParallelSplit as ParallelSplit
+from edgeopt.training.algorithms import SplitFed as SplitFed
+from edgeopt.training.algorithms import SplitFedV2 as SplitFedV2
+from edgeopt.training.algorithms import VanillaSplit as VanillaSplit
+from edgeopt.training.constants import GradientEstimator as GradientEstimator
 from edgeopt.training.data import ArrayData as ArrayData
+from edgeopt.training.data import DataSplit as DataSplit
+from edgeopt.training.data import load_data as load_data
 from edgeopt.training.history import History as History
 from edgeopt.training.history import RoundRecord as RoundRecord
 from edgeopt.training.ledger import Ledger as Ledger
@@ -22,5 +30,6 @@ from edgeopt.training.optimizers import Sgd as Sgd
 from edgeopt.training.partition import Partition as Partition
 from edgeopt.training.play import TrainingError as TrainingError
 from edgeopt.training.runner import LocalRunner as LocalRunner
+from edgeopt.training.selection_timing import SelectionTiming as SelectionTiming
 from edgeopt.training.task import Task as Task
 from edgeopt.training.timing import EdgeTiming as EdgeTiming

@@ -125,11 +125,16 @@ def simulate_inference(
 def _check(problem: ExpertCaching, m: int, record: RoutingRecord) -> None:
     model = problem.models[m]
     theirs = (record.num_layers, record.num_experts, record.top_k)
-    per_layer = np.bincount(model.expert_layer)
-    ours = (model.num_layers, int(per_layer.max()), model.top_k)
-    if theirs != ours or per_layer.min() != per_layer.max():
+    ours = (model.num_layers, int(np.bincount(model.expert_layer).max()), model.top_k)
+    if theirs != ours:
         names = "layers, experts per layer, experts per token"
         raise InvalidProblemError(f"records[{m}]: ({names}) = {theirs}: expected {ours} of model {model.name}")
+    expected = np.repeat(np.arange(record.num_layers), record.num_experts)  # (E,)
+    if not np.array_equal(model.expert_layer, expected):
+        raise InvalidProblemError(
+            f"models[{m}]: the experts of {model.name} are not numbered layer by layer, {record.num_experts} in each, "
+            "as in the record"
+        )
     if (most := int(problem.profile[:, m].max())) >= record.num_users:
         raise InvalidProblemError(f"records[{m}]: {record.num_users} users, expected at least {most + 1}")
 

@@ -183,7 +183,7 @@ def record_users(
     Raises
     ------
     InvalidProblemError
-        If the model has no such layers or several sizes of them, or `tokens` has the wrong shape.
+        If the model has no such layers or several sizes of them, `tokens` has the wrong shape, or `batch_size` is below 1.
     """
     if tokens.ndim != 3 or 0 in tokens.shape:
         raise InvalidProblemError(
@@ -191,13 +191,17 @@ def record_users(
         )
     sizes = {(*part.up.shape, part.top_k) for part in model.modules() if isinstance(part, Experts)}
     if len(sizes) != 1:
-        found = "none" if not sizes else " and ".join(str(list(size[:-1])) for size in sorted(sizes))
-        raise InvalidProblemError(f"model: expected layers of experts, all of one size, got {found}")
+        found = " and ".join(str(list(size)) for size in sorted(sizes)) or "none"
+        raise InvalidProblemError(
+            f"model: expected layers of experts, all of one size [experts, width, hidden, top_k], got {found}"
+        )
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise InvalidProblemError(f"batch_size = {batch_size!r}: expected an integer >= 1")
     ((num_experts, width, hidden, _),) = sizes
     used = dict(model.state_dict() if weights is None else weights)
     device = next(iter(used.values())).device
     parts = []
-    was_training = model.training
+    modes = [(part, part.training) for part in model.modules()]
     model.eval()
     try:
         with torch.inference_mode():
@@ -207,7 +211,8 @@ def record_users(
                 chosen = torch.stack([layer.experts for layer in routing], dim=2)  # (B, T, L, K)
                 parts.append(chosen.sort(dim=-1).values.to("cpu", torch.int16))  # (B, T, L, K)
     finally:
-        model.train(was_training)
+        for part, mode in modes:
+            part.training = mode
     experts = torch.cat(parts).reshape(len(tokens), -1, *parts[0].shape[2:])  # (G, S * T, L, K)
     meta = {
         "d_model": width,

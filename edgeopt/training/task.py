@@ -153,7 +153,7 @@ class Task:
 
     def samples(self, client: int, batch_size: int) -> int:
         """Return how many samples a mini-batch of a client has: not more than it owns."""
-        return min(batch_size, int(self.partition.sizes[client]))
+        return min(batch_size, self.partition.indices[client].size)
 
     def flops(self, samples: int, first: int = 0, last: int | None = None, *, backward: bool = True) -> float:
         """Return the work of a forward pass and, unless told otherwise, a backward pass through layers `first` to `last`."""

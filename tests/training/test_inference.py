@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from edgeopt import EdgeNetwork, solve
 from edgeopt.errors import InvalidProblemError
 from edgeopt.problems import ExpertCaching, Placement
+from edgeopt.problems.routed_model import RoutedModel
 from edgeopt.training.inference import TIERS, simulate_inference
 from edgeopt.training.routing import RoutingRecord
 
@@ -205,3 +206,18 @@ def test_wrong_arguments():
     for block in (0, 5):
         with pytest.raises(InvalidProblemError, match=f"block = {block}: expected 1 to half of the 8 tokens"):
             run.standard_error_s(block)
+
+
+def test_layers_of_different_size():
+    """A record has as many experts in each layer; a model that has not, and agrees in the largest, is refused."""
+    record = record_of(1, users=1, tokens=8, layers=2, experts=3, top_k=1)
+    uneven = RoutedModel(
+        name="uneven", expert_layer=[0, 0, 1, 1, 1], expert_bytes=8.0, sets=[[0], [2]], indptr=[0, 2], indices=[0, 1],
+        probability=[1.0, 1.0],
+    )  # fmt: skip
+    problem = ExpertCaching(
+        models=(uneven,), storage_bytes=[8.0], request=[[1.0]], profile=[[0]], server_latency_s=[[[0.1]]],
+        cloud_latency_s=[[1.0]], device_latency_s=[[1.0]],
+    )  # fmt: skip
+    with pytest.raises(InvalidProblemError, match="experts of uneven are not numbered layer by layer, 3 in each"):
+        simulate_inference(problem, Placement(np.zeros((1, 5), bool)), record)

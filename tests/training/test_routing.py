@@ -94,14 +94,16 @@ def test_recording_is_a_loop_over_sequences(top_k):
 
 
 def test_recording_leaves_the_model_alone():
-    """Weights, gradients and training mode stay; given weights are used instead of the model's own."""
+    """Weights, gradients and the training mode of every part stay; given weights are used instead of the model's own."""
     model, tokens = model_and_text()
     model.train()
+    model.block1_experts.eval()
+    modes = [part.training for part in model.modules()]
     other = moe_decoder(**SIZES)
     own, theirs = record_users(model, tokens), record_users(other, tokens)
     assert own != theirs
     assert record_users(model, tokens, weights=other.state_dict()) == theirs
-    assert model.training
+    assert [part.training for part in model.modules()] == modes
     assert all(parameter.grad is None for parameter in model.parameters())
     assert record_users(model, tokens) == own
 
@@ -118,13 +120,15 @@ def test_recorded_trace_makes_a_problem():
 
 
 def test_wrong_models_and_texts():
-    """A model without experts or with several sizes of them, and tokens without sequences, are refused."""
+    """A model without experts or with several sizes of them, tokens without sequences, and empty batches are refused."""
     _, tokens = model_and_text()
-    with pytest.raises(InvalidProblemError, match="all of one size, got none"):
+    with pytest.raises(InvalidProblemError, match="all of one size .*, got none"):
         record_users(nn.Sequential(nn.Embedding(256, 4)), tokens)
     mixed = nn.Sequential(nn.Embedding(256, 4), Experts(4, 3, 2, 1), Experts(4, 5, 2, 1))
-    with pytest.raises(InvalidProblemError, match=r"got \[2, 4, 3\] and \[2, 4, 5\]"):
+    with pytest.raises(InvalidProblemError, match=r"got \[2, 4, 3, 1\] and \[2, 4, 5, 1\]"):
         record_users(mixed, tokens)
+    with pytest.raises(InvalidProblemError, match="batch_size = 0: expected an integer >= 1"):
+        record_users(moe_decoder(**SIZES), tokens, batch_size=0)
     with pytest.raises(InvalidProblemError, match=r"expected \[users, sequences, length\].*got \[4, 7\]"):
         record_users(moe_decoder(**SIZES), tokens[0])
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -14,6 +14,8 @@ from edgeopt import ModelProfile
 from edgeopt.errors import InvalidProblemError
 from edgeopt.training import Batches
 from tests.training.small_tasks import CLASSES, FEATURES, assert_same, noisy_model, samples, small_model, small_task
+
+SHUFFLED = small_task((7, 5, 1))
 
 
 class Subclass(nn.Sequential):
@@ -116,10 +118,11 @@ def test_double_precision_is_kept():
 # --- batches ------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2), st.integers(0, 5), st.integers(0, 6), st.integers(1, 6), st.integers(1, 9))
 def test_mini_batches(client: int, round: int, first: int, count: int, size: int):
     """A slice of steps is the slice of the round; samples are the client's own, and none comes twice in an epoch."""
-    task = small_task((7, 5, 1))
+    task = SHUFFLED
     own = set(task.partition.indices[client].tolist())
     whole = task.rows(client, Batches(round, 0, first + count, size))
     part = task.rows(client, Batches(round, first, count, size))

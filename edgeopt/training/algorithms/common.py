@@ -12,7 +12,7 @@ Weighting = Literal["samples", "uniform"]
 
 def client_weight(task: Task, client: int, weighting: Weighting) -> float:
     """Return how much a client counts in an average, before normalising."""
-    return float(task.partition.sizes[client]) if weighting == "samples" else 1.0
+    return float(task.partition.indices[client].size) if weighting == "samples" else 1.0
 
 
 def check_batch_size(batch_size: int) -> None:

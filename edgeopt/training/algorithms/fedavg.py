@@ -71,17 +71,18 @@ def train_messages(task: Task, weights: Tensors, plan: RoundPlan, number: int, b
         raise InvalidProblemError(
             f"round {number}: a plan without aggregation: expected aggregation in every round; local_steps makes rounds longer"
         )
+    flops = task.flops(1)
     messages = {}
     for entry, client in enumerate(plan):
         batches = Batches(number, 0, client.local_steps, client.batch_size or batch_size)
         samples = client.local_steps * task.samples(client.client, batches.size)
-        messages[entry] = Message("train", {"weights": weights}, {}, batches, task.flops(samples))
+        messages[entry] = Message("train", {"weights": weights}, {}, batches, samples * flops)
     return messages
 
 
 def averaged(task: Task, state: State, plan: RoundPlan, replies: Replies, weighting: Weighting) -> Outcome:
     """Return the outcome of a round whose replies are trained models; without any, the state stays."""
     if replies:
-        shares = [client_weight(task, plan[entry].client, weighting) for entry in replies]
+        shares = [client_weight(task, int(plan.client[entry]), weighting) for entry in replies]
         state = {**state, "weights": dict(weighted_average([r["weights"] for r in replies.values()], shares))}
     return Outcome(state, {entry: r["scalars"]["loss"] for entry, r in replies.items()})

@@ -1,0 +1,53 @@
+"""Rounds of a training run on TensorBoard. Needs the extra ``tensorboard``."""
+
+import math
+import os
+from typing import TYPE_CHECKING, Any, Self
+
+from edgeopt.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    from edgeopt.training.history import RoundRecord
+
+
+class TensorBoardWriter:
+    """A callback for ``train(..., on_round=...)`` that writes every number of a round's row against its number.
+
+    Use it in a ``with`` statement, or call `close`. Numbers that were not measured are left out. The time of an event is
+    virtual, so that TensorBoard's relative axis shows virtual seconds. A resumed run takes the same folder.
+
+    Parameters
+    ----------
+    folder : where TensorBoard looks for the run; made if it is not there.
+
+    Raises
+    ------
+    MissingDependencyError
+        Without the package tensorboard.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise MissingDependencyError(
+                "TensorBoardWriter needs tensorboard: pip install 'edgeopt[tensorboard]'"
+            ) from None
+        make: Any = SummaryWriter
+        self._writer = make(os.fspath(folder))
+
+    def __call__(self, record: "RoundRecord") -> None:
+        """Write a round."""
+        for name, value in record.row.items():
+            if name != "round" and not math.isnan(value):
+                self._writer.add_scalar(name, value, record.number, walltime=float(record.row["seconds"]))
+
+    def close(self) -> None:
+        """Write what is still held back, and close the file."""
+        self._writer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
