@@ -1,4 +1,4 @@
-"""The command ``edgeopt``: solve, compare, generate, describe. Heavy imports happen inside the commands.
+"""The command ``edgeopt``: solve, compare, generate, describe, train. Heavy imports happen inside the commands.
 
 Exit status: 0 done; 1 the solver failed or found nothing; 2 bad input; 130 interrupted (what was found is printed).
 With ``--json`` standard output carries one JSON document and nothing else.
@@ -18,6 +18,8 @@ import typer
 from typer.core import TyperGroup
 
 from edgeopt.cli_generate import SeedOption, check_writable, generate_app
+from edgeopt.cli_trace import trace
+from edgeopt.cli_train import train
 from edgeopt.errors import EdgeOptError, MissingDependencyError, NoSolutionError, SolverError
 
 if TYPE_CHECKING:
@@ -78,6 +80,8 @@ def _explain(error: BaseException) -> tuple[str, int]:
 
 app = typer.Typer(cls=_Group, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=False)
 app.add_typer(generate_app, name="generate")
+app.command()(train)
+app.command()(trace)
 
 InstanceArgument = Annotated[str, typer.Argument(help="A .json or .npz file, or a name of the library.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output and nothing else.")]

@@ -1,0 +1,292 @@
+"""Building what an `Experiment` says: data, model, algorithm, network, problem, timing, planner."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from edgeopt.errors import InvalidProblemError, MissingDependencyError
+from edgeopt.experiment.options import (
+    Options,
+    about,
+    checked_options,
+    hints_of,
+    unknown,
+    unknown_name,
+)
+from edgeopt.experiment.planners import kind_of_solver, planner_for
+from edgeopt.problem import Problem
+from edgeopt.problems import ClientSelection, SplitTraining, load
+from edgeopt.profile import ModelProfile
+from edgeopt.rng import stream
+from edgeopt.schedule import Planner
+
+try:
+    import torch
+
+    from edgeopt.experiment.network import (
+        MULTI_SERVER,
+        network_of,
+        selection_problem,
+        servers_of,
+        split_problem,
+        timing_options,
+    )
+    from edgeopt.training.algorithms import ALGORITHMS, Algorithm
+    from edgeopt.training.array_data import DataSplit
+    from edgeopt.training.data import DATASETS, load_data
+    from edgeopt.training.history import History
+    from edgeopt.training.loop import Estimator, OnRound, train
+    from edgeopt.training.models.small import SMALL_MODELS, model_for
+    from edgeopt.training.optimizers import Adam, Optimizer, Sgd
+    from edgeopt.training.partition import Partition, by_column, dirichlet, iid, shards
+    from edgeopt.training.runner import Runner
+    from edgeopt.training.selection_timing import SelectionTiming
+    from edgeopt.training.task import Task
+    from edgeopt.training.text import byte_text
+    from edgeopt.training.timing import EdgeTiming, Timing
+except ModuleNotFoundError as missing:
+    if missing.name is None or missing.name.split(".")[0] != "torch":
+        raise
+    raise MissingDependencyError("training needs torch: pip install 'edgeopt[train]'") from None
+
+if TYPE_CHECKING:
+    from edgeopt.experiment import Experiment
+
+OPTIMIZERS: dict[str, type[Sgd | Adam]] = {"sgd": Sgd, "adam": Adam}
+_DEFAULT_CLIENTS = 20
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Setup:
+    """An experiment that is ready to run; the parts are those of `edgeopt.training.train`.
+
+    Parameters
+    ----------
+    problem : what the planner solves, as the run knows it before the first round; None for planners without one.
+    """
+
+    experiment: "Experiment"
+    task: Task
+    algorithm: Algorithm
+    planner: Planner
+    timing: Timing
+    estimator: Estimator | None
+    problem: Problem | None
+
+    def train(
+        self,
+        *,
+        runner: Runner | None = None,
+        on_round: OnRound | Sequence[OnRound] = (),
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_every: int = 10,
+        resume: bool = False,
+        display: bool = False,
+    ) -> History:
+        """Train. A planner that remembers can do so once: build anew to train again."""
+        return train(
+            self.task,
+            self.algorithm,
+            self.planner,
+            self.timing,
+            rounds=self.experiment.rounds,
+            evaluate_every=self.experiment.evaluate_every,
+            until_accuracy=self.experiment.until_accuracy,
+            estimator=self.estimator,
+            runner=runner,
+            on_round=on_round,
+            checkpoint=checkpoint,
+            checkpoint_every=checkpoint_every,
+            resume=resume,
+            display=display,
+        )
+
+
+def build(experiment: "Experiment") -> Setup:
+    """See `Experiment.build`."""
+    e = experiment
+    saved = None if e.network.file is None else load(e.network.file)
+    kind = _kind(e, saved)
+    algorithm = _algorithm(e, kind, saved)
+    split = _data(e)
+    partition = _partition(e, split, saved)
+    task = _task(e, split, partition, saved)
+    problem, timing = _surroundings(e, kind, task, algorithm, saved)
+    with about(e.source, "planner"):
+        planner, estimator = planner_for(e, task, problem, timing)
+    return Setup(e, task, algorithm, planner, timing, estimator, problem)
+
+
+def _surroundings(
+    e: "Experiment", kind: str, task: Task, algorithm: Algorithm, saved: Problem | None
+) -> tuple[Problem | None, Timing]:
+    """Return the problem, if the planner needs one, and the timing; both are about the same network."""
+    options = timing_options(e, kind)
+    if saved is not None and (others := [key for key in e.network.options if key not in options]):
+        raise unknown(e.source, "network", others[0], e.network.options[others[0]], ["file", "kind", *options])
+    network = network_of(e, kind, task.num_clients) if saved is None else None
+    if kind == ClientSelection.kind:
+        power: dict[str, Any] = {} if network is None else {"device_power_w": network.device_power_w}
+        energy: dict[str, Any] = {key: value for key, value in options.items() if key == "joules_per_flop"}
+        if network is not None:
+            saved = selection_problem(e, task, getattr(algorithm, "batch_size", 16), network)
+        assert isinstance(saved, ClientSelection)
+        return saved, SelectionTiming(problem=saved, **power, **energy)
+    with about(e.source, "network"):
+        if network is None:
+            assert isinstance(saved, SplitTraining)
+            options.pop("fed_rate_bps", None)  # it has one
+            return saved, EdgeTiming.from_problem(saved).replace(seed=e.seed, **options)
+        timing = EdgeTiming.from_network(network, seed=e.seed, **options)
+    if e.planner.name in ("fixed", "random", "schedule"):
+        return None, timing
+    optimizer = next((getattr(algorithm, name) for name in optimizer_fields(type(algorithm))), None)
+    return split_problem(e, task, getattr(optimizer, "lr", Sgd().lr), network), timing
+
+
+def optimizer_from(options: Options, source: str, table: str) -> Optimizer:
+    """Return the optimiser that a table with ``name`` and the optimiser's fields describes."""
+    given = dict(options)
+    name = given.pop("name", "sgd")
+    if name not in OPTIMIZERS:
+        raise unknown_name(source, table, str(name), OPTIMIZERS)
+    kind = OPTIMIZERS[name]
+    with about(source, table):
+        return kind(**checked_options(source, table, given, hints_of(kind)))
+
+
+def algorithm_class(name: str, source: str = "") -> type[Algorithm]:
+    """Return the algorithm of a name."""
+    classes = {algorithm.name: algorithm for algorithm in ALGORITHMS}
+    if name not in classes:
+        raise unknown_name(source, "algorithm", name, classes)
+    return classes[name]
+
+
+def optimizer_fields(algorithm: type[Algorithm]) -> list[str]:
+    """Return the fields of an algorithm that are optimisers."""
+    return [name for name in hints_of(algorithm) if name.endswith("optimizer")]
+
+
+# --- parts -----------------------------------------------------------------------------------------------------
+
+
+def _kind(e: "Experiment", saved: Problem | None) -> str:
+    if saved is not None:
+        if not isinstance(saved, SplitTraining | ClientSelection):
+            raise e.wrong(
+                "network", "file", e.network.file, f"a split-training or client-selection problem, it is {saved.kind}"
+            )
+        if e.network.kind not in (None, saved.kind):
+            raise e.wrong("network", "kind", e.network.kind, f"{saved.kind!r} as in {e.network.file}")
+        return saved.kind
+    if e.network.kind is not None:
+        return e.network.kind
+    if e.algorithm.name == MULTI_SERVER:
+        return "client-selection"
+    return kind_of_solver(e.planner.name) or "split-training"
+
+
+def _algorithm(e: "Experiment", kind: str, saved: Problem | None) -> Algorithm:
+    cls = algorithm_class(e.algorithm.name, e.source)
+    hints = hints_of(cls)
+    options: dict[str, Any] = {}
+    if "num_servers" in hints and kind == "client-selection":  # as many as the network has
+        options["num_servers"] = saved.num_servers if isinstance(saved, ClientSelection) else servers_of(e)
+    options |= checked_options(e.source, "algorithm", e.algorithm.options, hints)
+    for name in optimizer_fields(cls):
+        if name in options:
+            if not isinstance(options[name], dict):
+                raise e.wrong("algorithm", name, options[name], "a table with the name of an optimiser and its fields")
+            options[name] = optimizer_from(options[name], e.source, f"algorithm.{name}")
+    with about(e.source, "algorithm"):
+        return cls(**options)
+
+
+def _data(e: "Experiment") -> DataSplit:
+    data = e.data
+    if data.name not in DATASETS:
+        raise unknown_name(e.source, "data", data.name, DATASETS)
+    with about(e.source, "data"):
+        if data.context is None:
+            return load_data(data.name, data.folder, e.seed)
+        if data.name != "text":
+            raise InvalidProblemError(f"context = {data.context}: {data.name} has none, expected it for text only")
+        files = None if data.folder is None else text_files(data.folder)
+        return byte_text(files, data.context, seed=e.seed)
+
+
+def text_files(folder: str) -> list[str]:
+    """Return the ``*.txt`` of a folder in the order of their names."""
+    if not os.path.isdir(folder) or not (found := sorted(n for n in os.listdir(folder) if n.endswith(".txt"))):
+        raise InvalidProblemError(f"folder = {folder!r}: expected a folder with files *.txt")
+    return [os.path.join(folder, name) for name in found]
+
+
+def _partition(e: "Experiment", split: DataSplit, saved: Problem | None) -> Partition:
+    data, train = e.data, split.train
+    wanted = data.clients
+    if saved is not None:
+        wanted = saved.num_devices if isinstance(saved, SplitTraining) else getattr(saved, "num_clients", 0)
+        if data.clients not in (None, wanted):
+            raise e.wrong("data", "clients", data.clients, f"{wanted} as in {e.network.file}")
+    clients = wanted or _DEFAULT_CLIENTS
+    with about(e.source, "data"):
+        if data.partition == "iid":
+            return iid(len(train), clients, e.seed)
+        if data.partition == "dirichlet":
+            return dirichlet(train.labels, clients, data.alpha, e.seed)
+        if data.partition == "shards":
+            return shards(train.labels, clients, data.shards, e.seed)
+        if train.group is None:
+            raise InvalidProblemError(f"partition = 'column': {data.name} does not say where its samples come from")
+        found = by_column(train.group)
+        if wanted not in (None, found.num_clients):
+            raise InvalidProblemError(
+                f"clients = {wanted}: {data.name} has {found.num_clients} groups, one for each client"
+            )
+        return found
+
+
+def _task(e: "Experiment", split: DataSplit, partition: Partition, saved: Problem | None) -> Task:
+    if e.model.name not in SMALL_MODELS:
+        raise unknown_name(e.source, "model", e.model.name, SMALL_MODELS)
+    options = checked_options(e.source, "model", e.model.options, {"width": int})
+    train = split.train
+    with about(e.source, "model"):
+        model = model_for(
+            e.model.name,
+            num_classes=train.num_classes,
+            input_shape=tuple(train.inputs.shape[1:]),
+            seed=int(stream(e.seed, "model").integers(1 << 31)),
+            **options,
+        )
+    profile = ModelProfile.from_module(model, train.inputs[:1], name=e.model.name)
+    if isinstance(saved, SplitTraining):
+        if saved.num_layers != profile.num_layers:
+            layers = f"a problem about the {profile.num_layers} layers of {e.model.name}, it has {saved.num_layers}"
+            raise e.wrong("network", "file", e.network.file, layers)
+        work = {name: getattr(saved, name) for name in ("forward_flops", "backward_flops")}
+        profile = dataclasses.replace(profile, **work)  # the problem's own work is charged
+    return Task(
+        model=model,
+        train=train,
+        partition=partition,
+        test=split.test,
+        profile=profile,
+        seed=e.seed,
+        device=_device(e),
+        precision=e.precision,
+    )
+
+
+def _device(e: "Experiment") -> str:
+    name, _, number = e.device.partition(":")
+    there = {"cpu": not number, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name not in there or (number and not number.isdigit()):
+        raise e.wrong("", "device", e.device, "cpu, cuda, cuda:NUMBER or mps")
+    if not there[name] or (name == "cuda" and int(number or 0) >= torch.cuda.device_count()):
+        raise e.wrong("", "device", e.device, "a device that torch finds here")
+    return e.device

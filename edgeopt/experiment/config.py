@@ -1,0 +1,293 @@
+"""`Experiment`: what a training run is, and how it is written down."""
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from edgeopt import storage
+from edgeopt.errors import InvalidFileError, InvalidProblemError
+from edgeopt.experiment.options import Options, checked, hints_of, label, plain, unknown
+
+if TYPE_CHECKING:
+    from edgeopt.experiment.build import Setup
+    from edgeopt.training.history import History
+    from edgeopt.training.loop import OnRound
+    from edgeopt.training.runner import Runner
+
+PARTITIONS = ("iid", "dirichlet", "shards", "column")
+KINDS = ("split-training", "client-selection")
+MAX_CONFIG_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Something that is picked by its name, and its options; what they may be, the picked thing says.
+
+    Parameters
+    ----------
+    name : of an algorithm, a model, a planner.
+    options : plain values.
+    """
+
+    name: str
+    options: Options = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataChoice:
+    """Which data there is, and who holds it.
+
+    Parameters
+    ----------
+    name : as in `edgeopt.training.data.load_data`.
+    folder : where its files are.
+    partition : ``iid``, ``dirichlet``, ``shards``, or ``column``: one client for each group of samples, such as a document.
+    alpha : of the Dirichlet distribution.
+    shards : per client.
+    clients : default: the devices of the network's file, or 20; with ``column`` the groups decide.
+    context : bytes of a sample of text. Default: that of the data set.
+    """
+
+    name: str = "digits"
+    folder: str | None = None
+    partition: str = "iid"
+    alpha: float = 0.5
+    shards: int = 2
+    clients: int | None = None
+    context: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkChoice:
+    """Where the clients are.
+
+    Parameters
+    ----------
+    file : a saved `SplitTraining` or `ClientSelection` problem. Default: a random network.
+    kind : what the network is for: ``split-training``, devices around one server, or ``client-selection``, several
+        servers with overlapping coverage. Default: as the file, or as the algorithm needs it.
+    servers : of the random network. Default: 1, and 3 for ``multi-server-fedavg``.
+    seed : of the random network. Default: the experiment's.
+    options : arguments of `EdgeNetwork.random`, and ``rate_sigma``, ``failure_probability``, ``joules_per_flop``,
+        ``fed_rate_bps`` as in `edgeopt.training.EdgeTiming.from_network`.
+    """
+
+    file: str | None = None
+    kind: str | None = None
+    servers: int | None = None
+    seed: int | None = None
+    options: Options = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experiment:
+    """A training run: everything that decides its result.
+
+    Parameters
+    ----------
+    algorithm : one of `edgeopt.training.algorithms.ALGORITHMS`; its options are its fields, and ``optimizer`` a table with
+        ``name`` (``sgd`` or ``adam``) and the fields of that.
+    data : samples and clients.
+    model : one of `edgeopt.training.models.small.SMALL_MODELS`, with the option ``width``.
+    network : devices, servers, rates.
+    problem : arguments of `SplitTraining.from_profile` or `ClientSelection.from_network`, for planners that solve one; and
+        ``measure``, whether the constants of the convergence bound are measured at the start (default) or not.
+    planner : ``fixed``, ``random``, ``schedule``, ``hasfl``, or the name of a solver; see
+        `edgeopt.experiment.planners.planner_for`.
+    rounds : how many rounds there are at most.
+    seed : decides data, partition, model, network and mini-batches.
+    device, precision : as in `edgeopt.training.Task`.
+    evaluate_every : rounds between two evaluations.
+    until_accuracy : end when it is reached.
+    source : file that it comes from, for messages.
+
+    Raises
+    ------
+    InvalidProblemError
+        Naming table, key, value and what was expected.
+
+    Examples
+    --------
+    >>> experiment = Experiment.from_dict({"rounds": 5, "data": {"clients": 4}, "algorithm": {"name": "fedprox", "mu": 0.1}})
+    >>> experiment.algorithm
+    Choice(name='fedprox', options={'mu': 0.1})
+    >>> Experiment.from_dict(experiment.to_dict()) == experiment
+    True
+    """
+
+    algorithm: Choice = field(default_factory=lambda: Choice("fedavg"))
+    data: DataChoice = field(default_factory=DataChoice)
+    model: Choice = field(default_factory=lambda: Choice("small-cnn"))
+    network: NetworkChoice = field(default_factory=NetworkChoice)
+    problem: Options = field(default_factory=dict)
+    planner: Choice = field(default_factory=lambda: Choice("fixed"))
+    rounds: int = 20
+    seed: int = 0
+    device: str = "cpu"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    evaluate_every: int = 1
+    until_accuracy: float | None = None
+    source: str = field(default="", compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for key, low in (("rounds", 1), ("seed", 0), ("evaluate_every", 1)):
+            if getattr(self, key) < low:
+                raise self.wrong("", key, getattr(self, key), f"a whole number >= {low}")
+        if self.data.partition not in PARTITIONS:
+            raise self.wrong("data", "partition", self.data.partition, "one of " + ", ".join(PARTITIONS))
+        if self.data.clients is not None and self.data.clients < 1:
+            raise self.wrong("data", "clients", self.data.clients, "a whole number >= 1")
+        if self.network.kind is not None and self.network.kind not in KINDS:
+            raise self.wrong("network", "kind", self.network.kind, "one of " + ", ".join(KINDS))
+
+    def wrong(self, table: str, key: str, value: object, expected: str) -> InvalidProblemError:
+        """Return the error about a value of this experiment."""
+        kind = InvalidFileError if self.source else InvalidProblemError
+        return kind(f"{label(self.source, table)}{key} = {value!r}: expected {expected}")
+
+    # --- reading and writing -----------------------------------------------------------------------------------
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a ``.toml`` file, or a ``.json`` file that `save` wrote."""
+        if Path(path).suffix == ".json":
+            document = storage.parse_json_object(path, _content(path))
+            return cls.from_dict(document, source=os.fspath(path), folder=Path(path).absolute().parent)
+        return cls.from_toml(path)
+
+    @classmethod
+    def from_toml(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a TOML file. Paths in it are relative to its folder.
+
+        Raises
+        ------
+        InvalidFileError
+            Naming file, table, key, value and what was expected.
+        OSError
+            If the file cannot be opened.
+        """
+        try:
+            document = tomllib.loads(_content(path).decode())
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise InvalidFileError(f"{path}: not valid TOML: {error}") from None
+        return cls.from_dict(document, source=os.fspath(path), folder=Path(path).absolute().parent)
+
+    @classmethod
+    def from_dict(
+        cls, values: Mapping[str, Any], *, source: str = "", folder: str | os.PathLike[str] | None = None
+    ) -> Self:
+        """Build an experiment from plain values: tables as in a TOML file.
+
+        Parameters
+        ----------
+        source : file they come from, for messages.
+        folder : what paths are relative to. Default: they stay as they are.
+        """
+        given = dict(values)
+        hints = hints_of(cls)
+        fields_: dict[str, Any] = {"source": source}
+        for key, value in given.items():
+            if key not in hints or key == "source":
+                raise unknown(source, "", key, value, [name for name in hints if name != "source"])
+            if key in _TABLES or key == "problem":
+                if not isinstance(value, Mapping):
+                    raise InvalidFileError(f"{label(source, '')}{key} = {value!r}: expected a table [{key}]")
+                table = plain(source, key, value)
+                fields_[key] = table if key == "problem" else _table(_TABLES[key], table, source, key, folder)
+            else:
+                fields_[key] = checked(source, "", key, value, hints[key])
+        return cls(**fields_)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, without what is None: JSON and TOML can hold them, and `from_dict` reads them."""
+        found: dict[str, Any] = {}
+        for key in (entry.name for entry in fields(self) if entry.name != "source"):
+            value = getattr(self, key)
+            if key in _TABLES:
+                value = asdict(value)
+                options = value.pop("options", {})
+                value = {name: entry for name, entry in value.items() if entry is not None} | options
+            if value is not None:
+                found[key] = json.loads(json.dumps(dict(value) if key == "problem" else value))  # a deep copy
+        return found
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the experiment to a ``.json`` file, atomically, with absolute paths in it."""
+        moved = type(self).from_dict(self.to_dict(), folder=Path.cwd())
+        storage.write_text(path, json.dumps(moved.to_dict(), indent=1) + "\n")
+
+    # --- running -----------------------------------------------------------------------------------------------
+
+    def build(self) -> "Setup":
+        """Load data and network, make model, algorithm and planner.
+
+        Raises
+        ------
+        MissingDependencyError
+            Without torch.
+        EdgeOptError
+            If something does not exist or does not fit; the message says which entry is to blame.
+        """
+        from edgeopt.experiment.build import build
+
+        return build(self)
+
+    def run(
+        self,
+        *,
+        runner: "Runner | None" = None,
+        on_round: "OnRound | Sequence[OnRound]" = (),
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_every: int = 10,
+        resume: bool = False,
+        display: bool = False,
+    ) -> "History":
+        """Build and train; the arguments are those of `edgeopt.training.train`."""
+        return self.build().train(
+            runner=runner,
+            on_round=on_round,
+            checkpoint=checkpoint,
+            checkpoint_every=checkpoint_every,
+            resume=resume,
+            display=display,
+        )
+
+
+_TABLES: dict[str, type[Choice | DataChoice | NetworkChoice]] = {
+    "algorithm": Choice, "data": DataChoice, "model": Choice, "network": NetworkChoice, "planner": Choice,
+}  # fmt: skip
+_PATHS = {"data": ("folder",), "network": ("file",), "planner": ("file", "policy")}
+
+
+def _table(
+    cls: type[Choice | DataChoice | NetworkChoice],
+    values: Options,
+    source: str,
+    table: str,
+    folder: str | os.PathLike[str] | None,
+) -> Any:
+    hints = {name: hint for name, hint in hints_of(cls).items() if name != "options"}
+    own = {key: checked(source, table, key, value, hints[key]) for key, value in values.items() if key in hints}
+    others = {key: value for key, value in values.items() if key not in hints}
+    if folder is not None:
+        for place in (own, others):
+            place |= {
+                key: str(Path(folder) / place[key]) for key in _PATHS.get(table, ()) if isinstance(place.get(key), str)
+            }
+    if others and cls is DataChoice:
+        key = next(iter(others))
+        raise unknown(source, table, key, others[key], list(hints))
+    if cls is Choice and "name" not in own:
+        raise InvalidFileError(f"{label(source, table)}name: expected a value, got nothing")
+    made: Any = cls
+    return made(**own) if cls is DataChoice else made(**own, options=others)
+
+
+def _content(path: str | os.PathLike[str]) -> bytes:
+    if (size := os.path.getsize(path)) > MAX_CONFIG_BYTES:
+        raise InvalidFileError(f"{path}: {size} bytes, expected at most {MAX_CONFIG_BYTES}")
+    return Path(path).read_bytes()

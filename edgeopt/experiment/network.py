@@ -1,0 +1,129 @@
+"""The network of an experiment, and the problems on it that planners solve."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from edgeopt.errors import InvalidProblemError
+from edgeopt.experiment.options import about, argument_hints, checked, checked_options
+from edgeopt.network import EdgeNetwork
+from edgeopt.network_random import random_network
+from edgeopt.problems import ClientSelection, SplitTraining
+from edgeopt.problems.client_selection_build import well_covered_network
+from edgeopt.training.constants import GradientEstimator
+from edgeopt.training.selection_timing import update_cost
+from edgeopt.training.task import Task
+
+if TYPE_CHECKING:
+    from edgeopt.experiment import Experiment
+
+MULTI_SERVER = "multi-server-fedavg"
+_DEFAULT_SERVERS = 3  # of that algorithm
+_TIMING = {
+    "split-training": ("rate_sigma", "failure_probability", "joules_per_flop", "fed_rate_bps"),
+    "client-selection": ("rate_sigma", "joules_per_flop"),
+}
+_DEFAULT_PICKS = 4
+_REGIMES: dict[str, Any] = {
+    "regime_transition": ((0.97, 0.03), (0.06, 0.94)),  # as in ClientSelection.random: calm or loaded for a while
+    "busy_probability": (0.05, 0.75),
+}
+_FADING = 0.3
+_LARGEST_BATCH = 64
+_MEASURED_CLIENTS, _MEASURED_SAMPLES = 8, 16
+
+
+def servers_of(e: "Experiment") -> int:
+    """Return how many servers the random network has."""
+    default = _DEFAULT_SERVERS if e.algorithm.name == MULTI_SERVER else 1
+    return default if e.network.servers is None else e.network.servers
+
+
+def timing_options(e: "Experiment", kind: str) -> dict[str, Any]:
+    """Return those options of the network that are about time and energy."""
+    given = {key: value for key, value in e.network.options.items() if key in _TIMING[kind]}
+    return checked_options(e.source, "network", given, dict.fromkeys(_TIMING[kind], float))
+
+
+def network_of(e: "Experiment", kind: str, clients: int) -> EdgeNetwork:
+    """Return the random network."""
+    hints = argument_hints(random_network, ("num_servers", "num_devices"))
+    others = {key: value for key, value in e.network.options.items() if key not in _TIMING[kind]}
+    known = hints | dict.fromkeys(_TIMING[kind], float)
+    options: Any = {key: _pair(value) for key, value in checked_options(e.source, "network", others, known).items()}
+    seed = e.seed if e.network.seed is None else e.network.seed
+    with about(e.source, "network"):
+        return EdgeNetwork.random(servers_of(e), clients, seed=seed, **options)
+
+
+def split_problem(e: "Experiment", task: Task, lr: float, network: EdgeNetwork) -> SplitTraining:
+    """Return the problem of training the measured model on the network; its constants are measured, unless given.
+
+    Largest batch sizes are what clients have, up to 64; the step size is the optimiser's.
+    """
+    given = dict(e.problem)
+    measure = checked(e.source, "problem", "measure", given.pop("measure", True), bool)
+    hints = argument_hints(SplitTraining.from_profile, ("server", "fed_rate_bps"))
+    options = checked_options(e.source, "problem", given, hints | {"max_batch": int | list, "interval": int | list})
+    largest = np.clip(task.partition.sizes, 1, _LARGEST_BATCH)
+    chosen: dict[str, Any] = {"max_batch": largest, "interval": 1, "step_size": lr}
+    chosen |= _measured(task, lr) if measure else {}
+    chosen |= {key: _pair(value) if key == "interval" else value for key, value in options.items()}
+    if "fed_rate_bps" in (timing := timing_options(e, SplitTraining.kind)):
+        chosen["fed_rate_bps"] = timing["fed_rate_bps"]
+    with about(e.source, "problem"):
+        return SplitTraining.from_profile(task.profile, network, **chosen)
+
+
+def selection_problem(e: "Experiment", task: Task, batch_size: int, network: EdgeNetwork) -> ClientSelection:
+    """Return the problem of picking clients on the network, for updates of this model."""
+    hints = argument_hints(ClientSelection.from_network, ("rounds", "seed", "work_flops", "payload_bits"))
+    options = checked_options(e.source, "problem", e.problem, hints | {"picks": int})
+    with about(e.source, "planner"):
+        cost = update_cost(
+            task,
+            batch_size=e.planner.options.get("batch_size") or batch_size,
+            local_steps=e.planner.options.get("local_steps", 1),
+        )
+    picks = max(1, min(_DEFAULT_PICKS, task.num_clients // network.num_servers))
+    chosen: dict[str, Any] = {
+        "picks": picks,
+        "rate_sigma": timing_options(e, ClientSelection.kind).get("rate_sigma", _FADING),
+    }
+    if not options.keys() & {"busy", *_REGIMES}:
+        chosen |= _REGIMES
+    chosen |= options
+    with about(e.source, "problem"):
+        covered = well_covered_network(network.num_servers, task.num_clients, chosen["picks"], e.seed, network)
+        return ClientSelection.from_network(covered, **cost._asdict(), **chosen, rounds=e.rounds, seed=e.seed)
+
+
+def _pair(value: Any) -> Any:
+    """Return lists of two as pairs: TOML and JSON have no others."""
+    return tuple(value) if isinstance(value, list) and len(value) == 2 else value
+
+
+def _measured(task: Task, lr: float) -> dict[str, Any]:
+    """Return the constants of the convergence bound after one step from the initial weights, on samples of some clients."""
+    clients = np.flatnonzero(task.partition.sizes)[:_MEASURED_CLIENTS]
+    if clients.size < 2:
+        raise InvalidProblemError("constants are measured on two clients at least: expected `measure = false`")
+    start = task.initial_weights()
+    rows = np.concatenate([task.partition.indices[client][:_MEASURED_SAMPLES] for client in clients])
+    at = torch.from_numpy(rows).to(task.device)
+
+    def loss(parameters: dict[str, torch.Tensor]) -> torch.Tensor:
+        return task.batch_loss({**start, **parameters}, task.train.inputs[at], task.train.targets[at])[0]
+
+    gradient, value = torch.func.grad_and_value(loss)(task.trained(start))
+    stepped = {**start, **{name: start[name] - lr * g for name, g in gradient.items()}}
+    found = GradientEstimator(num_clients=_MEASURED_CLIENTS).at(task, stepped, 0, start)
+    measured: dict[str, Any] = {
+        "gradient_variance": found.gradient_variance.value,
+        "gradient_second_moment": found.gradient_second_moment.value,
+        "initial_gap": float(value),
+    }
+    if found.smoothness is not None and found.smoothness.value > 0:
+        measured["smoothness"] = float(found.smoothness.value)
+    return measured

@@ -1,0 +1,216 @@
+"""Planners by name: those that need no problem, and those that let a solver decide."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.errors import InvalidProblemError
+from edgeopt.experiment.options import checked_options, hints_of, unknown_name
+from edgeopt.problem import Problem
+from edgeopt.problems import ClientSelection, SplitTraining
+from edgeopt.rng import stream
+from edgeopt.schedule import Feedback, Planner, RoundPlan, Schedule, StatefulPlanner, StaticPlanner
+from edgeopt.solve import Solver, configure, solve
+from edgeopt.solvers import get_solver, solvers_of
+from edgeopt.storage import Arrays
+from edgeopt.validate import int_array
+
+if TYPE_CHECKING:
+    from edgeopt.experiment import Experiment
+    from edgeopt.training.loop import Estimator
+    from edgeopt.training.task import Task
+    from edgeopt.training.timing import Timing
+
+OWN_PLANNERS = ("fixed", "random", "schedule", "hasfl")
+_KINDS = ("split-training", "client-selection")
+_HORIZON = 100  # rounds that a learnt policy trains on: not those of the run, which may be resumed for more
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RandomPlanner:
+    """Draw each client's batch size and cut anew after every aggregation; all clients take part. A baseline.
+
+    A plan depends on the seed and the number of the round only.
+
+    Parameters
+    ----------
+    max_batch : int32 [N], largest batch size of each client.
+    num_layers : cuts are drawn from 1 to one below.
+    local_steps : of each client.
+    interval : rounds between two aggregations.
+    seed : decides the draws.
+    """
+
+    max_batch: NDArray[np.int32]
+    num_layers: int
+    local_steps: int = 1
+    interval: int = 1
+    seed: int = 0
+
+    def plan(self, round: int, feedback: Feedback | None = None) -> RoundPlan:
+        """Return the plan of a round."""
+        rng = stream(self.seed, "random plan", round // self.interval)
+        count = self.max_batch.size
+        return RoundPlan(
+            client=np.arange(count, dtype=np.int32),
+            batch_size=rng.integers(1, self.max_batch + 1, dtype=np.int32),
+            cut_layer=rng.integers(1, max(2, self.num_layers), count, dtype=np.int32),
+            local_steps=np.array(self.local_steps, np.int32),
+            aggregate=(round + 1) % self.interval == 0,
+        )
+
+
+def kind_of_solver(name: str) -> str | None:
+    """Return the kind of problem whose solver a planner's name is; None for the planners that need no solver.
+
+    ``split-training/fixed`` and ``client-selection/random`` are the solvers whose names planners have already.
+    """
+    kind, slash, _ = name.partition("/")
+    if slash:
+        return kind if kind in _KINDS else None
+    if name in OWN_PLANNERS:
+        return None
+    return next((k for k in _KINDS if any(solver.name == name for solver in solvers_of(k))), None)
+
+
+def planner_for(
+    e: "Experiment", task: "Task", problem: Problem | None, timing: "Timing"
+) -> "tuple[Planner, Estimator | None]":
+    """Return the planner of an experiment, and what measures the constants for it.
+
+    ==============  =======================================================================================
+    name            planner
+    ==============  =======================================================================================
+    ``fixed``       all clients in every round; ``batch_size``, ``cut_layer`` (0: the algorithm's own),
+                    ``local_steps``, ``interval``
+    ``random``      all clients, batch size and cut drawn anew; ``max_batch``, ``local_steps``, ``interval``.
+                    Among several servers: the solver ``random`` of client selection
+    ``schedule``    what `edgeopt.schedule.Schedule.save` wrote to ``file``
+    ``hasfl``       `HasflPlanner`, which solves again every ``every`` rounds from measured constants, with
+                    ``solver`` and ``rate_change``
+    split solvers   such as ``exact``: solved once, the plan repeated; options are those of the solver
+    selection       such as ``fastest``, ``rl-crp``: every server picks its clients in every round; options of
+    solvers         the solver, ``batch_size``, ``local_steps``
+    ==============  =======================================================================================
+    """
+    name = e.planner.name
+    if isinstance(problem, ClientSelection) and name not in ("fixed", "schedule"):
+        return _selection(e, problem, timing), None
+    if name == "fixed":
+        hints = {"batch_size": int, "cut_layer": int, "local_steps": int, "interval": int}
+        options: Any = checked_options(e.source, "planner", e.planner.options, hints)
+        interval = options.pop("interval", 1)
+        return StaticPlanner(RoundPlan(client=np.arange(task.num_clients, dtype=np.int32), **options), interval), None
+    if name == "random":
+        return _random(e, task, problem), None
+    if name == "schedule":
+        file = checked_options(e.source, "planner", e.planner.options, {"file": str}).get("file")
+        if file is None:
+            raise InvalidProblemError("file: expected a saved schedule, got nothing")
+        return Schedule.load(file), None
+    kind, _, own = name.rpartition("/")
+    if kind not in ("", "split-training") or own not in {solver.name for solver in solvers_of("split-training")}:
+        known = [*OWN_PLANNERS, *(f"{kind}/{solver.name}" for kind in _KINDS for solver in solvers_of(kind))]
+        raise unknown_name(e.source, "planner", name, known)
+    assert isinstance(problem, SplitTraining)
+    return _split(e, problem, own, again=name == "hasfl")
+
+
+def _random(e: "Experiment", task: "Task", problem: Problem | None) -> RandomPlanner:
+    hints = {"max_batch": int, "local_steps": int, "interval": int}
+    options = checked_options(e.source, "planner", e.planner.options, hints)
+    for key, value in options.items():
+        int_array(key, value, (), low=1)
+    most = np.clip(task.partition.sizes, 1, options.pop("max_batch", 64))
+    if isinstance(problem, SplitTraining):
+        most = np.minimum(most, problem.batch_limit[:, -1])
+    return RandomPlanner(
+        max_batch=np.maximum(most, 1).astype(np.int32), num_layers=task.num_layers, seed=e.seed, **options
+    )
+
+
+def _split(e: "Experiment", problem: SplitTraining, name: str, *, again: bool) -> "tuple[Planner, Estimator | None]":
+    if not again:
+        result = solve(problem, _configured(e, get_solver("split-training", name)), seed=e.seed)
+        result.raise_for_status()
+        planner: Planner = result.solution.planner()  # type: ignore[union-attr]
+        return planner, None
+    from edgeopt.solvers.split_training.planner import HasflPlanner
+    from edgeopt.training.constants import GradientEstimator
+
+    hints = {"every": int, "rate_change": float, "solver": str, "time_limit": float}
+    options = checked_options(e.source, "planner", e.planner.options, hints)
+    planner = HasflPlanner(problem, seed=e.seed, **options)
+    return planner, GradientEstimator(every=planner.every)
+
+
+def _configured(e: "Experiment", solver: Solver) -> Solver:
+    options = checked_options(e.source, "planner", e.planner.options, hints_of(type(solver)))
+    return configure(solver, **options)
+
+
+def _selection(e: "Experiment", problem: ClientSelection, timing: "Timing") -> Planner:
+    from edgeopt.solvers.client_selection.planner import SelectionPlanner
+    from edgeopt.solvers.client_selection.trained_policy import TrainedPolicy
+    from edgeopt.training.selection_timing import selection_schedule
+
+    kind, _, name = e.planner.name.rpartition("/")
+    names = [solver.name for solver in solvers_of("client-selection")]
+    if kind not in ("", "client-selection") or name not in names:
+        raise unknown_name(e.source, "planner", e.planner.name, ["fixed", "schedule", *names])
+    solver: Any = get_solver("client-selection", name)
+    latency_s = getattr(timing, "latency_s", None)  # servers measure their channels before they pick
+    work_hints = {"batch_size": int, "local_steps": int}
+    options = checked_options(e.source, "planner", e.planner.options, hints_of(type(solver)) | work_hints)
+    work = {key: options.pop(key) for key in work_hints if key in options}
+    solver = configure(solver, **options)
+    planner: Planner
+    if hasattr(solver, "train"):
+        policy = solver.train(_for_training(problem), seed=e.seed, display=True) if solver.policy is None else None
+        trained = TrainedPolicy.load(solver.policy) if policy is None else policy
+        trained.check(problem)
+        planner = SelectionPlanner(problem, _policies(trained, problem, e.seed), latency_s)
+    elif hasattr(solver, "policy"):
+        planner = SelectionPlanner(problem, _policies(solver, problem, e.seed), latency_s)
+    else:  # a coordinator that sees all servers plays the problem's own draw of chance, which the timing has too
+        found: Any = solve(problem, solver, seed=e.seed).solution
+        planner = selection_schedule(found)
+    return _WithWork(planner, work) if work else planner
+
+
+def _policies(source: Any, problem: ClientSelection, seed: int) -> list[Any]:
+    return [source.policy(server, seed) for server in range(problem.num_servers)]
+
+
+def _for_training(problem: ClientSelection) -> ClientSelection:
+    """Return the problem that policies learn on.
+
+    Its horizon is not that of the run, so that a run which is resumed for more rounds has the same policies.
+    """
+    tables = [
+        table for table in (problem.busy, problem.rate_bps if problem.rate_bps.ndim == 3 else None) if table is not None
+    ]
+    return problem.replace(rounds=min([_HORIZON, *map(len, tables)]))
+
+
+@dataclass(frozen=True, slots=True)
+class _WithWork:
+    """A planner whose plans say how much work the picked clients do."""
+
+    planner: Planner
+    work: dict[str, int]
+
+    def plan(self, round: int, feedback: Feedback | None = None) -> RoundPlan:
+        """Return the plan of a round."""
+        return self.planner.plan(round, feedback).replace(**self.work)
+
+    def state(self) -> Arrays:
+        """Return what the planner remembers."""
+        return self.planner.state() if isinstance(self.planner, StatefulPlanner) else {}
+
+    def restore(self, state: Arrays) -> None:
+        """Continue from what `state` returned."""
+        if isinstance(self.planner, StatefulPlanner):
+            self.planner.restore(state)
