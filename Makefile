@@ -23,10 +23,11 @@ LINTED := $(PACKAGED) tests docs conftest.py
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1|/p' Makefile | while IFS='|' read -r name text; do printf '  %-12s %s\n' "$$name" "$$text"; done
 
-run: $(VENV)/.stamp-report  ## solve a bundled instance with every solver: table, pictures and a report under out/run
+run: $(VENV)/.stamp-run  ## solve bundled instances with every solver, then train a small model and cache its experts: out/run
 	$(PY) -m edgeopt compare $(INSTANCE) --time-limit $(TIME_LIMIT) --jobs $(JOBS) --out $(OUT)
 	@$(PY) docs/make_images.py --rows $(OUT) --out $(OUT)/plots
-	@echo "report: $(OUT)/report.html   pictures: $(OUT)/plots   one file per run: $(OUT)/rows"
+	$(PY) -m edgeopt.evaluation.experiments.expert_caching --quick --out $(OUT)/expert-caching
+	@echo "report: $(OUT)/report.html   pictures: $(OUT)/plots   one file per run: $(OUT)/rows   a trained model: $(OUT)/expert-caching"
 
 test: $(VENV)/.stamp-test  ## the fast tests; ARGS="-k name" to choose
 	$(PY) -m pytest $(ARGS)
@@ -68,9 +69,13 @@ $(VENV)/.stamp-report: $(VENV)/.stamp-venv $(REQUIREMENTS)
 	$(PY) $(PIP_INSTALL) -e ".[report]"
 	@touch $@
 
+$(VENV)/.stamp-run: $(VENV)/.stamp-venv $(REQUIREMENTS)
+	$(PY) $(PIP_INSTALL) -e ".[report,train]"
+	@touch $@ $(@D)/.stamp-report
+
 $(VENV)/.stamp-test: $(VENV)/.stamp-venv $(REQUIREMENTS)
 	$(PY) $(PIP_INSTALL) -e ".[test]"
-	@touch $@ $(@D)/.stamp-report
+	@touch $@ $(@D)/.stamp-run $(@D)/.stamp-report
 
 $(VENV)/.stamp-docs: $(VENV)/.stamp-venv $(REQUIREMENTS)
 	$(PY) $(PIP_INSTALL) -e ".[docs,report]"
@@ -78,7 +83,7 @@ $(VENV)/.stamp-docs: $(VENV)/.stamp-venv $(REQUIREMENTS)
 
 $(VENV)/.stamp-dev: $(VENV)/.stamp-venv $(REQUIREMENTS)
 	$(PY) $(PIP_INSTALL) -e ".[dev]"
-	@touch $@ $(@D)/.stamp-test $(@D)/.stamp-docs $(@D)/.stamp-report
+	@touch $@ $(@D)/.stamp-test $(@D)/.stamp-docs $(@D)/.stamp-run $(@D)/.stamp-report
 
 $(VENV_PEERS)/.stamp-peers: $(VENV_PEERS)/.stamp-venv $(REQUIREMENTS)
 	$(VENV_PEERS)/bin/python $(PIP_INSTALL) -e ".[report]" submodlib-py

@@ -72,6 +72,8 @@ def _together(function: Callable[[Any], Any], leaves: Sequence[list[torch.Tensor
         return tuple(outputs)
 
     outputs = vmap(flat, in_dims=tuple(None if same else 0 for same in shared))(*stacked)
+    if not outputs:  # nothing to take apart
+        return [pytree.tree_unflatten([], returned)] * len(leaves)
     return [pytree.tree_unflatten(list(row), returned) for row in zip(*(x.unbind(0) for x in outputs), strict=True)]
 
 

@@ -15,7 +15,7 @@ from edgeopt.evaluation.benchmarks.common import Row
 
 NAMES = (
     "greedy", "kernels", "top_k", "scale", "caching", "model_download", "split_training", "client_selection",
-    "selection_quality", "peers",
+    "federated_rounds", "selection_quality", "peers",
 )  # fmt: skip
 LONG = ("selection_quality",)  # an hour: only where it is named
 

@@ -133,6 +133,11 @@ def test_nothing_to_batch():
     assert all(torch.equal(result, x + 1) for result in results)
 
 
+def test_nothing_comes_back():
+    """A function that returns no tensor gives one empty result per item."""
+    assert map_batched(lambda x: {"weights": {}}, [torch.ones(2), torch.zeros(2)]) == [{"weights": {}}] * 2
+
+
 def test_order_of_items_stays():
     """Items of different shapes come back in their places."""
     items = [torch.full((1 + index % 3,), float(index)) for index in range(7)]

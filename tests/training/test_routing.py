@@ -122,7 +122,7 @@ def test_recorded_trace_makes_a_problem():
 def test_wrong_models_and_texts():
     """A model without experts or with several sizes of them, tokens without sequences, and empty batches are refused."""
     _, tokens = model_and_text()
-    with pytest.raises(InvalidProblemError, match="all of one size .*, got none"):
+    with pytest.raises(InvalidProblemError, match=r"all of one size .*, got none"):
         record_users(nn.Sequential(nn.Embedding(256, 4)), tokens)
     mixed = nn.Sequential(nn.Embedding(256, 4), Experts(4, 3, 2, 1), Experts(4, 5, 2, 1))
     with pytest.raises(InvalidProblemError, match=r"got \[2, 4, 3, 1\] and \[2, 4, 5, 1\]"):

@@ -1,0 +1,102 @@
+"""The server's side of split learning: the layers above a cut, for one client after another or many at once."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch.func import grad_and_value
+
+from edgeopt.training.algorithms.optimizer_state import leaves_in, overlay
+from edgeopt.training.algorithms.split import Answer, Part, Smashed
+from edgeopt.training.batched import can_batch, map_batched
+from edgeopt.training.messages import State, Tensors
+from edgeopt.training.optimizers import Optimizer
+from edgeopt.training.task import Task
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Upper(NamedTuple):
+    """What the server computes for one mini-batch: gradients and buffers of its layers, and its answer."""
+
+    gradients: Tensors
+    buffers: Tensors
+    gradient: torch.Tensor
+    loss: torch.Tensor
+
+
+def upper_gradients(task: Task, cut: int, weights: Tensors, smashed: Smashed) -> Upper:
+    """Run the layers above a cut forward and backward."""
+    activations, targets = smashed
+    buffers = {name: value for name, value in weights.items() if name not in task.parameters}
+
+    def loss_of(first: tuple[Tensors, torch.Tensor]) -> tuple[torch.Tensor, tuple[torch.Tensor, Tensors]]:
+        parameters, inputs = first
+        outputs, changed, penalty = task.forward({**parameters, **buffers}, inputs, cut)
+        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        loss = task.loss(outputs, targets) + penalty
+        return loss, (loss.detach(), changed)
+
+    found = grad_and_value(loss_of, has_aux=True)((task.trained(weights), activations))
+    (gradients, gradient), (_, (loss, changed)) = found
+    return Upper(gradients, changed, gradient, loss)
+
+
+def upper_step(
+    task: Task, optimizer: Optimizer, cut: int, weights: Tensors, state: State, smashed: Smashed
+) -> tuple[Tensors, State, Answer]:
+    """Take one step with the layers above a cut; return their weights, the optimiser's state, and the answer."""
+    found = upper_gradients(task, cut, weights, smashed)
+    parameters, state = optimizer.step(task.trained(weights), found.gradients, state)
+    stepped = {**parameters, **found.buffers}
+    return {name: stepped[name] for name in weights}, state, Answer(found.gradient, found.loss)
+
+
+def map_cuts(
+    task: Task, parts: Mapping[int, Part], items: Mapping[int, Item], function: Callable[[int, Item], Result]
+) -> dict[int, Result]:
+    """Return ``function(cut, item)`` for each entry; those of equal cuts and shapes as one batch, if the model allows it."""
+    groups: dict[int, list[int]] = {}
+    for entry in items:
+        groups.setdefault(parts[entry].cut, []).append(entry)
+    together = can_batch(task.model) is None
+    results: dict[int, Result] = {}
+    for cut, entries in groups.items():
+
+        def work(item: Item, cut: int = cut) -> Result:
+            return function(cut, item)
+
+        own = [items[entry] for entry in entries]
+        results |= zip(entries, map_batched(work, own) if together else [work(item) for item in own], strict=True)
+    return {entry: results[entry] for entry in items}
+
+
+@dataclass(slots=True)
+class SharedModel:
+    """One model at the server that steps through activations one after another.
+
+    Parameters
+    ----------
+    weights : of all layers.
+    state : of the optimiser, for all parameters.
+    """
+
+    task: Task
+    optimizer: Optimizer
+    parts: Mapping[int, Part]
+    weights: Tensors
+    state: State
+
+    def work(self, smashed: Mapping[int, Smashed]) -> dict[int, Answer]:
+        """Step with each client's activations, in the order of the plan."""
+        answers = {}
+        for entry, sent in smashed.items():
+            cut = self.parts[entry].cut
+            own = self.task.part(self.weights, cut)
+            weights, state, answers[entry] = upper_step(
+                self.task, self.optimizer, cut, own, leaves_in(self.state, own), sent
+            )
+            self.weights, self.state = {**self.weights, **weights}, overlay(self.state, state)
+        return answers

@@ -1,0 +1,76 @@
+"""What tokens wait for experts under each solver's placement, and where the experts are."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from edgeopt.errors import InvalidProblemError
+from edgeopt.evaluation.plots.style import COLOURS, GREY, new_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+TIERS = {"device": COLOURS[4], "own server": COLOURS[2], "other server": COLOURS[5], "cloud": "#CCCCCC"}
+COLUMNS = ("solver", "predicted_ms", "unseen_ms", "unseen_error_ms", "z", *TIERS)
+
+
+def plot_inference_latency(rows: Sequence[Mapping[str, Any]], ax: "Axes | None" = None) -> "Axes":
+    """Draw predicted and simulated milliseconds per token, with two standard errors, and who served the experts.
+
+    Parameters
+    ----------
+    rows : one per solver with the columns solver, predicted_ms, unseen_ms, unseen_error_ms, z, and the share of expert
+        uses at each tier: device, own server, other server, cloud.
+    ax : a subplot; a new figure without. The shares take the right part of its place.
+
+    Raises
+    ------
+    InvalidProblemError
+        If a column is missing, there are no rows, or `ax` is no subplot.
+    """
+    if not rows:
+        raise InvalidProblemError("rows: expected at least one solver")
+    for row in rows:
+        if missing := [name for name in COLUMNS if name not in row]:
+            raise InvalidProblemError(f"rows: expected columns {', '.join(COLUMNS)}; {missing[0]} is missing")
+    rows = sorted(rows, key=lambda row: row["predicted_ms"])
+    places = range(len(rows))
+    ax = new_axes(ax, width=11.0, height=1.6 + 0.3 * max(3, len(rows)))
+    ax.errorbar(
+        [row["unseen_ms"] for row in rows], places, xerr=[2 * row["unseen_error_ms"] for row in rows], fmt="o",
+        color=COLOURS[0], markersize=5, capsize=3, linewidth=1.4, label="simulated on unseen text, ±2 standard errors",
+    )  # fmt: skip
+    ax.scatter(
+        [row["predicted_ms"] for row in rows], places, marker="|", s=170, linewidths=2.4, color=COLOURS[1], zorder=3,
+        label="predicted by the problem",
+    )  # fmt: skip
+    ax.set_yticks(list(places), [row["solver"] for row in rows])
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.set_xlabel("ms per token spent on experts")
+    ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), frameon=False, fontsize=9)
+    for y, row in enumerate(rows):
+        ax.annotate(
+            f"z = {row['z']:+.1f}", (row["unseen_ms"], y), (12, 0), textcoords="offset points", va="center", fontsize=8,
+            color=GREY,
+        )  # fmt: skip
+    ax.margins(x=0.14)
+    if (place := ax.get_subplotspec()) is None:
+        raise InvalidProblemError("ax: expected a subplot, got axes that are in no grid")
+    halves = place.subgridspec(1, 2, width_ratios=(4, 3))
+    ax.set_subplotspec(halves[0])
+    shares = ax.figure.add_subplot(halves[1])
+    shares.spines[["top", "right", "left"]].set_visible(False)
+    left = [0.0] * len(rows)
+    for tier, colour in TIERS.items():
+        if not any(width := [100 * row[tier] for row in rows]):
+            continue
+        shares.barh(places, width, left=left, height=0.72, color=colour, edgecolor="white", linewidth=0.6, label=tier)
+        for y, (start, share) in enumerate(zip(left, width, strict=True)):
+            if share >= 8:  # a narrower bar has no room for a number
+                shares.text(start + share / 2, y, f"{share:.0f}", ha="center", va="center", fontsize=8)
+        left = [start + share for start, share in zip(left, width, strict=True)]
+    shares.set_yticks([])
+    shares.set_ylim(ax.get_ylim())
+    shares.set_xlim(0.0, 100.0)
+    shares.set_xlabel("% of expert uses, by who serves them")
+    shares.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=len(TIERS), frameon=False, fontsize=9)
+    return ax
