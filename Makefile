@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 VENV_PEERS ?= .venv-peers
+VENV_FLOWER ?= .venv-flower
 
 INSTANCE ?= traces-switch32 download-energy split-resnet18 selection-fail
 TIME_LIMIT ?= 10
@@ -18,7 +19,7 @@ LINTED := $(PACKAGED) tests docs conftest.py
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test test-slow lint types bench bench-peers docs clean
+.PHONY: help run test test-slow test-flower lint types bench bench-peers bench-flower docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1|/p' Makefile | while IFS='|' read -r name text; do printf '  %-12s %s\n' "$$name" "$$text"; done
@@ -35,6 +36,9 @@ test: $(VENV)/.stamp-test  ## the fast tests; ARGS="-k name" to choose
 test-slow: $(VENV)/.stamp-test  ## every test, the slow ones included
 	$(PY) -m pytest -m "not peers" $(ARGS)
 
+test-flower: $(VENV_FLOWER)/.stamp-flower  ## training on Flower, real processes included (ten minutes), in an environment of its own
+	$(VENV_FLOWER)/bin/python -m pytest -m "not peers" tests/training/test_flower.py $(ARGS)
+
 lint: $(VENV)/.stamp-dev  ## ruff: rules and format
 	$(PY) -m ruff check $(LINTED)
 	$(PY) -m ruff format --check $(LINTED)
@@ -48,18 +52,21 @@ bench: $(VENV)/.stamp-report  ## the benchmarks; ARGS="--help" tells more
 bench-peers: $(VENV_PEERS)/.stamp-peers  ## the benchmarks against other packages, in an environment of their own
 	$(VENV_PEERS)/bin/python -m edgeopt.evaluation.benchmarks.peers $(ARGS)
 
+bench-flower: $(VENV)/.stamp-test $(VENV_FLOWER)/.stamp-flower  ## rounds of training against Flower's simulation
+	$(PY) -m edgeopt.evaluation.benchmarks.federated_rounds --flower-python $(VENV_FLOWER)/bin/python $(ARGS)
+
 docs: $(VENV)/.stamp-docs  ## the documentation, under site/
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict -q
 	@echo "documentation: site/index.html"
 
 clean:  ## remove the environments, build products, caches and out/run
-	rm -rf $(VENV) $(VENV_PEERS) build dist site out/run *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) $(VENV_PEERS) $(VENV_FLOWER) build dist site out/run *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
 	find $(PACKAGED) tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Each stamp stands for an installed set of packages: made once, and again when the requirements change.
 
 # Debian's python3 lacks ensurepip: there the pip outside installs one inside.
-$(VENV)/.stamp-venv $(VENV_PEERS)/.stamp-venv:
+$(VENV)/.stamp-venv $(VENV_PEERS)/.stamp-venv $(VENV_FLOWER)/.stamp-venv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "edgeopt needs Python >= 3.11, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(@D) >/dev/null 2>&1 \
 		|| { $(PYTHON) -m venv --without-pip $(@D) && $(PYTHON) -m pip --python $(@D)/bin/python install -q pip; }
@@ -87,4 +94,9 @@ $(VENV)/.stamp-dev: $(VENV)/.stamp-venv $(REQUIREMENTS)
 
 $(VENV_PEERS)/.stamp-peers: $(VENV_PEERS)/.stamp-venv $(REQUIREMENTS)
 	$(VENV_PEERS)/bin/python $(PIP_INSTALL) -e ".[report]" submodlib-py
+	@touch $@
+
+# Flower holds typer and rich back, so it does not go into the other environments.
+$(VENV_FLOWER)/.stamp-flower: $(VENV_FLOWER)/.stamp-venv $(REQUIREMENTS)
+	$(VENV_FLOWER)/bin/python $(PIP_INSTALL) -e ".[flower]" "flwr[simulation]" pytest hypothesis
 	@touch $@

@@ -232,7 +232,9 @@ def info(as_json: JsonOption = False) -> None:
     for extra, packages in {
         "report": ("pandas", "matplotlib", "jinja2"),
         "cluster": ("distributed",),
-        "train": ("torch",),
+        "train": ("torch", "safetensors"),
+        "tensorboard": ("tensorboard",),
+        "flower": ("flwr",),
         "rl": ("pettingzoo", "gymnasium"),
     }.items():
         try:
