@@ -22,7 +22,13 @@ import numpy as np
 import edgeopt
 from edgeopt import EdgeNetwork
 from edgeopt.evaluation.experiments.common import Row, parser, quiet_threads, write
-from edgeopt.evaluation.experiments.split_training_setup import SETUPS, Constants, Setup, measured_constants
+from edgeopt.evaluation.experiments.split_training_setup import (
+    SETUPS,
+    Constants,
+    Setup,
+    measured_constants,
+    train_equally,
+)
 from edgeopt.problems import SplitPlan, SplitTraining
 from edgeopt.schedule import Planner
 from edgeopt.solve import Solver
@@ -182,10 +188,23 @@ def decisions(runs: Sequence[Run]) -> list[Row]:
     return rows
 
 
-def experiment(arguments: argparse.Namespace) -> tuple[list[Run], list[Row]]:
-    """Measure the constants of each data set, then train under every planner and seed."""
+def batch_rows(setup: Setup, constants: Constants, tasks: Sequence[Task], batches: Sequence[int]) -> list[Row]:
+    """Return for equal batch sizes the rounds that training takes to the target accuracy, and what the bound says."""
+    rows: list[Row] = []
+    for batch in batches:
+        rounds = [len(train_equally(setup, task, batch).rows) for task in tasks]
+        low, middle, high = np.percentile(rounds, [20, 50, 80])
+        bound = constants.rounds(setup, tasks[0].num_clients, batch)
+        row = {"data": setup.name, "batch": batch, "rounds": float(middle), "20 to 80 %": f"{low:.3g} to {high:.3g}"}
+        rows.append(row | {"by the bound": bound})
+    return rows
+
+
+def experiment(arguments: argparse.Namespace) -> tuple[list[Run], list[Row], list[Row]]:
+    """Measure the constants of each data set, train under every planner and seed, and with equal batches if asked."""
     runs: list[Run] = []
     constants: list[Row] = []
+    batches: list[Row] = []
     for name in arguments.data:
         setup = SETUPS[name]
         if arguments.rounds is not None:
@@ -206,16 +225,20 @@ def experiment(arguments: argparse.Namespace) -> tuple[list[Run], list[Row]]:
                     f"{name}, seed {seed}, {planner}: {row['seconds']:.4g} s, {row['rounds']} rounds, "
                     f"accuracy {row['accuracy']:.3f}", file=sys.stderr, flush=True,
                 )  # fmt: skip
-    return runs, constants
+        tasks = [setup.task(arguments.devices, seed) for seed in range(arguments.seeds)]
+        batches += batch_rows(setup, known, tasks, arguments.batches)
+    return runs, constants, batches
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, train, and write tables and pictures."""
     arguments = parser(__doc__, argv, options=_options)
     quiet_threads()
-    runs, constants = experiment(arguments)
+    runs, constants, batches = experiment(arguments)
     rows = [run.row() for run in runs]
     tables: dict[str, Sequence[Row]] = {"constants": constants, "summary": summary(rows), "runs": rows}
+    if batches:
+        tables["batches"] = batches
     pictures: dict[str, Any] = {}
     for name in arguments.data:
         own = [run for run in runs if run.data == name]
@@ -234,13 +257,17 @@ def _options(options: argparse.ArgumentParser) -> None:
     options.add_argument("--devices", type=int, default=20)
     options.add_argument("--rounds", type=int, default=None, help="most rounds; default: by data set")
     options.add_argument("--every", type=int, default=20, help="rounds between two measurements of hasfl-anew")
+    options.add_argument("--batches", type=int, nargs="*", default=[], help="also train with these batch sizes for all")
     options.add_argument("--rate-sigma", type=float, default=0.0, help="fading of the rates, see EdgeTiming")
 
 
 def _draw_curves(histories: Mapping[str, Sequence[History]]) -> Any:
     from edgeopt.evaluation.plots.training_curves import plot_training_curves
 
-    return plot_training_curves(histories)
+    axes = plot_training_curves(histories)
+    axes.autoscale(axis="x")
+    axes.set_xscale("log")  # planners differ by factors
+    return axes
 
 
 def _draw_decisions(run: Run) -> Any:

@@ -14,9 +14,10 @@ from edgeopt import EdgeNetwork, RoundPlan, StaticPlanner
 from edgeopt.convergence import ConvergenceEstimate
 from edgeopt.evaluation.experiments.common import Row
 from edgeopt.storage import Arrays
-from edgeopt.training import ArrayData, EdgeTiming, FedAvg, Sgd, Task, train
+from edgeopt.training import ArrayData, EdgeTiming, FedAvg, History, Sgd, Task, train
 from edgeopt.training.constants import GradientEstimator
 from edgeopt.training.data import DataSplit, coloured_digits, digits
+from edgeopt.training.loop import Estimator
 from edgeopt.training.messages import Tensors
 from edgeopt.training.models.cnn import small_cnn
 from edgeopt.training.partition import dirichlet
@@ -114,7 +115,7 @@ class Constants:
     initial_gap : training loss at the start, as if the least loss were 0.
     target : mean over the run of the squared norm of the gradient of the devices' mean loss.
     local_norm : mean over the run and the devices of the squared norm of a device's own expected gradient.
-    rounds : of the pilot run.
+    pilot_rounds : of the pilot run.
     accuracy : that it reached.
     """
 
@@ -124,8 +125,14 @@ class Constants:
     initial_gap: float
     target: float
     local_norm: float
-    rounds: int
+    pilot_rounds: int
     accuracy: float
+
+    def rounds(self, setup: Setup, num_devices: int, batch_size: float) -> float:
+        """Return the rounds that the bound asks for with equal batches and aggregation in every round; maybe inf."""
+        noise = self.smoothness * setup.step_size * float(self.gradient_variance.sum()) / (num_devices * batch_size)
+        left = self.target - noise
+        return 2 * self.initial_gap / (setup.step_size * left) if left > 0 else np.inf
 
     def row(self) -> Row:
         """Return totals over the layers."""
@@ -136,7 +143,7 @@ class Constants:
             "gap": self.initial_gap,
             "epsilon": self.target,
             "own norm2": self.local_norm,
-            "pilot rounds": self.rounds,
+            "pilot rounds": self.pilot_rounds,
             "pilot accuracy": self.accuracy,
         }
 
@@ -166,12 +173,11 @@ class PathEstimator:
         self.inner.restore(state)
 
 
-def measured_constants(setup: Setup, task: Task) -> Constants:
-    """Train with small equal batches until the target accuracy is reached, measuring on the way."""
+def train_equally(setup: Setup, task: Task, batch_size: int, estimator: Estimator | None = None) -> History:
+    """Train with the same batch size for all devices until the target accuracy is reached, or for the most rounds."""
     number = task.num_clients
-    plan = RoundPlan(client=np.arange(number, dtype=np.int32), batch_size=np.array(PILOT_BATCH))
-    estimator = PathEstimator(GradientEstimator(every=PILOT_EVERY, num_clients=number))
-    history = train(
+    plan = RoundPlan(client=np.arange(number, dtype=np.int32), batch_size=np.array(batch_size))
+    return train(
         task,
         FedAvg(Sgd(setup.step_size), weighting="uniform"),  # with aggregation in every round, SplitFed learns the same
         StaticPlanner(plan),
@@ -181,6 +187,12 @@ def measured_constants(setup: Setup, task: Task) -> Constants:
         until_accuracy=setup.accuracy,
         estimator=estimator,
     )
+
+
+def measured_constants(setup: Setup, task: Task) -> Constants:
+    """Train with small equal batches until the target accuracy is reached, measuring on the way."""
+    estimator = PathEstimator(GradientEstimator(every=PILOT_EVERY, num_clients=task.num_clients))
+    history = train_equally(setup, task, PILOT_BATCH, estimator)
     variance, moment = (
         np.mean([getattr(found, name).value for found in estimator.found], axis=0)
         for name in ("gradient_variance", "gradient_second_moment")
@@ -193,7 +205,7 @@ def measured_constants(setup: Setup, task: Task) -> Constants:
         initial_gap=task.evaluate(task.initial_weights(), task.train).loss,
         target=float(np.mean(estimator.squared_norms)),
         local_norm=float((moment - variance).sum()),
-        rounds=len(history.rows),
+        pilot_rounds=len(history.rows),
         accuracy=float(history.rows[-1]["accuracy"]),
     )
 

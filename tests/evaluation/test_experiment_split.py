@@ -16,12 +16,13 @@ from edgeopt.evaluation.experiments.split_training_setup import (
     squared_gradient,
     standardised,
 )
+from edgeopt.problems import SplitPlan
 from edgeopt.training.data import digits
 
 SMALL = dataclasses.replace(SETUPS["digits"], channels=(2, 4), rounds=3, evaluate_every=1)
 KNOWN = Constants(
     smoothness=5.0, gradient_variance=np.full(3, 2.0), gradient_second_moment=np.full(3, 3.0), initial_gap=2.3,
-    target=1.0, local_norm=3.0, rounds=1, accuracy=0.8,
+    target=1.0, local_norm=3.0, pilot_rounds=1, accuracy=0.8,
 )  # fmt: skip
 
 
@@ -43,14 +44,29 @@ def test_every_planner_runs_and_tables_and_pictures_are_written(monkeypatch, cap
     monkeypatch.setitem(split_training.SETUPS, "digits", SMALL)
     out = ["--out", str(tmp_path)]
     split_training.main(
-        ["--data", "digits", "--seeds", "1", "--devices", "4", "--rounds", "2", "--every", "1", "--json", *out]
+        [
+            "--data",
+            "digits",
+            "--seeds",
+            "1",
+            "--devices",
+            "4",
+            "--rounds",
+            "2",
+            "--every",
+            "1",
+            "--batches",
+            "4",
+            "--json",
+            *out,
+        ]
     )
     tables = json.loads(capsys.readouterr().out)
     assert [row["planner"] for row in tables["runs"]] == [*SOLVERS, ANEW]
     assert all(row["rounds"] <= 2 and row["seconds"] > 0 for row in tables["runs"])
     assert [row["times hasfl"] for row in tables["summary"] if row["planner"] == "hasfl"] == [1.0]
     assert len(tables["decisions-digits"]) == 4
-    names = ["constants", "summary", "runs", "decisions-digits"]
+    names = ["constants", "summary", "runs", "batches", "decisions-digits"]
     pictures = ["split-rounds-digits", "split-rounds-decisions-digits"]
     files = {f"{name}.csv" for name in names} | {f"{name}.png" for name in pictures}
     assert {path.name for path in tmp_path.iterdir()} == files
@@ -96,10 +112,18 @@ def test_squared_gradient_weighs_devices_alike(task):
 def test_constants_are_means_over_the_pilot_run(task):
     """Second moment and variance differ by the devices' own squared norm, which is at least that of the mean gradient."""
     found = measured_constants(dataclasses.replace(SMALL, rounds=6), task)
-    assert found.rounds == 6
+    assert found.pilot_rounds == 6
     assert found.local_norm == pytest.approx((found.gradient_second_moment - found.gradient_variance).sum())
     assert found.smoothness > 0
     assert found.target > 0
+
+
+def test_bound_of_equal_batches_is_that_of_the_problem(task):
+    """Rounds by the closed form equal those that the problem reports for the same batch size everywhere."""
+    problem = problem_of(SMALL, task, KNOWN, seed=0)
+    plan = SplitPlan(batch_size=[4] * 4, cut_layer=[1] * 4, aggregation_interval=1)
+    assert KNOWN.rounds(SMALL, 4, 4) == pytest.approx(problem.report(plan).rounds)
+    assert KNOWN.rounds(SMALL, 4, 1e-3) == np.inf
 
 
 def test_pictures_are_standardised_one_by_one():
