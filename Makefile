@@ -10,6 +10,7 @@ TIME_LIMIT ?= 10
 JOBS ?= 2
 OUT ?= out/run
 ARGS ?=
+WORKERS ?= 2
 
 PY := $(VENV)/bin/python
 PIP_INSTALL := -m pip install -q --disable-pip-version-check -c constraints.txt
@@ -30,8 +31,8 @@ run: $(VENV)/.stamp-run  ## solve bundled instances with every solver, then trai
 	$(PY) -m edgeopt.evaluation.experiments.expert_caching --quick --out $(OUT)/expert-caching
 	@echo "report: $(OUT)/report.html   pictures: $(OUT)/plots   one file per run: $(OUT)/rows   a trained model: $(OUT)/expert-caching"
 
-test: $(VENV)/.stamp-test  ## the fast tests; ARGS="-k name" to choose
-	$(PY) -m pytest $(ARGS)
+test: $(VENV)/.stamp-test  ## the fast tests, WORKERS processes at once; ARGS="-k name" to choose
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/.stamp-test  ## every test, the slow ones included
 	$(PY) -m pytest -m "not peers" $(ARGS)

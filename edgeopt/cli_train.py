@@ -32,8 +32,13 @@ Changes = dict[str, Any]
 
 def train(
     config: ConfigArgument = None,
-    algorithm: Annotated[str | None, typer.Option(help="fedavg, splitfed-v1, ...")] = None,
-    data: Annotated[str | None, typer.Option(help="digits, mnist, cifar10, text, ...")] = None,
+    algorithm: Annotated[
+        str | None,
+        typer.Option(help="fedavg, fedprox, vanilla-split, psl, splitfed-v1, splitfed-v2, multi-server-fedavg."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="digits, coloured-digits, mnist, fashion-mnist, cifar10, text.")
+    ] = None,
     folder: Annotated[Path | None, typer.Option(help="Folder of the data's own files.")] = None,
     clients: Annotated[int | None, typer.Option(help="Clients that hold the data.")] = None,
     partition: Annotated[str | None, typer.Option(help="iid, dirichlet, shards or column.")] = None,
@@ -86,8 +91,10 @@ def train(
     }
     if resume and out is None:
         raise EdgeOptError("--resume: expected --out, the folder of the run")
-    if resume and config is None and out is not None and (out / "experiment.json").exists():
+    if resume and config is None and out is not None:
         config = out / "experiment.json"
+        if not config.exists():
+            raise EdgeOptError(f"{out}: holds no run to go on with: expected experiment.json in it")
     experiment = configured(config, changes, more or [], lr=lr)
     started = time.perf_counter()
     setup, history = _run(experiment, out, resume, checkpoint_every, runner, tensorboard)
@@ -128,20 +135,22 @@ def configured(
             table = table.setdefault(step, {})
             if not isinstance(table, dict):
                 raise EdgeOptError(f"--set {key}: {step} is no table")
-        if last == "name" and path[0] != "data" and table.get("name") != value:
+        if last == "name" and path and path[0] != "data" and table.get("name") != value:
             kept = {name: table[name] for name in table if name.endswith("optimizer")}
             table.clear()
             table |= kept
         table[last] = value
-    for table, name in (("algorithm", "fedavg"), ("planner", "fixed"), ("model", "small-cnn")):
-        if table in values:
-            values[table].setdefault("name", name)
     if lr is not None:
+        values.setdefault("algorithm", {})
+    for table, name in (("algorithm", "fedavg"), ("planner", "fixed"), ("model", "small-cnn")):
+        if isinstance(chosen := values.get(table), dict):  # others are refused below
+            chosen.setdefault("name", name)
+    if lr is not None and isinstance(algorithm := values["algorithm"], dict):
         from edgeopt.experiment.build import algorithm_class, optimizer_fields
 
-        algorithm = values.setdefault("algorithm", {"name": "fedavg"})
-        for name in optimizer_fields(algorithm_class(algorithm["name"], source)):
-            algorithm.setdefault(name, {})["lr"] = lr
+        for name in optimizer_fields(algorithm_class(str(algorithm["name"]), source)):
+            if isinstance(optimizer := algorithm.setdefault(name, {}), dict):
+                optimizer["lr"] = lr
     return Experiment.from_dict(values, source=source, folder=Path.cwd())
 
 
@@ -227,6 +236,8 @@ def _run(
     if runner not in RUNNERS:
         raise EdgeOptError(f"--runner = {runner!r}: expected one of {', '.join(RUNNERS)}")
     files = None if out is None else RunFolder(out, every)
+    if files is not None:
+        files.check(experiment, resume=resume)
     setup = experiment.build()
     if files is not None:
         files.open(experiment, resume=resume)

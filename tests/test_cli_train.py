@@ -174,6 +174,21 @@ def test_sequential_runner_gives_the_same_result():
         (["--device", "gpu"], "device = 'gpu': expected cpu"),
         (["--set", "rounds"], "--set = 'rounds': expected TABLE.KEY=VALUE"),
         (["--set", "seed.x=1"], "seed"),
+        (["--set", "planner=3"], "planner = 3: expected a table [planner]"),
+        (["--set", "name=mine"], "name = 'mine': unknown"),
+        (["--set", "algorithm=fedavg", "--lr", 0.1], "algorithm = 'fedavg': expected a table [algorithm]"),
+        (["--set", "algorithm.name=3", "--lr", 0.1], "[algorithm] name = '3'"),
+        (["--set", "algorithm.optimizer=adam", "--lr", 0.1], "[algorithm] optimizer = 'adam': expected a table"),
+        (
+            ["--set", "network.device_flops=[1e9]"],
+            "[network] device_flops = [1000000000.0]: expected a number, or a list",
+        ),
+        (
+            ["--set", "network.device_flops=[[1],[2]]"],
+            "[network] device_flops = [[1], [2]]: expected a number, or a list",
+        ),
+        (["--set", "network.coverage_radius_m=[1,2]"], "[network] coverage_radius_m = [1, 2]: expected a number"),
+        (["--target-accuracy", 80], "until_accuracy = 80.0: expected a share of the samples, from 0 to 1"),
         (["--set", "data.colour=1"], "[data] colour = 1: unknown"),
         (["--resume"], "--resume: expected --out"),
         (["--runner", "ray"], "--runner = 'ray': expected one of batched"),
@@ -197,6 +212,23 @@ def test_a_finished_folder_is_not_overwritten(tmp_path: Path):
     assert (again.exit_code, "holds a run already" in again.stderr) == (2, True)
     other = run("train", *TINY, "--rounds", 1, "--seed", 5, "--out", tmp_path, "--resume")
     assert (other.exit_code, "seed = 0: this run has 5" in other.stderr) == (2, True)
+
+
+def test_folders_are_looked_at_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What is wrong with the folder is said before anything is built, and nothing is left there."""
+    monkeypatch.setattr(Experiment, "build", lambda experiment: pytest.fail("built"))
+    (file := tmp_path / "file").touch()
+    (locked := tmp_path / "locked").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: path != locked)
+    for words, expected in (
+        (["--out", file], f"{file} is a file, expected a folder"),
+        (["--out", file / "run"], f"{file} is a file, expected a folder"),
+        (["--out", locked / "a" / "b"], f"no permission to write in {locked}"),
+        (["--out", tmp_path / "none", "--resume"], "none: holds no run to go on with"),
+    ):
+        done = run("train", *words)
+        assert (done.exit_code, expected in done.stderr) == (2, True), done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "locked"}
 
 
 def test_diverging_training_is_one_line():

@@ -340,6 +340,23 @@ def test_selection_planners(name: str):
     assert 0 < history.rows[-1]["round_seconds"] <= setup.problem.timeout_s
 
 
+@pytest.mark.parametrize("name", ["splitfed-v1", "psl"])
+def test_client_selection_is_not_for_split_models(name: str):
+    """Split learning under client selection is refused before a policy is trained."""
+    with pytest.raises(
+        InvalidProblemError, match=r"^\[algorithm\] name = .* one of fedavg, fedprox, multi-server-fedavg$"
+    ):
+        Experiment.from_dict(SMALL | {"algorithm": {"name": name}, "planner": {"name": "rl-crp"}}).build()
+
+
+def test_the_fixed_planner_does_not_pick_clients():
+    """Among several servers, the default planner is refused with the names of those that pick."""
+    with pytest.raises(
+        InvalidProblemError, match=r"^\[planner\] name = 'fixed': expected one that .*: schedule, rl-crp,"
+    ):
+        Experiment.from_dict(SELECTION | {"algorithm": {"name": "multi-server-fedavg"}}).build()
+
+
 @pytest.mark.parametrize("name", ["hasfl", "split-training/exact", "fixd"])
 def test_split_planners_do_not_pick_clients(name: str):
     """Among several servers only planners that pick are known."""

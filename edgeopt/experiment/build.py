@@ -192,6 +192,9 @@ def _kind(e: "Experiment", saved: Problem | None) -> str:
 def _algorithm(e: "Experiment", kind: str, saved: Problem | None) -> Algorithm:
     cls = algorithm_class(e.algorithm.name, e.source)
     hints = hints_of(cls)
+    if kind == ClientSelection.kind and "cut_layer" in hints:  # said before a policy is trained for minutes
+        whole = ", ".join(other.name for other in ALGORITHMS if "cut_layer" not in hints_of(other))
+        raise e.wrong("algorithm", "name", e.algorithm.name, f"with client selection one of {whole}")
     options: dict[str, Any] = {}
     if "num_servers" in hints and kind == "client-selection":  # as many as the network has
         options["num_servers"] = saved.num_servers if isinstance(saved, ClientSelection) else servers_of(e)

@@ -137,6 +137,8 @@ class Experiment:
         for key, low in (("rounds", 1), ("seed", 0), ("evaluate_every", 1)):
             if getattr(self, key) < low:
                 raise self.wrong("", key, getattr(self, key), f"a whole number >= {low}")
+        if self.until_accuracy is not None and not 0 <= self.until_accuracy <= 1:
+            raise self.wrong("", "until_accuracy", self.until_accuracy, "a share of the samples, from 0 to 1")
         if self.data.partition not in PARTITIONS:
             raise self.wrong("data", "partition", self.data.partition, "one of " + ", ".join(PARTITIONS))
         if self.data.clients is not None and self.data.clients < 1:

@@ -62,23 +62,36 @@ class RunFolder:
         """The plans that were played."""
         return self.path / "schedule.npz"
 
+    def check(self, experiment: Experiment, *, resume: bool) -> None:
+        """Complain before the experiment is built, which may take minutes; nothing is written.
+
+        Raises
+        ------
+        EdgeOptError
+            If the folder cannot be written, holds a run already and it is not to go on, or is a run of another experiment.
+        """
+        there = next(path for path in (self.path.absolute(), *self.path.absolute().parents) if path.exists())
+        if not there.is_dir():
+            raise EdgeOptError(f"{self.path}: {there} is a file, expected a folder")
+        if not os.access(there, os.W_OK):
+            raise EdgeOptError(f"{self.path}: no permission to write in {there}")
+        if not resume:
+            if self.checkpoint.exists() or self.flower.exists():
+                raise EdgeOptError(f"{self.path}: holds a run already: expected --resume, or another folder")
+        elif self.experiment.exists():
+            _check_same(Experiment.load(self.experiment), experiment, self.path)
+
     def open(self, experiment: Experiment, *, resume: bool) -> None:
         """Get ready for a run.
 
         Raises
         ------
         EdgeOptError
-            If the folder holds a run already and it is not to go on, or is a run of another experiment.
+            As `check`.
         """
+        self.check(experiment, resume=resume)
         self.path.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            if self.checkpoint.exists() or self.flower.exists():
-                raise EdgeOptError(f"{self.path}: holds a run already: expected --resume, or another folder")
-            self._old = []
-        elif self.experiment.exists():
-            _check_same(Experiment.load(self.experiment), experiment, self.path)
-            if self.schedule.exists():
-                self._old = list(Schedule.load(self.schedule).rounds)
+        self._old = list(Schedule.load(self.schedule).rounds) if resume and self.schedule.exists() else []
         experiment.save(self.experiment)
 
     def on_round(self, record: "RoundRecord") -> None:

@@ -50,8 +50,13 @@ def network_of(e: "Experiment", kind: str, clients: int) -> EdgeNetwork:
     """Return the random network."""
     hints = argument_hints(random_network, ("num_servers", "num_devices"))
     others = {key: value for key, value in e.network.options.items() if key not in _TIMING[kind]}
-    known = hints | dict.fromkeys(_TIMING[kind], float)
-    options: Any = {key: _pair(value) for key, value in checked_options(e.source, "network", others, known).items()}
+    known = hints | dict.fromkeys(_TIMING[kind], float) | {"coverage_radius_m": float}
+    options: Any = checked_options(e.source, "network", others, known)
+    for key, value in options.items():
+        if isinstance(value, list):
+            if len(value) != 2 or any(isinstance(end, list) for end in value):
+                raise e.wrong("network", key, value, "a number, or a list of the lowest and the highest one")
+            options[key] = tuple(value)
     seed = e.seed if e.network.seed is None else e.network.seed
     with about(e.source, "network"):
         return EdgeNetwork.random(servers_of(e), clients, seed=seed, **options)

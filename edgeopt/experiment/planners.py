@@ -83,8 +83,8 @@ def planner_for(
     ==============  =======================================================================================
     name            planner
     ==============  =======================================================================================
-    ``fixed``       all clients in every round; ``batch_size``, ``cut_layer`` (0: the algorithm's own),
-                    ``local_steps``, ``interval``
+    ``fixed``       all clients in every round, with one server; ``batch_size``, ``cut_layer`` (0: the algorithm's
+                    own), ``local_steps``, ``interval``
     ``random``      all clients, batch size and cut drawn anew; ``max_batch``, ``local_steps``, ``interval``.
                     Among several servers: the solver ``random`` of client selection
     ``schedule``    what `edgeopt.schedule.Schedule.save` wrote to ``file``
@@ -99,6 +99,9 @@ def planner_for(
     if isinstance(problem, ClientSelection) and name not in ("fixed", "schedule"):
         return _selection(e, problem, timing), None
     if name == "fixed":
+        if isinstance(problem, ClientSelection) and problem.num_servers > 1:
+            names = ", ".join(["schedule", *(solver.name for solver in solvers_of(problem.kind))])
+            raise InvalidProblemError(f"name = {name!r}: expected one that picks clients for several servers: {names}")
         hints = {"batch_size": int, "cut_layer": int, "local_steps": int, "interval": int}
         options: Any = checked_options(e.source, "planner", e.planner.options, hints)
         interval = options.pop("interval", 1)
@@ -159,7 +162,7 @@ def _selection(e: "Experiment", problem: ClientSelection, timing: "Timing") -> P
     kind, _, name = e.planner.name.rpartition("/")
     names = [solver.name for solver in solvers_of("client-selection")]
     if kind not in ("", "client-selection") or name not in names:
-        raise unknown_name(e.source, "planner", e.planner.name, ["fixed", "schedule", *names])
+        raise unknown_name(e.source, "planner", e.planner.name, ["schedule", *names])
     solver: Any = get_solver("client-selection", name)
     latency_s = getattr(timing, "latency_s", None)  # servers measure their channels before they pick
     work_hints = {"batch_size": int, "local_steps": int}

@@ -33,6 +33,8 @@ class ArrayData:
     Examples
     --------
     >>> data = ArrayData(torch.zeros(3, 1, 8, 8), torch.tensor([4, 0, 4]), 10, "mine")
+    >>> data
+    ArrayData('mine', 3 inputs [1, 8, 8] float32, 10 classes)
     >>> len(data), data.take([0, 2]).labels
     (3, array([4, 4]))
     """
@@ -76,6 +78,10 @@ class ArrayData:
 
     def __len__(self) -> int:
         return len(self.inputs)
+
+    def __repr__(self) -> str:  # without the samples, which nobody wants to read
+        shape, kind = list(self.inputs.shape[1:]), str(self.inputs.dtype).removeprefix("torch.")
+        return f"ArrayData({self.name!r}, {len(self)} inputs {shape} {kind}, {self.num_classes} classes)"
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -173,6 +179,8 @@ def from_dataset(
                     f"expected {list(whole.shape[1:])}, {whole.dtype} as in dataset[0]"
                 )
             whole[index] = part
+        if (target < 0).any():
+            raise InvalidProblemError(f"dataset[{index}]: target {int(target.min())}: expected classes from 0 on")
     return ArrayData(inputs, targets, int(targets.max()) + 1 if num_classes is None else num_classes, name)
 
 

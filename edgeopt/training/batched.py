@@ -4,6 +4,7 @@ Convolutions by columns and matrix products, by shifted views and by kernels of 
 grouped convolution that ``vmap`` makes of a layer with weights per client; none of them was faster.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -14,6 +15,8 @@ from torch.utils import _pytree as pytree
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+logger = logging.getLogger("edgeopt")
 
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 _DROPOUTS = (nn.modules.dropout._DropoutNd,)
@@ -56,6 +59,23 @@ def map_batched(function: Callable[[Item], Result], items: Sequence[Item], *, ch
     return [results[index] for index in range(len(items))]
 
 
+def try_batched(
+    model: nn.Module, function: Callable[[Item], Result], items: Sequence[Item], *, chunk: int | None = None
+) -> list[Result] | None:
+    """Return what `map_batched` returns; None if there is nothing to batch, or model or function cannot be batched.
+
+    An error of the function itself gives None too: it comes again when the items run one after another, and can then be
+    told of one of them.
+    """
+    if len(items) < 2 or can_batch(model) is not None:
+        return None
+    try:
+        return map_batched(function, items, chunk=chunk)
+    except RuntimeError as error:  # what vmap refuses, for example a loss that looks at the value of a tensor
+        logger.info("clients run one after another, not as a batch: %s", error)
+        return None
+
+
 def _together(function: Callable[[Any], Any], leaves: Sequence[list[torch.Tensor]], structure: Any) -> list[Any]:
     """Run a function for items of equal structure, given their leaves."""
     columns = list(zip(*leaves, strict=True))
@@ -80,7 +100,7 @@ def _together(function: Callable[[Any], Any], leaves: Sequence[list[torch.Tensor
 def can_batch(model: nn.Module) -> str | None:
     """Return why a model in training cannot run in `map_batched`, None if it can.
 
-    A layer that decides by the value of a tensor is not noticed here: ``vmap`` raises an error that says so.
+    A layer or a loss that decides by the value of a tensor is not noticed here, but by `try_batched`.
     """
     for name, layer in model.named_modules():
         if isinstance(layer, _DROPOUTS) and layer.p > 0:

@@ -12,6 +12,7 @@ from edgeopt.errors import InvalidProblemError
 from edgeopt.rng import stream
 from edgeopt.storage import Arrays
 from edgeopt.training.messages import Tensors
+from edgeopt.training.runner import seeded_layers
 from edgeopt.training.task import Task
 from edgeopt.validate import int_array
 
@@ -66,17 +67,18 @@ class GradientEstimator:
         clients = rng.permutation(np.flatnonzero(task.partition.sizes))[: self.num_clients]
         if clients.size < 2:
             raise InvalidProblemError(f"partition: {clients.size} clients with samples, expected at least two")
+        before = {name: value.to(weights[name]) for name, value in before.items()}  # those of a file are on the CPU
         moments = GradientMoments(task.num_layers, block=_BLOCK)
         here, there = _by_layer(task, task.trained(weights)), _by_layer(task, task.trained(before))
         moved = any(not torch.equal(a, b) for x, y in zip(here, there, strict=True) for a, b in zip(x, y, strict=True))
         secant = Secant(there, here, block=_BLOCK) if moved else None
         for client in clients:
             own = task.partition.indices[client]
-            for rows in rng.choice(own, (_BLOCK, self.batch_size)):
-                gradient = _gradient(task, weights, rows)
+            for index, rows in enumerate(rng.choice(own, (_BLOCK, self.batch_size))):
+                gradient = _gradient(task, weights, rows, round, int(client), index)
                 moments.add(gradient, self.batch_size)
                 if secant is not None:
-                    secant.add(_gradient(task, before, rows), gradient)
+                    secant.add(_gradient(task, before, rows, round, int(client), index), gradient)
         found = moments.estimate(self.confidence)
         return ConvergenceEstimate(
             gradient_variance=found.gradient_variance,
@@ -86,28 +88,31 @@ class GradientEstimator:
         )
 
     def state(self) -> Arrays:
-        """Return the weights of the last measurement."""
-        return {name: value.detach().cpu().numpy() for name, value in self._before.items()}
+        """Return the weights of the last measurement, those in bfloat16, which NumPy lacks, as float32."""
+        wide = {name: v.float() if v.dtype == torch.bfloat16 else v for name, v in self._before.items()}
+        return {name: value.detach().cpu().numpy() for name, value in wide.items()}
 
     def restore(self, state: Arrays) -> None:
         """Continue from what `state` returned."""
         self._before = {name: torch.tensor(value) for name, value in state.items()}
 
 
-def _gradient(task: Task, weights: Tensors, rows: np.typing.NDArray[np.int64]) -> list[list[torch.Tensor]]:
-    """Return the gradient of the mean loss of some samples, layer by layer."""
+def _gradient(task: Task, weights: Tensors, rows: np.typing.NDArray[np.int64], *keys: int) -> list[list[torch.Tensor]]:
+    """Return the gradient of the mean loss of some samples, layer by layer; `keys` decide what layers draw."""
     at = torch.from_numpy(rows).to(task.device)
     fixed = {name: value for name, value in weights.items() if name not in task.parameters}
 
     def loss(parameters: Tensors) -> torch.Tensor:
         return task.batch_loss({**parameters, **fixed}, task.train.inputs[at], task.train.targets[at])[0]
 
-    gradient: Tensors = grad(loss)(task.trained(weights))
+    with seeded_layers(task, "constants", *keys):
+        gradient: Tensors = grad(loss)(task.trained(weights))
     return _by_layer(task, gradient)
 
 
 def _by_layer(task: Task, tensors: Tensors) -> list[list[torch.Tensor]]:
     layers: list[list[torch.Tensor]] = [[] for _ in range(task.num_layers)]
-    for name, value in tensors.items():
-        layers[task.layer_of[name]].append(value)
+    for name, layer in task.layer_of.items():  # in the model's order, whatever that of the tensors is
+        if name in tensors:
+            layers[layer].append(tensors[name])
     return layers

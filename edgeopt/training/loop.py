@@ -72,7 +72,7 @@ def train(
     planner : gives the plan of every round and is told what the last one measured.
     timing : charges time and energy.
     rounds : how many rounds there are at most.
-    evaluate_every : rounds between two evaluations on the test samples; the last round is always evaluated.
+    evaluate_every : rounds between two evaluations on the test samples; the last of `rounds` is always evaluated.
     until_accuracy, until_seconds : end when this accuracy, or this virtual time, is reached.
     runner : where the clients run. Default: here, as batches where shapes agree.
     estimator : measures the constants of the convergence bound for the planner.
@@ -112,8 +112,9 @@ def train(
                 number = run.round
                 plan = planner.plan(number, run.feedback)  # 1. who does what
                 played = play_round(task, algorithm, run, plan, runner, timing)  # 2. work, exchange, charge, aggregate
-                models = algorithm.models(task, played.state, runner.states)
                 due = (number + 1) % evaluate_every == 0 or number + 1 == rounds
+                judged = due or estimator is not None
+                models = algorithm.models(task, played.state, runner.states) if judged else []
                 score = mean_score(task, models) if due else Score(np.nan, np.nan)  # 3. how good it is
                 constants = None if estimator is None else estimator.measure(task, models, number)
                 feedback = played.feedback(number, plan, timing, constants)  # 4. what the planner is told next

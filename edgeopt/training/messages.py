@@ -102,6 +102,11 @@ Replies = dict[int, Message]
 """Answers by entry of the plan; of clients that failed there is none."""
 
 
+def copied(state: State) -> State:
+    """Return a state in memory of its own: one client's share of a batch would keep the whole of it."""
+    return {name: value.clone() if isinstance(value, torch.Tensor) else copied(value) for name, value in state.items()}
+
+
 def to_device(message: Message, device: torch.device) -> Message:
     """Return the message with its tensors on a device."""
     moved: dict[Category, Tensors] = {

@@ -65,6 +65,10 @@ class Partition:
 
     __hash__ = None  # type: ignore[assignment]
 
+    def __repr__(self) -> str:  # without the numbers of all samples
+        least, most = min(self.sizes), max(self.sizes)
+        return f"Partition({self.num_clients} clients with {least} to {most} of {self.num_samples} samples)"
+
     @property
     def num_clients(self) -> int:
         """Clients, N."""

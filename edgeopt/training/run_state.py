@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from edgeopt.training.task import Score, Task
 if TYPE_CHECKING:
     from edgeopt.training.loop import Estimator
     from edgeopt.training.play import Played
+
+_Tree = dict[str, "str | _Tree"]
 
 _KIND = "training"
 _SCHEMA_VERSION = 1
@@ -125,12 +127,12 @@ class RunState:
             Without safetensors.
         """
         tree: State = {"server": self.server, "clients": {str(client): s for client, s in runner.states.items()}}
-        arrays, empty, half = _flatten(tree)
+        arrays, names = _flatten(tree)
         arrays |= {f"memory/{name}": value for name, value in self.memory.items()}
         arrays["ledger"] = self.ledger.bytes
         header: dict[str, Any] = {
             "kind": _KIND, "schema_version": _SCHEMA_VERSION, "identity": self.identity, "round": self.round,
-            "seconds": self.seconds, "energy_j": self.energy_j, "empty": empty, "half": half,
+            "seconds": self.seconds, "energy_j": self.energy_j, "state": names,
             "rows": plain_rows(self.rows),
             "feedback": None,
         }  # fmt: skip
@@ -155,8 +157,7 @@ class RunState:
             for name, expected in identity.items():
                 if (found := header["identity"][name]) != expected:
                     raise InvalidFileError(f"{path}: {name} = {found!r}: this run has {expected!r}")
-            state = {name: value for name, value in arrays.items() if name.startswith(("server", "clients"))}
-            tree = _unflatten(state, header["empty"], header["half"], task.device)
+            tree = _unflatten(arrays, header["state"], task.device)
             server, clients = _branch(tree, "server"), _branch(tree, "clients")
             ledger = Ledger(task.num_clients)
             ledger.bytes = np.array(arrays["ledger"], np.int64).reshape(ledger.bytes.shape)
@@ -172,7 +173,7 @@ class RunState:
             )  # fmt: skip
         except InvalidFileError:
             raise
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise InvalidFileError(f"{path}: not a complete checkpoint: {error!r}") from None
 
 
@@ -199,45 +200,37 @@ def _below(arrays: Mapping[str, NDArray[Any]], prefix: str) -> Arrays:
     return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
 
 
-def _flatten(state: State, prefix: str = "") -> tuple[Arrays, list[str], list[str]]:
-    """Return the tensors of a nested state by path, the paths that hold nothing, and those that hold bfloat16.
+def _flatten(state: State, prefix: str = "") -> tuple[Arrays, _Tree]:
+    """Return the tensors of a nested state by path, and its tree of names with the types at the leaves.
 
-    NumPy has no bfloat16: its bits are kept as int16.
+    The tree keeps the order of the names, which the file does not. NumPy has no bfloat16: its bits are kept as int16.
     """
     arrays: Arrays = {}
-    empty: list[str] = []
-    half: list[str] = []
+    tree: _Tree = {}
     for name, value in state.items():
         path = f"{prefix}{quote(name, safe='.')}"
         if isinstance(value, torch.Tensor):
             plain = value.detach().cpu()
-            if plain.dtype == torch.bfloat16:
-                plain = plain.view(torch.int16)
-                half.append(path)
-            arrays[path] = plain.numpy()
-        elif value:
-            below = _flatten(value, f"{path}/")
-            arrays |= below[0]
-            empty += below[1]
-            half += below[2]
+            tree[name] = str(plain.dtype).removeprefix("torch.")
+            arrays[path] = (plain.view(torch.int16) if plain.dtype == torch.bfloat16 else plain).numpy()
         else:
-            empty.append(path)
-    return arrays, empty, half
+            below, tree[name] = _flatten(value, f"{path}/")
+            arrays |= below
+    return arrays, tree
 
 
-def _unflatten(arrays: Arrays, empty: list[str], half: list[str], device: str) -> State:
+def _unflatten(arrays: Mapping[str, NDArray[Any]], tree: _Tree, device: str, prefix: str = "") -> State:
     state: State = {}
-    for path, array in [*arrays.items(), *((path, None) for path in empty)]:
-        *above, name = (unquote(step) for step in path.split("/"))
-        place = state
-        for step in above:
-            place.setdefault(step, {})
-            place = _branch(place, step)
-        if array is None:
-            place[name] = {}
+    for name, kind in tree.items():
+        path = f"{prefix}{quote(name, safe='.')}"
+        if isinstance(kind, dict):
+            state[name] = _unflatten(arrays, kind, device, f"{path}/")
         else:
+            array = arrays[path]
+            if array.dtype != ("int16" if kind == "bfloat16" else kind):
+                raise ValueError(f"{path}: {array.dtype}, expected {kind}")
             tensor = torch.tensor(array)
-            place[name] = (tensor.view(torch.bfloat16) if path in half else tensor).to(device)
+            state[name] = (tensor.view(torch.bfloat16) if kind == "bfloat16" else tensor).to(device)
     return state
 
 

@@ -10,9 +10,11 @@ import torch
 from edgeopt.rng import stream
 from edgeopt.schedule import RoundPlan
 from edgeopt.training.algorithms.base import Algorithm
-from edgeopt.training.batched import can_batch, map_batched
-from edgeopt.training.messages import Category, Message, Replies, State, Tensors
+from edgeopt.training.batched import try_batched
+from edgeopt.training.messages import Category, Message, Replies, State, Tensors, copied
 from edgeopt.training.task import Batch, Task
+
+Result = tuple[dict[Category, Tensors], State]  # content of a reply, and what the client remembers
 
 
 class Runner(Protocol):
@@ -49,9 +51,9 @@ class LocalRunner:
 
     Parameters
     ----------
-    batched : run clients whose messages, states and data agree in shape as one batch, if the model allows it. The
+    batched : run clients whose messages, states and data agree in shape as one batch, if model and loss allow it. The
         results differ from those of one after another by rounding only.
-    chunk : at most so many clients in one batch. Default: chosen for speed and memory.
+    chunk : at most so many clients in one batch, which bounds the memory. Default: all of them.
     """
 
     batched: bool = True
@@ -83,12 +85,12 @@ class LocalRunner:
         A client with several entries starts each of them from the same state; of the new ones the last is kept.
         """
         groups: dict[tuple[Any, ...], list[int]] = {}
-        together = self.batched and can_batch(task.model) is None
         for entry, message in messages.items():
             values = tuple(sorted(message.values.items()))
+            together = self.batched and message.batches is not None  # without data there is nothing to compute
             groups.setdefault((message.kind, values) if together else (entry,), []).append(entry)
         states = self.states
-        results: dict[int, tuple[dict[Category, Tensors], State]] = {}
+        results: dict[int, Result] = {}
         for entries in groups.values():
             results |= self._together(algorithm, task, plan, {entry: messages[entry] for entry in entries}, states)
         for entry in messages:
@@ -104,7 +106,7 @@ class LocalRunner:
         plan: RoundPlan,
         messages: Mapping[int, Message],
         states: Mapping[int, State],
-    ) -> dict[int, tuple[dict[Category, Tensors], State]]:
+    ) -> dict[int, Result]:
         """Run clients whose messages have the same kind and values; return replies and new states."""
         first = next(iter(messages.values()))
         items = []
@@ -113,7 +115,7 @@ class LocalRunner:
             batch = None if message.batches is None else task.batch(client, message.batches)
             items.append((dict(message.tensors), states.get(client, {}), () if batch is None else tuple(batch)))
 
-        def work(item: Any) -> tuple[dict[Category, Tensors], State]:
+        def work(item: Any) -> Result:
             tensors, state, data = item
             message = Message(first.kind, tensors, first.values)
             answer, new = algorithm.client(task, message, state, Batch(*data) if data else None)
@@ -122,22 +124,19 @@ class LocalRunner:
         at = (0, 0) if first.batches is None else (first.batches.round, first.batches.first)
         if len(items) > 1:
             with seeded_layers(task, "clients", *at):
-                found = map_batched(work, items, chunk=self.chunk)
-            # one client's share of the batch would keep the whole of it in memory
-            results = [(tensors, _copied(state)) for tensors, state in found]
-        else:
-            client = int(plan.client[next(iter(messages))])
+                found = try_batched(task.model, work, items, chunk=self.chunk)
+            if found is not None:
+                return dict(zip(messages, [(tensors, copied(state)) for tensors, state in found], strict=True))
+        results = {}
+        for entry, item in zip(messages, items, strict=True):
+            client = int(plan.client[entry])
             try:
                 with seeded_layers(task, "client", client, *at):
-                    results = [work(items[0])]
+                    results[entry] = work(item)
             except Exception as error:
                 error.add_note(f"round {at[0]}, client {client}, message {first.kind!r}")
                 raise
-        return dict(zip(messages, results, strict=True))
-
-
-def _copied(state: State) -> State:
-    return {name: value.clone() if isinstance(value, torch.Tensor) else _copied(value) for name, value in state.items()}
+        return results
 
 
 @contextmanager

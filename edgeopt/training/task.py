@@ -138,6 +138,27 @@ class Task:
             data = getattr(self, name)
             moved = {key: getattr(data, key).to(self.device) for key in ("inputs", "targets")}
             object.__setattr__(self, name, dataclasses.replace(data, **moved))
+        self._try()
+
+    def _try(self) -> None:
+        """Refuse a model that does not run on a sample, or returns no scores of the classes there are."""
+        inputs, targets = self.test.inputs[:1], self.test.targets[:1]
+        try:
+            with torch.inference_mode():
+                scores = self.forward(self.initial_weights(), inputs, training=False).outputs
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise InvalidProblemError(f"model: does not run on a test sample of {inputs.dtype}: {reason}") from None
+        if scores.shape[:-1] != targets.shape:
+            raise InvalidProblemError(
+                f"model: returns shape {list(scores.shape)} for targets of shape {list(targets.shape)}: expected a score "
+                "of each class for each target"
+            )
+        classes = 1 + max(
+            (int(data.targets.max()) for data in (self.train, self.test) if data.targets.numel()), default=0
+        )
+        if self.loss is cross_entropy and scores.shape[-1] < classes:
+            raise InvalidProblemError(f"model: scores {scores.shape[-1]} classes, the samples have {classes}")
 
     # --- shape -------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call, grad_and_value
 
-from edgeopt.training.batched import can_batch, map_batched
+from edgeopt.training.batched import can_batch, map_batched, try_batched
 
 
 class Attention(nn.Module):
@@ -164,6 +164,16 @@ def test_decision_by_value_is_an_error():
     """A branch on the value of a tensor is refused by vmap."""
     with pytest.raises(RuntimeError, match="data-dependent control flow"):
         map_batched(lambda x: x if x.sum() > 0 else -x, [torch.ones(2), torch.zeros(2)])
+
+
+def test_what_cannot_be_batched_gives_none():
+    """A model or a function that vmap refuses, or a single item, is left to the caller."""
+    items = [torch.ones(2), torch.zeros(2)]
+    assert_equal(try_batched(nn.Linear(1, 1), torch.sum, items), [torch.tensor(2.0), torch.tensor(0.0)])
+    assert try_batched(nn.Dropout(0.5), torch.sum, items) is None
+    assert try_batched(nn.Linear(1, 1), lambda x: x if x.sum() > 0 else -x, items) is None
+    assert try_batched(nn.Linear(1, 1), lambda x: F.dropout(x, 0.5), items) is None
+    assert try_batched(nn.Linear(1, 1), torch.sum, items[:1]) is None
 
 
 @pytest.mark.parametrize(

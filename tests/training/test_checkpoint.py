@@ -17,12 +17,12 @@ from edgeopt import RoundPlan, StaticPlanner
 from edgeopt.convergence import ConvergenceEstimate, Estimate
 from edgeopt.errors import EdgeOptError, InvalidFileError
 from edgeopt.problems import ClientSelection, SplitTraining
-from edgeopt.schedule import Feedback
+from edgeopt.schedule import Feedback, Schedule
 from edgeopt.solvers.client_selection import PowerOfChoice, SelectionPlanner
 from edgeopt.solvers.split_training.planner import HasflPlanner
 from edgeopt.storage import Arrays
 from edgeopt.tensors import load_tensors, save_tensors
-from edgeopt.training import Adam, FedAvg, FedProx, History, LocalRunner, Sgd, Task, train
+from edgeopt.training import Adam, FedAvg, FedProx, History, LocalRunner, Sgd, SplitFed, Task, train
 from edgeopt.training.interrupts import uninterrupted
 from edgeopt.training.messages import State
 from tests.training.small_tasks import (
@@ -130,7 +130,7 @@ def assert_equal_runs(first: History, second: History, cut: int | None = None) -
 
 
 def assert_same_states(first: State, second: State) -> None:
-    assert first.keys() == second.keys()
+    assert list(first) == list(second)  # the order decides about bits: of sums, and of who shares a batch
     for name, value in first.items():
         other = second[name]
         if isinstance(value, torch.Tensor) and isinstance(other, torch.Tensor):
@@ -180,9 +180,22 @@ def test_the_packages_planners_may_stop_in_the_first_round(make: Any, tmp_path: 
         def __repr__(self) -> str:
             return repr(Counting())
 
-    assert run(3, tmp_path, make, algorithm=Impatient()).rows == []
+    assert run(3, tmp_path, make, algorithm=Impatient(), evaluate_every=1).rows == []
     parts = run(3, tmp_path, make, algorithm=Counting())
     assert_equal_runs(run(3, tmp_path, make, algorithm=Counting(), checkpoint=None, resume=False), parts)
+
+
+def test_clients_that_join_after_the_resumption(tmp_path: Path):
+    """Clients with a state from the file and new ones share batches as in one long run: names keep their order."""
+    options: dict[str, Any] = {
+        "algorithm": SplitFed(Adam(0.02)),
+        "make": lambda: Schedule(
+            [small_plan(2, aggregate=False), small_plan(2), *[small_plan(cut_layer=[1, 3, 3])] * 3]
+        ),
+    }
+    run(2, tmp_path, **options)
+    parts = run(5, tmp_path, **options)
+    assert_equal_runs(run(5, tmp_path, checkpoint=None, resume=False, **options), parts, 2)
 
 
 def test_random_layers_and_buffers_resume(tmp_path: Path):
@@ -394,7 +407,12 @@ def test_damaged_files_are_refused(tmp_path: Path):
         (lambda header, arrays: header.update(rows=3), "not a complete checkpoint"),
         (lambda header, arrays: header.update(rows=[[1], 2]), "not a complete checkpoint"),
         (lambda header, arrays: header.update(seconds="long"), "not a complete checkpoint"),
-        (lambda header, arrays: header.update(empty=["server/weights/0.bias/x"]), "a tensor, expected a folder"),
+        (lambda header, arrays: header.update(state=3), "not a complete checkpoint"),
+        (lambda header, arrays: header["state"]["server"]["weights"].update(x="float32"), "server/weights/x"),
+        (
+            lambda header, arrays: header["state"]["server"]["weights"].update({"0.bias": "bfloat16"}),
+            "float32, expected",
+        ),
         (lambda header, arrays: header.pop("feedback"), "feedback"),
         (lambda header, arrays: arrays.pop("ledger"), "ledger"),
         (lambda header, arrays: arrays.update(ledger=np.zeros(3)), "not a complete checkpoint"),

@@ -90,6 +90,44 @@ def test_it_measures_when_it_is_due_and_resumes(task):
     assert first.smoothness.value == again.smoothness.value
 
 
+def test_the_order_of_names_does_not_matter(task):
+    """Weights from a file, whose names come in any order, give the same slope."""
+    before = task.initial_weights()
+    after = {name: value + 0.1 * (1 + value**2) for name, value in before.items()}
+    estimates = []
+    for earlier in (before, dict(reversed(before.items()))):
+        estimator = GradientEstimator()
+        estimator.restore({name: value.numpy() for name, value in earlier.items()})
+        estimates.append(estimator.measure(task, [after], 10))
+    assert estimates[0].smoothness.value == estimates[1].smoothness.value
+
+
+def test_half_precision_weights_are_remembered(task):
+    """Weights in bfloat16, which NumPy lacks, come back with the same bits."""
+    half = task.replace(model=nn.Sequential(nn.Linear(5, 4).bfloat16(), nn.Linear(4, 3)), precision="bf16")
+    models = [{n: v * (1 + 0.1 * r) for n, v in half.initial_weights().items()} for r in range(2)]
+    estimator, second = GradientEstimator(every=1), GradientEstimator(every=1)
+    estimator.measure(half, [models[0]], 0)
+    second.restore(estimator.state())
+    first, again = (each.measure(half, [models[1]], 1) for each in (estimator, second))
+    assert first.smoothness.value == again.smoothness.value
+
+
+def test_layers_that_draw(task):
+    """Dropout draws by the seed of the task, the same at both ends of a slope, and leaves torch's generator alone."""
+    noisy = task.replace(model=nn.Sequential(nn.Linear(5, 4), nn.Dropout(0.5), nn.Linear(4, 3)))
+    weights = noisy.initial_weights()
+    near = {name: value + 1e-4 for name, value in weights.items()}
+    estimates = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        estimates.append(GradientEstimator().at(noisy, near, 10, weights))
+        assert torch.equal(torch.get_rng_state(), state)
+    assert np.array_equal(estimates[0].gradient_variance.value, estimates[1].gradient_variance.value)
+    assert estimates[0].smoothness.value < 100  # other masks would show as a jump of the gradient
+
+
 def test_constants_reach_the_planner(task):
     """The loop hands what was measured to the planner of the next round, and training does not depend on it."""
     heard = []

@@ -23,6 +23,7 @@ from edgeopt.training.data import (
     load_data,
     mnist,
 )
+from edgeopt.training.partition import Partition
 
 # --- samples in memory --------------------------------------------------------------------------------------------
 
@@ -40,6 +41,12 @@ def test_take_is_indexing():
     assert len(data.take([])) == 0
     taken.inputs[0] = 0
     assert data.inputs[2].tolist() == [4, 5]
+
+
+def test_large_data_are_printed_in_one_line():
+    """What is printed says name, number, shape and classes, and holds no samples."""
+    assert repr(sequences()) == "ArrayData('sequences', 3 inputs [2] int64, 6 classes)"
+    assert repr(Partition(([3, 0], [1]), 5)) == "Partition(2 clients with 1 to 2 of 5 samples)"
 
 
 def test_labels():
@@ -348,7 +355,8 @@ def test_from_dataset_reads_every_pair():
         ([(torch.zeros(2), 1), (torch.zeros(3), 1)], r"dataset\[1\]: input of shape \[3\], .*expected \[2\]"),
         ([(1.0, 1), (1, 1)], r"dataset\[1\]: input of shape \[\], torch.int64: expected \[\], torch.float32"),
         ([(1.0, 1), (1.0, [1])], r"dataset\[1\]: target is a list"),
-        ([(1.0, 1), (1.0, -1)], "targets: found -1"),
+        ([(1.0, 1), (1.0, -1)], r"dataset\[1\]: target -1: expected classes from 0 on"),
+        ([(1.0, -1)], r"dataset\[0\]: target -1: expected classes from 0 on"),
     ],
 )
 def test_bad_datasets_are_refused(samples: list[Any], message: str):

@@ -22,9 +22,11 @@ from edgeopt.training import (
     LocalRunner,
     Message,
     Outcome,
+    ParallelSplit,
     Phase,
     RoundRecord,
     Sgd,
+    SplitFed,
     Task,
     TrainingError,
     reply,
@@ -37,6 +39,7 @@ from tests.training.small_tasks import (
     assert_near,
     assert_same,
     noisy_model,
+    small_model,
     small_plan,
     small_task,
     small_timing,
@@ -207,7 +210,9 @@ def test_one_sample_and_too_large_batches():
 @pytest.mark.parametrize("batched", [True, False])
 def test_a_loss_that_is_not_finite_names_round_and_client(batched: bool):
     """Training stops, and the message says where."""
-    task = small_task(model=nn.Sequential(nn.Linear(FEATURES, 3)))
+    model = nn.Sequential(nn.Linear(FEATURES, 3))
+    nn.init.ones_(model[0].weight)  # all scores overflow
+    task = small_task(model=model)
     inputs = task.train.inputs.clone()
     inputs[task.partition.indices[1].tolist()] = 3e38
     task = task.replace(train=dataclasses.replace(task.train, inputs=inputs))
@@ -308,6 +313,30 @@ def test_batched_is_sequential(algorithm: Any, chunk: int | None):
     for name in ("seconds", "energy_j", "bytes_up", "bytes_down"):
         np.testing.assert_array_equal(*(history.column(name) for history in results))
     torch.testing.assert_close(results[0].clients, results[1].clients)
+
+
+class Masked(nn.Module):
+    """Dropout that nobody recognises by its type."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(x, 0.5, self.training)
+
+
+def clipped(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross entropy that looks at its value, which vmap refuses."""
+    loss = nn.functional.cross_entropy(outputs, targets)
+    return loss if loss < 5 else 5 + 0 * loss
+
+
+@pytest.mark.parametrize("algorithm", [FEDAVG, SplitFed(Sgd(0.3)), ParallelSplit(Sgd(0.3))])
+@pytest.mark.parametrize(
+    "options", [{"loss": clipped}, {"model": nn.Sequential(small_model()[0], Masked(), small_model()[2])}]
+)
+def test_what_cannot_be_batched_runs_one_after_another(algorithm: Any, options: dict[str, Any]):
+    """A loss or a layer that vmap refuses trains all the same, as if nothing had been tried."""
+    task = small_task((6, 6, 6), **options)
+    first, second = (run(task, algorithm=algorithm, runner=LocalRunner(batched=batched)) for batched in (True, False))
+    assert_near(first.models[0], second.models[0])  # clients' layers may still be batched
 
 
 @pytest.mark.parametrize("batched", [True, False])

@@ -103,6 +103,16 @@ def test_different_cuts_and_batches(weighting: Any, momentum: float, steps: Any)
     assert_near(history.models[0], replicas[0].weights, EXACT)
 
 
+def test_copies_kept_from_a_batch_do_not_keep_the_batch():
+    """What the server keeps of a client between aggregations, weights and optimiser, has memory of its own."""
+    history = run(task(), SplitFed(Sgd(0.1, momentum=0.9)), plan(batch_size=3, cut_layer=[1, 1, 3], aggregate=False))
+    copies = history.server["copies"]
+    assert set(copies) == {"0", "1"}
+    for copy in copies.values():
+        for tensor in (*copy["weights"].values(), *copy["optimizer"]["momentum"].values()):
+            assert tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
 def test_batched_is_sequential():
     """Clients as one batch and one after another give the same weights up to rounding."""
     plans = [

@@ -1,6 +1,7 @@
 """A task: layers as pure functions of weights, mini-batches as a function of seed, client and round."""
 
 from collections import OrderedDict
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -110,8 +111,10 @@ def test_evaluation_is_the_mean_over_all_samples(monkeypatch: pytest.MonkeyPatch
 
 def test_double_precision_is_kept():
     """A model and inputs in float64 have a loss in float64."""
-    task = small_task(model=small_model().double())
-    loss, _ = task.batch_loss(task.initial_weights(), task.test.inputs.double(), task.test.targets)
+    small = small_task()
+    train, test = (replace(data, inputs=data.inputs.double()) for data in (small.train, small.test))
+    task = small.replace(model=small_model().double(), train=train, test=test)
+    loss, _ = task.batch_loss(task.initial_weights(), task.test.inputs, task.test.targets)
     assert loss.dtype == torch.float64
 
 
@@ -168,6 +171,12 @@ def tied_model() -> nn.Sequential:
         ({"model": nn.Sequential()}, "expected an nn.Sequential with layers"),
         ({"model": OwnForward()}, "OwnForward has a forward of its own"),
         ({"model": tied_model()}, "0.weight and 1.weight are the same tensor"),
+        ({"model": nn.Sequential(nn.Linear(4, 2))}, "scores 2 classes, the samples have 3"),
+        ({"model": nn.Sequential(nn.Linear(4, 3).double())}, "does not run on a test sample of torch.float32: mat1"),
+        (
+            {"model": nn.Sequential(nn.Linear(4, 3), nn.Unflatten(1, (3, 1)))},
+            r"shape \[1, 3, 1\] for targets of shape \[1\]",
+        ),
         ({"precision": "fp16"}, "precision = 'fp16'"),
         ({"device": "abacus"}, "device = 'abacus': expected one that torch can use here"),
         ({"profile": ModelProfile.from_module(nn.Sequential(nn.Linear(4, 3)), torch.ones(1, 4))}, "profile: 1 layers"),

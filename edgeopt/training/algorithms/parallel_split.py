@@ -123,11 +123,11 @@ class ParallelSplit:
     def _step(self, task: Task, state: State, parts: Mapping[int, Part], found: Mapping[int, Upper]) -> State:
         """Step with the mean gradient of each layer over the clients for which it is at the server."""
         mean: Tensors = {}
+        above = {entry: {**upper.gradients, **upper.buffers} for entry, upper in found.items()}
         for layer in range(task.num_layers):
             if entries := [entry for entry in found if parts[entry].cut <= layer]:
                 shares = [client_weight(task, parts[entry].client, self.weighting) for entry in entries]
-                new = [{**found[entry].gradients, **found[entry].buffers} for entry in entries]
-                mean |= weighted_average([task.part(tensors, layer, layer + 1) for tensors in new], shares)
+                mean |= weighted_average([task.part(above[entry], layer, layer + 1) for entry in entries], shares)
         weights, optimizer = tensors_of(state, "weights"), state["optimizer"]
         assert isinstance(optimizer, dict)
         trained = task.trained({name: weights[name] for name in mean})

@@ -9,7 +9,7 @@ from torch.func import grad_and_value
 
 from edgeopt.training.algorithms.optimizer_state import leaves_in, overlay
 from edgeopt.training.algorithms.split import Answer, Part, Smashed
-from edgeopt.training.batched import can_batch, map_batched
+from edgeopt.training.batched import try_batched
 from edgeopt.training.messages import State, Tensors
 from edgeopt.training.optimizers import Optimizer
 from edgeopt.training.task import Task
@@ -57,11 +57,10 @@ def upper_step(
 def map_cuts(
     task: Task, parts: Mapping[int, Part], items: Mapping[int, Item], function: Callable[[int, Item], Result]
 ) -> dict[int, Result]:
-    """Return ``function(cut, item)`` for each entry; those of equal cuts and shapes as one batch, if the model allows it."""
+    """Return ``function(cut, item)`` for each entry; those of equal cuts and shapes as one batch where possible."""
     groups: dict[int, list[int]] = {}
     for entry in items:
         groups.setdefault(parts[entry].cut, []).append(entry)
-    together = can_batch(task.model) is None
     results: dict[int, Result] = {}
     for cut, entries in groups.items():
 
@@ -69,7 +68,8 @@ def map_cuts(
             return function(cut, item)
 
         own = [items[entry] for entry in entries]
-        results |= zip(entries, map_batched(work, own) if together else [work(item) for item in own], strict=True)
+        found = try_batched(task.model, work, own)
+        results |= zip(entries, [work(item) for item in own] if found is None else found, strict=True)
     return {entry: results[entry] for entry in items}
 
 
