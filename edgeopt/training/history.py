@@ -56,7 +56,7 @@ class RoundRecord:
 
     @property
     def straggler(self) -> int | None:
-        """The client that the others waited for longest: the slowest of the phase in which the wait was longest."""
+        """The client without whom the round would be shortest, see `straggler`."""
         return straggler(self.plan, self.phases)
 
 
@@ -69,12 +69,15 @@ def client_seconds(plan: RoundPlan, phases: Sequence[PhaseTime]) -> NDArray[np.f
 
 
 def straggler(plan: RoundPlan, phases: Sequence[PhaseTime]) -> int | None:
-    """Return the slowest client of the phase in which the fastest waited longest; None if there was nobody."""
-    worst, waited = None, -1.0
+    """Return the client without whom the round would be shortest, the server's work left aside; None if there was nobody."""
+    spared: dict[int, float] = {}
     for phase in phases:
-        if phase.entry.size and (wait := float(np.ptp(phase.client_s))) > waited:
-            worst, waited = int(plan.client[phase.straggler]), wait
-    return worst
+        if phase.entry.size:
+            clients, seconds = plan.client[phase.entry], phase.client_s
+            slowest = int(clients[seconds.argmax()])
+            without = float(seconds[clients != slowest].max(initial=0.0))
+            spared[slowest] = spared.get(slowest, 0.0) + float(seconds.max()) - without
+    return max(spared, key=lambda client: spared[client]) if spared else None
 
 
 @dataclass(slots=True, eq=False)

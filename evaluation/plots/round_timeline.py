@@ -22,7 +22,7 @@ STRAGGLER = COLOURS[1]
 def plot_round_timeline(record: "RoundRecord", ax: "Axes | None" = None) -> "Axes":
     """Draw a Gantt chart of one round: per client the way down, its work, the way up and waiting; below, the server.
 
-    The name of the straggler, for whom the others wait longest, is in colour. Clients whose update did not arrive are
+    The name of the straggler, without whom the round would be shortest, is in colour. Clients whose update did not arrive are
     marked.
 
     Parameters

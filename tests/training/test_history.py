@@ -77,8 +77,9 @@ def test_last_replies():
         ([phase([1], [4.0])], 1),
         ([phase([0, 1], [2.0, 5.0]), phase([0, 1, 2], [3.0, 1.0, 2.0], 5.0)], 1),
         ([phase([0, 1], [2.0, 3.0]), phase([0, 1, 2], [3.0, 1.0, 1.5], 3.0)], 3),
+        ([phase([0, 1, 2], [9.0, 8.9, 1.0]), phase([0, 1, 2], [1.0, 1.0, 3.0], 9.0)], 2),
     ],
 )
 def test_the_straggler(phases: list[PhaseTime], expected: int | None):
-    """It is the slowest client of the exchange in which the fastest waited longest."""
+    """It is the client without whom the phases would last least: not one that another would have held up as well."""
     assert straggler(RoundPlan(client=[3, 1, 2]), phases) == expected
