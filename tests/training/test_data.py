@@ -244,7 +244,11 @@ def test_damaged_mnist_files(data: bytes, message: str, zipped: bool, tmp_path: 
     assert name in str(caught.value)
 
 
-@pytest.mark.parametrize("data", [b"no gzip", gzip.compress(GOOD)[:-9], gzip.compress(GOOD)[:30] + b"junk" * 9, b""])
+@pytest.mark.parametrize(
+    "data",
+    [b"no gzip", gzip.compress(GOOD)[:-9], gzip.compress(GOOD)[:30] + b"junk" * 9, b""],
+    ids=["no gzip", "cut off", "junk inside", "empty"],
+)
 def test_damaged_gzip(data: bytes, tmp_path: Path):
     """What is no gzip file, ends early or is corrupt inside is an error, not a crash."""
     write_mnist(tmp_path, zipped=True)
