@@ -25,6 +25,10 @@ from edgeopt.schedule import Planner
 try:
     import torch
 
+    from edgeopt.data import DATA_SETS, load_data
+    from edgeopt.data.arrays import DataSplit
+    from edgeopt.data.partition import Partition, by_column, dirichlet, iid, shards
+    from edgeopt.data.text import byte_text
     from edgeopt.experiment.network import (
         MULTI_SERVER,
         network_of,
@@ -34,17 +38,13 @@ try:
         timing_options,
     )
     from edgeopt.training.algorithms import ALGORITHMS, Algorithm
-    from edgeopt.training.array_data import DataSplit
-    from edgeopt.training.data import DATASETS, load_data
     from edgeopt.training.history import History
     from edgeopt.training.loop import Estimator, OnRound, train
     from edgeopt.training.models.small import SMALL_MODELS, model_for
     from edgeopt.training.optimizers import Adam, Optimizer, Sgd
-    from edgeopt.training.partition import Partition, by_column, dirichlet, iid, shards
     from edgeopt.training.runner import Runner
     from edgeopt.training.selection_timing import SelectionTiming
     from edgeopt.training.task import Task
-    from edgeopt.training.text import byte_text
     from edgeopt.training.timing import EdgeTiming, Timing
 except ModuleNotFoundError as missing:
     if missing.name is None or missing.name.split(".")[0] != "torch":
@@ -210,8 +210,8 @@ def _algorithm(e: "Experiment", kind: str, saved: Problem | None) -> Algorithm:
 
 def _data(e: "Experiment") -> DataSplit:
     data = e.data
-    if data.name not in DATASETS:
-        raise unknown_name(e.source, "data", data.name, DATASETS)
+    if data.name not in DATA_SETS:
+        raise unknown_name(e.source, "data", data.name, DATA_SETS)
     with about(e.source, "data"):
         if data.context is None:
             return load_data(data.name, data.folder, e.seed)

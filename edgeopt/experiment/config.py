@@ -43,7 +43,7 @@ class DataChoice:
 
     Parameters
     ----------
-    name : as in `edgeopt.training.data.load_data`.
+    name : as in `edgeopt.data.load_data`.
     folder : where its files are.
     partition : ``iid``, ``dirichlet``, ``shards``, or ``column``: one client for each group of samples, such as a document.
     alpha : of the Dirichlet distribution.

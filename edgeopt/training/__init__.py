@@ -3,6 +3,10 @@
 Needs the extra ``train``.
 """
 
+from edgeopt.data import ArrayData as ArrayData
+from edgeopt.data import DataSplit as DataSplit
+from edgeopt.data import load_data as load_data
+from edgeopt.data.partition import Partition as Partition
 from edgeopt.training.algorithms import ALGORITHMS as ALGORITHMS
 from edgeopt.training.algorithms import Algorithm as Algorithm
 from edgeopt.training.algorithms import FedAvg as FedAvg
@@ -14,9 +18,6 @@ from edgeopt.training.algorithms import SplitFed as SplitFed
 from edgeopt.training.algorithms import SplitFedV2 as SplitFedV2
 from edgeopt.training.algorithms import VanillaSplit as VanillaSplit
 from edgeopt.training.constants import GradientEstimator as GradientEstimator
-from edgeopt.training.data import ArrayData as ArrayData
-from edgeopt.training.data import DataSplit as DataSplit
-from edgeopt.training.data import load_data as load_data
 from edgeopt.training.history import History as History
 from edgeopt.training.history import RoundRecord as RoundRecord
 from edgeopt.training.ledger import Ledger as Ledger
@@ -27,7 +28,6 @@ from edgeopt.training.messages import Phase as Phase
 from edgeopt.training.messages import reply as reply
 from edgeopt.training.optimizers import Adam as Adam
 from edgeopt.training.optimizers import Sgd as Sgd
-from edgeopt.training.partition import Partition as Partition
 from edgeopt.training.play import TrainingError as TrainingError
 from edgeopt.training.runner import LocalRunner as LocalRunner
 from edgeopt.training.selection_timing import SelectionTiming as SelectionTiming

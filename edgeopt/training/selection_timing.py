@@ -33,9 +33,9 @@ def update_cost(task: Task, *, batch_size: int, local_steps: int = 1) -> UpdateC
     Examples
     --------
     >>> from edgeopt.training import Task
-    >>> from edgeopt.training.data import digits
+    >>> from edgeopt.data import digits
     >>> from edgeopt.training.models import mlp
-    >>> from edgeopt.training.partition import iid
+    >>> from edgeopt.data.partition import iid
     >>> data = digits()
     >>> task = Task(model=mlp((1, 8, 8), ()), train=data.train, test=data.test, partition=iid(len(data.train), 4))
     >>> update_cost(task, batch_size=8).payload_bits == 32 * (64 * 10 + 10)

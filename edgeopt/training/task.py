@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.func import functional_call
 
+from edgeopt.data import ArrayData
+from edgeopt.data.partition import Partition
 from edgeopt.errors import InvalidProblemError
 from edgeopt.profile import ModelProfile
 from edgeopt.rng import stream
-from edgeopt.training.data import ArrayData
 from edgeopt.training.messages import Batches, Tensors
 from edgeopt.training.models.moe import record_routing
-from edgeopt.training.partition import Partition
 
 Precision = Literal["fp32", "bf16"]
 

@@ -28,12 +28,12 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 
+from edgeopt.data import load_data
 from edgeopt.errors import EdgeOptError
 from edgeopt.evaluation.benchmarks import common
 from edgeopt.evaluation.benchmarks.common import Row, seconds
 from edgeopt.schedule import RoundPlan, StaticPlanner
 from edgeopt.training import Batches, EdgeTiming, FedAvg, Ledger, LocalRunner, Partition, Sgd, Task, train
-from edgeopt.training.data import load_data
 from edgeopt.training.messages import Tensors
 from edgeopt.training.models import small_cnn
 

@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 
 import edgeopt
 from edgeopt import EdgeNetwork, RoundPlan, StaticPlanner
+from edgeopt.data.partition import Partition
+from edgeopt.data.text import byte_text
 from edgeopt.evaluation.experiments.common import Row, parser, quiet_threads, write
 from edgeopt.evaluation.worker import warm_up
 from edgeopt.problems import ExpertCaching, Placement
@@ -35,9 +37,7 @@ from edgeopt.solvers.expert_caching import SOLVERS, Lagrangian
 from edgeopt.training import Adam, EdgeTiming, FedAvg, LocalRunner, Task, train
 from edgeopt.training.inference import simulate_inference
 from edgeopt.training.models.moe import moe_decoder, record_routing
-from edgeopt.training.partition import Partition
 from edgeopt.training.routing import RoutingRecord, record_users
-from edgeopt.training.text import byte_text
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,13 +22,13 @@ from torch import nn
 
 import edgeopt
 from edgeopt import EdgeNetwork, RoundPlan, StaticPlanner
+from edgeopt.data import digits
+from edgeopt.data.partition import dirichlet
 from edgeopt.evaluation.experiments.common import Row, parser, quiet_threads, write
 from edgeopt.problems import DownloadPlan, ModelDownload
 from edgeopt.rng import stream
 from edgeopt.training import EdgeTiming, FedAvg, Sgd, Task, train
-from edgeopt.training.data import digits
 from edgeopt.training.models.small import model_for
-from edgeopt.training.partition import dirichlet
 from edgeopt.training.streaming import layer_bytes, run_over_loopback
 from edgeopt.training.timeline import LayerTimeline
 

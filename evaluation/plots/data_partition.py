@@ -10,7 +10,7 @@ from edgeopt.evaluation.plots.style import COLOURS, new_axes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from edgeopt.training.partition import Partition
+    from edgeopt.data.partition import Partition
 
 MAX_LINED = 60
 """Clients up to which white lines separate the cells."""

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from edgeopt.evaluation.plots.data_partition import plot_data_partition
 
 pytest.importorskip("torch")
-from edgeopt.training.partition import Partition, dirichlet
+from edgeopt.data.partition import Partition, dirichlet
 
 LABELS = np.random.default_rng(1).integers(0, 10, 1200)
 

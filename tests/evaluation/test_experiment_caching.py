@@ -9,12 +9,12 @@ import pytest
 pytest.importorskip("torch")
 from matplotlib.figure import Figure
 
+from edgeopt.data.text import byte_text
 from edgeopt.errors import InvalidProblemError
 from edgeopt.evaluation.experiments import expert_caching
 from edgeopt.evaluation.experiments.expert_caching import Size, client_task, clients_of_topics, recorded
 from edgeopt.evaluation.plots.inference_latency import plot_inference_latency
 from edgeopt.solvers.expert_caching import SOLVERS
-from edgeopt.training.text import byte_text
 
 TINY = Size(
     clients=2, devices=5, depth=1, experts=4, width=8, hidden=8, context=16, rounds=2, local_steps=2, batch_size=2,

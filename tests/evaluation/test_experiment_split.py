@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+from edgeopt.data import digits
 from edgeopt.evaluation.experiments import split_training
 from edgeopt.evaluation.experiments.split_training import ANEW, SOLVERS, problem_of, run_one, summary
 from edgeopt.evaluation.experiments.split_training_setup import (
@@ -17,7 +18,6 @@ from edgeopt.evaluation.experiments.split_training_setup import (
     standardised,
 )
 from edgeopt.problems import SplitPlan
-from edgeopt.training.data import digits
 
 SMALL = dataclasses.replace(SETUPS["digits"], channels=(2, 4), rounds=3, evaluate_every=1)
 KNOWN = Constants(

@@ -10,10 +10,8 @@ import pytest
 import torch
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
-from edgeopt.errors import EdgeOptError, InvalidFileError, InvalidProblemError
-from edgeopt.training import array_data
-from edgeopt.training.data import (
-    DATASETS,
+from edgeopt.data import (
+    DATA_SETS,
     ArrayData,
     DataSplit,
     cifar10,
@@ -23,7 +21,9 @@ from edgeopt.training.data import (
     load_data,
     mnist,
 )
-from edgeopt.training.partition import Partition
+from edgeopt.data import arrays as array_data
+from edgeopt.data.partition import Partition
+from edgeopt.errors import EdgeOptError, InvalidFileError, InvalidProblemError
 
 # --- samples in memory --------------------------------------------------------------------------------------------
 
@@ -392,7 +392,7 @@ def test_large_datasets_are_refused_first(monkeypatch: pytest.MonkeyPatch):
 
 def test_registry():
     """Every name is known; those that need no folder load, and the seed matters where it is said to."""
-    assert DATASETS == ("digits", "coloured-digits", "mnist", "fashion-mnist", "cifar10", "text")
+    assert DATA_SETS == ("digits", "coloured-digits", "mnist", "fashion-mnist", "cifar10", "text")
     assert torch.equal(load_data("digits", seed=3).test.inputs, digits(3).test.inputs)
     assert load_data("text").train.num_classes == 256
 

@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from edgeopt.data.arrays import ArrayData
 from edgeopt.errors import EdgeOptError, InvalidFileError
 from edgeopt.schedule import RoundPlan, StaticPlanner
 from edgeopt.training import ALGORITHMS, EdgeTiming, FedAvg, LocalRunner, Partition, Task, train
-from edgeopt.training.array_data import ArrayData
 from edgeopt.training.messages import Batches, Message, reply
 
 pytest.importorskip("flwr")
@@ -352,7 +352,7 @@ import numpy as np
 import torch
 from edgeopt.schedule import RoundPlan, StaticPlanner
 from edgeopt.training import ALGORITHMS, EdgeTiming, Partition, Task
-from edgeopt.training.data import digits
+from edgeopt.data import digits
 from edgeopt.training.models.cnn import small_cnn
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgeopt.data.partition import Partition, by_column, dirichlet, iid, shards
 from edgeopt.errors import InvalidProblemError
-from edgeopt.training.partition import Partition, by_column, dirichlet, iid, shards
 
 LABELS = np.random.default_rng(3).integers(0, 10, 2000)
 

@@ -9,8 +9,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edgeopt.data.text import byte_text
 from edgeopt.errors import InvalidFileError, InvalidProblemError
-from edgeopt.training.text import byte_text
 
 
 def write(folder: Path, *documents: bytes) -> list[Path]:

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from edgeopt.data.arrays import ArrayData, DataSplit
 from edgeopt.errors import InvalidProblemError
 from edgeopt.rng import stream
 from edgeopt.storage import read_arrays
-from edgeopt.training.array_data import ArrayData, DataSplit
 
 TRAIN_SHARE = 0.75
 
@@ -35,7 +35,7 @@ def digits(seed: int = 0) -> DataSplit:
     >>> data.train.inputs.shape, len(data.test)
     (torch.Size([1347, 1, 8, 8]), 450)
     """
-    with resources.as_file(resources.files("edgeopt.training") / "data_files" / "digits.npz") as path:
+    with resources.as_file(resources.files("edgeopt.data") / "files" / "digits.npz") as path:
         arrays = read_arrays(path)
     images = torch.tensor(arrays["images"], dtype=torch.float32)[:, None] / 16  # (n, 1, 8, 8)
     whole = ArrayData(images, torch.tensor(arrays["labels"], dtype=torch.int64), 10, "digits")

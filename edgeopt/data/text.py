@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edgeopt.data.arrays import ArrayData, DataSplit
 from edgeopt.errors import InvalidFileError, InvalidProblemError
 from edgeopt.rng import stream
-from edgeopt.training.array_data import ArrayData, DataSplit
 
 MAX_TEXT_BYTES = 64 << 20
 """Bytes of text that are read at most; samples take sixteen times as much memory."""

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edgeopt.data.arrays import ArrayData, DataSplit
 from edgeopt.errors import InvalidFileError
-from edgeopt.training.array_data import ArrayData, DataSplit
 
 MAX_SAMPLES = 1_000_000
 """Samples that one file may have."""

@@ -1,19 +1,24 @@
-"""Data to train with: a front door to all data sets, and a registry by name for the command line."""
+"""Data to train with: sets of samples, their registry by name, and partitions over clients.
+
+Needs the extra ``train``.
+"""
 
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+from edgeopt.data.arrays import ArrayData, DataSplit, from_dataset
+from edgeopt.data.handwritten import coloured_digits, digits
+from edgeopt.data.image_files import cifar10, fashion_mnist, mnist
+from edgeopt.data.partition import Partition, by_column, dirichlet, iid, shards
+from edgeopt.data.text import byte_text
 from edgeopt.errors import InvalidFileError, InvalidProblemError
-from edgeopt.training.array_data import ArrayData, DataSplit, from_dataset
-from edgeopt.training.digits import coloured_digits, digits
-from edgeopt.training.image_files import cifar10, fashion_mnist, mnist
-from edgeopt.training.text import byte_text
 
 __all__ = [
     "ArrayData", "DataSplit", "from_dataset",
     "digits", "coloured_digits", "mnist", "fashion_mnist", "cifar10", "byte_text",
-    "DATASETS", "load_data",
+    "Partition", "iid", "dirichlet", "shards", "by_column",
+    "DATA_SETS", "load_data",
 ]  # fmt: skip
 
 _MADE: dict[str, Callable[[int], DataSplit]] = {
@@ -26,7 +31,7 @@ _READ: dict[str, Callable[[str | os.PathLike[str]], DataSplit]] = {
     "cifar10": cifar10,
 }
 
-DATASETS: tuple[str, ...] = (*_MADE, *_READ, "text")
+DATA_SETS: tuple[str, ...] = (*_MADE, *_READ, "text")
 """Names that `load_data` knows."""
 
 
@@ -35,7 +40,7 @@ def load_data(name: str, folder: str | os.PathLike[str] | None = None, seed: int
 
     Parameters
     ----------
-    name : one of `DATASETS`.
+    name : one of `DATA_SETS`.
     folder : where the files of ``mnist``, ``fashion-mnist`` and ``cifar10`` are; for ``text``, every ``*.txt`` in it is a
         document, and without a folder the text is Python's own. ``digits`` and ``coloured-digits`` need none.
     seed : of the split of ``digits``, and of the pictures of ``coloured-digits``. The others come split.
@@ -52,8 +57,8 @@ def load_data(name: str, folder: str | os.PathLike[str] | None = None, seed: int
     >>> load_data("digits").train.num_classes
     10
     """
-    if name not in DATASETS:
-        raise InvalidProblemError(f"no data set {name!r}: expected one of {', '.join(DATASETS)}")
+    if name not in DATA_SETS:
+        raise InvalidProblemError(f"no data set {name!r}: expected one of {', '.join(DATA_SETS)}")
     if name in _MADE:
         if folder is not None:
             raise InvalidProblemError(f"{name}: comes with the package, expected no folder, got {os.fspath(folder)!r}")
