@@ -125,7 +125,7 @@ class ModelProfile:
         of `parameter_bytes`.
         """
         try:
-            from edgeopt.training.measure import measure_module
+            from edgeopt.models.measure import measure_module
         except ModuleNotFoundError as error:
             if error.name != "torch":
                 raise

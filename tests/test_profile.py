@@ -14,11 +14,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from edgeopt import ModelProfile, model_profile
+from edgeopt import ModelProfile, model_profile, models
 from edgeopt.errors import InvalidFileError, InvalidProblemError, MissingDependencyError
+from edgeopt.models.measure_profiles import main, measure
 from edgeopt.profile import BUNDLED_PROFILES
-from edgeopt.training import models
-from edgeopt.training.measure_profiles import main, measure
 
 PUBLISHED = {  # parameters: torchvision's model pages; the configurations of the checkpoints on the model hub
     "resnet18": 11_689_512,
@@ -396,7 +395,7 @@ def test_shipped_profiles_are_what_is_measured_now(name):
 
 def test_the_script_writes_profiles(tmp_path, capsys, monkeypatch):
     """The script writes one file per name."""
-    monkeypatch.setattr("edgeopt.training.measure_profiles.BUNDLED_PROFILES", ("resnet18",))
+    monkeypatch.setattr("edgeopt.models.measure_profiles.BUNDLED_PROFILES", ("resnet18",))
     main(tmp_path / "new")
     assert ModelProfile.load(tmp_path / "new" / "resnet18.json") == model_profile("resnet18")
     assert "11,689,512 parameters" in capsys.readouterr().out

@@ -37,10 +37,10 @@ try:
         split_problem,
         timing_options,
     )
+    from edgeopt.models.small import SMALL_MODELS, model_for
     from edgeopt.training.algorithms import ALGORITHMS, Algorithm
     from edgeopt.training.history import History
     from edgeopt.training.loop import Estimator, OnRound, train
-    from edgeopt.training.models.small import SMALL_MODELS, model_for
     from edgeopt.training.optimizers import Adam, Optimizer, Sgd
     from edgeopt.training.runner import Runner
     from edgeopt.training.selection_timing import SelectionTiming

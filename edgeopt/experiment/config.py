@@ -92,7 +92,7 @@ class Experiment:
     algorithm : one of `edgeopt.training.algorithms.ALGORITHMS`; its options are its fields, and ``optimizer`` a table with
         ``name`` (``sgd`` or ``adam``) and the fields of that.
     data : samples and clients.
-    model : one of `edgeopt.training.models.small.SMALL_MODELS`, with the option ``width``.
+    model : one of `edgeopt.models.small.SMALL_MODELS`, with the option ``width``.
     network : devices, servers, rates.
     problem : arguments of `SplitTraining.from_profile` or `ClientSelection.from_network`, for planners that solve one; and
         ``measure``, whether the constants of the convergence bound are measured at the start (default) or not.

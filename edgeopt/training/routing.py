@@ -14,8 +14,8 @@ from torch.func import functional_call
 
 from edgeopt import storage
 from edgeopt.errors import InvalidFileError, InvalidProblemError
+from edgeopt.models.moe import Experts, record_routing
 from edgeopt.problems.routing_trace import RoutingTrace
-from edgeopt.training.models.moe import Experts, record_routing
 from edgeopt.validate import int_array
 
 _KIND, _SCHEMA_VERSION = "routing-record", 1

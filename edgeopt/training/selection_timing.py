@@ -34,7 +34,7 @@ def update_cost(task: Task, *, batch_size: int, local_steps: int = 1) -> UpdateC
     --------
     >>> from edgeopt.training import Task
     >>> from edgeopt.data import digits
-    >>> from edgeopt.training.models import mlp
+    >>> from edgeopt.models import mlp
     >>> from edgeopt.data.partition import iid
     >>> data = digits()
     >>> task = Task(model=mlp((1, 8, 8), ()), train=data.train, test=data.test, partition=iid(len(data.train), 4))

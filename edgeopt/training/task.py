@@ -18,10 +18,10 @@ from torch.func import functional_call
 from edgeopt.data import ArrayData
 from edgeopt.data.partition import Partition
 from edgeopt.errors import InvalidProblemError
+from edgeopt.models.moe import record_routing
 from edgeopt.profile import ModelProfile
 from edgeopt.rng import stream
 from edgeopt.training.messages import Batches, Tensors
-from edgeopt.training.models.moe import record_routing
 
 Precision = Literal["fp32", "bf16"]
 

@@ -32,10 +32,10 @@ from edgeopt.data import load_data
 from edgeopt.errors import EdgeOptError
 from edgeopt.evaluation.benchmarks import common
 from edgeopt.evaluation.benchmarks.common import Row, seconds
+from edgeopt.models import small_cnn
 from edgeopt.schedule import RoundPlan, StaticPlanner
 from edgeopt.training import Batches, EdgeTiming, FedAvg, Ledger, LocalRunner, Partition, Sgd, Task, train
 from edgeopt.training.messages import Tensors
-from edgeopt.training.models import small_cnn
 
 LEARNING_RATE = 0.1
 BATCH_SIZE = 13

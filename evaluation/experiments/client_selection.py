@@ -29,12 +29,12 @@ from edgeopt.data.partition import dirichlet
 from edgeopt.evaluation.executors import SerialExecutor
 from edgeopt.evaluation.experiments.common import Row, parser, quiet_threads, to_csv, write
 from edgeopt.evaluation.selection_study import held_out_seeds, interval
+from edgeopt.models.small import model_for
 from edgeopt.problems import ClientSelection, SelectionPlan
 from edgeopt.schedule import Planner
 from edgeopt.solvers.client_selection import Fastest, RandomPicks, RlCrp, RlNoCrp, SelectionPlanner, TrainedPolicy
 from edgeopt.training import RoundRecord, Sgd, Task, train
 from edgeopt.training.algorithms.multi_server import MultiServerFedAvg
-from edgeopt.training.models.small import model_for
 from edgeopt.training.selection_timing import SelectionTiming, selection_schedule, update_cost
 
 LEARNERS: dict[str, type[RlCrp]] = {"rl-no-crp": RlNoCrp, "rl-crp": RlCrp}

@@ -28,6 +28,7 @@ from edgeopt.data.partition import Partition
 from edgeopt.data.text import byte_text
 from edgeopt.evaluation.experiments.common import Row, parser, quiet_threads, write
 from edgeopt.evaluation.worker import warm_up
+from edgeopt.models.moe import moe_decoder, record_routing
 from edgeopt.problems import ExpertCaching, Placement
 from edgeopt.problems.expert_caching import Latency
 from edgeopt.result import Result, relative_gap
@@ -36,7 +37,6 @@ from edgeopt.solve import Solver
 from edgeopt.solvers.expert_caching import SOLVERS, Lagrangian
 from edgeopt.training import Adam, EdgeTiming, FedAvg, LocalRunner, Task, train
 from edgeopt.training.inference import simulate_inference
-from edgeopt.training.models.moe import moe_decoder, record_routing
 from edgeopt.training.routing import RoutingRecord, record_users
 
 

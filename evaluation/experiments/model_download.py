@@ -25,10 +25,10 @@ from edgeopt import EdgeNetwork, RoundPlan, StaticPlanner
 from edgeopt.data import digits
 from edgeopt.data.partition import dirichlet
 from edgeopt.evaluation.experiments.common import Row, parser, quiet_threads, write
+from edgeopt.models.small import model_for
 from edgeopt.problems import DownloadPlan, ModelDownload
 from edgeopt.rng import stream
 from edgeopt.training import EdgeTiming, FedAvg, Sgd, Task, train
-from edgeopt.training.models.small import model_for
 from edgeopt.training.streaming import layer_bytes, run_over_loopback
 from edgeopt.training.timeline import LayerTimeline
 

@@ -15,12 +15,12 @@ from edgeopt.convergence import ConvergenceEstimate
 from edgeopt.data import DataSplit, coloured_digits, digits
 from edgeopt.data.partition import dirichlet
 from edgeopt.evaluation.experiments.common import Row
+from edgeopt.models.cnn import small_cnn
 from edgeopt.storage import Arrays
 from edgeopt.training import ArrayData, EdgeTiming, FedAvg, History, Sgd, Task, train
 from edgeopt.training.constants import GradientEstimator
 from edgeopt.training.loop import Estimator
 from edgeopt.training.messages import Tensors
-from edgeopt.training.models.cnn import small_cnn
 
 ALPHA = 0.5  # of the Dirichlet distribution of labels over devices
 MIN_SAMPLES = 32  # of a device

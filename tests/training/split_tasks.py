@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from edgeopt import EdgeNetwork, RoundPlan
+from edgeopt.models import mlp, small_cnn
 from edgeopt.problems import SplitTraining
 from edgeopt.profile import ModelProfile
 from edgeopt.schedule import Feedback
 from edgeopt.training import Algorithm, ArrayData, Batches, EdgeTiming, History, Partition, Task, train
 from edgeopt.training.messages import Tensors
-from edgeopt.training.models import mlp, small_cnn
 
 CLASSES = 4
 

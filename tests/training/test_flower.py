@@ -353,7 +353,7 @@ import torch
 from edgeopt.schedule import RoundPlan, StaticPlanner
 from edgeopt.training import ALGORITHMS, EdgeTiming, Partition, Task
 from edgeopt.data import digits
-from edgeopt.training.models.cnn import small_cnn
+from edgeopt.models.cnn import small_cnn
 
 @dataclass(frozen=True)
 class Small:

@@ -3,10 +3,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from edgeopt import models
 from edgeopt.errors import InvalidProblemError
+from edgeopt.models.attention import SelfAttention, rotate
 from edgeopt.profile import BUNDLED_PROFILES
-from edgeopt.training import models
-from edgeopt.training.models.attention import SelfAttention, rotate
 
 IMAGE, TOKENS = (2, 3, 32, 32), (2, 7)
 TINY = {  # model, sample, shape of the output

@@ -7,9 +7,9 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 from edgeopt.errors import InvalidProblemError
+from edgeopt.models import LayerRouting, gpt2, moe_decoder, record_routing
+from edgeopt.models.moe import Experts
 from edgeopt.profile import ModelProfile
-from edgeopt.training.models import LayerRouting, gpt2, moe_decoder, record_routing
-from edgeopt.training.models.moe import Experts
 
 SMALL = {"vocabulary": 11, "context": 9, "width": 8, "depth": 2, "heads": 2, "hidden": 6, "experts": 4}
 

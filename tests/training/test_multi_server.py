@@ -6,11 +6,11 @@ import torch
 
 from edgeopt import EdgeNetwork, RoundPlan, Schedule, StaticPlanner
 from edgeopt.errors import InvalidProblemError
+from edgeopt.models import mlp
 from edgeopt.problems import ClientSelection
 from edgeopt.solvers.client_selection import PowerOfChoice, RandomPicks, RlCrp, SelectionPlanner
 from edgeopt.training import ArrayData, EdgeTiming, FedAvg, LocalRunner, Partition, Sgd, Task, train
 from edgeopt.training.algorithms.multi_server import MultiServerFedAvg
-from edgeopt.training.models import mlp
 from edgeopt.training.selection_timing import SelectionTiming
 
 ROUNDS, CLIENTS = 5, 8

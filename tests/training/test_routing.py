@@ -11,9 +11,9 @@ from torch import nn
 
 from edgeopt import EdgeNetwork, storage
 from edgeopt.errors import InvalidFileError, InvalidProblemError
+from edgeopt.models import moe_decoder, record_routing
+from edgeopt.models.moe import Experts
 from edgeopt.problems import ExpertCaching, RoutingTrace
-from edgeopt.training.models import moe_decoder, record_routing
-from edgeopt.training.models.moe import Experts
 from edgeopt.training.routing import RoutingRecord, record_users
 
 SIZES = {"vocabulary": 256, "context": 16, "width": 8, "depth": 3, "heads": 2, "hidden": 6, "experts": 5}

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 import edgeopt
 from edgeopt import EdgeNetwork, RoundPlan, Schedule
 from edgeopt.errors import InvalidProblemError
+from edgeopt.models import mlp
 from edgeopt.problems import ClientSelection, SelectionPlan
 from edgeopt.problems.selection_environment import SelectionEnvironment
 from edgeopt.solvers.client_selection import RlCrp, SelectionPlanner
 from edgeopt.training import ArrayData, Partition, Sgd, Task, train
 from edgeopt.training.algorithms.multi_server import MultiServerFedAvg
-from edgeopt.training.models import mlp
 from edgeopt.training.selection_timing import SelectionTiming, selection_schedule, update_cost
 from edgeopt.training.timing import Traffic
 

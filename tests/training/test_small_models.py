@@ -5,8 +5,8 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 from edgeopt.errors import InvalidProblemError
+from edgeopt.models import SMALL_MODELS, gpt2, mlp, model_for, small_cnn
 from edgeopt.profile import ModelProfile
-from edgeopt.training.models import SMALL_MODELS, gpt2, mlp, model_for, small_cnn
 
 CASES = [  # name, shape of a sample
     ("mlp", (1, 8, 8)), ("mlp", (5,)), ("small-cnn", (1, 8, 8)), ("small-cnn", (1, 28, 28)), ("small-cnn", (3, 32, 32)),

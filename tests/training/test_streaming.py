@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from edgeopt.errors import InvalidFileError, InvalidProblemError
+from edgeopt.models import BasicBlock, gpt2, llama, resnet, vision_transformer
 from edgeopt.training import streaming
-from edgeopt.training.models import BasicBlock, gpt2, llama, resnet, vision_transformer
 from edgeopt.training.streaming import layer_bytes, run_over_loopback, run_while_receiving, send_model
 from edgeopt.training.timeline import LayerTimeline, predict_timeline
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from edgeopt.training.models.attention import SelfAttention, initialise
+from edgeopt.models.attention import SelfAttention, initialise
 
 
 class Embedding(nn.Module):

@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from edgeopt.errors import InvalidProblemError
-from edgeopt.training.models.cnn import small_cnn
-from edgeopt.training.models.decoder import gpt2
-from edgeopt.training.models.mlp import mlp
-from edgeopt.training.models.moe import moe_decoder
-from edgeopt.training.models.resnet import BasicBlock, resnet
-from edgeopt.training.models.vgg import vgg
+from edgeopt.models.cnn import small_cnn
+from edgeopt.models.decoder import gpt2
+from edgeopt.models.mlp import mlp
+from edgeopt.models.moe import moe_decoder
+from edgeopt.models.resnet import BasicBlock, resnet
+from edgeopt.models.vgg import vgg
 
 SMALL_MODELS: tuple[str, ...] = ("mlp", "small-cnn", "resnet18", "vgg16", "decoder", "moe")
 """Names that `model_for` knows."""

@@ -5,7 +5,7 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
-from edgeopt.training.models.attention import SelfAttention, initialise
+from edgeopt.models.attention import SelfAttention, initialise
 
 
 class PatchEmbedding(nn.Module):

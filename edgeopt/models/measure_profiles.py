@@ -1,4 +1,4 @@
-"""Measure the profiles that come with the package: ``python -m edgeopt.training.measure_profiles [FOLDER]``."""
+"""Measure the profiles that come with the package: ``python -m edgeopt.models.measure_profiles [FOLDER]``."""
 
 import sys
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 import edgeopt.profile
+from edgeopt.models import build_model, sample_input
 from edgeopt.profile import BUNDLED_PROFILES, ModelProfile
-from edgeopt.training.models import build_model, sample_input
 
 
 def measure(name: str) -> ModelProfile:

@@ -6,25 +6,25 @@ import torch
 from torch import nn
 
 from edgeopt.errors import InvalidProblemError
-from edgeopt.training.models.bert import bert as bert
-from edgeopt.training.models.cnn import small_cnn as small_cnn
-from edgeopt.training.models.decoder import gpt2 as gpt2
-from edgeopt.training.models.decoder import llama as llama
-from edgeopt.training.models.mlp import mlp as mlp
-from edgeopt.training.models.mobilenet import mobilenetv2 as mobilenetv2
-from edgeopt.training.models.moe import LayerRouting as LayerRouting
-from edgeopt.training.models.moe import moe_decoder as moe_decoder
-from edgeopt.training.models.moe import record_routing as record_routing
-from edgeopt.training.models.resnet import BasicBlock as BasicBlock
-from edgeopt.training.models.resnet import Bottleneck as Bottleneck
-from edgeopt.training.models.resnet import resnet as resnet
-from edgeopt.training.models.resnet import resnet18 as resnet18
-from edgeopt.training.models.resnet import resnet50 as resnet50
-from edgeopt.training.models.small import SMALL_MODELS as SMALL_MODELS
-from edgeopt.training.models.small import model_for as model_for
-from edgeopt.training.models.vgg import vgg as vgg
-from edgeopt.training.models.vgg import vgg16 as vgg16
-from edgeopt.training.models.vision_transformer import vision_transformer as vision_transformer
+from edgeopt.models.bert import bert as bert
+from edgeopt.models.cnn import small_cnn as small_cnn
+from edgeopt.models.decoder import gpt2 as gpt2
+from edgeopt.models.decoder import llama as llama
+from edgeopt.models.mlp import mlp as mlp
+from edgeopt.models.mobilenet import mobilenetv2 as mobilenetv2
+from edgeopt.models.moe import LayerRouting as LayerRouting
+from edgeopt.models.moe import moe_decoder as moe_decoder
+from edgeopt.models.moe import record_routing as record_routing
+from edgeopt.models.resnet import BasicBlock as BasicBlock
+from edgeopt.models.resnet import Bottleneck as Bottleneck
+from edgeopt.models.resnet import resnet as resnet
+from edgeopt.models.resnet import resnet18 as resnet18
+from edgeopt.models.resnet import resnet50 as resnet50
+from edgeopt.models.small import SMALL_MODELS as SMALL_MODELS
+from edgeopt.models.small import model_for as model_for
+from edgeopt.models.vgg import vgg as vgg
+from edgeopt.models.vgg import vgg16 as vgg16
+from edgeopt.models.vision_transformer import vision_transformer as vision_transformer
 
 _MODELS: dict[str, Callable[[], nn.Sequential]] = {
     "resnet18": resnet18,

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from edgeopt.errors import InvalidProblemError
-from edgeopt.training.models.attention import SelfAttention, initialise
-from edgeopt.training.models.decoder import Embedding, Head, Residual
+from edgeopt.models.attention import SelfAttention, initialise
+from edgeopt.models.decoder import Embedding, Head, Residual
 
 
 @dataclass(frozen=True, slots=True, eq=False)
