@@ -19,9 +19,9 @@ from typer.testing import CliRunner
 from edgeopt import Schedule, cli
 from edgeopt.experiment import Experiment
 from edgeopt.experiment.folder import RunFolder
+from edgeopt.inference.routing import RoutingRecord
 from edgeopt.problems import SplitTraining, load
 from edgeopt.problems.routing_trace import RoutingTrace
-from edgeopt.training.routing import RoutingRecord
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ("--clients", 4, "--model", "mlp", "--set", "model.width=8", "--local-steps", 1)

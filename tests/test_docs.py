@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import edgeopt
-from edgeopt import convergence, evaluation, experiment, problems, schedule, solvers, training
+from edgeopt import convergence, data, evaluation, experiment, inference, models, problems, schedule, solvers, training
 from edgeopt.evaluation.listing import describe_solver
 from edgeopt.problems import PROBLEMS
 from edgeopt.solvers import client_selection, expert_caching, model_download, solvers_of, split_training
@@ -90,7 +90,7 @@ def public_names(module: types.ModuleType) -> Iterator[str]:
 
 MODULES = [
     edgeopt, convergence, schedule, problems, solvers, expert_caching, model_download, split_training,
-    client_selection, evaluation, training, training.models, experiment,
+    client_selection, evaluation, data, models, training, inference, experiment,
 ]  # fmt: skip
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from edgeopt.errors import InvalidProblemError
+from edgeopt.inference.routing import RoutingRecord, record_users
 from edgeopt.rng import stream
 from edgeopt.training.messages import Tensors
-from edgeopt.training.routing import RoutingRecord, record_users
 from edgeopt.training.task import Task
 
 

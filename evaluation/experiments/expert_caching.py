@@ -28,6 +28,8 @@ from edgeopt.data.partition import Partition
 from edgeopt.data.text import byte_text
 from edgeopt.evaluation.experiments.common import Row, parser, quiet_threads, write
 from edgeopt.evaluation.worker import warm_up
+from edgeopt.inference.distributed import simulate_inference
+from edgeopt.inference.routing import RoutingRecord, record_users
 from edgeopt.models.moe import moe_decoder, record_routing
 from edgeopt.problems import ExpertCaching, Placement
 from edgeopt.problems.expert_caching import Latency
@@ -36,8 +38,6 @@ from edgeopt.rng import stream
 from edgeopt.solve import Solver
 from edgeopt.solvers.expert_caching import SOLVERS, Lagrangian
 from edgeopt.training import Adam, EdgeTiming, FedAvg, LocalRunner, Task, train
-from edgeopt.training.inference import simulate_inference
-from edgeopt.training.routing import RoutingRecord, record_users
 
 
 @dataclass(frozen=True, slots=True)

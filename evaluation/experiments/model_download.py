@@ -25,12 +25,12 @@ from edgeopt import EdgeNetwork, RoundPlan, StaticPlanner
 from edgeopt.data import digits
 from edgeopt.data.partition import dirichlet
 from edgeopt.evaluation.experiments.common import Row, parser, quiet_threads, write
+from edgeopt.inference.streaming import layer_bytes, run_over_loopback
+from edgeopt.inference.timeline import LayerTimeline
 from edgeopt.models.small import model_for
 from edgeopt.problems import DownloadPlan, ModelDownload
 from edgeopt.rng import stream
 from edgeopt.training import EdgeTiming, FedAvg, Sgd, Task, train
-from edgeopt.training.streaming import layer_bytes, run_over_loopback
-from edgeopt.training.timeline import LayerTimeline
 
 MODELS = (("mlp", 64), ("small-cnn", 16), ("small-cnn", 64))  # name, width
 SOLVERS = ("slide", "download-then-infer", "equal-bandwidth", "smallest-model", "random")

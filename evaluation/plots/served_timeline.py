@@ -10,8 +10,8 @@ from edgeopt.evaluation.plots.style import COLOURS, legend_beside, new_axes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from edgeopt.inference.timeline import LayerTimeline
     from edgeopt.problems import DownloadPlan, ModelDownload
-    from edgeopt.training.timeline import LayerTimeline
 
 MAX_USERS = 24
 

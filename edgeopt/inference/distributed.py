@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import InvalidProblemError
+from edgeopt.inference.routing import RoutingRecord
 from edgeopt.problems.expert_caching import ExpertCaching
 from edgeopt.problems.placement import Placement
-from edgeopt.training.routing import RoutingRecord
 
 TIERS = ("device", "own server", "other server", "cloud")
 """Where an expert may be used, in the order of the columns of `InferenceRun.uses`."""

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from edgeopt.errors import InvalidFileError, InvalidProblemError
+from edgeopt.inference import streaming
+from edgeopt.inference.streaming import layer_bytes, run_over_loopback, run_while_receiving, send_model
+from edgeopt.inference.timeline import LayerTimeline, predict_timeline
 from edgeopt.models import BasicBlock, gpt2, llama, resnet, vision_transformer
-from edgeopt.training import streaming
-from edgeopt.training.streaming import layer_bytes, run_over_loopback, run_while_receiving, send_model
-from edgeopt.training.timeline import LayerTimeline, predict_timeline
 
 WAIT_S = 60  # longer than any test takes: a wait that fails the test instead of hanging it
 

@@ -11,10 +11,10 @@ from torch import nn
 
 from edgeopt import EdgeNetwork, storage
 from edgeopt.errors import InvalidFileError, InvalidProblemError
+from edgeopt.inference.routing import RoutingRecord, record_users
 from edgeopt.models import moe_decoder, record_routing
 from edgeopt.models.moe import Experts
 from edgeopt.problems import ExpertCaching, RoutingTrace
-from edgeopt.training.routing import RoutingRecord, record_users
 
 SIZES = {"vocabulary": 256, "context": 16, "width": 8, "depth": 3, "heads": 2, "hidden": 6, "experts": 5}
 

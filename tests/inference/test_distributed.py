@@ -5,10 +5,10 @@ from hypothesis import strategies as st
 
 from edgeopt import EdgeNetwork, solve
 from edgeopt.errors import InvalidProblemError
+from edgeopt.inference.distributed import TIERS, simulate_inference
+from edgeopt.inference.routing import RoutingRecord
 from edgeopt.problems import ExpertCaching, Placement
 from edgeopt.problems.routed_model import RoutedModel
-from edgeopt.training.inference import TIERS, simulate_inference
-from edgeopt.training.routing import RoutingRecord
 
 MODES = [("sum", 0.5), ("max", 0.5), ("mix", 0.3)]
 

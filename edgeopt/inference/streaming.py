@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgeopt.errors import InvalidFileError, InvalidProblemError
-from edgeopt.training.timeline import LayerTimeline
+from edgeopt.inference.timeline import LayerTimeline
 from edgeopt.validate import float_array
 
 MAX_HEADER_BYTES = 1 << 24
