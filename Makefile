@@ -38,7 +38,7 @@ test-slow: $(VENV)/.stamp-test  ## every test, the slow ones included
 	$(PY) -m pytest -m "not peers" $(ARGS)
 
 test-flower: $(VENV_FLOWER)/.stamp-flower  ## training on Flower, real processes included (ten minutes), in an environment of its own
-	$(VENV_FLOWER)/bin/python -m pytest -m "not peers" tests/training/test_flower.py $(ARGS)
+	$(VENV_FLOWER)/bin/python -m pytest -m "not peers" tests/training/runners/test_flower.py $(ARGS)
 
 lint: $(VENV)/.stamp-dev  ## ruff: rules and format
 	$(PY) -m ruff check $(LINTED)

@@ -259,7 +259,7 @@ def _run(
 def _here(
     setup: "Setup", files: "RunFolder | None", every: int, resume: bool, runner: str, tensorboard: Path | None
 ) -> "History":
-    from edgeopt.training.runner import LocalRunner
+    from edgeopt.training.runners.local import LocalRunner
 
     with ExitStack() as stack:
         watchers: list[Any] = [] if files is None else [files.on_round]
@@ -282,7 +282,7 @@ def _on_flower(experiment: "Experiment", files: "RunFolder | None", resume: bool
     from edgeopt.experiment.flower import FlowerExperiment
 
     described: Any = FlowerExperiment(experiment)
-    from edgeopt.training.flower_loopback import run_on_flower
+    from edgeopt.training.runners.flower_loopback import run_on_flower
 
     return run_on_flower(described, output=None if files is None else files.flower, resume=resume)
 

@@ -271,7 +271,7 @@ def test_flower_gets_the_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         there = FlowerExperiment.from_dict(json.loads(json.dumps(experiment.to_dict())))
         return train(*there.build(), rounds=there.rounds)
 
-    module = types.ModuleType("edgeopt.training.flower_loopback")
+    module = types.ModuleType("edgeopt.training.runners.flower_loopback")
     module.run_on_flower = run_on_flower  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
     done = run("train", *TINY, "--rounds", 2, "--runner", "flower", "--out", tmp_path, "--json")

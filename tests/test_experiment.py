@@ -15,7 +15,7 @@ from edgeopt.errors import EdgeOptError, InvalidFileError, InvalidProblemError
 from edgeopt.experiment import Choice, Experiment
 from edgeopt.problems import ClientSelection, SplitPlan, SplitTraining
 from edgeopt.schedule import RoundPlan
-from edgeopt.training.runner import LocalRunner
+from edgeopt.training.runners.local import LocalRunner
 
 SMALL: dict[str, Any] = {"rounds": 2, "data": {"clients": 4}, "model": {"name": "mlp", "width": 8}}
 

@@ -39,13 +39,13 @@ try:
     )
     from edgeopt.models.small import SMALL_MODELS, model_for
     from edgeopt.training.algorithms import ALGORITHMS, Algorithm
+    from edgeopt.training.costs.selection_timing import SelectionTiming
+    from edgeopt.training.costs.timing import EdgeTiming, Timing
     from edgeopt.training.history import History
     from edgeopt.training.loop import Estimator, OnRound, train
     from edgeopt.training.optimizers import Adam, Optimizer, Sgd
-    from edgeopt.training.runner import Runner
-    from edgeopt.training.selection_timing import SelectionTiming
+    from edgeopt.training.runners.local import Runner
     from edgeopt.training.task import Task
-    from edgeopt.training.timing import EdgeTiming, Timing
 except ModuleNotFoundError as missing:
     if missing.name is None or missing.name.split(".")[0] != "torch":
         raise

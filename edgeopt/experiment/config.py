@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from edgeopt.experiment.build import Setup
     from edgeopt.training.history import History
     from edgeopt.training.loop import OnRound
-    from edgeopt.training.runner import Runner
+    from edgeopt.training.runners.local import Runner
 
 PARTITIONS = ("iid", "dirichlet", "shards", "column")
 KINDS = ("split-training", "client-selection")

@@ -10,13 +10,13 @@ from edgeopt.experiment import Experiment
 if TYPE_CHECKING:
     from edgeopt.schedule import Planner
     from edgeopt.training.algorithms import Algorithm
+    from edgeopt.training.costs.timing import Timing
     from edgeopt.training.task import Task
-    from edgeopt.training.timing import Timing
 
 
 @dataclass(frozen=True, slots=True)
 class FlowerExperiment:
-    """What `edgeopt.training.flower_loopback.run_on_flower` takes.
+    """What `edgeopt.training.runners.flower_loopback.run_on_flower` takes.
 
     Parameters
     ----------

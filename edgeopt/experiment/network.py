@@ -12,7 +12,7 @@ from edgeopt.network_random import random_network
 from edgeopt.problems import ClientSelection, SplitTraining
 from edgeopt.problems.client_selection_build import well_covered_network
 from edgeopt.training.constants import GradientEstimator
-from edgeopt.training.selection_timing import update_cost
+from edgeopt.training.costs.selection_timing import update_cost
 from edgeopt.training.task import Task
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from edgeopt.validate import int_array
 
 if TYPE_CHECKING:
     from edgeopt.experiment import Experiment
+    from edgeopt.training.costs.timing import Timing
     from edgeopt.training.loop import Estimator
     from edgeopt.training.task import Task
-    from edgeopt.training.timing import Timing
 
 OWN_PLANNERS = ("fixed", "random", "schedule", "hasfl")
 _KINDS = ("split-training", "client-selection")
@@ -157,7 +157,7 @@ def _configured(e: "Experiment", solver: Solver) -> Solver:
 def _selection(e: "Experiment", problem: ClientSelection, timing: "Timing") -> Planner:
     from edgeopt.solvers.client_selection.planner import SelectionPlanner
     from edgeopt.solvers.client_selection.trained_policy import TrainedPolicy
-    from edgeopt.training.selection_timing import selection_schedule
+    from edgeopt.training.costs.selection_timing import selection_schedule
 
     kind, _, name = e.planner.name.rpartition("/")
     names = [solver.name for solver in solvers_of("client-selection")]

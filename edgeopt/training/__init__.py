@@ -18,9 +18,11 @@ from edgeopt.training.algorithms import SplitFed as SplitFed
 from edgeopt.training.algorithms import SplitFedV2 as SplitFedV2
 from edgeopt.training.algorithms import VanillaSplit as VanillaSplit
 from edgeopt.training.constants import GradientEstimator as GradientEstimator
+from edgeopt.training.costs.ledger import Ledger as Ledger
+from edgeopt.training.costs.selection_timing import SelectionTiming as SelectionTiming
+from edgeopt.training.costs.timing import EdgeTiming as EdgeTiming
 from edgeopt.training.history import History as History
 from edgeopt.training.history import RoundRecord as RoundRecord
-from edgeopt.training.ledger import Ledger as Ledger
 from edgeopt.training.loop import train as train
 from edgeopt.training.messages import Batches as Batches
 from edgeopt.training.messages import Message as Message
@@ -29,7 +31,5 @@ from edgeopt.training.messages import reply as reply
 from edgeopt.training.optimizers import Adam as Adam
 from edgeopt.training.optimizers import Sgd as Sgd
 from edgeopt.training.play import TrainingError as TrainingError
-from edgeopt.training.runner import LocalRunner as LocalRunner
-from edgeopt.training.selection_timing import SelectionTiming as SelectionTiming
+from edgeopt.training.runners.local import LocalRunner as LocalRunner
 from edgeopt.training.task import Task as Task
-from edgeopt.training.timing import EdgeTiming as EdgeTiming

@@ -12,7 +12,7 @@ from edgeopt.errors import InvalidProblemError
 from edgeopt.rng import stream
 from edgeopt.storage import Arrays
 from edgeopt.training.messages import Tensors
-from edgeopt.training.runner import seeded_layers
+from edgeopt.training.runners.local import seeded_layers
 from edgeopt.training.task import Task
 from edgeopt.validate import int_array
 

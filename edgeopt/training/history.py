@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from edgeopt import storage
 from edgeopt.errors import MissingDependencyError
 from edgeopt.schedule import RoundPlan
+from edgeopt.training.costs.timing import PhaseTime
 from edgeopt.training.messages import State, Tensors
-from edgeopt.training.timing import PhaseTime
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,14 +15,14 @@ from edgeopt.solve import is_interrupt
 from edgeopt.storage import Arrays
 from edgeopt.tensors import require_safetensors
 from edgeopt.training.algorithms.base import Algorithm
+from edgeopt.training.costs.timing import Timing
 from edgeopt.training.history import History, RoundRecord, Row
 from edgeopt.training.interrupts import uninterrupted
 from edgeopt.training.messages import Tensors
 from edgeopt.training.play import play_round
 from edgeopt.training.run_state import RunState
-from edgeopt.training.runner import LocalRunner, Runner
+from edgeopt.training.runners.local import LocalRunner, Runner
 from edgeopt.training.task import Score, Task
-from edgeopt.training.timing import Timing
 from edgeopt.validate import int_array
 
 OnRound = Callable[[RoundRecord], bool | None]

@@ -10,13 +10,13 @@ from edgeopt.convergence import ConvergenceEstimate
 from edgeopt.errors import EdgeOptError, InvalidProblemError
 from edgeopt.schedule import Feedback, RoundPlan
 from edgeopt.training.algorithms.base import Algorithm, Outcome
+from edgeopt.training.costs.ledger import Ledger
+from edgeopt.training.costs.timing import PhaseTime, Timing, Traffic
 from edgeopt.training.history import client_seconds
-from edgeopt.training.ledger import Ledger
 from edgeopt.training.messages import Phase, Replies, State
 from edgeopt.training.run_state import RunState
-from edgeopt.training.runner import Runner, seeded_layers
+from edgeopt.training.runners.local import Runner, seeded_layers
 from edgeopt.training.task import Task
-from edgeopt.training.timing import PhaseTime, Timing, Traffic
 
 
 class TrainingError(EdgeOptError):

@@ -17,10 +17,10 @@ from edgeopt.schedule import RATES, Feedback, Planner, RoundPlan, StatefulPlanne
 from edgeopt.storage import Arrays
 from edgeopt.tensors import load_tensors, save_tensors
 from edgeopt.training.algorithms.base import Algorithm
+from edgeopt.training.costs.ledger import Ledger
 from edgeopt.training.history import Row, plain_rows, straggler
-from edgeopt.training.ledger import Ledger
 from edgeopt.training.messages import State
-from edgeopt.training.runner import Runner
+from edgeopt.training.runners.local import Runner
 from edgeopt.training.task import Score, Task
 
 if TYPE_CHECKING:

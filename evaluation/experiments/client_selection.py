@@ -35,7 +35,7 @@ from edgeopt.schedule import Planner
 from edgeopt.solvers.client_selection import Fastest, RandomPicks, RlCrp, RlNoCrp, SelectionPlanner, TrainedPolicy
 from edgeopt.training import RoundRecord, Sgd, Task, train
 from edgeopt.training.algorithms.multi_server import MultiServerFedAvg
-from edgeopt.training.selection_timing import SelectionTiming, selection_schedule, update_cost
+from edgeopt.training.costs.selection_timing import SelectionTiming, selection_schedule, update_cost
 
 LEARNERS: dict[str, type[RlCrp]] = {"rl-no-crp": RlNoCrp, "rl-crp": RlCrp}
 SOLVERS = ("random", "fastest", "matching", *LEARNERS)

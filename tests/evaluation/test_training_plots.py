@@ -15,7 +15,7 @@ from edgeopt.schedule import RoundPlan
 
 pytest.importorskip("torch")
 from edgeopt.training import History, RoundRecord
-from edgeopt.training.timing import PhaseTime
+from edgeopt.training.costs.timing import PhaseTime
 
 NAN = float("nan")
 

@@ -10,8 +10,8 @@ import pytest
 
 from edgeopt import RoundPlan
 from edgeopt.training import History
+from edgeopt.training.costs.timing import PhaseTime
 from edgeopt.training.history import client_seconds, straggler
-from edgeopt.training.timing import PhaseTime
 
 ROWS: list[dict[str, float | int]] = [
     {"round": 0, "seconds": 1.5, "accuracy": float("nan")},

@@ -33,7 +33,7 @@ from edgeopt.training import (
     train,
 )  # fmt: skip
 from edgeopt.training.messages import Replies, State, Tensors
-from edgeopt.training.runner import Runner
+from edgeopt.training.runners.local import Runner
 from tests.training.small_tasks import (
     FEATURES,
     assert_near,

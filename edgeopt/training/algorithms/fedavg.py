@@ -6,7 +6,6 @@ from typing import ClassVar
 
 from edgeopt.errors import InvalidProblemError
 from edgeopt.schedule import RoundPlan
-from edgeopt.training.algorithms.average import weighted_average
 from edgeopt.training.algorithms.base import Outcome
 from edgeopt.training.algorithms.common import (
     Weighting,
@@ -15,9 +14,10 @@ from edgeopt.training.algorithms.common import (
     client_weight,
     tensors_of,
 )
-from edgeopt.training.algorithms.local import train_locally
 from edgeopt.training.messages import Batches, Message, Phase, Replies, State, Tensors, reply
 from edgeopt.training.optimizers import Optimizer, Sgd
+from edgeopt.training.rules.average import weighted_average
+from edgeopt.training.rules.local import train_locally
 from edgeopt.training.task import Batch, Task
 
 

@@ -8,9 +8,9 @@ from edgeopt.schedule import RoundPlan
 from edgeopt.training.algorithms.base import Outcome
 from edgeopt.training.algorithms.common import Weighting, check_batch_size, check_weighting, tensors_of
 from edgeopt.training.algorithms.fedavg import averaged, train_messages
-from edgeopt.training.algorithms.local import train_locally
 from edgeopt.training.messages import Message, Phase, Replies, State, Tensors, reply
 from edgeopt.training.optimizers import Optimizer, Sgd
+from edgeopt.training.rules.local import train_locally
 from edgeopt.training.task import Batch, Task
 from edgeopt.validate import float_array
 

@@ -12,7 +12,6 @@ import numpy as np
 
 from edgeopt.errors import InvalidProblemError
 from edgeopt.schedule import RoundPlan
-from edgeopt.training.algorithms.average import weighted_average
 from edgeopt.training.algorithms.base import Outcome
 from edgeopt.training.algorithms.common import (
     Weighting,
@@ -22,9 +21,10 @@ from edgeopt.training.algorithms.common import (
     tensors_of,
 )
 from edgeopt.training.algorithms.fedavg import train_messages
-from edgeopt.training.algorithms.local import train_locally
 from edgeopt.training.messages import Message, Phase, Replies, State, Tensors, reply
 from edgeopt.training.optimizers import Optimizer, Sgd
+from edgeopt.training.rules.average import weighted_average
+from edgeopt.training.rules.local import train_locally
 from edgeopt.training.task import Batch, Task
 from edgeopt.validate import int_array
 

@@ -12,7 +12,6 @@ from typing import ClassVar
 import torch
 
 from edgeopt.schedule import RoundPlan
-from edgeopt.training.algorithms.average import weighted_average
 from edgeopt.training.algorithms.base import Outcome
 from edgeopt.training.algorithms.common import (
     Weighting,
@@ -21,8 +20,11 @@ from edgeopt.training.algorithms.common import (
     client_weight,
     tensors_of,
 )
-from edgeopt.training.algorithms.optimizer_state import leaves_in, overlay
-from edgeopt.training.algorithms.split import (
+from edgeopt.training.messages import Message, Phase, Replies, State, Tensors
+from edgeopt.training.optimizers import Optimizer, Sgd
+from edgeopt.training.rules.average import weighted_average
+from edgeopt.training.rules.optimizer_state import leaves_in, overlay
+from edgeopt.training.split.exchange import (
     Answer,
     Part,
     Smashed,
@@ -31,10 +33,8 @@ from edgeopt.training.algorithms.split import (
     play_steps,
     split_client,
 )
-from edgeopt.training.algorithms.split_places import Places, move_layers
-from edgeopt.training.algorithms.split_server import Upper, map_cuts, upper_gradients
-from edgeopt.training.messages import Message, Phase, Replies, State, Tensors
-from edgeopt.training.optimizers import Optimizer, Sgd
+from edgeopt.training.split.placement import Places, move_layers
+from edgeopt.training.split.server import Upper, map_cuts, upper_gradients
 from edgeopt.training.task import Batch, Task
 
 

@@ -11,7 +11,6 @@ from typing import ClassVar
 import torch
 
 from edgeopt.schedule import RoundPlan
-from edgeopt.training.algorithms.average import weighted_average
 from edgeopt.training.algorithms.base import Outcome
 from edgeopt.training.algorithms.common import (
     Weighting,
@@ -20,8 +19,11 @@ from edgeopt.training.algorithms.common import (
     client_weight,
     tensors_of,
 )
-from edgeopt.training.algorithms.optimizer_state import average_states, leaves_in, overlay
-from edgeopt.training.algorithms.split import (
+from edgeopt.training.messages import Message, Phase, Replies, State, Tensors, copied
+from edgeopt.training.optimizers import Optimizer, Sgd
+from edgeopt.training.rules.average import weighted_average
+from edgeopt.training.rules.optimizer_state import average_states, leaves_in, overlay
+from edgeopt.training.split.exchange import (
     Answer,
     Part,
     Smashed,
@@ -30,7 +32,7 @@ from edgeopt.training.algorithms.split import (
     play_steps,
     split_client,
 )
-from edgeopt.training.algorithms.split_places import (
+from edgeopt.training.split.placement import (
     Averaged,
     Places,
     average_parts,
@@ -38,9 +40,7 @@ from edgeopt.training.algorithms.split_places import (
     move_layers,
     num_bytes,
 )
-from edgeopt.training.algorithms.split_server import map_cuts, upper_step
-from edgeopt.training.messages import Message, Phase, Replies, State, Tensors, copied
-from edgeopt.training.optimizers import Optimizer, Sgd
+from edgeopt.training.split.server import map_cuts, upper_step
 from edgeopt.training.task import Batch, Task
 
 Server = dict[int, tuple[Tensors, State]]  # by entry: weights and optimiser of the layers above its cut

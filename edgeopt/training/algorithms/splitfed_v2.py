@@ -15,11 +15,11 @@ from edgeopt.training.algorithms.common import (
     client_weight,
     tensors_of,
 )
-from edgeopt.training.algorithms.split import check_cut_layer, parts_of, play_steps, split_client
-from edgeopt.training.algorithms.split_places import Places, average_parts, mean_of_clients, move_layers, num_bytes
-from edgeopt.training.algorithms.split_server import SharedModel
 from edgeopt.training.messages import Message, Phase, Replies, State, Tensors
 from edgeopt.training.optimizers import Optimizer, Sgd
+from edgeopt.training.split.exchange import check_cut_layer, parts_of, play_steps, split_client
+from edgeopt.training.split.placement import Places, average_parts, mean_of_clients, move_layers, num_bytes
+from edgeopt.training.split.server import SharedModel
 from edgeopt.training.task import Batch, Task
 
 

@@ -9,10 +9,10 @@ import torch
 from edgeopt.schedule import RoundPlan
 from edgeopt.training.algorithms.base import Outcome
 from edgeopt.training.algorithms.common import check_batch_size, tensors_of
-from edgeopt.training.algorithms.split import check_cut_layer, parts_of, play_steps, split_client
-from edgeopt.training.algorithms.split_server import SharedModel
 from edgeopt.training.messages import Message, Phase, Replies, State, Tensors
 from edgeopt.training.optimizers import Optimizer, Sgd
+from edgeopt.training.split.exchange import check_cut_layer, parts_of, play_steps, split_client
+from edgeopt.training.split.server import SharedModel
 from edgeopt.training.task import Batch, Task
 
 

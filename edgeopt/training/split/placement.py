@@ -6,10 +6,10 @@ from typing import NamedTuple, Self
 
 import torch
 
-from edgeopt.training.algorithms.average import weighted_average
 from edgeopt.training.algorithms.common import tensors_of
-from edgeopt.training.algorithms.split import Part
 from edgeopt.training.messages import Message, Phase, Replies, State, Tensors
+from edgeopt.training.rules.average import weighted_average
+from edgeopt.training.split.exchange import Part
 from edgeopt.training.task import Task
 
 

@@ -31,8 +31,8 @@ with warnings.catch_warnings():  # of flwr and what it imports
     from flwr.app import Message as FlowerMessage
     from flwr.supercore.task_identity import TaskIdentity
 
-    from edgeopt.training import flower
-    from edgeopt.training.flower_loopback import Loopback, free_ports, run_on_flower, write_app
+    from edgeopt.training.runners import flower
+    from edgeopt.training.runners.flower_loopback import Loopback, free_ports, run_on_flower, write_app
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
 NAMES = st.text(min_size=1, max_size=8)

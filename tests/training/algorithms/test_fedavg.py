@@ -11,8 +11,8 @@ from torch import nn
 from edgeopt import RoundPlan, StaticPlanner
 from edgeopt.errors import InvalidProblemError
 from edgeopt.training import Adam, Batches, FedAvg, FedProx, LocalRunner, Sgd, Task, train
-from edgeopt.training.algorithms.local import train_locally
 from edgeopt.training.messages import Tensors
+from edgeopt.training.rules.local import train_locally
 from tests.training.small_tasks import (
     assert_near,
     assert_same,

@@ -19,9 +19,9 @@ from torch.func import grad_and_value
 from edgeopt.errors import InvalidProblemError
 from edgeopt.schedule import RoundPlan
 from edgeopt.training.algorithms.common import tensors_of
-from edgeopt.training.algorithms.optimizer_state import leaves_in, overlay
 from edgeopt.training.messages import Batches, Message, Phase, Replies, State, Tensors, reply
 from edgeopt.training.optimizers import Optimizer
+from edgeopt.training.rules.optimizer_state import leaves_in, overlay
 from edgeopt.training.task import Batch, Task
 from edgeopt.validate import int_array
 

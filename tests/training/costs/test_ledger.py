@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeopt.training import Ledger, Message, reply
-from edgeopt.training.ledger import DIRECTIONS
+from edgeopt.training.costs.ledger import DIRECTIONS
 from edgeopt.training.messages import CATEGORIES, Tensors, to_device
 
 DTYPES = [torch.float32, torch.bfloat16, torch.int64, torch.bool]

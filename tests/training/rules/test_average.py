@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeopt.errors import InvalidProblemError
-from edgeopt.training.algorithms.average import weighted_average
+from edgeopt.training.rules.average import weighted_average
 
 
 @settings(deadline=None)

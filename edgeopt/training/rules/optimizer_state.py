@@ -4,8 +4,8 @@ from collections.abc import Container, Sequence
 
 import torch
 
-from edgeopt.training.algorithms.average import weighted_average
 from edgeopt.training.messages import State, Tensors
+from edgeopt.training.rules.average import weighted_average
 
 
 def leaves_in(state: State, names: Container[str]) -> State:

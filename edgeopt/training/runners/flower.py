@@ -1,6 +1,6 @@
 """Run the same algorithms on Flower: messages as Flower's records, a ClientApp, a ServerApp, and the runner between them.
 
-The only module that imports flwr (extra ``flower``). `edgeopt.training.flower_loopback` starts a whole deployment on this
+The only module that imports flwr (extra ``flower``). `edgeopt.training.runners.flower_loopback` starts a whole deployment on this
 machine. A phase costs one Flower message per SuperNode, however many clients live on it, as Flower starts a process for
 each message.
 """
@@ -22,11 +22,11 @@ from edgeopt import storage
 from edgeopt.errors import EdgeOptError, InvalidFileError, MissingDependencyError
 from edgeopt.schedule import Planner, RoundPlan
 from edgeopt.training.algorithms.base import Algorithm
+from edgeopt.training.costs.timing import Timing
 from edgeopt.training.loop import train
 from edgeopt.training.messages import CATEGORIES, Batches, Message, Replies, State, Tensors, to_device
-from edgeopt.training.runner import LocalRunner
+from edgeopt.training.runners.local import LocalRunner
 from edgeopt.training.task import Task
-from edgeopt.training.timing import Timing
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid

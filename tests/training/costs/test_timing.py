@@ -12,8 +12,8 @@ from edgeopt.errors import InvalidProblemError
 from edgeopt.problems import SplitTraining
 from edgeopt.schedule import RATES
 from edgeopt.training import EdgeTiming
+from edgeopt.training.costs.timing import Traffic, no_rates
 from edgeopt.training.messages import CATEGORIES
-from edgeopt.training.timing import Traffic, no_rates
 from tests.training.small_tasks import small_timing
 
 PLAN = RoundPlan(client=[2, 0, 1])

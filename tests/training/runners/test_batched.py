@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call, grad_and_value
 
-from edgeopt.training.batched import can_batch, map_batched, try_batched
+from edgeopt.training.runners.batched import can_batch, map_batched, try_batched
 
 
 class Attention(nn.Module):

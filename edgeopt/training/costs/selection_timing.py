@@ -10,8 +10,8 @@ from edgeopt.errors import InvalidProblemError
 from edgeopt.problems import ClientSelection, SelectionPlan
 from edgeopt.problems.selection_scenario import Scenarios, draw_scenarios
 from edgeopt.schedule import RoundPlan, Schedule
+from edgeopt.training.costs.timing import Floats, PhaseTime, Traffic, no_rates
 from edgeopt.training.task import Task
-from edgeopt.training.timing import Floats, PhaseTime, Traffic, no_rates
 from edgeopt.validate import float_array, int_array
 
 

@@ -15,8 +15,8 @@ from edgeopt.problems.selection_environment import SelectionEnvironment
 from edgeopt.solvers.client_selection import RlCrp, SelectionPlanner
 from edgeopt.training import ArrayData, Partition, Sgd, Task, train
 from edgeopt.training.algorithms.multi_server import MultiServerFedAvg
-from edgeopt.training.selection_timing import SelectionTiming, selection_schedule, update_cost
-from edgeopt.training.timing import Traffic
+from edgeopt.training.costs.selection_timing import SelectionTiming, selection_schedule, update_cost
+from edgeopt.training.costs.timing import Traffic
 
 LOCAL = ("random", "fastest", "round-robin", "power-of-choice")
 

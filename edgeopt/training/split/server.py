@@ -7,11 +7,11 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch.func import grad_and_value
 
-from edgeopt.training.algorithms.optimizer_state import leaves_in, overlay
-from edgeopt.training.algorithms.split import Answer, Part, Smashed
-from edgeopt.training.batched import try_batched
 from edgeopt.training.messages import State, Tensors
 from edgeopt.training.optimizers import Optimizer
+from edgeopt.training.rules.optimizer_state import leaves_in, overlay
+from edgeopt.training.runners.batched import try_batched
+from edgeopt.training.split.exchange import Answer, Part, Smashed
 from edgeopt.training.task import Task
 
 Item = TypeVar("Item")

@@ -13,8 +13,8 @@ from edgeopt.errors import InvalidProblemError
 from edgeopt.models import moe_decoder
 from edgeopt.training import Algorithm, Batches, EdgeTiming, LocalRunner, Message, Sgd, Task
 from edgeopt.training.algorithms import ParallelSplit, SplitFed, SplitFedV2, VanillaSplit
-from edgeopt.training.algorithms.optimizer_state import average_states, leaves_in, overlay
-from edgeopt.training.algorithms.split_server import upper_gradients
+from edgeopt.training.rules.optimizer_state import average_states, leaves_in, overlay
+from edgeopt.training.split.server import upper_gradients
 from tests.training.small_tasks import assert_near, assert_same
 from tests.training.split_tasks import Replica, problem_of, run, set_to_mean, task
 

@@ -11,7 +11,7 @@ from edgeopt.problems import ClientSelection
 from edgeopt.solvers.client_selection import PowerOfChoice, RandomPicks, RlCrp, SelectionPlanner
 from edgeopt.training import ArrayData, EdgeTiming, FedAvg, LocalRunner, Partition, Sgd, Task, train
 from edgeopt.training.algorithms.multi_server import MultiServerFedAvg
-from edgeopt.training.selection_timing import SelectionTiming
+from edgeopt.training.costs.selection_timing import SelectionTiming
 
 ROUNDS, CLIENTS = 5, 8
 

@@ -10,8 +10,8 @@ import torch
 from edgeopt.rng import stream
 from edgeopt.schedule import RoundPlan
 from edgeopt.training.algorithms.base import Algorithm
-from edgeopt.training.batched import try_batched
 from edgeopt.training.messages import Category, Message, Replies, State, Tensors, copied
+from edgeopt.training.runners.batched import try_batched
 from edgeopt.training.task import Batch, Task
 
 Result = tuple[dict[Category, Tensors], State]  # content of a reply, and what the client remembers

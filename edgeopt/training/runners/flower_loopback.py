@@ -17,9 +17,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from edgeopt.errors import EdgeOptError, InvalidFileError, MissingDependencyError
-from edgeopt.training.flower import CHECKPOINT, OUTCOME, Buildable, describe, require_flower
 from edgeopt.training.history import History
 from edgeopt.training.run_state import RunState
+from edgeopt.training.runners.flower import CHECKPOINT, OUTCOME, Buildable, describe, require_flower
 
 SWITCHES = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -248,7 +248,7 @@ def write_app(
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
     for side in ("client_app", "server_app"):
-        (package / f"{side}.py").write_text(f"from edgeopt.training.flower import {side}\n\napp = {side}\n")
+        (package / f"{side}.py").write_text(f"from edgeopt.training.runners.flower import {side}\n\napp = {side}\n")
     config = {
         "experiment": describe(experiment), "nodes": nodes, "output": os.fspath(output), "timeout-s": float(timeout_s),
         "threads": threads, "batched": batched, "resume": resume,

@@ -1,0 +1,1 @@
+"""What a round costs: virtual time, energy, bytes."""

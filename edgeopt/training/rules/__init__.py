@@ -1,0 +1,1 @@
+"""Pure functions that algorithms share: averages, local training, states of optimisers."""

@@ -1,0 +1,1 @@
+"""Where clients run: here, as a batch, on Flower."""

@@ -1,0 +1,1 @@
+"""Split learning: the exchange at a cut, which layers are where, the server's side."""
