@@ -195,7 +195,7 @@ def _latency(text: str) -> tuple[Any, float]:
 
 
 def _load_trace(name: str) -> Any:
-    from edgeopt.problems.routing_trace import BUNDLED_TRACES, RoutingTrace, bundled_trace
+    from edgeopt.problems.expert_caching.routing_trace import BUNDLED_TRACES, RoutingTrace, bundled_trace
 
     return bundled_trace(name) if name in BUNDLED_TRACES else RoutingTrace.load(name)
 

@@ -250,7 +250,7 @@ def _from_traces(kind: str, arguments: dict[str, Any]) -> Problem:
     """Expert caching from bundled routing traces and a random network."""
     from edgeopt.network import EdgeNetwork
     from edgeopt.problems import ExpertCaching
-    from edgeopt.problems.routing_trace import bundled_trace
+    from edgeopt.problems.expert_caching.routing_trace import bundled_trace
 
     arguments = dict(arguments)
     traces = [bundled_trace(name) for name in arguments.pop("traces")]

@@ -167,7 +167,7 @@ def played_forecasts(problem: ClientSelection, *, episodes: int = 16, seed: int 
     Every server's model is fitted to its outcomes in some episodes; others are forecast, server by server. Beside it
     the mean of a Beta distribution of each client's conflicts so far, and the share of conflicts of each server.
     """
-    from edgeopt.problems.selection_environment import SelectionEnvironment
+    from edgeopt.problems.client_selection.environment import SelectionEnvironment
     from edgeopt.solvers.client_selection.features import top_picks
     from edgeopt.solvers.client_selection.forecaster import START, ConflictForecaster
 

@@ -1,4 +1,4 @@
-"""Problems: frozen data that knows its own objective and constraints, one file each."""
+"""Problems: frozen data that knows its own objective and constraints, one package each."""
 
 import os
 
@@ -6,24 +6,24 @@ from edgeopt import storage
 from edgeopt.errors import InvalidFileError
 from edgeopt.problem import Problem
 from edgeopt.problems.client_selection import ClientSelection as ClientSelection
-from edgeopt.problems.download_plan import DownloadPlan as DownloadPlan
-from edgeopt.problems.download_plan import DownloadTimeline as DownloadTimeline
+from edgeopt.problems.client_selection import SelectionPlan as SelectionPlan
+from edgeopt.problems.client_selection import SelectionReport as SelectionReport
+from edgeopt.problems.expert_caching import BUNDLED_TRACES as BUNDLED_TRACES
+from edgeopt.problems.expert_caching import MOE_MODELS as MOE_MODELS
 from edgeopt.problems.expert_caching import CacheReport as CacheReport
 from edgeopt.problems.expert_caching import ExpertCaching as ExpertCaching
+from edgeopt.problems.expert_caching import MoEModel as MoEModel
+from edgeopt.problems.expert_caching import Placement as Placement
+from edgeopt.problems.expert_caching import RoutedModel as RoutedModel
+from edgeopt.problems.expert_caching import RoutingTrace as RoutingTrace
+from edgeopt.problems.expert_caching import bundled_trace as bundled_trace
+from edgeopt.problems.expert_caching import moe_model as moe_model
+from edgeopt.problems.model_download import DownloadPlan as DownloadPlan
+from edgeopt.problems.model_download import DownloadTimeline as DownloadTimeline
 from edgeopt.problems.model_download import ModelDownload as ModelDownload
-from edgeopt.problems.model_download_checks import Refusal as Refusal
-from edgeopt.problems.moe_models import MOE_MODELS as MOE_MODELS
-from edgeopt.problems.moe_models import MoEModel as MoEModel
-from edgeopt.problems.moe_models import moe_model as moe_model
-from edgeopt.problems.placement import Placement as Placement
-from edgeopt.problems.routed_model import RoutedModel as RoutedModel
-from edgeopt.problems.routing_trace import BUNDLED_TRACES as BUNDLED_TRACES
-from edgeopt.problems.routing_trace import RoutingTrace as RoutingTrace
-from edgeopt.problems.routing_trace import bundled_trace as bundled_trace
-from edgeopt.problems.selection_plan import SelectionPlan as SelectionPlan
-from edgeopt.problems.selection_report import SelectionReport as SelectionReport
-from edgeopt.problems.split_plan import SplitPlan as SplitPlan
-from edgeopt.problems.split_report import SplitReport as SplitReport
+from edgeopt.problems.model_download import Refusal as Refusal
+from edgeopt.problems.split_training import SplitPlan as SplitPlan
+from edgeopt.problems.split_training import SplitReport as SplitReport
 from edgeopt.problems.split_training import SplitTraining as SplitTraining
 
 if __name__ != "edgeopt.problems":  # one module object only: the root folder is edgeopt.problems

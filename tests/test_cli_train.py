@@ -21,7 +21,7 @@ from edgeopt.experiment import Experiment
 from edgeopt.experiment.folder import RunFolder
 from edgeopt.inference.routing import RoutingRecord
 from edgeopt.problems import SplitTraining, load
-from edgeopt.problems.routing_trace import RoutingTrace
+from edgeopt.problems.expert_caching.routing_trace import RoutingTrace
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ("--clients", 4, "--model", "mlp", "--set", "model.width=8", "--local-steps", 1)

@@ -10,7 +10,7 @@ from edgeopt.experiment.options import about, argument_hints, checked, checked_o
 from edgeopt.network import EdgeNetwork
 from edgeopt.network_random import random_network
 from edgeopt.problems import ClientSelection, SplitTraining
-from edgeopt.problems.client_selection_build import well_covered_network
+from edgeopt.problems.client_selection.build import well_covered_network
 from edgeopt.training.constants import GradientEstimator
 from edgeopt.training.costs.selection_timing import update_cost
 from edgeopt.training.task import Task

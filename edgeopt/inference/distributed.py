@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from edgeopt.errors import InvalidProblemError
 from edgeopt.inference.routing import RoutingRecord
-from edgeopt.problems.expert_caching import ExpertCaching
-from edgeopt.problems.placement import Placement
+from edgeopt.problems.expert_caching.placement import Placement
+from edgeopt.problems.expert_caching.problem import ExpertCaching
 
 TIERS = ("device", "own server", "other server", "cloud")
 """Where an expert may be used, in the order of the columns of `InferenceRun.uses`."""

@@ -15,7 +15,7 @@ from torch.func import functional_call
 from edgeopt import storage
 from edgeopt.errors import InvalidFileError, InvalidProblemError
 from edgeopt.models.moe import Experts, record_routing
-from edgeopt.problems.routing_trace import RoutingTrace
+from edgeopt.problems.expert_caching.routing_trace import RoutingTrace
 from edgeopt.validate import int_array
 
 _KIND, _SCHEMA_VERSION = "routing-record", 1

@@ -20,7 +20,7 @@ from edgeopt.evaluation.benchmarks import common
 from edgeopt.evaluation.benchmarks.common import Row, clock, seconds
 from edgeopt.jit import CompileTimer
 from edgeopt.problems import ClientSelection
-from edgeopt.problems.selection_environment import SelectionEnvironment
+from edgeopt.problems.client_selection.environment import SelectionEnvironment
 from edgeopt.solvers.client_selection.features import local_features, top_picks
 from edgeopt.solvers.client_selection.forecaster import START, ConflictForecaster
 from edgeopt.solvers.client_selection.hmm import CategoricalHMM

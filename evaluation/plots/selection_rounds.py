@@ -48,7 +48,7 @@ def plot_selection_rounds(problem: "ClientSelection", solution: "SelectionPlan",
 
 def picks_and_conflicts(problem: "ClientSelection", solution: "SelectionPlan") -> tuple[_Bools, _Bools]:
     """Return bool [T, S, C] twice: whether a server picks a client in a round, and whether that conflicts."""
-    from edgeopt.problems.selection_environment import SelectionEnvironment
+    from edgeopt.problems.client_selection.environment import SelectionEnvironment
 
     environment = SelectionEnvironment(problem)
     conflict = np.stack([environment.replay(solution.picks[t : t + 1]).outcome[0] == 1 for t in range(problem.rounds)])

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from edgeopt.errors import InvalidProblemError, MissingDependencyError
 from edgeopt.problems import ClientSelection
-from edgeopt.problems.selection_environment import RoundResult, SelectionEnvironment
-from edgeopt.problems.selection_kernels import CONFLICTS, DELIVERED
+from edgeopt.problems.client_selection.environment import RoundResult, SelectionEnvironment
+from edgeopt.problems.client_selection.kernels import CONFLICTS, DELIVERED
 from edgeopt.rng import stream
 from edgeopt.solvers.client_selection.features import FEATURES, local_features
 from edgeopt.solvers.client_selection.forecaster import ConflictForecaster

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.problems.selection_environment import SelectionEnvironment, ServerView
+from edgeopt.problems.client_selection.environment import SelectionEnvironment, ServerView
 from edgeopt.solvers.client_selection.forecaster import FAILURES, PICKS
 from edgeopt.solvers.kernels.selection import highest, write_features
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from edgeopt.errors import EdgeOptError, InvalidFileError
 from edgeopt.problems import ClientSelection
-from edgeopt.problems.selection_environment import SelectionEnvironment
-from edgeopt.problems.selection_kernels import CONFLICTS
+from edgeopt.problems.client_selection.environment import SelectionEnvironment
+from edgeopt.problems.client_selection.kernels import CONFLICTS
 from edgeopt.rng import stream
 from edgeopt.solvers.client_selection.features import FEATURES, local_features
 from edgeopt.solvers.client_selection.forecaster import START, ConflictForecaster

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from edgeopt.problem import Problem
 from edgeopt.problems import ClientSelection, SelectionPlan
-from edgeopt.problems.selection_environment import SelectionEnvironment
+from edgeopt.problems.client_selection.environment import SelectionEnvironment
 from edgeopt.result import Guarantee, Heuristic, Result
 from edgeopt.solve import Run, SolveOptions
 from edgeopt.solvers.client_selection.policy import play, supports_client_selection

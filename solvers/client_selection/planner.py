@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from edgeopt.errors import InvalidProblemError
 from edgeopt.problems import ClientSelection
-from edgeopt.problems.selection_environment import ServerView
+from edgeopt.problems.client_selection.environment import ServerView
 from edgeopt.schedule import Feedback, RoundPlan
 from edgeopt.solvers.client_selection.policy import Policy
 from edgeopt.storage import Arrays

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from edgeopt.problem import Problem
 from edgeopt.problems import ClientSelection, SelectionPlan
-from edgeopt.problems.selection_environment import SelectionEnvironment, ServerView
+from edgeopt.problems.client_selection.environment import SelectionEnvironment, ServerView
 from edgeopt.result import Result
 from edgeopt.solve import Run, SolveOptions, Solver
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from edgeopt.problem import Problem
 from edgeopt.problems import ClientSelection
-from edgeopt.problems.selection_environment import ServerView
+from edgeopt.problems.client_selection.environment import ServerView
 from edgeopt.result import Guarantee, Heuristic, Result
 from edgeopt.rng import stream
 from edgeopt.solve import SolveOptions

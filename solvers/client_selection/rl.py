@@ -11,7 +11,7 @@ import numpy as np
 from edgeopt.errors import EdgeOptError, MissingDependencyError
 from edgeopt.problem import Problem
 from edgeopt.problems import ClientSelection, SelectionPlan
-from edgeopt.problems.selection_environment import SelectionEnvironment
+from edgeopt.problems.client_selection.environment import SelectionEnvironment
 from edgeopt.progress import TrainingBar
 from edgeopt.result import Guarantee, Heuristic, Result
 from edgeopt.solve import Run, SolveOptions, is_interrupt

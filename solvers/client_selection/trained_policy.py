@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from edgeopt.errors import InvalidFileError, InvalidProblemError, UnsupportedProblemError
 from edgeopt.problems import ClientSelection
-from edgeopt.problems.selection_environment import ServerView
+from edgeopt.problems.client_selection.environment import ServerView
 from edgeopt.solvers.client_selection.features import FEATURES, view_features
 from edgeopt.solvers.client_selection.forecaster import ConflictForecaster
 from edgeopt.solvers.client_selection.hmm import CategoricalHMM

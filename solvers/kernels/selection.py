@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.jit import kernel
-from edgeopt.problems.selection_kernels import delivery_bonus
+from edgeopt.problems.client_selection.kernels import delivery_bonus
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -34,7 +34,7 @@ def write_features(
 ) -> None:
     """Write columns 1 to 4 of the features [E, S, C, 5] of `edgeopt.solvers.client_selection.features.local_features`.
 
-    Arrays as in `edgeopt.problems.selection_kernels`.
+    Arrays as in `edgeopt.problems.client_selection.kernels`.
     """
     for e in range(last.shape[0]):
         for s in range(last.shape[1]):

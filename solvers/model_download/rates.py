@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.problems import ModelDownload
-from edgeopt.problems.model_download_kernels import least_rates
+from edgeopt.problems.model_download.kernels import least_rates
 from edgeopt.solve import Run
 from edgeopt.solvers.kernels.download import FIT, Layers, Users, energy_rates, frequencies, level_rates
 

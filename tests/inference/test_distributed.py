@@ -8,7 +8,7 @@ from edgeopt.errors import InvalidProblemError
 from edgeopt.inference.distributed import TIERS, simulate_inference
 from edgeopt.inference.routing import RoutingRecord
 from edgeopt.problems import ExpertCaching, Placement
-from edgeopt.problems.routed_model import RoutedModel
+from edgeopt.problems.expert_caching.routed_model import RoutedModel
 
 MODES = [("sum", 0.5), ("max", 0.5), ("mix", 0.3)]
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from edgeopt.errors import InvalidProblemError
 from edgeopt.problems import ClientSelection, SelectionPlan
-from edgeopt.problems.selection_scenario import Scenarios, draw_scenarios
+from edgeopt.problems.client_selection.scenario import Scenarios, draw_scenarios
 from edgeopt.schedule import RoundPlan, Schedule
 from edgeopt.training.costs.timing import Floats, PhaseTime, Traffic, no_rates
 from edgeopt.training.task import Task

@@ -7,7 +7,7 @@ from itertools import combinations, product
 import numpy as np
 
 from edgeopt.problems import ClientSelection, SelectionPlan
-from edgeopt.problems.selection_scenario import draw_scenarios
+from edgeopt.problems.client_selection.scenario import draw_scenarios
 
 MOST_PLANS = 50_000
 

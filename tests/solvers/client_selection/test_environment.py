@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from edgeopt.errors import InvalidProblemError
 from edgeopt.problems import ClientSelection
-from edgeopt.problems import selection_kernels as kernels
-from edgeopt.problems.selection_environment import SelectionEnvironment, ServerView
+from edgeopt.problems.client_selection import kernels
+from edgeopt.problems.client_selection.environment import SelectionEnvironment, ServerView
 from edgeopt.rng import stream
 from edgeopt.solvers.client_selection.policy import Policy
 from tests.solvers.client_selection.instances import hand_made, random_plan, random_problem, simulate

@@ -15,7 +15,7 @@ pytest.importorskip("pettingzoo")
 
 from edgeopt.errors import InvalidProblemError, MissingDependencyError
 from edgeopt.problems import ClientSelection
-from edgeopt.problems.selection_environment import SelectionEnvironment
+from edgeopt.problems.client_selection.environment import SelectionEnvironment
 from edgeopt.solvers.client_selection import Fastest, RandomPicks
 from edgeopt.solvers.client_selection.environments import SelectionParallelEnv, SingleServerEnv
 from edgeopt.solvers.client_selection.features import FEATURES, local_features

@@ -8,7 +8,7 @@ import pytest
 
 from edgeopt.errors import InvalidProblemError
 from edgeopt.problems import ClientSelection
-from edgeopt.problems.selection_environment import SelectionEnvironment
+from edgeopt.problems.client_selection.environment import SelectionEnvironment
 from edgeopt.solvers.client_selection.features import (
     FEATURES,
     failure_rate,

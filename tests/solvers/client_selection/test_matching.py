@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import edgeopt
 from edgeopt.problems import ClientSelection, SelectionPlan
-from edgeopt.problems.selection_environment import SelectionEnvironment
+from edgeopt.problems.client_selection.environment import SelectionEnvironment
 from edgeopt.solvers.client_selection.matching import delivery_values, round_bound, round_picks
 from edgeopt.stop import Limit, MaxIterations
 from tests.solvers.client_selection.instances import choices, hand_made, random_plan, random_problem

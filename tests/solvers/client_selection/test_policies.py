@@ -8,7 +8,7 @@ import pytest
 import edgeopt
 from edgeopt.errors import EdgeOptError
 from edgeopt.problems import ClientSelection
-from edgeopt.problems.selection_environment import SelectionEnvironment, ServerView
+from edgeopt.problems.client_selection.environment import SelectionEnvironment, ServerView
 from edgeopt.solvers.client_selection import Fastest, PowerOfChoice, RandomPicks, RoundRobin
 from edgeopt.solvers.client_selection.policy import cyclic_plan
 from edgeopt.stop import MaxIterations

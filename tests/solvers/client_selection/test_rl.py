@@ -12,7 +12,7 @@ import torch
 import edgeopt
 from edgeopt.errors import EdgeOptError, InvalidFileError, MissingDependencyError, UnsupportedProblemError
 from edgeopt.problems import ClientSelection
-from edgeopt.problems.selection_environment import SelectionEnvironment
+from edgeopt.problems.client_selection.environment import SelectionEnvironment
 from edgeopt.rng import stream
 from edgeopt.schedule import Feedback
 from edgeopt.solvers.client_selection import (

@@ -11,7 +11,7 @@ from edgeopt import EdgeNetwork, RoundPlan, Schedule
 from edgeopt.errors import InvalidProblemError
 from edgeopt.models import mlp
 from edgeopt.problems import ClientSelection, SelectionPlan
-from edgeopt.problems.selection_environment import SelectionEnvironment
+from edgeopt.problems.client_selection.environment import SelectionEnvironment
 from edgeopt.solvers.client_selection import RlCrp, SelectionPlanner
 from edgeopt.training import ArrayData, Partition, Sgd, Task, train
 from edgeopt.training.algorithms.multi_server import MultiServerFedAvg

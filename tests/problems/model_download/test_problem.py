@@ -12,7 +12,7 @@ import edgeopt
 from edgeopt import EdgeNetwork
 from edgeopt.errors import InvalidProblemError
 from edgeopt.problems import DownloadPlan, ModelDownload
-from edgeopt.problems.model_download_checks import REASONS
+from edgeopt.problems.model_download.checks import REASONS
 from edgeopt.profile import ModelProfile, model_profile
 
 

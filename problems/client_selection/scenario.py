@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from edgeopt.rng import stream
 
 if TYPE_CHECKING:
-    from edgeopt.problems.client_selection import ClientSelection
+    from edgeopt.problems.client_selection.problem import ClientSelection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

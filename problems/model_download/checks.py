@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.problem import Violation
-from edgeopt.problems.download_plan import DownloadPlan
+from edgeopt.problems.model_download.plan import DownloadPlan
 
 if TYPE_CHECKING:
-    from edgeopt.problems.model_download import ModelDownload
+    from edgeopt.problems.model_download.problem import ModelDownload
 
 Reason = Literal["model", "deadline", "energy", "rate", "bandwidth"]
 REASONS: tuple[Reason, ...] = get_args(Reason)
@@ -149,7 +149,7 @@ def _merged(groups: list[_Group]) -> list[_Refused]:
 
 def _refused(problem: "ModelDownload", tolerance: float) -> list[_Group]:
     """Return who cannot be served even alone, a group for each reason; no messages yet, which take long for many users."""
-    from edgeopt.problems.model_download_kernels import least_rates  # late: numba takes 0.3 s to import
+    from edgeopt.problems.model_download.kernels import least_rates  # late: numba takes 0.3 s to import
 
     first = problem.layer_indptr[:-1]
     top, cycles = problem.top_frequency_hz[:, None], problem.cycles_per_layer_flop[:, None]

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.problems.selection_environment import SelectionEnvironment
-from edgeopt.problems.selection_kernels import BUSY, COLLISIONS, CONFLICTS, DELIVERED, SENT
-from edgeopt.problems.selection_plan import SelectionPlan
-from edgeopt.problems.selection_report import SelectionReport
+from edgeopt.problems.client_selection.environment import SelectionEnvironment
+from edgeopt.problems.client_selection.kernels import BUSY, COLLISIONS, CONFLICTS, DELIVERED, SENT
+from edgeopt.problems.client_selection.plan import SelectionPlan
+from edgeopt.problems.client_selection.report import SelectionReport
 
 if TYPE_CHECKING:
-    from edgeopt.problems.client_selection import ClientSelection
+    from edgeopt.problems.client_selection.problem import ClientSelection
 
 TAIL = 0.95
 

@@ -13,8 +13,8 @@ import edgeopt
 from edgeopt import EdgeNetwork
 from edgeopt.errors import InvalidFileError, InvalidProblemError
 from edgeopt.problems import ClientSelection, SelectionPlan
-from edgeopt.problems.selection_replay import jain_index
-from edgeopt.problems.selection_scenario import draw_scenarios, stationary
+from edgeopt.problems.client_selection.replay import jain_index
+from edgeopt.problems.client_selection.scenario import draw_scenarios, stationary
 from tests.solvers.client_selection.instances import hand_made, random_plan, random_problem, simulate
 
 seeds = st.integers(0, 2**32 - 1)

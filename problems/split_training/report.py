@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.problems.split_plan import SplitPlan
+from edgeopt.problems.split_training.plan import SplitPlan
 
 if TYPE_CHECKING:
-    from edgeopt.problems.split_training import SplitTraining
+    from edgeopt.problems.split_training.problem import SplitTraining
 
 Floats = NDArray[np.float64]
 

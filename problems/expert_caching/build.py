@@ -9,14 +9,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from edgeopt.errors import InvalidProblemError
 from edgeopt.network import EdgeNetwork
-from edgeopt.problems.moe_models import MoEModel, moe_model
-from edgeopt.problems.routed_model import RoutedModel
-from edgeopt.problems.routing_trace import RoutingTrace
+from edgeopt.problems.expert_caching.moe_models import MoEModel, moe_model
+from edgeopt.problems.expert_caching.routed_model import RoutedModel
+from edgeopt.problems.expert_caching.routing_trace import RoutingTrace
 from edgeopt.rng import stream
 from edgeopt.validate import float_array, int_array
 
 if TYPE_CHECKING:
-    from edgeopt.problems.expert_caching import ExpertCaching, Latency
+    from edgeopt.problems.expert_caching.problem import ExpertCaching, Latency
 
 CHUNK = 64  # users whose expert rankings are held in memory at once
 

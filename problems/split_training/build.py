@@ -11,7 +11,7 @@ from edgeopt.rng import stream
 from edgeopt.validate import float_array
 
 if TYPE_CHECKING:
-    from edgeopt.problems.split_training import SplitTraining
+    from edgeopt.problems.split_training.problem import SplitTraining
     from edgeopt.profile import ModelProfile
 
 Floats = NDArray[np.float64]

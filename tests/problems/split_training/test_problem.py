@@ -11,7 +11,7 @@ import edgeopt
 from edgeopt import EdgeNetwork, InvalidFileError, InvalidProblemError, ModelProfile, model_profile
 from edgeopt.evaluation.solutions import solution_from_json
 from edgeopt.problems import SplitPlan, SplitTraining
-from edgeopt.problems.split_report import STAGES
+from edgeopt.problems.split_training.report import STAGES
 
 FIELDS = {
     "forward_flops": [10.0, 20.0, 30.0],

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edgeopt.errors import InvalidProblemError
-from edgeopt.problems.selection_kernels import bonuses, first_wrong_pick, play_round
-from edgeopt.problems.selection_scenario import draw_scenarios
+from edgeopt.problems.client_selection.kernels import bonuses, first_wrong_pick, play_round
+from edgeopt.problems.client_selection.scenario import draw_scenarios
 from edgeopt.validate import int_array
 
 if TYPE_CHECKING:
-    from edgeopt.problems.client_selection import ClientSelection
+    from edgeopt.problems.client_selection.problem import ClientSelection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -66,7 +66,7 @@ class RoundResult:
     reward : float64 [E, S], r_s(t) of `ClientSelection`.
     round_s : float64 [E, S], seconds until each server went on.
     tally : int32 [E, S, 5], per server: picks that conflicted, that collided with another server's, of busy clients,
-        updates that were sent, that arrived; columns as in `edgeopt.problems.selection_kernels`.
+        updates that were sent, that arrived; columns as in `edgeopt.problems.client_selection.kernels`.
     outcome : int8 [E, S, C], -1 not picked, 0 no conflict, 1 conflict: each server sees its own row.
     """
 

@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 from edgeopt import storage
 from edgeopt.errors import InvalidFileError, InvalidProblemError
 from edgeopt.problem import Problem, Sense, Violation
-from edgeopt.problems.selection_plan import SelectionPlan
-from edgeopt.problems.selection_report import SelectionReport
+from edgeopt.problems.client_selection.plan import SelectionPlan
+from edgeopt.problems.client_selection.report import SelectionReport
 from edgeopt.validate import bool_array, float_array, int_array
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class ClientSelection(Problem):
     Our formulation, after *Conflict-aware client selection for multi-server federated learning* (arXiv 2602.02458).
 
     A plan is judged on one draw of chance: the seed of the problem decides hidden regimes, busy clients and fading.
-    What a server may know when it picks is said at `edgeopt.problems.selection_environment.ServerView`.
+    What a server may know when it picks is said at `edgeopt.problems.client_selection.environment.ServerView`.
 
     ==============  =========================================  =======
     symbol          field                                      unit
@@ -187,7 +187,7 @@ class ClientSelection(Problem):
 
     def report(self, solution: SelectionPlan) -> SelectionReport:
         """Return what the plan brings: reward, conflicts, times, fairness, staleness, bytes."""
-        from edgeopt.problems.selection_replay import replay  # late: it needs numba
+        from edgeopt.problems.client_selection.replay import replay  # late: it needs numba
 
         self._check_shape(solution)
         return replay(self, solution)
@@ -334,7 +334,7 @@ class ClientSelection(Problem):
         >>> problem.num_servers, problem.num_clients, problem.picks.tolist()
         (3, 30, [2, 2, 2])
         """
-        from edgeopt.problems import client_selection_build as build
+        from edgeopt.problems.client_selection import build
 
         compute, rate = network.device_latency_s(work_flops), network.uplink_rate_bps.T
         if timeout_s is None:
@@ -384,7 +384,7 @@ class ClientSelection(Problem):
         >>> ClientSelection.random(seed=7) == ClientSelection.random(seed=7)
         True
         """
-        from edgeopt.problems.client_selection_build import well_covered_network
+        from edgeopt.problems.client_selection.build import well_covered_network
 
         return cls.from_network(
             well_covered_network(num_servers, num_clients, picks, seed, network),

@@ -11,14 +11,14 @@ from numpy.typing import ArrayLike, NDArray
 from edgeopt import storage
 from edgeopt.errors import InvalidFileError, InvalidProblemError
 from edgeopt.problem import Problem, Sense, Violation
-from edgeopt.problems.placement import Placement
-from edgeopt.problems.routed_model import SUM_TOLERANCE, RoutedModel
+from edgeopt.problems.expert_caching.placement import Placement
+from edgeopt.problems.expert_caching.routed_model import SUM_TOLERANCE, RoutedModel
 from edgeopt.validate import float_array, int_array
 
 if TYPE_CHECKING:
     from edgeopt.network import EdgeNetwork
-    from edgeopt.problems.moe_models import MoEModel
-    from edgeopt.problems.routing_trace import RoutingTrace
+    from edgeopt.problems.expert_caching.moe_models import MoEModel
+    from edgeopt.problems.expert_caching.routing_trace import RoutingTrace
 
 Latency = Literal["sum", "max", "mix"]
 STORAGE_TOLERANCE = 1e-12  # relative
@@ -334,7 +334,7 @@ class ExpertCaching(Problem):
         return saved
 
     def _best_gain(self, m: int, solution: Placement, gain: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-        from edgeopt.problems.expert_caching_kernels import best_gain  # late: numba takes 0.3 s to import
+        from edgeopt.problems.expert_caching.kernels import best_gain  # late: numba takes 0.3 s to import
 
         cached = solution.cached[:, self.first_expert[m] : self.first_expert[m + 1]]
         experts, servers = np.nonzero(cached.T)
@@ -352,7 +352,7 @@ class ExpertCaching(Problem):
         return self._expected_saving(m, latency, latency)
 
     def _expected_saving(self, m: int, base: NDArray[np.float64], saving: NDArray[np.float64]) -> NDArray[np.float64]:
-        from edgeopt.problems.expert_caching_kernels import expected_saving
+        from edgeopt.problems.expert_caching.kernels import expected_saving
 
         model = self.models[m]
         theta = {"sum": 0.0, "max": -1.0, "mix": self.theta}[self.latency]
@@ -507,7 +507,7 @@ class ExpertCaching(Problem):
         >>> problem.num_experts, problem.top_k
         (192, 1)
         """
-        from edgeopt.problems import expert_caching_build as build
+        from edgeopt.problems.expert_caching import build
 
         return build.from_traces(
             cls, traces, network, models=models, storage=storage, device_storage=device_storage, request=request,
@@ -557,7 +557,7 @@ class ExpertCaching(Problem):
         >>> ExpertCaching.random(seed=7) == ExpertCaching.random(seed=7)
         True
         """
-        from edgeopt.problems import expert_caching_build as build
+        from edgeopt.problems.expert_caching import build
 
         return build.random_problem(
             cls, num_servers=num_servers, num_users=num_users, num_models=num_models, num_layers=num_layers,

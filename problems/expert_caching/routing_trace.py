@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from edgeopt import storage
 from edgeopt.errors import InvalidFileError, InvalidProblemError
-from edgeopt.problems.routed_model import RoutedModel
+from edgeopt.problems.expert_caching.routed_model import RoutedModel
 from edgeopt.validate import int_array
 
 BUNDLED_TRACES = ("switch32", "mixtral8", "fine64")
@@ -338,7 +338,7 @@ def bundled_trace(name: str) -> RoutingTrace:
     """
     if name not in BUNDLED_TRACES:
         raise InvalidProblemError(f"no bundled trace {name!r}: expected one of {', '.join(BUNDLED_TRACES)}")
-    with resources.as_file(resources.files("edgeopt.problems") / "data" / f"routing-{name}.npz") as path:
+    with resources.as_file(resources.files("edgeopt.problems.expert_caching") / "data" / f"routing-{name}.npz") as path:
         return RoutingTrace.load(path)
 
 

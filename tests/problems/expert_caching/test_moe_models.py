@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from edgeopt.errors import InvalidProblemError
-from edgeopt.problems.moe_models import MOE_MODELS, MoEModel, moe_model
+from edgeopt.problems.expert_caching.moe_models import MOE_MODELS, MoEModel, moe_model
 
 BILLION = 1e9
 

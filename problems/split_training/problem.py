@@ -10,9 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 from edgeopt import storage
 from edgeopt.errors import InvalidFileError, InvalidProblemError
 from edgeopt.problem import Problem, Sense, Violation
-from edgeopt.problems.split_limits import reachable_target, refuse_overflow
-from edgeopt.problems.split_plan import SplitPlan
-from edgeopt.problems.split_report import STAGES, SplitReport, report_of  # noqa: F401 - STAGES for readers of reports
+from edgeopt.problems.split_training.limits import reachable_target, refuse_overflow
+from edgeopt.problems.split_training.plan import SplitPlan
+from edgeopt.problems.split_training.report import STAGES, SplitReport, report_of  # noqa: F401 - STAGES for readers of reports
 from edgeopt.validate import float_array, int_array
 
 if TYPE_CHECKING:
@@ -419,7 +419,7 @@ class SplitTraining(Problem):
         >>> problem.num_devices
         20
         """
-        from edgeopt.problems import split_training_build as build
+        from edgeopt.problems.split_training import build
 
         return build.from_profile(
             cls, profile, network, server=server, fed_rate_bps=fed_rate_bps, max_batch=max_batch,
@@ -463,7 +463,7 @@ class SplitTraining(Problem):
         >>> SplitTraining.random(num_layers=8, seed=7) == SplitTraining.random(num_layers=8, seed=7)
         True
         """
-        from edgeopt.problems import split_training_build as build
+        from edgeopt.problems.split_training import build
 
         return build.random_problem(
             cls, num_devices=num_devices, model=model, num_layers=num_layers, target=target,

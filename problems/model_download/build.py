@@ -14,7 +14,7 @@ from edgeopt.rng import stream
 from edgeopt.validate import float_array, int_array
 
 if TYPE_CHECKING:
-    from edgeopt.problems.model_download import ModelDownload
+    from edgeopt.problems.model_download.problem import ModelDownload
 
 Range = tuple[float, float]
 

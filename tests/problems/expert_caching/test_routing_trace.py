@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from edgeopt.errors import InvalidFileError, InvalidProblemError
-from edgeopt.problems.routing_trace import BUNDLED_TRACES, RoutingTrace, _row_codes, bundled_trace
+from edgeopt.problems.expert_caching.routing_trace import BUNDLED_TRACES, RoutingTrace, _row_codes, bundled_trace
 
 SIZES = {
     "switch32": (1, 32, 6, 73_728, 4_608),

@@ -8,7 +8,7 @@ import numpy as np
 from edgeopt.errors import InvalidProblemError
 
 if TYPE_CHECKING:
-    from edgeopt.problems.split_training import SplitTraining
+    from edgeopt.problems.split_training.problem import SplitTraining
 
 CANCELLATION = 2.0**-53  # what is left of the target is 0 or at least this share of it
 

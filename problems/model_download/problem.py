@@ -10,12 +10,12 @@ from numpy.typing import ArrayLike, NDArray
 from edgeopt import storage
 from edgeopt.errors import InvalidFileError, InvalidProblemError
 from edgeopt.problem import Problem, Sense, Violation
-from edgeopt.problems.download_plan import DownloadPlan, DownloadTimeline
-from edgeopt.problems.model_download_build import from_profiles, positive_hz, random_problem
+from edgeopt.problems.model_download.build import from_profiles, positive_hz, random_problem
+from edgeopt.problems.model_download.plan import DownloadPlan, DownloadTimeline
 from edgeopt.validate import float_array, int_array
 
 if TYPE_CHECKING:
-    from edgeopt.problems.model_download_checks import Reason, Refusal
+    from edgeopt.problems.model_download.checks import Reason, Refusal
 
 TOLERANCE = 1e-9  # relative, by which a plan may miss a limit: rounding in sums over layers and users
 
@@ -282,7 +282,7 @@ class ModelDownload(Problem):
 
     def simulate(self, solution: DownloadPlan) -> DownloadTimeline:
         """Run the recursion: when each layer arrives, starts and finishes, and the energy of each user."""
-        from edgeopt.problems.model_download_kernels import recursion  # late: numba takes 0.3 s to import
+        from edgeopt.problems.model_download.kernels import recursion  # late: numba takes 0.3 s to import
 
         self._check_plan(solution)
         model, indptr = solution.model, self.plan_indptr(solution.model)
@@ -302,7 +302,7 @@ class ModelDownload(Problem):
 
     def violations(self, solution: DownloadPlan) -> tuple[Violation, ...]:
         """Return what a plan violates: models, bandwidth, resource blocks, deadlines, energy, frequencies."""
-        from edgeopt.problems.model_download_checks import violations
+        from edgeopt.problems.model_download.checks import violations
 
         self._check_plan(solution)
         return violations(self, solution, TOLERANCE)
@@ -321,7 +321,7 @@ class ModelDownload(Problem):
         >>> [refusal.reason for refusal in problem.refusals()]
         ['deadline', 'deadline', 'deadline']
         """
-        from edgeopt.problems.model_download_checks import refusals
+        from edgeopt.problems.model_download.checks import refusals
 
         return refusals(self, TOLERANCE)
 
@@ -333,13 +333,13 @@ class ModelDownload(Problem):
         >>> ModelDownload.random(num_users=3, deadline_s=1e-4, seed=1).count_refusals()
         {'deadline': 3}
         """
-        from edgeopt.problems.model_download_checks import count_refusals
+        from edgeopt.problems.model_download.checks import count_refusals
 
         return count_refusals(self, TOLERANCE)
 
     def refusal_summary(self) -> str:
         """Return one sentence: how many `refusals` there are, for which reasons, and the first; empty if there are none."""
-        from edgeopt.problems.model_download_checks import refusal_summary
+        from edgeopt.problems.model_download.checks import refusal_summary
 
         return refusal_summary(self, TOLERANCE)
 
@@ -373,7 +373,7 @@ class ModelDownload(Problem):
 
     def describe(self) -> dict[str, str | int | float]:
         """Return sizes, modes, limits, and how many users `refusals` would list, as one flat dictionary."""
-        from edgeopt.problems.model_download_checks import reasons_text
+        from edgeopt.problems.model_download.checks import reasons_text
 
         refused = self.count_refusals()
         return {
