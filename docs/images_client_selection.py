@@ -7,12 +7,14 @@ from typing import Any
 
 import edgeopt
 from edgeopt.evaluation.benchmarks.selection_quality import make_rows
-from edgeopt.evaluation.plots.forecast_calibration import plot_forecast_calibration
-from edgeopt.evaluation.plots.selection_fairness import plot_selection_fairness
-from edgeopt.evaluation.plots.selection_frontier import plot_selection_frontier
-from edgeopt.evaluation.plots.selection_rounds import plot_selection_rounds
-from edgeopt.evaluation.plots.selection_training import plot_selection_training
-from edgeopt.evaluation.selection_study import played_forecasts
+from edgeopt.evaluation.plots import (
+    plot_forecast_calibration,
+    plot_selection_fairness,
+    plot_selection_frontier,
+    plot_selection_rounds,
+    plot_selection_training,
+)
+from edgeopt.evaluation.studies.selection_quality import played_forecasts
 from edgeopt.problems import ClientSelection
 from edgeopt.solvers.client_selection import RlCrp, RlNoCrp, RlNoFairness, TrainedPolicy
 from edgeopt.solvers.client_selection.learner import Iteration, Learner, LearnerSettings

@@ -7,10 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import edgeopt
-from edgeopt.evaluation.plots.bandwidth_bars import plot_bandwidth_bars
-from edgeopt.evaluation.plots.download_throughput import download_throughput, plot_download_throughput
-from edgeopt.evaluation.plots.download_timeline import plot_download_timeline
-from edgeopt.evaluation.plots.rolling import plot_rolling
+from edgeopt.evaluation.plots import (
+    download_throughput,
+    plot_bandwidth_bars,
+    plot_download_throughput,
+    plot_download_timeline,
+    plot_rolling,
+)
 from edgeopt.problems import DownloadPlan, ModelDownload
 from edgeopt.solvers.model_download import poisson_arrivals, rolling_horizon
 

@@ -5,11 +5,16 @@ from typing import Any
 
 import edgeopt
 from edgeopt.evaluation import comparison_rows
-from edgeopt.evaluation.plots.split_decisions import plot_split_decisions
-from edgeopt.evaluation.plots.split_descent import descent_paths, plot_split_descent
-from edgeopt.evaluation.plots.split_heterogeneity import heterogeneity_rows, plot_split_heterogeneity
-from edgeopt.evaluation.plots.split_latency import plot_split_latency
-from edgeopt.evaluation.plots.split_target import plot_split_target, target_instances
+from edgeopt.evaluation.plots import (
+    descent_paths,
+    heterogeneity_rows,
+    plot_split_decisions,
+    plot_split_descent,
+    plot_split_heterogeneity,
+    plot_split_latency,
+    plot_split_target,
+    target_instances,
+)
 from edgeopt.problems import SplitTraining
 from edgeopt.solvers import solvers_of
 

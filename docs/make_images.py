@@ -15,12 +15,10 @@ from images_split_training import draw_split_training
 
 from edgeopt import EdgeNetwork
 from edgeopt.evaluation import comparison_rows, library_names, load_instance, read_rows
-from edgeopt.evaluation.plots.bounds import plot_bounds
-from edgeopt.evaluation.plots.gap_against_time import plot_gap_against_time
-from edgeopt.evaluation.plots.network import plot_network
+from edgeopt.evaluation.compare.performance import with_gaps
+from edgeopt.evaluation.compare.solutions import solution_from_json
+from edgeopt.evaluation.plots import plot_bounds, plot_gap_against_time, plot_network
 from edgeopt.evaluation.plots.solutions import SOLUTION_PICTURES, draw_solution
-from edgeopt.evaluation.profiles import with_gaps
-from edgeopt.evaluation.solutions import solution_from_json
 from edgeopt.problem import Problem
 from edgeopt.problems import ExpertCaching, bundled_trace
 from edgeopt.solvers import solvers_of
@@ -77,9 +75,9 @@ def draw_best(problem: Problem, rows: Iterable[dict[str, Any]], stem: Path) -> N
     best = max(solved(rows), key=lambda row: sign * row["objective"], default=None)
     if best is not None:
         solution = solution_from_json(problem, best["solution"])
-        for _, module, function in SOLUTION_PICTURES.get(problem.kind, ()):
-            axes = draw_solution(module, function, problem, solution)
-            save(axes, stem.with_name(f"{stem.name}-{module.replace('_', '-')}.png"))
+        for _, function in SOLUTION_PICTURES.get(problem.kind, ()):
+            axes = draw_solution(function, problem, solution)
+            save(axes, stem.with_name(f"{stem.name}-{function.removeprefix('plot_').replace('_', '-')}.png"))
 
 
 def solved(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -288,7 +288,7 @@ def model_profile(name: str, precision: Precision = "fp32") -> ModelProfile:
     """
     if name not in BUNDLED_PROFILES:
         raise InvalidProblemError(f"no bundled profile {name!r}: expected one of {', '.join(BUNDLED_PROFILES)}")
-    with resources.as_file(resources.files("edgeopt") / "profiles" / f"{name}.json") as path:
+    with resources.as_file(resources.files("edgeopt") / "profile_files" / f"{name}.json") as path:
         return ModelProfile.load(path).with_precision(precision)
 
 

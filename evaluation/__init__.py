@@ -13,24 +13,24 @@ from edgeopt.evaluation.compare import compare as compare  # at once: the functi
 from edgeopt.evaluation.compare import comparison_rows as comparison_rows
 
 if TYPE_CHECKING:
-    from edgeopt.evaluation.library import best_known as best_known
-    from edgeopt.evaluation.library import library_names as library_names
-    from edgeopt.evaluation.library import load_instance as load_instance
-    from edgeopt.evaluation.profiles import performance_profile as performance_profile
-    from edgeopt.evaluation.profiles import summarise as summarise
+    from edgeopt.evaluation.compare.performance import performance_profile as performance_profile
+    from edgeopt.evaluation.compare.performance import summarise as summarise
+    from edgeopt.evaluation.compare.rows import read_rows as read_rows
+    from edgeopt.evaluation.compare.rows import rows_frame as rows_frame
+    from edgeopt.evaluation.instances import best_known as best_known
+    from edgeopt.evaluation.instances import library_names as library_names
+    from edgeopt.evaluation.instances import load_instance as load_instance
     from edgeopt.evaluation.report import write_report as write_report
-    from edgeopt.evaluation.rows import read_rows as read_rows
-    from edgeopt.evaluation.rows import rows_frame as rows_frame
 
 _LAZY = {
-    "best_known": "library",
-    "library_names": "library",
-    "load_instance": "library",
-    "performance_profile": "profiles",
-    "summarise": "profiles",
+    "best_known": "instances",
+    "library_names": "instances",
+    "load_instance": "instances",
+    "performance_profile": "compare.performance",
+    "summarise": "compare.performance",
     "write_report": "report",
-    "read_rows": "rows",
-    "rows_frame": "rows",
+    "read_rows": "compare.rows",
+    "rows_frame": "compare.rows",
 }
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt import storage
 from edgeopt.errors import EdgeOptError, MissingDependencyError
-from edgeopt.evaluation.profiles import summarise, with_gaps
-from edgeopt.evaluation.rows import Row
+from edgeopt.evaluation.compare.performance import summarise, with_gaps
+from edgeopt.evaluation.compare.rows import Row
 from edgeopt.problem import Problem
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def fact(value: Any) -> str:
 
 
 def _overview(rows: list[Row]) -> list[dict[str, str]]:
-    from edgeopt.evaluation.plots.performance_profile import plot_performance_profile
+    from edgeopt.evaluation.plots.comparison.performance_profile import plot_performance_profile
 
     return [
         _picture("Share of runs within a gap to the best known value", lambda: plot_performance_profile(rows)),
@@ -121,8 +121,8 @@ def _overview(rows: list[Row]) -> list[dict[str, str]]:
 
 
 def _section(name: str, rows: list[Row], problems: Mapping[str, Problem]) -> dict[str, Any]:
-    from edgeopt.evaluation.plots.bounds import plot_bounds
-    from edgeopt.evaluation.plots.gap_against_time import plot_gap_against_time
+    from edgeopt.evaluation.plots.comparison.bounds import plot_bounds
+    from edgeopt.evaluation.plots.comparison.gap_against_time import plot_gap_against_time
 
     pictures = []
     if any(row["feasible"] for row in rows):
@@ -145,8 +145,8 @@ def _section(name: str, rows: list[Row], problems: Mapping[str, Problem]) -> dic
 
 def _solution_pictures(problem: Problem, rows: list[Row]) -> list[dict[str, str]]:
     """Draw the best solution of an instance, for the kinds of problems that have a picture."""
+    from edgeopt.evaluation.compare.solutions import solution_from_json
     from edgeopt.evaluation.plots.solutions import SOLUTION_PICTURES, draw_solution
-    from edgeopt.evaluation.solutions import solution_from_json
 
     best = min(
         (r for r in rows if r["feasible"] and r.get("solution")), key=lambda r: r["gap_to_best"] or 0, default=None
@@ -155,8 +155,8 @@ def _solution_pictures(problem: Problem, rows: list[Row]) -> list[dict[str, str]
         return []
     solution = solution_from_json(problem, best["solution"])
     return [
-        _picture(f"{caption}, by {best['solver']}", partial(draw_solution, module, function, problem, solution))
-        for caption, module, function in SOLUTION_PICTURES.get(problem.kind, ())
+        _picture(f"{caption}, by {best['solver']}", partial(draw_solution, function, problem, solution))
+        for caption, function in SOLUTION_PICTURES.get(problem.kind, ())
     ]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from edgeopt import storage
 from edgeopt.errors import EdgeOptError, InvalidFileError
-from edgeopt.evaluation.rows import dumps
+from edgeopt.evaluation.compare.rows import dumps
 from edgeopt.experiment import Experiment
 from edgeopt.schedule import RoundPlan, Schedule
 
@@ -121,9 +121,9 @@ class RunFolder:
         MissingDependencyError
             Without matplotlib.
         """
-        from edgeopt.evaluation.plots.data_partition import plot_data_partition
-        from edgeopt.evaluation.plots.round_timeline import plot_round_timeline
-        from edgeopt.evaluation.plots.training_curves import plot_training_curves
+        from edgeopt.evaluation.plots.training.curves import plot_training_curves
+        from edgeopt.evaluation.plots.training.data_partition import plot_data_partition
+        from edgeopt.evaluation.plots.training.round_timeline import plot_round_timeline
 
         drawn = []
         if not np.isnan(history.column("accuracy")).all():

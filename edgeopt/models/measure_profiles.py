@@ -31,4 +31,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(edgeopt.profile.__file__).parent / "profiles")
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(edgeopt.profile.__file__).parent / "profile_files")

@@ -16,9 +16,10 @@ import numpy as np
 from rich.console import Console
 
 from edgeopt import storage
-from edgeopt.evaluation import best_known, library, load_instance
+from edgeopt.evaluation import best_known, load_instance
 from edgeopt.evaluation.benchmarks import common
 from edgeopt.evaluation.benchmarks.common import KIND, Row, percent, seconds
+from edgeopt.evaluation.instances import library
 from edgeopt.network import EdgeNetwork
 from edgeopt.problems import BUNDLED_TRACES, ExpertCaching, bundled_trace
 from edgeopt.result import relative_gap

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from edgeopt.errors import EdgeOptError
-from edgeopt.evaluation.rows import dumps
-from edgeopt.evaluation.worker import machine, warm_up
+from edgeopt.evaluation.compare.rows import dumps
+from edgeopt.evaluation.compare.worker import machine, warm_up
 from edgeopt.jit import CompileTimer
 from edgeopt.problem import Problem
 from edgeopt.result import History, Record, Result, Status, relative_gap

@@ -19,8 +19,8 @@ from rich.console import Console
 from edgeopt.errors import EdgeOptError
 from edgeopt.evaluation.benchmarks import common
 from edgeopt.evaluation.benchmarks.common import Row
-from edgeopt.evaluation.rows import dumps
-from edgeopt.evaluation.selection_study import (
+from edgeopt.evaluation.compare.rows import dumps
+from edgeopt.evaluation.studies.selection_quality import (
     METRICS,
     SETTINGS,
     Interval,

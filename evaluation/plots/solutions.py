@@ -1,31 +1,31 @@
 """Which pictures show a solution of each kind of problem: for the report and the documentation."""
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from edgeopt.evaluation import plots
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SOLUTION_PICTURES: dict[str, tuple[tuple[str, str, str], ...]] = {
-    "expert-caching": (("What the best placement caches where", "placement", "plot_placement"),),
+SOLUTION_PICTURES: dict[str, tuple[tuple[str, str], ...]] = {
+    "expert-caching": (("What the best placement caches where", "plot_placement"),),
     "model-download": (
-        ("When the layers of each user arrive and run", "download_timeline", "plot_download_timeline"),
-        ("Bandwidth of the admitted users", "bandwidth_bars", "plot_bandwidth_bars"),
+        ("When the layers of each user arrive and run", "plot_download_timeline"),
+        ("Bandwidth of the admitted users", "plot_bandwidth_bars"),
     ),
     "split-training": (
-        ("Where a round goes, and whom the others wait for", "split_latency", "plot_split_latency"),
-        ("Batch size and cut layer of each device", "split_decisions", "plot_split_decisions"),
+        ("Where a round goes, and whom the others wait for", "plot_split_latency"),
+        ("Batch size and cut layer of each device", "plot_split_decisions"),
     ),
     "client-selection": (
-        ("Who is picked when, and by which server", "selection_rounds", "plot_selection_rounds"),
-        ("How often each client gets through", "selection_fairness", "plot_selection_fairness"),
+        ("Who is picked when, and by which server", "plot_selection_rounds"),
+        ("How often each client gets through", "plot_selection_fairness"),
     ),
 }
-"""By kind of problem: caption, module of `edgeopt.evaluation.plots`, and the function in it of problem and solution."""
+"""By kind of problem: caption, and the function of `edgeopt.evaluation.plots` that takes problem and solution."""
 
 
-def draw_solution(module: str, function: str, problem: Any, solution: Any) -> "Axes":
+def draw_solution(function: str, problem: Any, solution: Any) -> "Axes":
     """Draw one picture of `SOLUTION_PICTURES`; matplotlib loads only now."""
-    plots = importlib.import_module(f"edgeopt.evaluation.plots.{module}")
     axes: Axes = getattr(plots, function)(problem, solution)
     return axes

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import edgeopt
 from edgeopt import EdgeNetwork, InvalidFileError, InvalidProblemError, ModelProfile, model_profile
-from edgeopt.evaluation.solutions import solution_from_json
+from edgeopt.evaluation.compare.solutions import solution_from_json
 from edgeopt.problems import SplitPlan, SplitTraining
 from edgeopt.problems.split_training.report import STAGES
 

@@ -1,1 +1,0 @@
-"""The four experiments that join decisions and training, each one command: ``python -m edgeopt.evaluation.experiments.NAME``."""

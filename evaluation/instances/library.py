@@ -1,0 +1,285 @@
+"""Named instances with the best values known: load them anywhere, compare against them, improve them.
+
+``python -m edgeopt.evaluation.instances --refresh --time-limit 60`` solves them again and writes down what got better.
+"""
+
+import difflib
+import functools
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeopt import storage
+from edgeopt.errors import EdgeOptError, InvalidFileError
+from edgeopt.evaluation.compare.rows import dumps
+from edgeopt.problem import Problem, Sense
+
+FOLDER = Path(__file__).resolve().parent / "files"
+"""One JSON file per instance, and the data files that they name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BestKnown:
+    """What is known about an instance.
+
+    Parameters
+    ----------
+    objective : best objective of a feasible solution, None if none is known.
+    bound : best valid bound on the optimum, None if none is known.
+    rounded_to : both are known to within this much; zero if they are exact.
+    command : what produced them.
+    """
+
+    objective: float | None
+    bound: float | None
+    rounded_to: float = 0.0
+    command: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One instance of the library.
+
+    Parameters
+    ----------
+    name, kind, description : what it is.
+    recipe : how it is made; ``recipe["type"]`` is a key of `RECIPES`.
+    best_known : what is known about it.
+    """
+
+    name: str
+    kind: str
+    description: str
+    recipe: dict[str, Any]
+    best_known: BestKnown
+
+    def load(self) -> Problem:
+        """Make the instance."""
+        arguments = dict(self.recipe)
+        make = RECIPES.get(str(arguments.pop("type", None)))
+        if make is None:
+            raise InvalidFileError(
+                f"{self.name}: recipe: type = {self.recipe.get('type')!r}: expected {_listed(RECIPES)}"
+            )
+        try:
+            return make(self.kind, arguments)
+        except (KeyError, TypeError) as error:
+            raise InvalidFileError(f"{self.name}: recipe: {error}") from None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `library_entry` reads."""
+        known = self.best_known
+        values: dict[str, Any] = {"objective": known.objective, "bound": known.bound}
+        if known.rounded_to:
+            values["rounded_to"] = known.rounded_to
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "description": self.description,
+            "recipe": self.recipe,
+            "best_known": values | {"command": known.command},
+        }
+
+
+def library_names() -> tuple[str, ...]:
+    """Return the names of all instances, sorted.
+
+    Examples
+    --------
+    >>> "facility-full" in library_names()
+    True
+    """
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.json")))
+
+
+def library_entry(name: str) -> Entry:
+    """Return an instance's entry.
+
+    Raises
+    ------
+    EdgeOptError
+        If there is none of this name; the message suggests a close one.
+    """
+    if name not in library_names():
+        close = difflib.get_close_matches(name, library_names(), 1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise EdgeOptError(
+            f"instance = {name!r}: {hint}expected a .json or .npz file, or one of {', '.join(library_names())}"
+        )
+    path = FOLDER / f"{name}.json"
+    document = storage.read_json(path)
+    try:
+        return Entry(**{**document, "best_known": BestKnown(**document["best_known"])})
+    except (KeyError, TypeError) as error:
+        raise InvalidFileError(f"{path}: not an instance of the library: {error}") from None
+
+
+def load_instance(name: str | os.PathLike[str]) -> Problem:
+    """Return an instance of the library, or read it from a ``.json`` or ``.npz`` file.
+
+    Raises
+    ------
+    EdgeOptError
+        If it is neither.
+    InvalidFileError
+        If the file is not a valid instance.
+    OSError
+        If the file cannot be opened.
+
+    Examples
+    --------
+    >>> load_instance("facility-tiny").describe()["experts"]
+    32
+    """
+    from edgeopt.problems import load
+
+    text = os.fspath(name)
+    if Path(text).suffix in (".json", ".npz") or os.sep in text:
+        return load(text)
+    return library_entry(text).load()
+
+
+def best_known(name: str) -> BestKnown:
+    """Return the best known objective and bound of a library instance.
+
+    Examples
+    --------
+    >>> best_known("facility-mid").objective <= best_known("facility-mid").bound
+    True
+    """
+    return library_entry(name).best_known
+
+
+def refresh(
+    names: Sequence[str] | None = None,
+    solvers: Sequence[str] | None = None,
+    *,
+    time_limit: float = 60.0,
+    seed: int = 0,
+    command: str = "",
+    tell: Callable[[str], None] = lambda line: None,
+) -> list[str]:
+    """Solve instances again and write down better objectives and bounds; return the names of those that improved.
+
+    Parameters
+    ----------
+    names : instances, default all.
+    solvers : solver names, default all.
+    time_limit : seconds per solver and instance.
+    seed : seed of every run.
+    command : what to record as the origin.
+    tell : called with a line of text for every instance.
+    """
+    from edgeopt.evaluation.compare import comparison_rows
+
+    improved = []
+    for name in names or library_names():
+        entry = library_entry(name)
+        rows, interrupted = comparison_rows(name, solvers, (seed,), time_limit)
+        if interrupted:
+            raise KeyboardInterrupt
+        better = entry.best_known
+        for row in rows:
+            if row["feasible"] and row["status"] in ("optimal", "feasible"):
+                source = f"{command}: {row['solver']}, seed {seed}"
+                better = improve(better, row["sense"], row["objective"], row["bound"], source)
+        _check(name, rows[0]["sense"], better)
+        if better != entry.best_known:
+            known = Entry(**{**{f: getattr(entry, f) for f in Entry.__slots__}, "best_known": better})
+            storage.write_text(FOLDER / f"{name}.json", dumps(known.to_json(), indent=1) + "\n")
+            improved.append(name)
+        tell(
+            f"{name}: objective {better.objective}, bound {better.bound}{'' if better == entry.best_known else ' (new)'}"
+        )
+    return improved
+
+
+def improve(known: BestKnown, sense: Sense, objective: float, bound: float | None, command: str) -> BestKnown:
+    """Return what is known after another feasible solution and a bound.
+
+    A value that is only known rounded gives way to an exact one that agrees with it.
+
+    Examples
+    --------
+    >>> improve(BestKnown(objective=4.0, bound=9.0), "max", 5.0, 8.0, "greedy").objective
+    5.0
+    """
+    sign, slack = (1.0 if sense == "max" else -1.0), known.rounded_to
+    best = known.objective is None or sign * (objective - known.objective) > -slack
+    tight = bound is not None and (known.bound is None or sign * (known.bound - bound) > -slack)
+    if not (best or tight):
+        return known
+    return BestKnown(
+        objective=objective if best else known.objective,
+        bound=bound if tight else known.bound,
+        rounded_to=0.0 if best and tight else slack,
+        command=command,
+    )
+
+
+def _check(name: str, sense: Sense, known: BestKnown) -> None:
+    """Refuse to write down an objective that beats a bound: one of the two would be wrong."""
+    if known.objective is None or known.bound is None:
+        return
+    excess = (known.objective - known.bound) * (1.0 if sense == "max" else -1.0)
+    if excess > known.rounded_to + 1e-6 * max(1.0, abs(known.bound)):
+        raise EdgeOptError(f"{name}: objective {known.objective} beats the bound {known.bound}: one of them is wrong")
+
+
+# --- recipes ---------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _packaged_arrays(file: str) -> storage.Arrays:
+    return storage.read_arrays(FOLDER / file)
+
+
+def _from_facility(kind: str, arguments: dict[str, Any]) -> Problem:
+    """Expert caching from arrays ``PREFIX_gain``, ``_weight``, ``_size``, ``_capacity`` of a packaged file."""
+    from edgeopt.problems import ExpertCaching
+
+    arrays, prefix = _packaged_arrays(arguments["file"]), arguments["prefix"]
+    return ExpertCaching.from_facility(**{n: arrays[f"{prefix}_{n}"] for n in ("gain", "weight", "size", "capacity")})
+
+
+def _from_traces(kind: str, arguments: dict[str, Any]) -> Problem:
+    """Expert caching from bundled routing traces and a random network."""
+    from edgeopt.network import EdgeNetwork
+    from edgeopt.problems import ExpertCaching
+    from edgeopt.problems.expert_caching.routing_trace import bundled_trace
+
+    arguments = dict(arguments)
+    traces = [bundled_trace(name) for name in arguments.pop("traces")]
+    network = EdgeNetwork.random(**arguments.pop("network"))
+    return ExpertCaching.from_traces(traces, network, **arguments)
+
+
+def _from_random(kind: str, arguments: dict[str, Any]) -> Problem:
+    """Any kind of problem from its own ``random`` with the recipe's arguments."""
+    from edgeopt.problems import PROBLEMS
+
+    random: Any = next(problem for problem in PROBLEMS if problem.kind == kind)
+    made: Problem = random.random(**arguments)
+    return made
+
+
+def _from_file(kind: str, arguments: dict[str, Any]) -> Problem:
+    """Any kind of problem from a packaged file."""
+    from edgeopt.problems import load
+
+    return load(FOLDER / arguments["file"])
+
+
+RECIPES: dict[str, Callable[[str, dict[str, Any]], Problem]] = {
+    "facility": _from_facility,
+    "traces": _from_traces,
+    "random": _from_random,
+    "file": _from_file,
+}
+"""Ways to make an instance; the keys are the ``type`` of a recipe."""
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(map(repr, names))

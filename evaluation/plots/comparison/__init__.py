@@ -1,0 +1,1 @@
+"""Pictures of comparisons: solvers against each other."""

@@ -1,0 +1,306 @@
+"""A mixture-of-experts model trained on text by several clients, its experts cached at the edge, inference simulated.
+
+``python -m edgeopt.evaluation.studies.expert_caching --out out/expert-caching``
+
+Clients, each a place with an edge server, train a small language model by FedAvg on documentation topics of their own.
+The trained router is recorded on held-out text of every client, dealt at random into two halves. From the counts of the
+first half, every caching solver places the experts on the servers, whose storage has room for few of them; the devices
+near a server read what its client reads. Then every recorded token pays for the experts that it used, where the
+placement has them. On the counted half the mean is what the problem says; on the other half it differs by chance.
+"""
+
+import argparse
+import dataclasses
+import math
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import edgeopt
+from edgeopt import EdgeNetwork, RoundPlan, StaticPlanner
+from edgeopt.data.partition import Partition
+from edgeopt.data.text import byte_text
+from edgeopt.evaluation.compare.worker import warm_up
+from edgeopt.evaluation.studies.common import Row, parser, quiet_threads, write
+from edgeopt.inference.distributed import simulate_inference
+from edgeopt.inference.routing import RoutingRecord, record_users
+from edgeopt.models.moe import moe_decoder, record_routing
+from edgeopt.problems import ExpertCaching, Placement
+from edgeopt.problems.expert_caching.problem import Latency
+from edgeopt.result import Result, relative_gap
+from edgeopt.rng import stream
+from edgeopt.solve import Solver
+from edgeopt.solvers.expert_caching import SOLVERS, Lagrangian
+from edgeopt.training import Adam, EdgeTiming, FedAvg, LocalRunner, Task, train
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How large the experiment is; every client has a server, and devices around it."""
+
+    clients: int = 6
+    devices: int = 36
+    depth: int = 4
+    experts: int = 16
+    width: int = 32
+    hidden: int = 32
+    context: int = 64
+    rounds: int = 40
+    local_steps: int = 8
+    batch_size: int = 8
+    lr: float = 0.006
+    storage: float = 0.08  # of all experts, per server
+    time_limit: float = 30.0  # of each solver, s
+
+
+FULL = Size()
+QUICK = Size(clients=4, devices=24, depth=2, experts=8, rounds=10, storage=0.125, time_limit=3.0)
+
+
+class Halves(NamedTuple):
+    """Recorded routing of the clients' held-out text: the half that is counted, and the other."""
+
+    counted: RoutingRecord
+    unseen: RoutingRecord
+
+
+def client_task(size: Size, seed: int) -> tuple[Task, torch.Tensor]:
+    """Return the model with the clients' text, and held-out windows of every client, int64 [G, S, T]."""
+    text = byte_text(context=size.context, test_share=0.2, seed=seed)
+    client = clients_of_topics(text.train.labels, size.clients)  # (topics,)
+    owner = client[text.train.labels]  # (n,)
+    partition = Partition(tuple(np.flatnonzero(owner == c) for c in range(size.clients)), len(owner))
+    reader = client[text.test.labels]
+    own = [np.flatnonzero(reader == c) for c in range(size.clients)]
+    windows = min(map(len, own)) // 2 * 2  # of each client, for two halves
+    dealt = np.stack([stream(seed, "halves", c).permutation(rows)[:windows] for c, rows in enumerate(own)])  # (G, S)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = moe_decoder(
+            context=size.context, width=size.width, depth=size.depth, hidden=size.hidden, experts=size.experts
+        )
+    task = Task(model=model, train=text.train, partition=partition, test=text.test, seed=seed)
+    return task, text.test.inputs[torch.from_numpy(dealt)]
+
+
+def clients_of_topics(topic: NDArray[np.int64], clients: int) -> NDArray[np.int64]:
+    """Return the client of each topic, given the topic of each window: the longest first, to whom has the least text."""
+    sizes = np.bincount(topic)
+    client = np.zeros(sizes.size, np.int64)
+    load = np.zeros(clients, np.int64)
+    for number in np.argsort(-sizes, kind="stable"):
+        client[number] = load.argmin()
+        load[client[number]] += sizes[number]
+    return client
+
+
+def train_clients(task: Task, size: Size, *, batched: bool) -> tuple[dict[str, torch.Tensor], Row]:
+    """Train by FedAvg with Adam; return the weights, and what the training did to the model."""
+    everybody = RoundPlan(
+        client=np.arange(size.clients, dtype=np.int32),
+        batch_size=np.array(size.batch_size),
+        local_steps=np.array(size.local_steps),
+    )
+    timing = EdgeTiming.from_network(EdgeNetwork.random(1, size.clients, seed=task.seed))
+    before = task.evaluate(task.initial_weights())
+    start = time.perf_counter()
+    history = train(
+        task, FedAvg(Adam(size.lr)), StaticPlanner(everybody), timing, rounds=size.rounds, evaluate_every=size.rounds,
+        runner=LocalRunner(batched=batched), display=True,
+    )  # fmt: skip
+    seconds = time.perf_counter() - start
+    after = history.rows[-1]
+    tokens = size.rounds * size.local_steps * size.clients * size.batch_size * size.context
+    row = {
+        "clients": size.clients,
+        "parameters": sum(value.numel() for value in task.model.parameters()),
+        "tokens": tokens,
+        "epochs": tokens / task.train.inputs.numel(),
+        "bits_per_byte_before": before.loss / math.log(2),
+        "bits_per_byte_after": after["test_loss"] / math.log(2),
+        "bits_per_byte_of_counts": unigram_bits(task),
+        "accuracy": after["accuracy"],
+        "seconds": seconds,
+        "runner": "batched" if batched else "one after another",
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+    return history.models[0], row
+
+
+def unigram_bits(task: Task) -> float:
+    """Return bits per byte of the held-out text by the frequencies of bytes in the training text, without any context."""
+    count = np.bincount(task.train.targets.flatten().cpu().numpy(), minlength=256) + 1.0
+    return float(-np.log2(count / count.sum())[task.test.targets.flatten().cpu().numpy()].mean())
+
+
+def recorded(task: Task, weights: dict[str, torch.Tensor], tokens: torch.Tensor) -> Halves:
+    """Return the routing of the held-out windows, one half of each client's in either part."""
+    record = record_users(task.model, tokens, name="byte-moe", weights=weights)
+    half = record.num_tokens // 2
+    return Halves(record.part(0, half), record.part(half, record.num_tokens))
+
+
+def routing_rows(task: Task, weights: dict[str, torch.Tensor], tokens: torch.Tensor, halves: Halves) -> list[Row]:
+    """Return for each layer how sure and how balanced the router is, and how much its choices differ between clients."""
+    probability = _mean_entropy_bits(task, weights, tokens)  # (L,)
+    use, other = (_use(record) for record in halves)  # (G, L, E)
+    clients = range(len(use))
+    pairs = [(a, b) for a in clients for b in clients if a < b]
+    mean = use.mean(axis=0)  # (L, E)
+    rows = []
+    for layer in range(use.shape[1]):
+        between = [_variation(use[a, layer], other[b, layer]) for a, b in pairs]
+        within = [_variation(use[c, layer], other[c, layer]) for c in clients]
+        share = mean[layer]
+        rows.append(
+            {
+                "layer": layer,
+                "router_entropy_bits": float(probability[layer]),
+                "use_entropy_bits": float(-(share[share > 0] * np.log2(share[share > 0])).sum()),
+                "most_bits": math.log2(share.size),
+                "largest_share_x_experts": float(share.max() * share.size),
+                "variation_between_clients": float(np.mean(between)) if pairs else math.nan,
+                "variation_within_client": float(np.mean(within)),
+            }
+        )
+    return rows
+
+
+def _mean_entropy_bits(task: Task, weights: dict[str, torch.Tensor], tokens: torch.Tensor) -> NDArray[np.float64]:
+    """Return the mean entropy of the router's probabilities for a token [L], in bits, on some of each client's windows."""
+    model = task.model.eval()
+    with torch.inference_mode(), record_routing() as routing:
+        torch.func.functional_call(model, weights, (tokens[:, :8].flatten(0, 1),))
+    entropy = [torch.special.entr(layer.logits.softmax(dim=-1)).sum(dim=-1).mean() for layer in routing]
+    return torch.stack(entropy).double().numpy() / math.log(2)
+
+
+def _use(record: RoutingRecord) -> NDArray[np.float64]:
+    """Return the share of each client's choices that fell on each expert of a layer, [G, L, E]."""
+    chosen = record.experts[..., None] == np.arange(record.num_experts, dtype=np.int16)  # (G, T, L, K, E)
+    return np.asarray(chosen.mean(axis=(1, 3)))
+
+
+def _variation(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    """Return the total variation distance of two distributions, 0 to 1."""
+    return float(np.abs(one - other).sum()) / 2
+
+
+def caching_problem(record: RoutingRecord, network: EdgeNetwork, size: Size, latency: Latency) -> ExpertCaching:
+    """Return the problem; the devices that are attached to a server behave like its client."""
+    readers = network.access_server[:, None] % record.num_users
+    return ExpertCaching.from_traces(
+        record.to_trace(), network, storage=size.storage, assignment=readers, latency=latency
+    )
+
+
+def place_and_simulate(
+    problem: ExpertCaching, halves: Halves, size: Size, seed: int
+) -> tuple[list[Row], list[Row], dict[str, Placement]]:
+    """Solve with every solver and replay both halves; return rows on the solvers, on latencies, and the placements."""
+    results = {
+        solver.name: _solved(problem, solver, size, seed) for solver in SOLVERS if solver.supports(problem) is None
+    }
+    bound = min(result.bound for result, _ in results.values())
+    solvers: list[Row] = []
+    latencies: list[Row] = []
+    for name, (result, placement) in results.items():
+        solvers.append(
+            {
+                "solver": name,
+                "status": str(result.status),
+                "objective_ms": 1e3 * result.objective,
+                "bound_ms": 1e3 * result.bound if math.isfinite(result.bound) else math.nan,
+                "gap_to_best_bound": relative_gap(result.objective, bound),
+                "solve_seconds": result.seconds.total,
+            }
+        )
+        predicted = problem.report(placement).latency_s
+        counted, unseen = (simulate_inference(problem, placement, record) for record in halves)
+        error = unseen.standard_error_s(block=size.context)
+        both = math.hypot(error, counted.standard_error_s(block=size.context))
+        latencies.append(
+            {
+                "solver": name,
+                "predicted_ms": 1e3 * predicted,
+                "counted_ms": 1e3 * counted.mean_s,
+                "counted_off_by": abs(counted.mean_s / predicted - 1),
+                "unseen_ms": 1e3 * unseen.mean_s,
+                "unseen_error_ms": 1e3 * error,
+                "z": (unseen.mean_s - predicted) / both,
+                **unseen.hit_ratio,
+            }
+        )
+    return solvers, latencies, {name: placement for name, (_, placement) in results.items()}
+
+
+def _solved(problem: ExpertCaching, solver: Solver, size: Size, seed: int) -> tuple[Result[Any], Placement]:
+    warm_up(problem, solver)  # compiling is not to eat the time limit
+    result = edgeopt.solve(problem, solver, seed=seed, time_limit=size.time_limit).raise_for_status()
+    placement: Any = result.solution
+    return result, placement
+
+
+def knowledge_rows(
+    problem: ExpertCaching, informed: Placement, network: EdgeNetwork, halves: Halves, size: Size, seed: int
+) -> list[Row]:
+    """Return what it is worth to know who reads what: the same solver, told only how all clients together use experts."""
+    counted = halves.counted
+    together = counted.experts.reshape(1, -1, counted.num_layers, counted.top_k)  # (1, G T, L, K)
+    blind = caching_problem(dataclasses.replace(counted, experts=together), network, size, problem.latency)
+    _, uninformed = _solved(blind, Lagrangian(), size, seed)
+    placements = {
+        "lagrangian, by the use of each client": informed,
+        "lagrangian, by the use of all together": uninformed,
+        "nothing cached": Placement(np.zeros((problem.num_servers, problem.num_experts), bool)),
+    }
+    rows = []
+    for name, placement in placements.items():
+        ours, theirs = (1e3 * simulate_inference(problem, placement, half).mean_s for half in halves)
+        rows.append({"placement": name, "counted_ms": ours, "unseen_ms": theirs})
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train, record, place, simulate, and write tables and a picture."""
+    arguments = parser(__doc__, argv, options=_options)
+    quiet_threads(arguments.threads)
+    size, seed = QUICK if arguments.quick else FULL, arguments.seed
+    task, tokens = client_task(size, seed)
+    weights, training = train_clients(task, size, batched=not arguments.one_by_one)
+    halves = recorded(task, weights, tokens)
+    network = EdgeNetwork.random(size.clients, size.devices, seed=seed)
+    problem = caching_problem(halves.counted, network, size, arguments.latency)
+    solvers, latencies, placements = place_and_simulate(problem, halves, size, seed)
+    tables = {
+        "training": [training],
+        "routing": routing_rows(task, weights, tokens, halves),
+        "solvers": solvers,
+        "latency": latencies,
+        "knowledge": knowledge_rows(problem, placements["lagrangian"], network, halves, size, seed),
+    }
+    write(arguments, tables, {"expert-caching-latency": lambda: _draw(latencies)})
+
+
+def _options(options: argparse.ArgumentParser) -> None:
+    options.add_argument("--quick", action="store_true", help="a small model, few rounds, short time limits")
+    options.add_argument("--latency", choices=("sum", "max", "mix"), default="sum", help="of the experts of a token")
+    options.add_argument("--one-by-one", action="store_true", help="train clients one after another, not as a batch")
+    options.add_argument("--threads", type=int, default=1, help="threads of torch")
+    options.add_argument("--seed", type=int, default=0)
+
+
+def _draw(rows: Sequence[Row]) -> Any:
+    from edgeopt.evaluation.plots.caching.inference_latency import plot_inference_latency
+
+    return plot_inference_latency(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""Comparisons: every run ends in a row, whatever happens on the way."""
+
+import json
+import logging
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+
+import edgeopt
+from edgeopt.errors import EdgeOptError
+from edgeopt.evaluation import compare, comparison_rows, read_rows
+from edgeopt.evaluation.compare.rows import COLUMNS, add_gaps
+from tests.evaluation.fake_solvers import Fake, calls, tiny_problem
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker processes find `tests` however pytest was started."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "calls"
+    made.mkdir()
+    return made
+
+
+def test_one_row_per_run():
+    """Every (instance, solver, seed) has one row, with the columns promised and what `solve` says."""
+    problems = {"a": tiny_problem(), "b": tiny_problem(2.0)}
+    frame = compare(problems, ["random", Fake()], seeds=(0, 1), executor="serial")
+    assert tuple(frame.columns) == COLUMNS
+    assert len(frame) == len(frame[["instance", "solver", "seed"]].drop_duplicates()) == 8
+    one = frame[(frame.instance == "b") & (frame.solver == "random") & (frame.seed == 1)].iloc[0]
+    assert one.objective == edgeopt.solve(problems["b"], "random", seed=1).objective
+    assert frame[frame.solver == "fake"].objective.tolist() == [3.0, 3.0, 6.0, 6.0]
+    assert not frame.attrs["interrupted"]
+
+
+def test_gap_to_best_known():
+    """The best known value is the best of references and rows; gaps are relative to it in either sense."""
+    frame = compare({"a": tiny_problem()}, [Fake()], executor="serial", references={"a": 4.0})
+    assert frame.best_known[0] == 4.0
+    assert frame.gap_to_best[0] == 0.25
+    rows = [{"instance": "a", "sense": "min", "feasible": True, "objective": value} for value in (4.0, 5.0)]
+    assert [row["gap_to_best"] for row in add_gaps(rows)] == [0.0, 0.25]
+    infeasible = {"instance": "a", "sense": "min", "feasible": False, "objective": 1.0}
+    assert add_gaps([*rows, infeasible])[2]["gap_to_best"] is None
+
+
+def test_failures_are_rows(caplog: pytest.LogCaptureFixture):
+    """Skipping, raising and exiting solvers give rows that say why; tracebacks go to the log."""
+    modes = ("skip", "raise", "exit", "fine")
+    with caplog.at_level(logging.ERROR, "edgeopt"):
+        frame = compare(tiny_problem(), [Fake(mode) for mode in modes], executor="serial")
+    assert frame.status.tolist() == ["skipped", "error", "error", "feasible"]
+    assert frame.message[0] == "expected three users and good will"
+    assert frame.message[1] == "RuntimeError: a fault of two lines"
+    assert frame.solver.tolist() == ["fake(mode=skip)", "fake(mode=raise)", "fake(mode=exit)", "fake"]
+    assert frame.objective[:3].isna().all()
+    assert "Traceback" in caplog.text
+
+
+def test_rows_are_strict_json_with_history_and_solution(tmp_path: Path):
+    """A row file holds history and solution, and no NaN or infinity."""
+    rows, _ = comparison_rows({"a": tiny_problem()}, [Fake(), Fake("skip")], executor="serial", out=tmp_path)
+    texts = [path.read_text() for path in (tmp_path / "rows").glob("*.json")]
+    assert len(texts) == 2
+    for text in texts:
+        json.loads(text, parse_constant=lambda name: pytest.fail(name))
+    assert rows[0]["solution"] == {"cached": [[0], [1], [2]]}
+    assert rows[0]["history"][-1][2:] == [3.0, 10.0]
+    assert {row["key"] for row in read_rows(tmp_path)} == {row["key"] for row in rows}
+
+
+def test_resume_runs_only_what_is_missing(tmp_path: Path, folder: Path):
+    """Finished rows are not run again; a truncated file, a foreign file and a failed run are."""
+    solvers = [Fake(mode, str(folder)) for mode in ("fine", "once-raise")]
+    arguments = {"seeds": (0, 1, 2), "executor": "serial", "out": tmp_path / "out"}
+    first, _ = comparison_rows(tiny_problem(), solvers, **arguments)
+    assert [row["status"] for row in first] == ["feasible"] * 3 + ["error"] * 3
+    files = {row["seed"]: tmp_path / "out" / "rows" / f"{row['key']}.json" for row in first[:3]}
+    files[0].write_text(files[0].read_text()[:-40])
+    files[1].write_text("[]")
+    second, _ = comparison_rows(tiny_problem(), solvers, **arguments)
+    assert [row["status"] for row in second] == ["feasible"] * 6
+    expected = {"fine-0": 2, "fine-1": 2, "fine-2": 1}
+    assert calls(folder) == expected | {f"once-raise-{seed}": 2 for seed in range(3)}
+    third, _ = comparison_rows({"renamed": tiny_problem()}, solvers, **arguments)
+    assert sum(calls(folder).values()) == 11
+    assert {row["instance"] for row in third} == {"renamed"}
+
+
+@pytest.mark.parametrize("change", [{"time_limit": 9.0}, {"seeds": (7,)}, {"stop": edgeopt.MaxIterations(5)}])
+def test_other_runs_have_other_rows(tmp_path: Path, folder: Path, change: dict):
+    """Seed, limits, parameters and contents are part of a row's key: nothing stale is ever returned."""
+    solver = Fake("fine", str(folder))
+    compare(tiny_problem(), [solver], executor="serial", out=tmp_path)
+    compare(tiny_problem(), [solver], executor="serial", out=tmp_path, **change)
+    compare(tiny_problem(2.0), [solver], executor="serial", out=tmp_path)
+    assert sum(calls(folder).values()) == 3
+    assert len(list((tmp_path / "rows").iterdir())) == 3
+
+
+@pytest.mark.parametrize("mode", ["once-interrupt", "once-interrupt-inside"])
+@pytest.mark.parametrize("executor", ["serial", None])
+def test_interrupt_keeps_what_is_done(tmp_path: Path, folder: Path, mode: str, executor: str | None):
+    """Ctrl-C, in a solver or between, returns the rows so far; the same call goes on and repeats none of them."""
+    solvers = [Fake("fine", str(folder)), Fake(mode, str(folder)), Fake("once-fine", str(folder))]
+    arguments = {"executor": executor, "out": tmp_path / "out"}
+    frame = compare(tiny_problem(), solvers, **arguments)
+    assert frame.attrs["interrupted"]
+    assert frame.status.tolist() == ["feasible"]
+    assert len(list((tmp_path / "out" / "rows").iterdir())) == 1
+    again = compare(tiny_problem(), solvers, **arguments)
+    assert not again.attrs["interrupted"]
+    assert again.status.tolist() == ["feasible"] * 3
+    assert calls(folder) == {"fine-0": 1, f"{mode}-0": 2, "once-fine-0": 1}
+
+
+def test_killed_worker_loses_no_row(folder: Path):
+    """A run that kills its worker once is repeated, one that always does becomes an error row; no other run suffers."""
+    modes = ("fine", "kill", "once-kill", "raise")
+    frame = compare(tiny_problem(), [Fake(mode, str(folder)) for mode in modes], seeds=(0, 1), jobs=2)
+    status = frame.groupby(frame.solver.str.extract(r"mode=([\w-]+)")[0].fillna("fine")).status.agg(list).to_dict()
+    assert status == {
+        "fine": ["feasible"] * 2, "kill": ["error"] * 2, "once-kill": ["feasible"] * 2, "raise": ["error"] * 2,
+    }  # fmt: skip
+    assert calls(folder)["kill-0"] == calls(folder)["kill-1"] == 3
+    assert frame.message[2].startswith("its worker died 3 times")
+
+
+def test_workers_are_other_processes_with_one_thread():
+    """By default runs happen in spawned processes whose environment says one thread."""
+    import os
+
+    frame = compare(tiny_problem(), [Fake("environment")], seeds=(0, 1))
+    assert all("threads 1 " in message for message in frame.message)
+    assert all(not message.endswith(f" {os.getpid()}") for message in frame.message)
+
+
+def test_given_executor_is_used_and_left_open():
+    """Any executor will do, and it still works afterwards."""
+    with ThreadPoolExecutor(2) as pool:
+        frame = compare(tiny_problem(), [Fake()], seeds=range(5), executor=pool)
+        assert pool.submit(len, "abc").result() == 3
+    assert frame.objective.tolist() == [3.0] * 5
+
+
+def test_given_executor_that_breaks_loses_no_row():
+    """A caller's pool cannot be started again: what it did not run is there as error rows."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        frame = compare(tiny_problem(), [Fake(), Fake("kill")], seeds=range(3), executor=pool)
+    assert len(frame) == 6
+    assert set(frame.status) <= {"feasible", "error"}
+    assert (frame[frame.solver != "fake"].status == "error").all()
+
+
+def test_bad_arguments():
+    """What cannot be meant is refused at once, with a hint."""
+    with pytest.raises(EdgeOptError, match="did you mean 'random'"):
+        compare(tiny_problem(), ["randon"])
+    with pytest.raises(EdgeOptError, match="seeds"):
+        compare(tiny_problem(), ["random"], seeds=())
+    with pytest.raises(EdgeOptError, match="jobs = 0"):
+        compare(tiny_problem(), ["random"], jobs=0)
+    with pytest.raises(EdgeOptError, match="at least one instance"):
+        compare([], ["random"])
+    with pytest.raises(EdgeOptError, match="facility-tiny"):
+        compare(["facility-tinny"], ["random"])
+
+
+def test_list_of_problems_and_files(tmp_path: Path):
+    """Problems without a name are numbered, files go by their stem, clashes are resolved, and nothing is merged."""
+    tiny_problem(2.0).save(tmp_path / "two.json")
+    tiny_problem(3.0).save(tmp_path / "two.npz")
+    files = [str(tmp_path / "two.json"), tmp_path / "two.npz"]
+    frame = compare([tiny_problem(), *files, "facility-tiny"], [Fake()], executor="serial")
+    assert frame.instance.tolist() == ["instance-1", "two", str(files[1]), "facility-tiny"]
+    assert frame.objective[:3].tolist() == [3.0, 6.0, 9.0]
+    assert frame.status[3] == "skipped"
+
+
+def test_default_is_every_solver():
+    """Without a choice, all solvers of the kind have a row."""
+    names = [solver.name for solver in edgeopt.solvers.solvers_of("expert-caching")]
+    frame = compare({"a": tiny_problem()}, executor="serial", time_limit=2.0)
+    assert frame.solver.tolist() == names
+
+
+def test_what_is_not_installed_is_skipped_until_it_is(tmp_path: Path):
+    """A solver that lacks a package gives a skipped row with what to install, and is tried again by the next comparison."""
+    (tmp_path / "calls").mkdir()
+    fake = Fake("once-lack", str(tmp_path / "calls"))
+    for status in ("skipped", "feasible"):
+        rows, _ = comparison_rows({"tiny": tiny_problem()}, [fake], out=tmp_path, executor="serial")
+        assert [row["status"] for row in rows] == [status]
+        assert ("pip install it" in rows[0]["message"]) == (status == "skipped")
