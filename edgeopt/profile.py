@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt import storage
-from edgeopt.errors import InvalidFileError, InvalidProblemError, MissingDependencyError
+from edgeopt.errors import InvalidFileError, InvalidProblemError
+from edgeopt.extras import needs
 from edgeopt.validate import float_array
 
 if TYPE_CHECKING:
@@ -124,14 +125,8 @@ class ModelProfile:
         The module is measured in training mode. Buffers, such as the running means of batch normalisation, are not part
         of `parameter_bytes`.
         """
-        try:
+        with needs("measuring a module", "train"):
             from edgeopt.models.measure import measure_module
-        except ModuleNotFoundError as error:
-            if error.name != "torch":
-                raise
-            raise MissingDependencyError(
-                "measuring a module needs torch: install it with `pip install 'edgeopt[train]'`"
-            ) from None
         if isinstance(module, Sized) and len(module) == 0:
             raise InvalidProblemError(f"module: expected layers, got an empty {type(module).__name__}")
         measured = measure_module(module, sample, layers=layers)

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from edgeopt import storage
-from edgeopt.errors import InvalidFileError, MissingDependencyError
+from edgeopt.errors import InvalidFileError
+from edgeopt.extras import needs
 
 _HEADER = "edgeopt"  # the key of safetensors' own metadata that holds our header as JSON text
 
@@ -62,8 +63,6 @@ def _errors() -> type[Exception]:
 
 def require_safetensors() -> Any:
     """Return the module `safetensors.numpy`, or say how to install it."""
-    try:
+    with needs("a file of weights", "train"):
         from safetensors import numpy
-    except ImportError:
-        raise MissingDependencyError("weights need safetensors: pip install 'edgeopt[train]'") from None
     return numpy

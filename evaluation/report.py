@@ -8,9 +8,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from edgeopt import storage
-from edgeopt.errors import EdgeOptError, MissingDependencyError
+from edgeopt.errors import EdgeOptError
 from edgeopt.evaluation.compare.performance import summarise, with_gaps
 from edgeopt.evaluation.compare.rows import Row
+from edgeopt.extras import needs
 from edgeopt.problem import Problem
 
 if TYPE_CHECKING:
@@ -42,11 +43,9 @@ def write_report(
     MissingDependencyError
         Without jinja2 or matplotlib.
     """
-    try:
+    with needs("a report", "report"):
         import jinja2
         import matplotlib  # noqa: F401 - missing now is better than missing halfway
-    except ImportError as error:
-        raise MissingDependencyError(f"reports need {error.name}: pip install 'edgeopt[report]'") from None
     flat = with_gaps(rows)
     if not flat:
         raise EdgeOptError("rows: expected at least one run to report on")

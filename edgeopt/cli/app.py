@@ -225,18 +225,12 @@ def info(as_json: JsonOption = False) -> None:
     from importlib.metadata import PackageNotFoundError, version
 
     from edgeopt.evaluation.compare.worker import machine
+    from edgeopt.extras import EXTRAS
     from edgeopt.jit import cache_dir
     from edgeopt.solve import versions
 
     extras: dict[str, str] = {}
-    for extra, packages in {
-        "report": ("pandas", "matplotlib", "jinja2"),
-        "cluster": ("distributed",),
-        "train": ("torch", "safetensors"),
-        "tensorboard": ("tensorboard",),
-        "flower": ("flwr",),
-        "rl": ("pettingzoo", "gymnasium"),
-    }.items():
+    for extra, packages in EXTRAS.items():
         try:
             extras[extra] = ", ".join(f"{package} {version(package)}" for package in packages)
         except PackageNotFoundError:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt import storage
-from edgeopt.errors import MissingDependencyError
+from edgeopt.extras import needs
 from edgeopt.schedule import RoundPlan
 from edgeopt.training.costs.timing import PhaseTime
 from edgeopt.training.messages import State, Tensors
@@ -116,10 +116,8 @@ class History:
 
     def to_frame(self) -> "pd.DataFrame":
         """Return the rows as a pandas table."""
-        try:
+        with needs("a table", "report"):
             import pandas as pd
-        except ImportError:
-            raise MissingDependencyError("tables need pandas: pip install 'edgeopt[report]'") from None
         return pd.DataFrame(self.rows)
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:

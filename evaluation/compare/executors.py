@@ -8,7 +8,8 @@ from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future,
 from contextlib import contextmanager
 from typing import Any, ParamSpec, Protocol, TypeVar
 
-from edgeopt.errors import EdgeOptError, MissingDependencyError
+from edgeopt.errors import EdgeOptError
+from edgeopt.extras import needs
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -117,10 +118,8 @@ class DaskCluster:
     """The workers of a Dask scheduler at an address; start them with ``--nthreads 1`` for fair times."""
 
     def __init__(self, address: str) -> None:
-        try:
+        with needs("a Dask executor", "cluster"):
             from distributed import Client
-        except ImportError:
-            raise MissingDependencyError("a Dask executor needs distributed: pip install 'edgeopt[cluster]'") from None
         try:
             self._client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
         except OSError as error:

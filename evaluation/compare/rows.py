@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeopt import storage
-from edgeopt.errors import InvalidFileError, MissingDependencyError
+from edgeopt.errors import InvalidFileError
+from edgeopt.extras import needs
 from edgeopt.problem import Sense
 
 if TYPE_CHECKING:
@@ -167,10 +168,8 @@ def rows_frame(rows: Iterable[Row]) -> "pd.DataFrame":
     MissingDependencyError
         Without pandas.
     """
-    try:
+    with needs("a data frame", "report"):
         import pandas as pd
-    except ImportError:
-        raise MissingDependencyError("data frames need pandas: pip install 'edgeopt[report]'") from None
     records = [flat_row(row) for row in rows]
     frame = pd.DataFrame({name: [record.get(name) for record in records] for name in COLUMNS})
     numbers = [name for name in COLUMNS if name.startswith("seconds_")]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from edgeopt.errors import EdgeOptError, MissingDependencyError
+from edgeopt.errors import EdgeOptError
+from edgeopt.extras import needs
 from edgeopt.problem import Problem
 from edgeopt.problems import ClientSelection, SelectionPlan
 from edgeopt.problems.client_selection.environment import SelectionEnvironment
@@ -121,12 +122,8 @@ class RlCrp:
         return learner.policy()
 
     def _learner(self, problem: ClientSelection, seed: int) -> "Learner":
-        try:
+        with needs(self.name, "train"):
             from edgeopt.solvers.client_selection.learner import Learner, LearnerSettings
-        except ImportError as error:
-            if error.name is None or error.name.split(".")[0] != "torch":
-                raise
-            raise MissingDependencyError(f"{self.name} needs torch: pip install 'edgeopt[train]'") from None
         settings = LearnerSettings(
             episodes=self.episodes,
             hidden=self.hidden,
