@@ -695,7 +695,7 @@ def test_no_home_costs_time_only(tmp_path: Path):
 def test_other_packages_caches_are_left_alone(tmp_path: Path):
     """Numba's own setting is the same before and after."""
     code = (
-        "from numba.core import config; before = config.CACHE_DIR; from edgeopt.problems import expert_caching_kernels; "
+        "from numba.core import config; before = config.CACHE_DIR; from edgeopt.problems.expert_caching import kernels; "
         "print(before == config.CACHE_DIR)"
     )
     assert run_python(code, EDGEOPT_CACHE_DIR=str(tmp_path)).strip() == "True"

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import pydoc
 import re
 import runpy
 import subprocess
@@ -105,8 +106,12 @@ def test_the_reference_has_every_public_name(module: types.ModuleType):
 
 
 def _covers(module: types.ModuleType, name: str, directive: str) -> bool:
-    own = f"{getattr(getattr(module, name), '__module__', module.__name__)}.{name}"
-    return directive in (f"{module.__name__}.{name}", own)
+    """Whether a directive is this very name: here, where it is defined, or in the package that it comes from."""
+    value = getattr(module, name)
+    own = f"{getattr(value, '__module__', module.__name__)}.{name}"
+    if directive in (f"{module.__name__}.{name}", own):
+        return True
+    return directive.endswith(f".{name}") and pydoc.locate(directive) is value
 
 
 def test_the_reference_has_nothing_else():

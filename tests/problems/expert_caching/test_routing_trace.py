@@ -40,7 +40,10 @@ def small(**change) -> RoutingTrace:
 
 
 def raw_arrays(name: str) -> dict[str, np.ndarray]:
-    with (resources.files("edgeopt.problems") / "data" / f"routing-{name}.npz").open("rb") as file, np.load(file) as z:
+    with (
+        (resources.files("edgeopt.problems.expert_caching") / "data" / f"routing-{name}.npz").open("rb") as file,
+        np.load(file) as z,
+    ):
         return dict(z)
 
 
