@@ -22,7 +22,7 @@ def reserve_stdout() -> None:
     try:
         os.fstat(2)
     except OSError:  # standard error is closed: this takes its place
-        os.open(os.devnull, os.O_WRONLY)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     real = os.dup(1)
     os.dup2(2, 1)
     sys.stdout = io.TextIOWrapper(open(real, "wb"), encoding, errors, line_buffering=at_once)  # noqa: SIM115 - until exit

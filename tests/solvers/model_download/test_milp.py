@@ -248,8 +248,7 @@ def point(model: DownloadModel, pair: Any, hz: float, frequency: np.ndarray, cho
     room = problem.energy_j[0] * (1 + 4e-9) - problem.receive_j_per_bit[0] * problem.model_bits[pair.model]
     seconds = cycles / frequency
     if problem.frequency_levels is None:
-        fastest = problem.max_frequency_hz[0] * (1 + 4e-9)
-        values[first + 3 : first + 3 + layers] = fastest / frequency
+        values[first + 3 : first + 3 + layers] = pair.top / frequency
         values[first + 3 + layers : first + 3 + 2 * layers] = (
             problem.energy_coefficient[0] * cycles * frequency**2 / room
         )
