@@ -21,6 +21,7 @@ from edgeopt.cli.generate import SeedOption, check_writable, generate_app
 from edgeopt.cli.trace import trace
 from edgeopt.cli.train import train
 from edgeopt.errors import EdgeOptError, MissingDependencyError, NoSolutionError, SolverError
+from edgeopt.stdout import reserve_stdout
 
 if TYPE_CHECKING:
     from edgeopt.problem import Problem
@@ -245,7 +246,8 @@ def info(as_json: JsonOption = False) -> None:
 
 
 def main() -> None:
-    """Run the command line of this process."""
+    """Run the command line of this process. What native code prints goes to standard error."""
+    reserve_stdout()
     app()
 
 

@@ -22,6 +22,7 @@ from edgeopt.problem import Problem
 from edgeopt.result import History, Record, Result, Status, relative_gap
 from edgeopt.solve import Solver, solve, versions
 from edgeopt.solvers import get_solver, solvers_of
+from edgeopt.stdout import reserve_stdout
 
 Row = dict[str, Any]
 
@@ -269,6 +270,8 @@ def script(
     parser.add_argument("--quick", action="store_true", help="small instances and short limits: does it run at all?")
     add(parser)
     options = parser.parse_args(arguments)
+    if options.json:
+        reserve_stdout()
     try:
         report = json.loads(dumps({"benchmark": name, **facts(), "quick": options.quick, **measure(options)}))
     except EdgeOptError as error:

@@ -12,6 +12,7 @@ from typing import Any
 from edgeopt import storage
 from edgeopt.errors import MissingDependencyError
 from edgeopt.evaluation.compare.rows import dumps
+from edgeopt.stdout import reserve_stdout
 
 Row = dict[str, Any]
 
@@ -27,7 +28,10 @@ def parser(
     options(found)
     found.add_argument("--out", type=Path, default=None, help="folder for tables (CSV) and pictures (PNG)")
     found.add_argument("--json", action="store_true", help="print the tables as JSON and nothing else")
-    return found.parse_args(argv)
+    arguments = found.parse_args(argv)
+    if arguments.json:
+        reserve_stdout()
+    return arguments
 
 
 def quiet_threads(number: int = 1) -> None:

@@ -12,12 +12,11 @@ from edgeopt.problem import Problem
 from edgeopt.problems import DownloadPlan, ModelDownload
 from edgeopt.result import Exact, Guarantee, Result
 from edgeopt.solve import Run, SolveOptions
-from edgeopt.solvers.back_ends import highs_module
 from edgeopt.solvers.background import Background, Mailbox
-from edgeopt.solvers.highs import new_highs, run_highs
+from edgeopt.solvers.ending import End
+from edgeopt.solvers.highs import end_of_run, new_highs, own_scheduler, run_highs
 from edgeopt.solvers.model_download.common import refusal_message
 from edgeopt.solvers.model_download.milp_model import DownloadModel
-from edgeopt.stop import Limit
 
 LARGEST_COST = 100.0  # the objective is scaled so that its largest coefficient is about this
 TOLERANCE = 1e-9  # of HiGHS on rows and integers
@@ -119,17 +118,12 @@ class _Search:
         self._model.join()
         while not self._run.stopped():
             highs = new_highs(self._model.together(self._scale), self._options | self._mip_options())
-            status = Background(self._run, lambda box, h=highs: run_highs(h, box, _Reporter(self, box))).wait()  # type: ignore[misc]
-            if status is None:  # it has not noticed yet that it was told to stop
+            ending = Background(self._run, lambda box, h=highs: run_highs(h, box, _Reporter(self, box))).wait()  # type: ignore[misc]
+            if ending is None:  # it has not noticed yet that it was told to stop
                 return False, ""
-            kinds = highs_module().HighsModelStatus
-            if status not in (kinds.kOptimal, kinds.kModelEmpty):
-                if status == kinds.kTimeLimit:
-                    self._run.limit = self._run.limit or Limit.TIME
-                elif status != kinds.kInterrupt or self._run.limit is None:
-                    return False, f"HiGHS: {highs.modelStatusToString(status)}"
-                return False, ""
-            value = float(highs.getInfo().objective_function_value) / self._scale
+            if ending.end is not End.OPTIMAL:
+                return False, ending.failure(self._run)
+            value = ending.objective / self._scale
             if self._reaches(value):
                 return self._reaches(self._undecided), ""
             found = np.array(highs.getSolution().col_value)
@@ -149,25 +143,22 @@ class _Search:
 
     def _pairs_alone(self, mailbox: Mailbox) -> Floats | None:
         """Add tangents where every pair alone needs least bandwidth; return that point, None if told to stop."""
-        highspy, model = highs_module(), self._model
+        model = self._model
         highs = new_highs(model.alone(), self._options)
         highs.cbSimplexInterrupt.subscribe(lambda event: event.interrupt() if mailbox.stopping else None)
         values = np.zeros(model.num_columns)
-        try:
+        with own_scheduler():
             for _ in range(ROUNDS):
-                highs.run()
+                ending = end_of_run(highs)
                 if mailbox.stopping:
                     return None
-                status = highs.getModelStatus()
-                if status != highspy.HighsModelStatus.kOptimal:
-                    raise SolverError(f"HiGHS: {highs.modelStatusToString(status)}")
+                if ending.end is not End.OPTIMAL:
+                    raise SolverError(ending.message)
                 last, values, start = values, np.array(highs.getSolution().col_value), model.num_blocks
                 if not model.cut(values) or np.allclose(values[model.x + 1], last[model.x + 1], rtol=CHANGED, atol=0.0):
                     break
                 rows, lower, upper = model.rows(start)
                 highs.addRows(lower.size, lower, upper, rows.nnz, rows.indptr[:-1], rows.indices, rows.data)
-        finally:
-            highspy.Highs.resetGlobalScheduler(True)  # the scheduler belongs to this thread, which ends here
         return values
 
     def _close(self, values: Floats) -> None:

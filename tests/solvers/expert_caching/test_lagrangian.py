@@ -289,7 +289,7 @@ def test_finish_proves_the_optimum(seed: int) -> None:
         run.offer(Placement(np.zeros((problem.num_servers, problem.num_experts), bool)))
         run.tighten(prices.bound)
         last = Finish.of(facility, prices, table.near(prices, prices.bound))
-        assert last.solve(run, prices.bound, 20.0)
+        assert last.solve(run, prices.bound, 20.0) == (True, "")
     optimum, _ = brute_force(problem)
     assert run.objective == pytest.approx(optimum, rel=1e-8)
     assert run.bound >= optimum * (1 - 1e-9)
@@ -313,7 +313,7 @@ def test_finish_keeps_to_its_seconds() -> None:
         run.tighten(prices.bound)
         last = Finish.of(facility, prices, table.near(prices, 0.02 * prices.bound))
         start = time.perf_counter()
-        assert not last.solve(run, 0.02 * prices.bound, 0.2)
+        assert last.solve(run, 0.02 * prices.bound, 0.2) == (False, "")
         assert time.perf_counter() - start < 10.0  # far below what a proof takes
     assert run.bound <= prices.bound
 
