@@ -63,7 +63,7 @@ class _Group(TyperGroup):
 
 
 def _explain(error: BaseException) -> tuple[str, int]:
-    from edgeopt.solve import is_interrupt
+    from edgeopt.interrupts import is_interrupt
 
     if is_interrupt(error) or type(error).__name__ == "Abort":
         return "interrupted", INTERRUPTED

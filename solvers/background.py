@@ -11,7 +11,7 @@ from edgeopt.solve import Run
 T = TypeVar("T")
 
 TICK_S = 0.05  # between two looks at the limits when the back end is silent
-GRACE_S = 2.0  # how long a back end that was told to stop may take before it is left behind
+GRACE_S = 0.1  # how long a back end that was told to stop may take before it is left behind
 
 Action = Callable[[], object]
 
@@ -44,9 +44,11 @@ class Mailbox:
 class Background(Generic[T]):
     """One run of a back end in a thread of its own.
 
-    Python delivers Ctrl-C only to the main thread and only between two of its instructions, so a back end that is
+    Python handles Ctrl-C only in the main thread and only between two of its instructions, so a back end that is
     called directly would hold it up until it returns. Here the calling thread waits, runs what the back end posts
-    (offers, bounds, iterations: user callbacks therefore stay in the caller's thread) and watches the limits.
+    (offers, bounds, iterations: user callbacks therefore stay in the caller's thread) and watches the limits. A back end
+    that does not stop within `GRACE_S` is left behind: it runs on to the end of its present step, nothing that it posts is
+    heard any more, and it does not keep the process from ending. Building a large model is a search like others.
 
     Parameters
     ----------
@@ -87,7 +89,7 @@ class Background(Generic[T]):
     def _pump(self) -> None:
         while not self._run.stopped():
             try:
-                action = self._mailbox.take(TICK_S)
+                action = self._mailbox.take(min(TICK_S, self._run.remaining))
             except Empty:
                 continue
             if action is None:
@@ -99,11 +101,11 @@ class Background(Generic[T]):
     def _drain(self) -> None:
         """Run what is still posted until the back end has returned, at most `GRACE_S`."""
         deadline = time.monotonic() + GRACE_S
-        while time.monotonic() < deadline:
+        while (left := deadline - time.monotonic()) > 0:
             if self._halt is not None:
                 self._halt()
             try:
-                action = self._mailbox.take(TICK_S)
+                action = self._mailbox.take(min(TICK_S, left))
             except Empty:
                 continue
             if action is None:

@@ -14,7 +14,7 @@ from edgeopt.problems import ClientSelection, SelectionPlan
 from edgeopt.problems.selection_environment import SelectionEnvironment
 from edgeopt.progress import TrainingBar
 from edgeopt.result import Guarantee, Heuristic, Result
-from edgeopt.solve import Run, SolveOptions, is_interrupt
+from edgeopt.solve import Run, SolveOptions
 from edgeopt.solvers.client_selection.policy import picks_of, supports_client_selection
 from edgeopt.solvers.client_selection.trained_policy import TrainedPolicy
 

@@ -165,11 +165,11 @@ class CpSat:
         optimal, failure = False, ""
         with Run[Placement](self, problem, options) as run:
             offer_start(run, problem, greedy=self.greedy_start)
-            if not run.stopped():
-                with run.building():
-                    model = build_cp_model(problem, run.solution)
-                if not run.stopped():
-                    optimal, failure = self._search(run, problem, model)
+            start = run.solution
+            with run.building():
+                model = None if run.stopped() else Background(run, lambda _: build_cp_model(problem, start)).wait()
+            if model is not None and not run.stopped():
+                optimal, failure = self._search(run, problem, model)
         return run.result(optimal=optimal, error=failure)
 
     def _search(self, run: Run[Placement], problem: ExpertCaching, model: CpSatModel) -> tuple[bool, str]:

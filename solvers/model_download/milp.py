@@ -79,9 +79,9 @@ class Milp:
         with Run[DownloadPlan](self, problem, options) as run:
             run.offer(DownloadPlan.refuse_all(problem.num_users))
             run.tighten(float(np.where(problem.allowed, problem.value, 0.0).max(axis=1).sum()))
-            if not run.stopped():
-                with run.building():
-                    model = DownloadModel(problem)
+            with run.building():
+                model = None if run.stopped() else Background(run, lambda _: DownloadModel(problem)).wait()
+            if model is not None:
                 optimal, failure = _Search(self, run, model).run_all() if model.pairs else (True, "")
         return run.result(optimal=optimal, error=failure, message=refusal_message(run, problem))
 
@@ -112,16 +112,13 @@ class _Search:
 
     def run_all(self) -> tuple[bool, str]:
         """Return whether the incumbent is optimal, and what failed."""
-        values = Background(self._run, self._pairs_alone).wait()
-        if values is None or self._run.stopped():
+        if Background(self._run, self._prepare).wait() is None:
             return False, ""
-        self._close(values)
-        self._model.join()
         while not self._run.stopped():
-            highs = new_highs(self._model.together(self._scale), self._options | self._mip_options())
-            status = Background(self._run, lambda box, h=highs: run_highs(h, box, _Reporter(self, box))).wait()  # type: ignore[misc]
-            if status is None:  # it has not noticed yet that it was told to stop
+            ended = Background(self._run, self._choose).wait()
+            if ended is None:  # it has not noticed yet that it was told to stop
                 return False, ""
+            highs, status = ended
             kinds = highs_module().HighsModelStatus
             if status not in (kinds.kOptimal, kinds.kModelEmpty):
                 if status == kinds.kTimeLimit:
@@ -137,6 +134,20 @@ class _Search:
                 self._undecided = max(self._undecided, value)
                 self._model.forbid(found, self._serve_all(found))
         return False, ""
+
+    def _prepare(self, mailbox: Mailbox) -> bool | None:
+        """Find out what the pairs need alone, and join them; return whether it was not told to stop."""
+        if (values := self._pairs_alone(mailbox)) is None:
+            return None
+        best = self._close(values)
+        mailbox.post(lambda: self._run.tighten(best))
+        self._model.join()
+        return True
+
+    def _choose(self, mailbox: Mailbox) -> tuple[Any, Any]:
+        """Run HiGHS on the choice among all pairs, and return it with its status."""
+        highs = new_highs(self._model.together(self._scale), self._options | self._mip_options())
+        return highs, run_highs(highs, mailbox, _Reporter(self, mailbox))
 
     def _mip_options(self) -> dict[str, Any]:
         options = {"mip_rel_gap": 0.0, "mip_abs_gap": 0.0, "mip_feasibility_tolerance": TOLERANCE}
@@ -170,8 +181,11 @@ class _Search:
             highspy.Highs.resetGlobalScheduler(True)  # the scheduler belongs to this thread, which ends here
         return values
 
-    def _close(self, values: Floats) -> None:
-        """Close the pairs that need more than there is; keep how the others are served, where it is settled."""
+    def _close(self, values: Floats) -> float:
+        """Close the pairs that need more than there is; keep how the others are served, where it is settled.
+
+        Returns what all users are worth with the best model that is left to each.
+        """
         model = self._model
         needed = values[model.x + 1] * model.hz
         model.is_open = (values[model.x] > 0.5) & (needed <= model.limit_hz * (1 + TOLERANCE))
@@ -180,7 +194,7 @@ class _Search:
                 self._served[index] = how
         best = np.zeros(self._run.problem.num_users)  # type: ignore[attr-defined]
         np.maximum.at(best, model.user[model.is_open], model.value[model.is_open])
-        self._run.tighten(float(best.sum()))
+        return float(best.sum())
 
     def _serve_all(self, values: Floats) -> Served:
         """Return how the pairs chosen at a point are served, those that can be."""
