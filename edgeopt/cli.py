@@ -21,6 +21,7 @@ from edgeopt.cli_generate import SeedOption, check_writable, generate_app
 from edgeopt.cli_trace import trace
 from edgeopt.cli_train import train
 from edgeopt.errors import EdgeOptError, MissingDependencyError, NoSolutionError, SolverError
+from edgeopt.interrupts import interrupted, interrupts_noted
 
 if TYPE_CHECKING:
     from edgeopt.problem import Problem
@@ -97,6 +98,7 @@ def _top(
 
 
 @app.command()
+@interrupts_noted()  # from the first line to the last: what has been found is written and printed
 def solve(
     instance: InstanceArgument,
     solver: Annotated[str, typer.Option(help="Name of the solver, see `edgeopt solvers`.")],
@@ -124,7 +126,7 @@ def solve(
     if output is not None:
         result.save(output)
     print(dumps(result.to_json(), indent=1) if as_json else result.summary())
-    if result.limit is Limit.INTERRUPT:
+    if result.limit is Limit.INTERRUPT or interrupted():
         raise typer.Exit(INTERRUPTED)
     if result.status in ("error", "no-solution"):
         raise typer.Exit(1)

@@ -17,7 +17,7 @@ def interrupts_noted() -> Iterator[None]:
     Python hands signals to the main thread alone: in other threads the block changes nothing. Nor does it where Ctrl-C
     is not Python's own: whoever handles it, an outer block of this kind included, goes on doing so.
     """
-    global _noted  # noqa: PLW0603 - one flag for one handler
+    global _noted
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
@@ -49,7 +49,7 @@ def is_interrupt(error: BaseException | None) -> bool:
 
 
 def _note(number: int, frame: FrameType | None) -> None:
-    global _noted  # noqa: PLW0603
+    global _noted
     if _noted:
         signal.default_int_handler(number, frame)
     _noted = True

@@ -8,6 +8,7 @@ so the load is told beside the figures.
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 
 from rich.console import Console
 
@@ -32,7 +33,8 @@ def measure(options: argparse.Namespace) -> Row:
     names = options.instances.split(",") if options.instances else QUICK_INSTANCES if options.quick else library_names()
     limits = QUICK_LIMITS if options.quick else [float(limit) for limit in options.limits.split(",")]
     wanted = options.solvers.split(",") if options.solvers else None
-    before, rows = load(), []
+    before = load()
+    rows: list[Row] = []
     for name in names:
         problem = load_instance(name)
         for solver in solvers_of(problem.kind):
@@ -48,13 +50,14 @@ def measure(options: argparse.Namespace) -> Row:
         "load": [before, load()],
         "rows": rows,
         "valid": all(row["status"] in ("optimal", "feasible") for row in rows),
-        "goals": [
-            common.goal(f"time limit of {limit:g} s: most seconds over it", GOAL_S, worst["over_s"], "s",
-                        note=f"{worst['solver']} on {worst['instance']}")
-            for limit in limits
-            for worst in [max((row for row in rows if row["time_limit"] == limit), key=lambda row: row["over_s"])]
-        ],
-    }  # fmt: skip
+        "goals": [_goal(limit, [row for row in rows if row["time_limit"] == limit]) for limit in limits],
+    }
+
+
+def _goal(limit: float, rows: Sequence[Row]) -> Row:
+    worst = max(rows, key=lambda row: row["over_s"])
+    where = f"{worst['solver']} on {worst['instance']}"
+    return common.goal(f"time limit of {limit:g} s: most seconds over it", GOAL_S, worst["over_s"], "s", note=where)
 
 
 def show(report: Row, console: Console) -> None:

@@ -174,13 +174,13 @@ class Milp:
         optimal, failure = False, ""
         with Run[Placement](self, problem, options) as run:
             offer_start(run, problem, greedy=self.greedy_start)
-            start, options = run.solution, self._options(run)
+            start, settings = run.solution, self._options(run)
 
             def build(mailbox: Mailbox) -> "tuple[MilpModel, highspy.Highs] | None":
                 model = build_model(problem)
                 if mailbox.stopping:
                     return None
-                highs = new_highs(model.lp, options)
+                highs = new_highs(model.lp, settings)
                 _warm_start(highs, model, start)
                 return model, highs
 

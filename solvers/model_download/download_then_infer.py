@@ -39,11 +39,15 @@ class DownloadThenInfer:
         """Solve without overlap."""
         with Run[DownloadPlan](self, problem, options) as run:
             run.offer(DownloadPlan.refuse_all(problem.num_users))
-            rate, speed = separate_rates(problem)
-            admission = admit(run, problem, rate)
-            frequency = speed[np.arange(problem.num_users), admission.model]
-            run.offer(constant_speed_plan(problem, admission, frequency))
+            run.offer(separate_plan(run, problem))
         return run.result(message=refusal_message(run, problem))
+
+
+def separate_plan(run: Run[DownloadPlan], problem: ModelDownload) -> DownloadPlan:
+    """Return the best plan without overlap, at one frequency each; limits of the run hold for the admission."""
+    rate, speed = separate_rates(problem)
+    admission = admit(run, problem, rate)
+    return constant_speed_plan(problem, admission, speed[np.arange(problem.num_users), admission.model])
 
 
 def separate_rates(problem: ModelDownload) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -79,8 +79,9 @@ class Milp:
         with Run[DownloadPlan](self, problem, options) as run:
             run.offer(DownloadPlan.refuse_all(problem.num_users))
             run.tighten(float(np.where(problem.allowed, problem.value, 0.0).max(axis=1).sum()))
+            building = Background(run, lambda mailbox: DownloadModel(problem, mailbox.check))
             with run.building():
-                model = None if run.stopped() else Background(run, lambda _: DownloadModel(problem)).wait()
+                model = None if run.stopped() else building.wait()
             if model is not None:
                 optimal, failure = _Search(self, run, model).run_all() if model.pairs else (True, "")
         return run.result(optimal=optimal, error=failure, message=refusal_message(run, problem))
@@ -113,6 +114,7 @@ class _Search:
     def run_all(self) -> tuple[bool, str]:
         """Return whether the incumbent is optimal, and what failed."""
         if Background(self._run, self._prepare).wait() is None:
+            self._run.limit = self._run.limit or Limit.TIME  # HiGHS has a clock of its own
             return False, ""
         while not self._run.stopped():
             ended = Background(self._run, self._choose).wait()
@@ -136,12 +138,11 @@ class _Search:
         return False, ""
 
     def _prepare(self, mailbox: Mailbox) -> bool | None:
-        """Find out what the pairs need alone, and join them; return whether it was not told to stop."""
+        """Find out what the pairs need alone, and join them; return None if there was no time to."""
         if (values := self._pairs_alone(mailbox)) is None:
             return None
-        best = self._close(values)
-        mailbox.post(lambda: self._run.tighten(best))
-        self._model.join()
+        self._close(values, mailbox)
+        self._model.join(mailbox.check)
         return True
 
     def _choose(self, mailbox: Mailbox) -> tuple[Any, Any]:
@@ -150,8 +151,10 @@ class _Search:
         return highs, run_highs(highs, mailbox, _Reporter(self, mailbox))
 
     def _mip_options(self) -> dict[str, Any]:
-        options = {"mip_rel_gap": 0.0, "mip_abs_gap": 0.0, "mip_feasibility_tolerance": TOLERANCE}
-        return options | ({"time_limit": self._run.remaining} if math.isfinite(self._run.options.time_limit) else {})
+        return {"mip_rel_gap": 0.0, "mip_abs_gap": 0.0, "mip_feasibility_tolerance": TOLERANCE} | self._time_limit()
+
+    def _time_limit(self) -> dict[str, Any]:
+        return {"time_limit": self._run.remaining} if math.isfinite(self._run.options.time_limit) else {}
 
     def _reaches(self, value: float) -> bool:
         """Whether the incumbent is worth so much, up to the tolerance of HiGHS."""
@@ -159,17 +162,17 @@ class _Search:
         return objective is not None and objective >= value - 10 * MARGIN / self._scale - 1e-9 * abs(value)
 
     def _pairs_alone(self, mailbox: Mailbox) -> Floats | None:
-        """Add tangents where every pair alone needs least bandwidth; return that point, None if told to stop."""
+        """Add tangents where every pair alone needs least bandwidth; return that point, None if there was no time to."""
         highspy, model = highs_module(), self._model
-        highs = new_highs(model.alone(), self._options)
+        highs = new_highs(model.alone(), self._options | self._time_limit())
         highs.cbSimplexInterrupt.subscribe(lambda event: event.interrupt() if mailbox.stopping else None)
         values = np.zeros(model.num_columns)
         try:
             for _ in range(ROUNDS):
                 highs.run()
-                if mailbox.stopping:
-                    return None
                 status = highs.getModelStatus()
+                if mailbox.stopping or status == highspy.HighsModelStatus.kTimeLimit:
+                    return None
                 if status != highspy.HighsModelStatus.kOptimal:
                     raise SolverError(f"HiGHS: {highs.modelStatusToString(status)}")
                 last, values, start = values, np.array(highs.getSolution().col_value), model.num_blocks
@@ -181,20 +184,18 @@ class _Search:
             highspy.Highs.resetGlobalScheduler(True)  # the scheduler belongs to this thread, which ends here
         return values
 
-    def _close(self, values: Floats) -> float:
-        """Close the pairs that need more than there is; keep how the others are served, where it is settled.
-
-        Returns what all users are worth with the best model that is left to each.
-        """
+    def _close(self, values: Floats, mailbox: Mailbox) -> None:
+        """Close the pairs that need more than there is; keep how the others are served, where it is settled."""
         model = self._model
         needed = values[model.x + 1] * model.hz
         model.is_open = (values[model.x] > 0.5) & (needed <= model.limit_hz * (1 + TOLERANCE))
         for index in np.flatnonzero(model.is_open).tolist() if self._is_settled else []:
+            mailbox.check()
             if (how := model.serve(index, values)) is not None:
                 self._served[index] = how
         best = np.zeros(self._run.problem.num_users)  # type: ignore[attr-defined]
         np.maximum.at(best, model.user[model.is_open], model.value[model.is_open])
-        return float(best.sum())
+        mailbox.post(lambda: self._run.tighten(float(best.sum())))
 
     def _serve_all(self, values: Floats) -> Served:
         """Return how the pairs chosen at a point are served, those that can be."""
