@@ -6,35 +6,44 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_noted = False  # signals belong to the process, and so does this
+
+class Noted:
+    """What a block of `interrupts_noted` knows: whether Ctrl-C was `pressed` in it."""
+
+    pressed = False
+
+
+_block: Noted | None = None  # signals belong to the process, and so does this
 
 
 @contextmanager
-def interrupts_noted() -> Iterator[None]:
+def interrupts_noted() -> Iterator[Noted]:
     """Note the first Ctrl-C in the block, for `interrupted` to tell; further ones are raised as usual.
 
     Raised wherever it comes, Ctrl-C would leave results behind half made, and compiled code turns it into other errors.
     Python hands signals to the main thread alone: in other threads the block changes nothing. Nor does it where Ctrl-C
-    is not Python's own: whoever handles it, an outer block of this kind included, goes on doing so.
+    is not Python's own: whoever handles it goes on doing so. A block within a block is part of it.
     """
-    global _noted
-    is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
+    global _block  # noqa: PLW0603 - one block for one handler
+    if threading.current_thread() is not threading.main_thread():
+        yield Noted()
         return
-    _noted = False
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield _block or Noted()
+        return
+    _block = noted = Noted()
     signal.signal(signal.SIGINT, _note)
     try:
-        yield
+        yield noted
     finally:
         if signal.getsignal(signal.SIGINT) is _note:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        _noted = False
+        _block = None
 
 
 def interrupted() -> bool:
     """Return whether Ctrl-C has been noted for the calling thread, in a block of `interrupts_noted`."""
-    return _noted and threading.current_thread() is threading.main_thread()
+    return _block is not None and _block.pressed and threading.current_thread() is threading.main_thread()
 
 
 def is_interrupt(error: BaseException | None) -> bool:
@@ -49,7 +58,7 @@ def is_interrupt(error: BaseException | None) -> bool:
 
 
 def _note(number: int, frame: FrameType | None) -> None:
-    global _noted
-    if _noted:
+    if _block is None or _block.pressed:
         signal.default_int_handler(number, frame)
-    _noted = True
+    else:
+        _block.pressed = True

@@ -127,7 +127,7 @@ def solve(
     (<Status.FEASIBLE: 'feasible'>, True)
     """
     started = time.perf_counter()
-    with interrupts_noted():
+    with interrupts_noted() as noted:
         if isinstance(solver, str):
             from edgeopt import solvers  # late: the core does not depend on the solvers
 
@@ -149,7 +149,7 @@ def solve(
             started=started,
         )
         result = solver.solve(problem, options)
-        return dataclasses.replace(result, limit=Limit.INTERRUPT) if interrupted() else result
+    return dataclasses.replace(result, limit=Limit.INTERRUPT) if noted.pressed else result
 
 
 class Run(Generic[S]):
