@@ -40,7 +40,7 @@ MOMENTS = 8  # of each solve
 BRIEF: dict[str, dict[str, Any]] = {
     "max-convolution": {"search_work": 1e5, "bound_steps": 3},
     "lagrangian": {"search_work": 1e5, "bound_steps": 3, "max_steps": 30, "rounds": 2},
-    **dict.fromkeys(("rl-crp", "rl-no-crp", "rl-no-fairness"), {"iterations": 2, "episodes": 2}),
+    **{name: {"iterations": 2, "episodes": 2} for name in ("rl-crp", "rl-no-crp", "rl-no-fairness")},
 }
 """Settings with which solvers have less to do, and all of it still happens."""
 PACKAGE = str(Path(edgeopt.__file__).resolve().parent.parent)
@@ -66,14 +66,15 @@ def press() -> None:
 
 
 @contextmanager
-def at_every_statement(act: Callable[[Line], None]) -> Iterator[None]:
-    """Call `act` before every statement of the package that this thread runs while Ctrl-C is noted."""
+def at_every_statement(act: Callable[[Line], object]) -> Iterator[None]:
+    """Call `act` before every statement of the package that this thread runs while Ctrl-C is noted, until it says False."""
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
         if not frame.f_code.co_filename.startswith(PACKAGE) or frame.f_code.co_filename == interrupts.__file__:
             return None
-        if event == "line" and signal.getsignal(signal.SIGINT) is interrupts._note:
-            act((frame.f_code.co_filename, frame.f_lineno))
+        is_noted = signal.getsignal(signal.SIGINT) is interrupts._note
+        if event == "line" and is_noted and act((frame.f_code.co_filename, frame.f_lineno)) is False:
+            sys.settrace(None)
         return trace
 
     before = sys.gettrace()
@@ -117,10 +118,11 @@ def test_ctrl_c_at_many_statements(solver: Any, tiny: Any):
     for moment in {round(k) for k in np.linspace(0, len(lines) - 1, MOMENTS)}:
         pressed: list[Line] = []
 
-        def act(line: Line, wanted: Line = lines[moment], pressed: list[Line] = pressed) -> None:
-            if line == wanted and not pressed:
+        def act(line: Line, wanted: Line = lines[moment], pressed: list[Line] = pressed) -> bool:
+            if line == wanted:
                 pressed.append(line)
                 press()
+            return not pressed
 
         with at_every_statement(act):
             result = edgeopt.solve(tiny.problem, solver)
