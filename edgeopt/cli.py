@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -44,7 +44,7 @@ class _Group(TyperGroup):
         standalone = kwargs.pop("standalone_mode", True)
         status = self._run(words, debug, kwargs)
         if standalone:
-            sys.exit(status)
+            _leave(status)
         return status
 
     def _run(self, words: list[str], debug: bool, kwargs: Any) -> int:
@@ -61,6 +61,16 @@ class _Group(TyperGroup):
             message, status = _explain(error)
             print(" ".join(f"edgeopt: {message}".split()), file=sys.stderr)
             return status
+
+
+def _leave(status: int) -> NoReturn:
+    """Exit; past Python's own ending where a back end has been left behind, which would take that down when it returns."""
+    background = sys.modules.get("edgeopt.solvers.background")
+    if background is not None and background.left_behind():
+        sys.stderr.flush()
+        sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _explain(error: BaseException) -> tuple[str, int]:

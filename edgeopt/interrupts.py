@@ -24,7 +24,7 @@ def interrupts_noted() -> Iterator[Noted]:
     Python hands signals to the main thread alone: in other threads the block changes nothing. Nor does it where Ctrl-C
     is not Python's own: whoever handles it goes on doing so. A block within a block is part of it.
     """
-    global _block  # noqa: PLW0603 - one block for one handler
+    global _block
     if threading.current_thread() is not threading.main_thread():
         yield Noted()
         return

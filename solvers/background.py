@@ -135,6 +135,11 @@ class Background(Generic[T]):
                 self._run.stopped()
 
 
+def left_behind() -> bool:
+    """Return whether a back end that was left behind is still running."""
+    return any(thread.is_alive() for thread in tuple(_threads))
+
+
 @atexit.register
 def _await_left_behind() -> None:
     """Wait a little for back ends left behind: one that returns while Python is ending takes the process down with it."""

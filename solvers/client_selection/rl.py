@@ -91,7 +91,10 @@ class RlCrp:
         return run.result()
 
     def _train_and_play(self, run: Run[SelectionPlan], problem: ClientSelection) -> None:
-        """Train until a limit leaves just the time to play what has been learned, and play it."""
+        """Train until a limit leaves just the time to play what has been learned, and play it; `cyclic_plan` if it is over now."""
+        if run.stopped():
+            run.offer(SelectionPlan(cyclic_plan(problem)))
+            return
         with run.building():
             learner = self._learner(problem, run.seed)
         known, plan, needed_s = learner.iteration, None, 0.0

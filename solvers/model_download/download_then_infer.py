@@ -12,6 +12,7 @@ from edgeopt.result import Guarantee, Heuristic, Result
 from edgeopt.solve import Run, SolveOptions
 from edgeopt.solvers.kernels.download import FIT
 from edgeopt.solvers.model_download.common import admit, constant_speed_plan, refusal_message, supports_model_download
+from edgeopt.stop import Limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,12 @@ def separate_plan(run: Run[DownloadPlan], problem: ModelDownload) -> DownloadPla
     rate, speed = separate_rates(problem)
     admission = admit(run, problem, rate)
     return constant_speed_plan(problem, admission, speed[np.arange(problem.num_users), admission.model])
+
+
+def offer_something(run: Run[DownloadPlan], problem: ModelDownload) -> None:
+    """Offer the plan without overlap if time or Ctrl-C has ended the run early: it takes a few milliseconds."""
+    if run.stopped() and run.limit in (Limit.TIME, Limit.INTERRUPT):
+        run.offer(separate_plan(run, problem))
 
 
 def separate_rates(problem: ModelDownload) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

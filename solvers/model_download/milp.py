@@ -16,6 +16,7 @@ from edgeopt.solvers.back_ends import highs_module
 from edgeopt.solvers.background import Background, Mailbox
 from edgeopt.solvers.highs import new_highs, run_highs
 from edgeopt.solvers.model_download.common import refusal_message
+from edgeopt.solvers.model_download.download_then_infer import offer_something
 from edgeopt.solvers.model_download.milp_model import DownloadModel
 from edgeopt.stop import Limit
 
@@ -84,6 +85,7 @@ class Milp:
                 model = None if run.stopped() else building.wait()
             if model is not None:
                 optimal, failure = _Search(self, run, model).run_all() if model.pairs else (True, "")
+            offer_something(run, problem)
         return run.result(optimal=optimal, error=failure, message=refusal_message(run, problem))
 
 

@@ -36,7 +36,7 @@ INSTANCES: dict[str, tuple[Any, ...]] = {
     "split-training": (split.instance("varied 13"),),
     "client-selection": (selection.instance("fail, regimes"),),
 }
-MOMENTS = 8  # of each solve
+MOMENTS = 6  # of each solve
 BRIEF: dict[str, dict[str, Any]] = {
     "max-convolution": {"search_work": 1e5, "bound_steps": 3},
     "lagrangian": {"search_work": 1e5, "bound_steps": 3, "max_steps": 30, "rounds": 2},
@@ -134,9 +134,10 @@ def test_ctrl_c_at_many_statements(solver: Any, tiny: Any):
 
 @pairs
 def test_ctrl_c_at_the_start(solver: Any, tiny: Any):
-    """The first thing that a run sees is Ctrl-C: there is a solution, it can be written down, and it counts no iterations."""
+    """The first thing that a run sees is Ctrl-C: there is a solution all the same, worth something, to be written down."""
     result = edgeopt.solve(tiny.problem, solver, callback=Press())
     check(result, tiny)
+    assert tiny.problem.sense == "min" or tiny.problem.kind == "client-selection" or result.objective > 0
     assert result.to_json(with_solution=True)["limit"] == "interrupt"
 
 
@@ -198,10 +199,17 @@ def test_a_second_ctrl_c_is_raised():
             pytest.fail("the second one was not raised")
 
     check(edgeopt.solve(tiny.problem, "greedy", callback=Twice()), tiny)
-    with pytest.raises(KeyboardInterrupt), interrupts_noted():
-        press()
-        assert interrupted()
-        press()
+    heard = []
+
+    def noted_twice() -> None:
+        with interrupts_noted():
+            press()
+            heard.append(interrupted())
+            press()
+
+    with pytest.raises(KeyboardInterrupt):
+        noted_twice()
+    assert heard == [True]
     assert not interrupted()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
