@@ -16,6 +16,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 import numpy as np
 
 from edgeopt.errors import EdgeOptError, InvalidProblemError, SolverError, UnsupportedProblemError
+from edgeopt.interrupts import interrupted, interrupts_noted, is_interrupt
 from edgeopt.problem import Problem
 from edgeopt.progress import Callback, ProgressLine
 from edgeopt.result import Guarantee, History, Record, Result, Seconds, Status, relative_gap
@@ -64,6 +65,8 @@ class SolveOptions:
     callback: Callback | None = None
     display: bool = False
     deterministic: bool = False
+    started: float | None = None
+    """When the call began, by `time.perf_counter`; None: when the solver's `Run` is made."""
 
     def __post_init__(self) -> None:
         if not self.time_limit >= 0:
@@ -88,11 +91,15 @@ def solve(
 ) -> Result[Any]:
     """Solve a problem.
 
+    Ctrl-C, whenever it comes, ends the solve as a limit does: the best solution so far is returned, with the limit
+    ``interrupt``; a second one is raised. Where Ctrl-C has a handler of the caller's, that is called instead.
+
     Parameters
     ----------
     problem : the problem.
     solver : a solver object, or the name of one with its default hyper-parameters.
     time_limit : seconds for the whole call, compilation included. Never an error: the best solution so far is returned.
+        A kernel that is being compiled is not interrupted: the first call on a machine may take that much longer.
     stop : further stop criteria, for example ``TargetGap(1e-4)``.
     seed : same seed, same result. None draws a fresh seed and reports it.
     initial_solution : feasible solution to start from (warm start); the result is never worse.
@@ -119,39 +126,44 @@ def solve(
     >>> result.status, result.objective <= result.bound
     (<Status.FEASIBLE: 'feasible'>, True)
     """
-    if isinstance(solver, str):
-        from edgeopt import solvers  # late: the core does not depend on the solvers
+    started = time.perf_counter()
+    with interrupts_noted() as noted:
+        if isinstance(solver, str):
+            from edgeopt import solvers  # late: the core does not depend on the solvers
 
-        solver = solvers.get_solver(problem.kind, solver)
-    if (reason := solver.supports(problem)) is not None:
-        raise UnsupportedProblemError(f"{solver.name}: {reason}")
-    if initial_solution is not None and (violations := problem.violations(initial_solution)):
-        raise InvalidProblemError(f"initial_solution: {violations[0].message}")
-    if seed is None:
-        seed = int(np.random.SeedSequence().generate_state(1)[0])
-    options = SolveOptions(
-        time_limit=time_limit,
-        stop=stop,
-        seed=seed,
-        initial_solution=initial_solution,
-        callback=callback,
-        display=display,
-        deterministic=deterministic,
-    )
-    return solver.solve(problem, options)
+            solver = solvers.get_solver(problem.kind, solver)
+        if (reason := solver.supports(problem)) is not None:
+            raise UnsupportedProblemError(f"{solver.name}: {reason}")
+        if initial_solution is not None and (violations := problem.violations(initial_solution)):
+            raise InvalidProblemError(f"initial_solution: {violations[0].message}")
+        if seed is None:
+            seed = int(np.random.SeedSequence().generate_state(1)[0])
+        options = SolveOptions(
+            time_limit=time_limit,
+            stop=stop,
+            seed=seed,
+            initial_solution=initial_solution,
+            callback=callback,
+            display=display,
+            deterministic=deterministic,
+            started=started,
+        )
+        result = solver.solve(problem, options)
+    return dataclasses.replace(result, limit=Limit.INTERRUPT) if noted.pressed else result
 
 
 class Run(Generic[S]):
     """One solve in progress: clock, limits, incumbent, bound, history. Used as a context manager by every solver.
 
     Inside the ``with`` block the solver calls `offer` for solutions, `tighten` for bounds and `step` once an
-    iteration; Ctrl-C leaves the block quietly, and `result` returns the incumbent.
+    iteration, and looks at `stopped`, often: Ctrl-C is a limit like others. One that is raised, by a callback or a handler
+    of the caller's, leaves the block quietly, and `result` returns the incumbent.
     """
 
     def __init__(self, solver: Solver, problem: Problem, options: SolveOptions) -> None:
         self.problem, self.options, self._solver = problem, options, solver
         self._sign = 1.0 if problem.sense == "max" else -1.0
-        self._start = time.perf_counter()
+        self._start = time.perf_counter() if options.started is None else options.started
         self._build = 0.0
         self.solution: S | None = None
         self.objective: float | None = None
@@ -256,7 +268,7 @@ class Run(Generic[S]):
     def stopped(self) -> bool:
         """Return whether a limit has been reached."""
         if self.limit is None:
-            self.limit = self._criteria.check(self.progress())
+            self.limit = Limit.INTERRUPT if interrupted() else self._criteria.check(self.progress())
         return self.limit is not None
 
     def result(
@@ -323,16 +335,6 @@ class Run(Generic[S]):
     def _record(self) -> None:
         bound = self.bound if math.isfinite(self.bound) else None
         self.history.append(Record(self.seconds, self.iteration, self.objective, bound))
-
-
-def is_interrupt(error: BaseException | None) -> bool:
-    """Return whether an exception is Ctrl-C.
-
-    When the signal comes inside a compiled kernel, numba raises SystemError with KeyboardInterrupt as its cause.
-    """
-    return isinstance(error, KeyboardInterrupt) or (
-        isinstance(error, SystemError) and isinstance(error.__cause__, KeyboardInterrupt)
-    )
 
 
 def versions() -> dict[str, str]:

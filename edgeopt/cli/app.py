@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -21,6 +21,7 @@ from edgeopt.cli.generate import SeedOption, check_writable, generate_app
 from edgeopt.cli.trace import trace
 from edgeopt.cli.train import train
 from edgeopt.errors import EdgeOptError, MissingDependencyError, NoSolutionError, SolverError
+from edgeopt.interrupts import interrupted, interrupts_noted
 from edgeopt.stdout import reserve_stdout
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class _Group(TyperGroup):
         standalone = kwargs.pop("standalone_mode", True)
         status = self._run(words, debug, kwargs)
         if standalone:
-            sys.exit(status)
+            _leave(status)
         return status
 
     def _run(self, words: list[str], debug: bool, kwargs: Any) -> int:
@@ -63,8 +64,18 @@ class _Group(TyperGroup):
             return status
 
 
+def _leave(status: int) -> NoReturn:
+    """Exit; past Python's own ending where a back end has been left behind, which would take that down when it returns."""
+    background = sys.modules.get("edgeopt.solvers.background")
+    if background is not None and background.left_behind():
+        sys.stderr.flush()
+        sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 def _explain(error: BaseException) -> tuple[str, int]:
-    from edgeopt.solve import is_interrupt
+    from edgeopt.interrupts import is_interrupt
 
     if is_interrupt(error) or type(error).__name__ == "Abort":
         return "interrupted", INTERRUPTED
@@ -98,6 +109,7 @@ def _top(
 
 
 @app.command()
+@interrupts_noted()  # from the first line to the last: what has been found is written and printed
 def solve(
     instance: InstanceArgument,
     solver: Annotated[str, typer.Option(help="Name of the solver, see `edgeopt solvers`.")],
@@ -125,7 +137,7 @@ def solve(
     if output is not None:
         result.save(output)
     print(dumps(result.to_json(), indent=1) if as_json else result.summary())
-    if result.limit is Limit.INTERRUPT:
+    if result.limit is Limit.INTERRUPT or interrupted():
         raise typer.Exit(INTERRUPTED)
     if result.status in ("error", "no-solution"):
         raise typer.Exit(1)

@@ -9,9 +9,9 @@ import numpy as np
 
 from edgeopt.convergence import ConvergenceEstimate
 from edgeopt.errors import InvalidProblemError
+from edgeopt.interrupts import is_interrupt
 from edgeopt.progress import TrainingBar
 from edgeopt.schedule import Planner
-from edgeopt.solve import is_interrupt
 from edgeopt.storage import Arrays
 from edgeopt.tensors import require_safetensors
 from edgeopt.training.algorithms.base import Algorithm

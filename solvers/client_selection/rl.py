@@ -1,5 +1,6 @@
 """`rl-crp`, `rl-no-crp`, `rl-no-fairness`: servers that learn whom to pick, each by itself."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -10,14 +11,16 @@ import numpy as np
 
 from edgeopt.errors import EdgeOptError
 from edgeopt.extras import needs
+from edgeopt.interrupts import interrupted, interrupts_noted, is_interrupt
 from edgeopt.problem import Problem
 from edgeopt.problems import ClientSelection, SelectionPlan
 from edgeopt.problems.client_selection.environment import SelectionEnvironment
 from edgeopt.progress import TrainingBar
 from edgeopt.result import Guarantee, Heuristic, Result
-from edgeopt.solve import Run, SolveOptions, is_interrupt
-from edgeopt.solvers.client_selection.policy import picks_of, supports_client_selection
+from edgeopt.solve import Run, SolveOptions
+from edgeopt.solvers.client_selection.policy import cyclic_plan, picks_of, supports_client_selection
 from edgeopt.solvers.client_selection.trained_policy import TrainedPolicy
+from edgeopt.stop import Limit
 
 if TYPE_CHECKING:
     from edgeopt.solvers.client_selection.learner import Iteration, Learner
@@ -83,16 +86,36 @@ class RlCrp:
         """Train, unless there is a policy, and play it on the problem's own episode."""
         with Run[SelectionPlan](self, problem, options) as run:
             if self.policy is not None:
-                run.offer(play_policy(problem, TrainedPolicy.load(self.policy)))
+                run.offer(play_policy(problem, TrainedPolicy.load(self.policy), run.stopped))
             else:
-                with run.building():
-                    learner = self._learner(problem, run.seed)
-                try:
-                    for _ in self._iterations(learner, run.stopped):
-                        run.step()
-                finally:  # what has been learned is played also after an interrupt
-                    run.offer(play_policy(problem, learner.policy()))
+                self._train_and_play(run, problem)
         return run.result()
+
+    def _train_and_play(self, run: Run[SelectionPlan], problem: ClientSelection) -> None:
+        """Train until a limit leaves just the time to play what has been learned, and play it; `cyclic_plan` if it is over now."""
+        if run.stopped():
+            run.offer(SelectionPlan(cyclic_plan(problem)))
+            return
+        with run.building():
+            learner = self._learner(problem, run.seed)
+        known, plan, needed_s = learner.iteration, None, 0.0
+
+        def stopped() -> bool:
+            if run.remaining <= needed_s:
+                run.limit = run.limit or Limit.TIME
+            return run.stopped()
+
+        try:
+            if math.isfinite(run.options.time_limit):
+                before = run.seconds
+                plan = play_policy(problem, learner.policy(), run.stopped)
+                needed_s = run.seconds - before
+            for _ in self._iterations(learner, stopped):
+                run.step()
+        finally:  # what has been learned is played also after an interrupt
+            if plan is None or learner.iteration > known:
+                plan = play_policy(problem, learner.policy())
+            run.offer(plan)
 
     def train(self, problem: ClientSelection, *, seed: int = 0, display: bool = False) -> TrainedPolicy:
         """Train on a problem and return the policy; Ctrl-C returns what has been learned so far.
@@ -111,9 +134,9 @@ class RlCrp:
             If the checkpoint is of another problem, other settings or another seed.
         """
         learner = self._learner(problem, seed)
-        with TrainingBar(self.name, self.iterations) if display else nullcontext() as bar:
+        with interrupts_noted(), TrainingBar(self.name, self.iterations) if display else nullcontext() as bar:
             try:
-                for done in self._iterations(learner):
+                for done in self._iterations(learner, interrupted):
                     if bar is not None:
                         bar.update(done.number, f"reward {done.reward:.3f}  conflicts {100 * done.conflict_rate:.1f} %")
             except (KeyboardInterrupt, SystemError) as error:
@@ -188,8 +211,12 @@ CHECKPOINT_EVERY = 10  # iterations
 SMOOTHED = 10  # iterations
 
 
-def play_policy(problem: ClientSelection, trained: TrainedPolicy) -> SelectionPlan:
+def play_policy(
+    problem: ClientSelection, trained: TrainedPolicy, stopped: Callable[[], bool] = lambda: False
+) -> SelectionPlan:
     """Return the plan of a trained policy on the problem's own episode, every server seeing its own views only.
+
+    The rounds after it is `stopped` are filled with `cyclic_plan`.
 
     Raises
     ------
@@ -199,8 +226,9 @@ def play_policy(problem: ClientSelection, trained: TrainedPolicy) -> SelectionPl
     trained.check(problem)
     policies = [trained.policy(server) for server in range(problem.num_servers)]
     environment = SelectionEnvironment(problem)
-    rounds = []
-    while not environment.done:
-        rounds.append(picks_of(policies, environment))
-        environment.step(rounds[-1][None])
-    return SelectionPlan(np.stack(rounds))
+    picks = cyclic_plan(problem)
+    while not environment.done and not stopped():
+        now = environment.now
+        picks[now] = picks_of(policies, environment)
+        environment.step(picks[now : now + 1])
+    return SelectionPlan(picks)

@@ -13,7 +13,7 @@ from edgeopt.problems import ExpertCaching, Placement
 from edgeopt.result import Exact, Guarantee, Heuristic, Result
 from edgeopt.solve import Run, SolveOptions
 from edgeopt.solvers.back_ends import cp_model_module
-from edgeopt.solvers.background import Background, Mailbox
+from edgeopt.solvers.background import Action, Background, Mailbox
 from edgeopt.solvers.ending import End, Ending
 from edgeopt.solvers.expert_caching.common import supports_expert_caching
 from edgeopt.solvers.expert_caching.exact import offer_bound, offer_feasible, offer_start, supports_size, whole_sizes
@@ -83,30 +83,40 @@ def integer_objective(value: NDArray[np.float64]) -> Integers:
     return Integers(coefficient.astype(np.int64), scale, error * (1 + 1e-9))
 
 
-def build_cp_model(problem: ExpertCaching, start: Placement | None = None) -> CpSatModel:
-    """Return the model of a problem, with hints from a placement."""
+def build_cp_model(
+    problem: ExpertCaching, start: Placement | None = None, check: Action = lambda: None
+) -> CpSatModel:  # fmt: skip
+    """Return the model of a problem, with hints from a placement; `check` is called again and again meanwhile."""
     cp_model = cp_model_module()
     columns = Columns.of(problem)
     integers = integer_objective(columns.terms.value)
     model = cp_model.CpModel()
-    variables = [model.new_bool_var("") for _ in range(columns.num_columns)]
-    _links(model, variables, columns)
+    variables = []
+    for _ in range(columns.num_columns):
+        check()
+        variables.append(model.new_bool_var(""))
+    _links(model, variables, columns, check)
     _storage(model, variables, problem)
     saved = [variables[c] for c in columns.of_term.tolist()]
     model.maximize(cp_model.LinearExpr.weighted_sum(saved, integers.coefficient.tolist()))
     if start is not None:
         for variable, value in zip(variables, columns.values(start.cached).tolist(), strict=True):
+            check()
             model.add_hint(variable, int(value))
     return CpSatModel(model, variables, integers.scale, integers.error)
 
 
-def _links(model: "cp_model.CpModel", variables: "list[cp_model.IntVar]", columns: Columns) -> None:
+def _links(
+    model: "cp_model.CpModel", variables: "list[cp_model.IntVar]", columns: Columns, check: Action
+) -> None:  # fmt: skip
     """Add z => some x of its servers, and y => every z of its experts."""
     server_of = [np.flatnonzero(row) for row in columns.terms.holds]
     for z, (server_set, e) in enumerate(zip(columns.z_set.tolist(), columns.z_expert.tolist(), strict=True)):
+        check()
         some = [variables[n * columns.terms.num_experts + e] for n in server_of[server_set].tolist()]
         model.add_bool_or(*some, ~variables[columns.first_z + z])
     for y, literal in enumerate(columns.literal[columns.joint].tolist()):
+        check()
         every = [variables[column] for column in literal if column >= 0]
         model.add_bool_and(*every).only_enforce_if(variables[columns.first_y + y])
 
@@ -166,11 +176,12 @@ class CpSat:
         optimal, failure, message = False, "", ""
         with Run[Placement](self, problem, options) as run:
             offer_start(run, problem, greedy=self.greedy_start)
-            if not run.stopped():
-                with run.building():
-                    model = build_cp_model(problem, run.solution)
-                if not run.stopped():
-                    optimal, failure, message = self._search(run, problem, model)
+            start = run.solution
+            building = Background(run, lambda mailbox: build_cp_model(problem, start, mailbox.check))
+            with run.building():
+                model = None if run.stopped() else building.wait()
+            if model is not None and not run.stopped():
+                optimal, failure, message = self._search(run, problem, model)
         return run.result(optimal=optimal, error=failure, message=message)
 
     def _search(self, run: Run[Placement], problem: ExpertCaching, model: CpSatModel) -> tuple[bool, str, str]:

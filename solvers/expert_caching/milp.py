@@ -174,13 +174,20 @@ class Milp:
         optimal, failure, message = False, "", ""
         with Run[Placement](self, problem, options) as run:
             offer_start(run, problem, greedy=self.greedy_start)
-            if not run.stopped():
-                with run.building():
-                    model = build_model(problem)
-                    highs = new_highs(model.lp, self._options(run))
-                    _warm_start(highs, model, run.solution)
-                if not run.stopped():
-                    optimal, failure, message = self._search(run, model, highs)
+            start, settings = run.solution, self._options(run)
+
+            def build(mailbox: Mailbox) -> "tuple[MilpModel, highspy.Highs] | None":
+                model = build_model(problem)
+                if mailbox.stopping:
+                    return None
+                highs = new_highs(model.lp, settings)
+                _warm_start(highs, model, start)
+                return model, highs
+
+            with run.building():
+                built = None if run.stopped() else Background(run, build).wait()
+            if built is not None and not run.stopped():
+                optimal, failure, message = self._search(run, *built)
         return run.result(optimal=optimal, error=failure, message=message)
 
     def _options(self, run: Run[Placement]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from scipy import sparse
 
 from edgeopt.problems import DownloadPlan, ModelDownload
 from edgeopt.solvers.back_ends import highs_module
+from edgeopt.solvers.background import Action
 from edgeopt.solvers.model_download.milp_pair import (
     SLACK,
     Pair,
@@ -73,9 +74,14 @@ class DownloadModel:
     energy. The last two are convex; they are replaced by tangents, so the programme is a relaxation. With frequency
     levels, binaries choose one for each layer instead; with resource blocks, b counts them. Every limit is wider by
     `SLACK`, so that no plan is lost that the problem accepts within its tolerance.
+
+    Parameters
+    ----------
+    problem : the problem.
+    check : called again and again meanwhile; may leave by raising.
     """
 
-    def __init__(self, problem: ModelDownload) -> None:
+    def __init__(self, problem: ModelDownload, check: Action = lambda: None) -> None:
         self.problem = problem
         self.limit_hz = problem.bandwidth_hz * (1 + SLACK)
         self.pairs: list[Pair] = []
@@ -84,6 +90,7 @@ class DownloadModel:
         self._integer: list[NDArray[np.bool_]] = []
         self.num_columns = 0
         for user, model in np.argwhere(problem.allowed).tolist():
+            check()
             if (pair := make_pair(problem, user, model, self.num_columns, self.limit_hz)) is not None:
                 self.pairs.append(pair)
                 self._add_pair(pair)
@@ -207,9 +214,10 @@ class DownloadModel:
         else:
             self._rows.add([*self.x[taken]], [1.0] * taken.size, -np.inf, taken.size - 1.0)
 
-    def join(self) -> None:
-        """Add the rows that bind users together: one model for each, and the bandwidth."""
+    def join(self, check: Action = lambda: None) -> None:
+        """Add the rows that bind users together: one model for each, and the bandwidth; `check` as above."""
         for user in np.unique(self.user):
+            check()
             own = self.x[(self.user == user) & self.is_open]
             if own.size > 1:
                 self._rows.add([*own], [1.0] * own.size, -np.inf, 1.0)

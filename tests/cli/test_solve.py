@@ -2,6 +2,7 @@
 
 import json
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -244,6 +245,48 @@ def test_interrupted_solve_prints_the_incumbent(tmp_path: Path):
     document = strict(done.stdout)
     assert document["limit"] == "interrupt"
     assert document["objective"] > 0
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "edgeopt.evaluation.instances.library.load_instance",
+        "edgeopt.solvers.get_solver",
+        "edgeopt.problems.ExpertCaching.violations",
+        "edgeopt.solve.Run.offer",
+        "edgeopt.solve.Run.result",
+        "edgeopt.result.Result.save",
+        "edgeopt.result.Result.to_json",
+    ],
+)
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_interrupted_solve_writes_what_it_has(
+    instance: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, after: bool
+):
+    """Ctrl-C while loading, building, solving, judging, writing or printing: status 130, a solution printed and written."""
+    module, _, name = where.rpartition(".")
+    owner: Any = pkgutil.resolve_name(module) if module != "edgeopt.solvers" else sys.modules[module]
+    function = getattr(owner, name)
+
+    def interrupted(*given: Any, **options: Any) -> Any:
+        if not after:
+            signal.raise_signal(signal.SIGINT)
+        value = function(*given, **options)
+        if after:
+            signal.raise_signal(signal.SIGINT)
+        monkeypatch.undo()
+        return value
+
+    monkeypatch.setattr(owner, name, interrupted)
+    output = tmp_path / "result.json"
+    done = run("solve", instance, "--solver", "greedy", "--output", output, "--json")
+    written = strict(output.read_text())
+    assert done.exit_code == 130, done.output
+    assert strict(done.stdout)["objective"] == written["objective"] >= 0
+    assert written["solution"] is not None
+    again = run("solve", instance, "--solver", "random", "--initial-solution", output, "--json")
+    assert again.exit_code == 0
+    assert strict(again.stdout)["objective"] >= written["objective"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")

@@ -115,9 +115,45 @@ def test_interrupts_of_callbacks_while_it_ends():
     assert (result.limit, result.objective) == (Limit.INTERRUPT, 0.75)
 
 
-def test_deaf_back_end_is_left_behind(monkeypatch):
+def test_checks_leave_the_search():
+    """A search of many small steps ends at its next check once it is told to stop; that is no error."""
+    steps = []
+
+    def search(run: Run[Placement], mailbox: Mailbox) -> str:
+        while True:
+            steps.append(mailbox.stopping)
+            mailbox.check()
+            threading.Event().wait(0.005)
+
+    result, found = solve(search, time_limit=0.05)
+    assert (found, result.limit) == (None, Limit.TIME)
+    assert steps[-1]
+    assert not any(steps[:-1])
+
+
+def test_the_end_of_the_process_waits_a_little(monkeypatch):
+    """Back ends left behind are awaited when the process ends, but not for ever: those that are deaf are not."""
+    release, told = threading.Event(), threading.Event()
+
+    def search(run: Run[Placement], mailbox: Mailbox) -> None:
+        told.set()
+        release.wait()
+
+    solve(search, time_limit=0.01)
+    assert told.wait(5)
+    (thread,) = background._threads
+    monkeypatch.setattr(background, "EXIT_S", 0.01)
+    background._await_left_behind()
+    assert thread.is_alive()
+    monkeypatch.setattr(background, "EXIT_S", 30.0)
+    threading.Timer(0.05, release.set).start()
+    background._await_left_behind()
+    assert not thread.is_alive()
+    assert not background._threads
+
+
+def test_deaf_back_end_is_left_behind():
     """A back end that does not stop is left to itself after the grace time: the time limit holds."""
-    monkeypatch.setattr(background, "GRACE_S", 0.1)
     release, ended = threading.Event(), threading.Event()
 
     def search(run: Run[Placement], mailbox: Mailbox) -> str:

@@ -382,8 +382,8 @@ def test_a_choice_that_no_plan_carries_out_is_forbidden(monkeypatch: pytest.Monk
     user = int(np.where(best.solution.admitted, problem.value[:, 0], 0.0).argmax())
     close = module._Search._close
 
-    def without_the_user(search: Any, values: Any) -> None:
-        close(search, values)
+    def without_the_user(search: Any, values: Any, mailbox: Any) -> None:
+        close(search, values, mailbox)
         for index in np.flatnonzero(search._model.user == user).tolist():
             search._served.pop(index, None)
 
