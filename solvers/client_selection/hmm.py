@@ -32,7 +32,10 @@ class CategoricalHMM:
     Notes
     -----
     The forward-backward recursion is scaled, so that long sequences do not underflow (L. R. Rabiner, *A tutorial on
-    hidden Markov models*, Proc. IEEE 77, 1989, section V.A). One pass takes O(N T K^2).
+    hidden Markov models*, Proc. IEEE 77, 1989, section V.A). One pass takes O(N T K^2). Where that is
+    not enough, it is done in logarithms, so that no probability is too small; it then takes several times as long. That is
+    for sequences on which a state becomes less likely than 1e-180, and for all of them if the model has a probability
+    below 1e-60; if it has no move below that, only for those with a symbol of probability below 1e-150.
 
     Examples
     --------
@@ -199,7 +202,7 @@ def _distribution(name: str, value: ArrayLike, shape: tuple[int | None, ...]) ->
 
 
 def _refuse_impossible(value: NDArray[np.float64]) -> None:
-    if (bad := np.flatnonzero(value == -np.inf)).size:
+    if (bad := np.flatnonzero(~np.isfinite(value))).size:
         raise InvalidProblemError(f"sequences[{bad[0]}]: impossible under the model: expected a positive probability")
 
 
