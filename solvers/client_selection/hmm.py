@@ -13,6 +13,7 @@ from edgeopt.solvers.kernels.hmm import expected_counts, filter_beliefs
 from edgeopt.validate import float_array, int_array
 
 SUM_TOLERANCE = 1e-9
+LEAST_COUNT = 1e-290  # of expected visits: smaller numbers have lost digits
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -162,7 +163,7 @@ class CategoricalHMM:
         """
         data = self._checked(sequences)
         count = int_array("iterations", iterations, (), low=0).item()
-        pseudo = float_array("prior", prior, (), nonnegative=True).item()
+        pseudo = float_array("prior", prior, (), nonnegative=True, ranged=True).item()
         parameters = [self.start[None].copy(), self.transition.copy(), self.emission.copy()]
         history: list[float] = []
         for _ in range(count):
@@ -214,6 +215,7 @@ def _log_prior(parameters: list[NDArray[np.float64]], pseudo: float) -> float:
 
 
 def _shares(counts: NDArray[np.float64], otherwise: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return rows of counts as probabilities; rows without counts as they were."""
+    """Return rows of counts as probabilities; rows without counts, but for rounding, as they were."""
     total = counts.sum(axis=1, keepdims=True)
-    return np.where(total > 0, np.divide(counts, total, out=np.zeros_like(counts), where=total > 0), otherwise)
+    counted = total > LEAST_COUNT
+    return np.where(counted, np.divide(counts, total, out=np.zeros_like(counts), where=counted), otherwise)

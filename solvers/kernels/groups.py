@@ -410,11 +410,11 @@ def swap_in_group(
             delta[member[a, j] - first_expert] += abs(sums[a, mask[a] ^ (1 << j)] - sums[a, mask[a]])
     both = np.zeros(count)  # interaction of dropping f with every expert
     for _ in range(max_swaps):
-        best, leave, enter = 1e-15, -1, -1
         most = 0.0
         for e in range(count):
             if not held[e]:
                 most = max(most, delta[e])
+        best, leave, enter = ROUNDING * most, -1, -1
         for f in range(count):
             if not held[f] or delta[f] >= most:
                 continue
