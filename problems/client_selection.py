@@ -126,7 +126,9 @@ class ClientSelection(Problem):
         checked: dict[str, Any] = {
             "coverage": coverage,
             "picks": picks,
-            "compute_s": float_array("compute_s", self.compute_s, (num_clients,), nonnegative=True, ranged=True, unit="s"),
+            "compute_s": float_array(
+                "compute_s", self.compute_s, (num_clients,), nonnegative=True, ranged=True, unit="s"
+            ),
             "rate_bps": _rates(self.rate_bps, coverage, rounds),
             "rounds": rounds,
             "seed": int_array("seed", self.seed, (), low=0, dtype=np.int64).item(),

@@ -118,7 +118,9 @@ class ExpertCaching(Problem):
         models = tuple(self.models)
         if not models:
             raise InvalidProblemError("models: expected at least one model")
-        storage_bytes = float_array("storage_bytes", self.storage_bytes, (None,), nonnegative=True, ranged=True, unit="bytes")
+        storage_bytes = float_array(
+            "storage_bytes", self.storage_bytes, (None,), nonnegative=True, ranged=True, unit="bytes"
+        )
         if storage_bytes.size == 0:
             raise InvalidProblemError("storage_bytes: expected at least one server")
         request = float_array("request", self.request, (None, len(models)), nonnegative=True, ranged=True)

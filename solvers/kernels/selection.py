@@ -11,7 +11,9 @@ Ints = NDArray[np.int64]
 Counts = NDArray[np.int32]
 Bools = NDArray[np.bool_]
 
-TOLERANCE = 1e-12  # of the largest gain; paths that differ by less are equal: rounding must not make cycles look profitable
+TOLERANCE = (
+    1e-12  # of the largest gain; paths that differ by less are equal: rounding must not make cycles look profitable
+)
 
 
 @kernel

@@ -284,7 +284,10 @@ def test_the_term_to_blame_is_named():
         ({"server_flops": [1.0, 2.0]}, r"server_flops: expected shape \[\], got \[2\]"),
         ({"max_batch": [4, 0]}, r"max_batch\[1\] = 0: expected an integer >= 1"),
         ({"max_batch": 2**31}, r"max_batch\[0\] = 2147483648: expected an integer from 1 to 2147483647"),
-        ({"forward_flops": [1.0, 1e308, 1.0]}, r"forward_flops\[1\] = 1e\+308: expected 0 or a magnitude from 1e-50 to 1e\+50"),
+        (
+            {"forward_flops": [1.0, 1e308, 1.0]},
+            r"forward_flops\[1\] = 1e\+308: expected 0 or a magnitude from 1e-50 to 1e\+50",
+        ),
         ({"server_flops": 1e-307}, r"server_flops = 1e-307: expected a magnitude from 1e-50 to 1e\+50 \(FLOP/s\)"),
         ({"memory_bytes": [100, 1e308]}, r"memory_bytes\[1\] = 1e\+308: expected 0 or a magnitude .* \(byte\) or inf"),
         ({"max_batch": 2.5}, r"max_batch\[0\] = 2.5: expected an integer >= 1"),
