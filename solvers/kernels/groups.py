@@ -22,6 +22,8 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 Members = NDArray[np.int32]
 
+ROUNDING = 1e-15  # of the best single change: a smaller gain of a swap is none
+
 
 @parallel_kernel
 def levels_of(

@@ -227,10 +227,7 @@ def _logs(probability: Floats) -> Floats:
 @kernel
 def _has_small(probability: Floats) -> bool:
     """Whether one is below `LEAST_PROBABILITY`, but not 0."""
-    for value in probability.flat:
-        if 0.0 < value < LEAST_PROBABILITY:
-            return True
-    return False
+    return bool(((probability > 0.0) & (probability < LEAST_PROBABILITY)).any())
 
 
 @kernel
