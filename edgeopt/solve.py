@@ -27,6 +27,10 @@ logger.addHandler(logging.NullHandler())
 
 S = TypeVar("S")
 
+TOLERANCE = 1e-7  # relative, by which a reported objective or bound may contradict the problem
+NO_GAP = 1e-9  # relative: a smaller gap is none
+ROUNDING = 1e-15  # relative to the terms of an objective that cancel
+
 
 class Solver(Protocol):
     """What every solver offers: a frozen dataclass whose fields are its hyper-parameters."""
@@ -291,14 +295,15 @@ class Run(Generic[S]):
             objective = self.problem.objective(self.solution)
             violations = self.problem.violations(self.solution)
             feasible = not violations
-            tolerance = 1e-7 * max(abs(objective), 1e-9)
+            rounding = ROUNDING * self.problem.largest_term
+            tolerance = max(TOLERANCE * abs(objective), rounding)
             if violations:
                 error, bound = f"returned an infeasible solution: {violations[0].message}", math.inf * self._sign
             elif self.objective is not None and abs(objective - self.objective) > tolerance:
                 error = f"reported objective {self.objective!r}, the problem says {objective!r}"
             if error:
                 optimal = False
-            elif optimal or abs(bound - objective) <= max(1e-9 * abs(objective), 1e-15):
+            elif optimal or abs(bound - objective) <= max(NO_GAP * abs(objective), rounding):
                 optimal, bound = True, objective
             elif self._sign * (objective - bound) > tolerance:
                 error = f"reported the bound {bound!r}, which its own solution of {objective!r} beats"

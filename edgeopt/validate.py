@@ -9,6 +9,9 @@ from edgeopt.errors import InvalidProblemError
 
 Shape = tuple[int | None, ...]
 
+LEAST, MOST = 1e-50, 1e50
+"""Range of the numbers of a problem, see `float_array`: products and quotients of six of them are normal numbers."""
+
 
 def float_array(
     name: str,
@@ -18,6 +21,7 @@ def float_array(
     positive: bool = False,
     nonnegative: bool = False,
     finite: bool = True,
+    ranged: bool = False,
     unit: str = "",
 ) -> NDArray[np.float64]:
     """Return a read-only float64 copy of `value` with the given shape; scalars broadcast where the shape is known.
@@ -29,6 +33,7 @@ def float_array(
     shape : expected shape, None for any length.
     positive, nonnegative : required sign.
     finite : refuse infinities too. NaN is always refused.
+    ranged : refuse magnitudes below `LEAST` and above `MOST` too, but for 0 and infinity.
     unit : unit for messages.
 
     Raises
@@ -54,6 +59,11 @@ def float_array(
     sign = "positive " if positive else "non-negative " if nonnegative else "finite " if finite else ""
     ending = (f" ({unit})" if unit else "") + ("" if finite else " or inf")
     _refuse(name, array, wrong, f"a {sign}number{ending}")
+    if ranged:
+        size = np.abs(array)
+        wrong = ((size < LEAST) & (size > 0)) | ((size > MOST) & (size < np.inf))
+        zero = "" if positive else "0 or "
+        _refuse(name, array, wrong, f"{zero}a magnitude from {LEAST:g} to {MOST:g}{ending}")
     return _frozen(array)
 
 

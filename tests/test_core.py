@@ -358,6 +358,36 @@ def test_an_objective_that_is_no_number_is_caught():
         play(lambda run: run.offer(Number(1.0), objective=math.nan))
 
 
+@pytest.mark.parametrize("unit", [2.0**-300, 1e-40, 1.0, 1e40])
+@pytest.mark.parametrize(
+    ("bound", "status"),
+    [(2.0, Status.FEASIBLE), (1.0 + 1e-6, Status.FEASIBLE), (1.0 + 1e-12, Status.OPTIMAL), (0.5, Status.ERROR)],
+)
+def test_gaps_and_contradictions_have_no_unit(unit: float, bound: float, status: Status):
+    """A bound is reached, beaten or contradicted relative to the objective, however small or large that is."""
+
+    def script(run):
+        run.offer(Number(unit))
+        run.tighten(bound * unit)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PickANumber, "violations", lambda self, solution: ())
+        assert play(script).status is status
+
+
+@pytest.mark.parametrize(("terms", "status"), [(0.0, Status.ERROR), (3.0, Status.OPTIMAL)])
+def test_terms_that_cancel_round(terms: float, status: Status):
+    """An objective of 0 that is left of terms of size 3 is as exact as they are; one of terms of one sign is exact."""
+
+    def script(run):
+        run.offer(Number(0.0))
+        run.tighten(-1e-16)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PickANumber, "largest_term", terms)
+        assert play(script).status is status
+
+
 def test_an_infeasible_solution_is_caught():
     """A solution that violates a constraint is an error, never optimal, and takes no bound with it."""
 

@@ -144,6 +144,24 @@ def test_bad_integers(value, options, message):
         int_array("i", value, (2,), **options)
 
 
+@pytest.mark.parametrize(
+    ("value", "options", "message"),
+    [
+        ([1.0, 1e-51], {}, "f[1] = 1e-51: expected 0 or a magnitude from 1e-50 to 1e+50"),
+        ([1.0, -2e50], {"unit": "m"}, "f[1] = -2e+50: expected 0 or a magnitude from 1e-50 to 1e+50 (m)"),
+        ([5e-324, 1.0], {"positive": True}, "f[0] = 5e-324: expected a magnitude from 1e-50 to 1e+50"),
+        ([1e308, np.inf], {"finite": False}, "f[0] = 1e+308: expected 0 or a magnitude from 1e-50 to 1e+50 or inf"),
+    ],
+)
+def test_out_of_range(value, options, message):
+    """Numbers whose products could under- or overflow are refused where that matters; 0 and the ends are in range."""
+    with refused(message):
+        float_array("f", value, (2,), ranged=True, **options)
+    assert float_array("f", value, (2,), **options).tolist() == value
+    ends = [0.0, 1e-50, -1e50, np.inf]
+    assert float_array("f", ends, (4,), ranged=True, finite=False).tolist() == ends
+
+
 def test_bad_booleans():
     """Numbers are not truth values: a matrix of gains given as coverage is a mistake."""
     with refused("b: expected booleans, got int64"):

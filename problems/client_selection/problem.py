@@ -126,15 +126,19 @@ class ClientSelection(Problem):
         checked: dict[str, Any] = {
             "coverage": coverage,
             "picks": picks,
-            "compute_s": float_array("compute_s", self.compute_s, (num_clients,), nonnegative=True, unit="s"),
+            "compute_s": float_array(
+                "compute_s", self.compute_s, (num_clients,), nonnegative=True, ranged=True, unit="s"
+            ),
             "rate_bps": _rates(self.rate_bps, coverage, rounds),
             "rounds": rounds,
             "seed": int_array("seed", self.seed, (), low=0, dtype=np.int64).item(),
         }
         for name, unit in (("payload_bits", "bit"), ("timeout_s", "s")):
-            checked[name] = float_array(name, getattr(self, name), (), positive=True, unit=unit).item()
+            checked[name] = float_array(name, getattr(self, name), (), positive=True, ranged=True, unit=unit).item()
         for name in ("rate_sigma", "latency_weight", "conflict_weight", "fairness_weight"):
-            checked[name] = float_array(name, getattr(self, name), (), nonnegative=True).item()
+            checked[name] = float_array(name, getattr(self, name), (), nonnegative=True, ranged=True).item()
+        if checked["rate_sigma"] > MAX_SIGMA:
+            raise InvalidProblemError(f"rate_sigma = {checked['rate_sigma']!r}: expected at most {MAX_SIGMA:g}")
         if (self.regime_transition is None) != (self.busy_probability is None):
             raise InvalidProblemError("regime_transition, busy_probability: expected both or neither")
         if self.regime_transition is not None:
@@ -180,6 +184,11 @@ class ClientSelection(Problem):
         return np.asarray(self.rate_bps if self.rate_bps.ndim == 2 else self.rate_bps[now])
 
     # --- truth -------------------------------------------------------------------------------------------------
+
+    @property
+    def largest_term(self) -> float:
+        """Size of the terms of a reward, which may cancel: the sum of the weights."""
+        return self.latency_weight + self.conflict_weight + self.fairness_weight
 
     def objective(self, solution: SelectionPlan) -> float:
         """Return the mean reward per server and round, on the draw of the problem's seed."""
@@ -397,7 +406,8 @@ class ClientSelection(Problem):
 def _rates(value: ArrayLike, coverage: NDArray[np.bool_], rounds: int) -> NDArray[np.float64]:
     """Return rates [S, C] or [T, S, C], checked to be positive where covered; elsewhere they are set to 0."""
     table = np.ndim(value) == 3
-    rate = float_array("rate_bps", value, (None, *coverage.shape) if table else coverage.shape, nonnegative=True)
+    shape = (None, *coverage.shape) if table else coverage.shape
+    rate = float_array("rate_bps", value, shape, nonnegative=True, ranged=True, unit="bit/s")
     if table:
         _enough("rate_bps", rate, rounds)
     if (bad := np.argwhere((rate == 0) & coverage)).size:
@@ -437,6 +447,7 @@ def _transition(value: ArrayLike) -> NDArray[np.float64]:
 
 
 MAX_REGIMES = 127  # numbered in int8
+MAX_SIGMA = 10.0  # beyond, fading is 0 but for a rare draw, down to numbers that underflow
 _NEEDED = ("coverage", "picks", "compute_s", "rate_bps")
 _ARRAYS = (*_NEEDED, "regime_transition", "busy_probability", "busy")
 _VALUES = (

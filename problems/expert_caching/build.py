@@ -13,7 +13,7 @@ from edgeopt.problems.expert_caching.moe_models import MoEModel, moe_model
 from edgeopt.problems.expert_caching.routed_model import RoutedModel
 from edgeopt.problems.expert_caching.routing_trace import RoutingTrace
 from edgeopt.rng import stream
-from edgeopt.validate import float_array, int_array
+from edgeopt.validate import LEAST, float_array, int_array
 
 if TYPE_CHECKING:
     from edgeopt.problems.expert_caching.problem import ExpertCaching, Latency
@@ -228,6 +228,7 @@ def _popularity(
 def _top_1(model: MoEModel, logits: NDArray[np.float64]) -> RoutedModel:
     profiles, layers, experts = logits.shape
     count = layers * experts
+    probability = np.exp(logits).ravel()
     return RoutedModel(
         name=model.name,
         expert_layer=np.repeat(np.arange(layers, dtype=np.int32), experts),
@@ -235,7 +236,7 @@ def _top_1(model: MoEModel, logits: NDArray[np.float64]) -> RoutedModel:
         sets=np.arange(count, dtype=np.int32)[:, None],
         indptr=np.arange(profiles + 1) * count,
         indices=np.tile(np.arange(count, dtype=np.int32), profiles),
-        probability=np.exp(logits).ravel(),
+        probability=np.where(probability < LEAST, 0.0, probability),  # steep ones fall below what a problem takes
     )
 
 

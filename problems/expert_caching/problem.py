@@ -13,7 +13,7 @@ from edgeopt.errors import InvalidFileError, InvalidProblemError
 from edgeopt.problem import Problem, Sense, Violation
 from edgeopt.problems.expert_caching.placement import Placement
 from edgeopt.problems.expert_caching.routed_model import SUM_TOLERANCE, RoutedModel
-from edgeopt.validate import float_array, int_array
+from edgeopt.validate import LEAST, float_array, int_array
 
 if TYPE_CHECKING:
     from edgeopt.network import EdgeNetwork
@@ -118,10 +118,12 @@ class ExpertCaching(Problem):
         models = tuple(self.models)
         if not models:
             raise InvalidProblemError("models: expected at least one model")
-        storage_bytes = float_array("storage_bytes", self.storage_bytes, (None,), nonnegative=True, unit="bytes")
+        storage_bytes = float_array(
+            "storage_bytes", self.storage_bytes, (None,), nonnegative=True, ranged=True, unit="bytes"
+        )
         if storage_bytes.size == 0:
             raise InvalidProblemError("storage_bytes: expected at least one server")
-        request = float_array("request", self.request, (None, len(models)), nonnegative=True)
+        request = float_array("request", self.request, (None, len(models)), nonnegative=True, ranged=True)
         num_users, num_servers = request.shape[0], storage_bytes.size
         if num_users == 0:
             raise InvalidProblemError("request: expected at least one user")
@@ -137,8 +139,9 @@ class ExpertCaching(Problem):
                 )
         shape = (len(models), num_users)
         server = float_array(  # inf means out of reach
-            "server_latency_s", self.server_latency_s, (*shape, num_servers), nonnegative=True, finite=False, unit="s"
-        )
+            "server_latency_s", self.server_latency_s, (*shape, num_servers),
+            nonnegative=True, finite=False, ranged=True, unit="s",
+        )  # fmt: skip
         total = sum(model.num_experts for model in models)
         if (none := self.device_indptr is None) != (self.device_experts is None):
             raise InvalidProblemError("device_indptr, device_experts: expected both or neither")
@@ -158,13 +161,15 @@ class ExpertCaching(Problem):
             "request": request,
             "profile": profile,
             "server_latency_s": server,
-            "cloud_latency_s": float_array("cloud_latency_s", self.cloud_latency_s, shape, nonnegative=True, unit="s"),
+            "cloud_latency_s": float_array(
+                "cloud_latency_s", self.cloud_latency_s, shape, nonnegative=True, ranged=True, unit="s"
+            ),
             "device_latency_s": float_array(
-                "device_latency_s", self.device_latency_s, shape, nonnegative=True, unit="s"
+                "device_latency_s", self.device_latency_s, shape, nonnegative=True, ranged=True, unit="s"
             ),
             "device_indptr": indptr,
             "device_experts": held,
-            "user_weight": float_array("user_weight", self.user_weight, (num_users,), nonnegative=True),
+            "user_weight": float_array("user_weight", self.user_weight, (num_users,), nonnegative=True, ranged=True),
             "access_server": int_array("access_server", access, (num_users,), low=-1, high=num_servers - 1),
             "theta": float(self.theta),
         }
@@ -442,13 +447,18 @@ class ExpertCaching(Problem):
         -----
         Weights need not be probabilities: each user's total goes into ``user_weight``.
         """
-        gains = float_array("gain", gain, (None, None), nonnegative=True)
-        weights = float_array("weight", weight, (gains.shape[0], None), nonnegative=True)
+        gains = float_array("gain", gain, (None, None), nonnegative=True, ranged=True)
+        weights = float_array("weight", weight, (gains.shape[0], None), nonnegative=True, ranged=True)
         num_users, num_experts = weights.shape
         if num_users == 0 or num_experts == 0:
             raise InvalidProblemError(f"weight: expected users and experts, got shape {list(weights.shape)}")
         total = weights.sum(axis=1)
         probability = weights / np.where(total > 0, total, 1.0)[:, None]
+        if (bad := np.argwhere((probability < LEAST) & (weights > 0))).size:
+            u, e = bad[0].tolist()
+            raise InvalidProblemError(
+                f"weight[{u}, {e}] = {weights[u, e]:g}: expected 0 or at least {LEAST:g} of the user's total, {total[u]:g}"
+            )
         probability[total == 0] = 1.0 / num_experts
         cloud = gains.max(axis=1, initial=0.0)
         model = RoutedModel(

@@ -63,12 +63,12 @@ class RoutedModel:
                 f"expert_layer[{bad[0]}] = {layer[bad[0]]}: expected layers to ascend from 0 without holes"
             )
         count = layer.size
-        size = float_array("expert_bytes", self.expert_bytes, (count,), positive=True, unit="bytes")
+        size = float_array("expert_bytes", self.expert_bytes, (count,), positive=True, ranged=True, unit="bytes")
         sets = int_array("sets", self.sets, (None, None), low=0, high=count - 1)
         self._check_sets(sets, layer)
         indptr = int_array("indptr", self.indptr, (None,), low=0, dtype=np.int64)
         indices = int_array("indices", self.indices, (None,), low=0, high=sets.shape[0] - 1)
-        probability = float_array("probability", self.probability, indices.shape, nonnegative=True)
+        probability = float_array("probability", self.probability, indices.shape, nonnegative=True, ranged=True)
         if indptr.size < 2 or indptr[0] != 0 or indptr[-1] != indices.size or (np.diff(indptr) < 0).any():
             raise InvalidProblemError(
                 f"indptr: expected profile starts ascending from 0 to {indices.size}, at least one profile"

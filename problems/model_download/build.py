@@ -229,7 +229,7 @@ def positive_hz(name: str, value: Any) -> float:
     """Return a positive number of hertz; nothing, truth values, text and arrays are no numbers."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < np.inf:
         raise InvalidProblemError(f"{name} = {value!r}: expected a positive number (Hz)")
-    return float(value)
+    return float_array(name, float(value), (), positive=True, ranged=True, unit="Hz").item()
 
 
 def _draw(

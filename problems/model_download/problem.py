@@ -145,7 +145,8 @@ class ModelDownload(Problem):
             if (given := getattr(self, name)) is not None or name not in _CHANNELS:
                 checked[name] = float_array(
                     name, given, (sizes[axis],),
-                    positive=positive, nonnegative=not positive, finite=name not in _MAY_BE_INFINITE, unit=unit,
+                    positive=positive, nonnegative=not positive, finite=name not in _MAY_BE_INFINITE, ranged=True,
+                    unit=unit,
                 )  # fmt: skip
         for name, axis in (("model_task", "I"), ("task", "K")):
             checked[name] = int_array(name, getattr(self, name), (sizes[axis],), low=0)
@@ -451,7 +452,7 @@ def _refuse_above(name: str, values: NDArray[Any], limit: Any, expected: str) ->
 
 def _checked_levels(levels: Any, low_hz: NDArray[np.float64], high_hz: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the levels, ascending shares of the maximum such that every processor has one in its range."""
-    checked = float_array("frequency_levels", levels, (None,), positive=True)
+    checked = float_array("frequency_levels", levels, (None,), positive=True, ranged=True)
     if checked.size == 0:
         raise InvalidProblemError("frequency_levels: expected at least one level, or None")
     _refuse_above("frequency_levels", checked, 1.0, "a share of the maximum frequency, in (0, 1]")

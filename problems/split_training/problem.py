@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from edgeopt import storage
 from edgeopt.errors import InvalidFileError, InvalidProblemError
 from edgeopt.problem import Problem, Sense, Violation
-from edgeopt.problems.split_training.limits import reachable_target, refuse_overflow
+from edgeopt.problems.split_training.limits import reachable_target
 from edgeopt.problems.split_training.plan import SplitPlan
 from edgeopt.problems.split_training.report import STAGES, SplitReport, report_of  # noqa: F401 - STAGES for readers of reports
 from edgeopt.validate import float_array, int_array
@@ -143,7 +143,7 @@ class SplitTraining(Problem):
         for name, (axes, positive, unit) in _FLOATS.items():
             value = float_array(
                 name, getattr(self, name), tuple(sizes[axis] for axis in axes),
-                positive=positive, nonnegative=not positive, finite=name != "memory_bytes", unit=unit,
+                positive=positive, nonnegative=not positive, finite=name != "memory_bytes", ranged=True, unit=unit,
             )  # fmt: skip
             object.__setattr__(self, name, value if axes else value.item())
         object.__setattr__(self, "max_batch", int_array("max_batch", self.max_batch, (sizes["N"],), low=1))
@@ -153,7 +153,6 @@ class SplitTraining(Problem):
             raise InvalidProblemError(f"max_interval = {most}: expected at least min_interval = {least}")
         object.__setattr__(self, "min_interval", least)
         object.__setattr__(self, "max_interval", most)
-        refuse_overflow(self)
         if (bad := np.flatnonzero(self.batch_limit[:, 0] < 1)).size:
             needed = (self.memory_bits[0] + self.optimizer_states * self.parameter_bits[0]) / 8
             raise InvalidProblemError(

@@ -13,6 +13,7 @@ from edgeopt.solvers.kernels.hmm import expected_counts, filter_beliefs
 from edgeopt.validate import float_array, int_array
 
 SUM_TOLERANCE = 1e-9
+LEAST_COUNT = 1e-290  # of expected visits: smaller numbers have lost digits
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,7 +33,10 @@ class CategoricalHMM:
     Notes
     -----
     The forward-backward recursion is scaled, so that long sequences do not underflow (L. R. Rabiner, *A tutorial on
-    hidden Markov models*, Proc. IEEE 77, 1989, section V.A). One pass takes O(N T K^2).
+    hidden Markov models*, Proc. IEEE 77, 1989, section V.A). One pass takes O(N T K^2). Where that is
+    not enough, it is done in logarithms, so that no probability is too small; it then takes several times as long. That is
+    for sequences on which a state becomes less likely than 1e-180, and for all of them if the model has a probability
+    below 1e-60; if it has no move below that, only for those with a symbol of probability below 1e-150.
 
     Examples
     --------
@@ -159,7 +163,7 @@ class CategoricalHMM:
         """
         data = self._checked(sequences)
         count = int_array("iterations", iterations, (), low=0).item()
-        pseudo = float_array("prior", prior, (), nonnegative=True).item()
+        pseudo = float_array("prior", prior, (), nonnegative=True, ranged=True).item()
         parameters = [self.start[None].copy(), self.transition.copy(), self.emission.copy()]
         history: list[float] = []
         for _ in range(count):
@@ -199,7 +203,7 @@ def _distribution(name: str, value: ArrayLike, shape: tuple[int | None, ...]) ->
 
 
 def _refuse_impossible(value: NDArray[np.float64]) -> None:
-    if (bad := np.flatnonzero(value == -np.inf)).size:
+    if (bad := np.flatnonzero(~np.isfinite(value))).size:
         raise InvalidProblemError(f"sequences[{bad[0]}]: impossible under the model: expected a positive probability")
 
 
@@ -211,6 +215,7 @@ def _log_prior(parameters: list[NDArray[np.float64]], pseudo: float) -> float:
 
 
 def _shares(counts: NDArray[np.float64], otherwise: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return rows of counts as probabilities; rows without counts as they were."""
+    """Return rows of counts as probabilities; rows without counts, but for rounding, as they were."""
     total = counts.sum(axis=1, keepdims=True)
-    return np.where(total > 0, np.divide(counts, total, out=np.zeros_like(counts), where=total > 0), otherwise)
+    counted = total > LEAST_COUNT
+    return np.where(counted, np.divide(counts, total, out=np.zeros_like(counts), where=counted), otherwise)

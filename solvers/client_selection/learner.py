@@ -87,7 +87,7 @@ class _Play:
     picks: Tensor  # (S, T, E, M), positions among the covered
     logs: Tensor  # (S, T, E, M), log-probability of each pick
     value: Tensor  # (S, T, E)
-    reward: Tensor  # (S, T, E)
+    reward: Tensor  # (S, T, E), in units of the largest weight
     own: Tensor  # (S, T, E, M), the part of the reward that each pick brings by itself
 
 
@@ -119,6 +119,8 @@ class Learner:
         models = [START] * problem.num_servers
         self._forecaster = ConflictForecaster(problem.coverage, models=models, refit_every=None, window=problem.rounds)
         self._environment: SelectionEnvironment | None = None
+        # of rewards, so that what is learned does not depend on the unit of the weights
+        self._unit = max(problem.latency_weight, problem.conflict_weight, problem.fairness_weight) or 1.0
         covered, count = problem.num_covered, int(problem.num_covered.max())
         self._clients = np.zeros((problem.num_servers, count), np.int64)  # ids of the covered, filled up with 0
         for s, row in enumerate(problem.coverage):
@@ -194,11 +196,11 @@ class Learner:
             if settings.forecasts:
                 self._forecaster.update(result.outcome)
             conflicts += int(result.tally[:, :, CONFLICTS].sum())
-            reward = torch.from_numpy(result.reward.T.astype(np.float32))
+            reward = torch.from_numpy((result.reward.T / self._unit).astype(np.float32))
             rows.append((features, picks, logs, value, reward, torch.gather(own, 2, picks)))
         play = _Play(*(torch.stack(column, dim=1) for column in zip(*rows, strict=True)))
         total = len(seeds) * problem.rounds * int(problem.picks.sum())
-        return play, Iteration(self.iteration + 1, float(play.reward.mean()), conflicts / total)
+        return play, Iteration(self.iteration + 1, float(play.reward.mean()) * self._unit, conflicts / total)
 
     def _own_rewards(
         self, outcome: NDArray[np.int8], bonus: NDArray[np.float64], delivered: NDArray[np.bool_]
@@ -207,7 +209,7 @@ class Learner:
         problem = self.problem
         own = problem.fairness_weight * bonus * delivered - problem.conflict_weight * (outcome == 1)
         servers = np.arange(problem.num_servers)[:, None]
-        share = (own / problem.picks[:, None])[:, servers, self._clients]
+        share = (own / self._unit / problem.picks[:, None])[:, servers, self._clients]
         return np.ascontiguousarray(share.swapaxes(0, 1), np.float32)
 
     def _ids(self, picks: Tensor) -> NDArray[np.int32]:

@@ -206,4 +206,4 @@ def _value(run: Run[Placement]) -> float:
 
 def _gap(run: Run[Placement], prices: Prices) -> float:
     """Return the gap between the bound of these prices and the incumbent, a hair wider so that rounding drops nothing."""
-    return max((prices.bound - _value(run)) * (1 + 1e-6), 1e-9 * abs(prices.bound), 1e-300)
+    return max((prices.bound - _value(run)) * (1 + 1e-6), 1e-9 * abs(prices.bound))

@@ -139,8 +139,8 @@ class DownloadModel:
 
     def _add_tangents(self) -> None:
         """Add tangents spread evenly, on logarithmic scales, over what each convex function may be asked for."""
-        for hz in np.geomspace(self._least_hz, np.full(self.x.size, self.limit_hz), TANGENTS):
-            self._add_rate_tangents(np.arange(self.x.size), hz)
+        for share in np.geomspace(1.0, self.limit_hz / self._least_hz, TANGENTS):
+            self._add_rate_tangents(np.arange(self.x.size), self._least_hz * share)
         z, least, most = [], [], []
         for pair in self.pairs:
             if pair.energy is not None and self.problem.frequency_levels is None:

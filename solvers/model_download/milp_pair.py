@@ -117,16 +117,17 @@ def _hz_for(problem: ModelDownload, user: int, rate_bps: float) -> float:
     if problem.spectral_efficiency is not None:
         return max(rate_bps / float(problem.spectral_efficiency[user]), LEAST_HZ * problem.bandwidth_hz)
 
-    def excess(log_hz: float) -> float:
-        return float(rates(problem, np.array([user]), np.exp([log_hz]))[0][0]) / rate_bps - 1.0
+    def excess(log_share: float) -> float:
+        hz = problem.bandwidth_hz * np.exp([log_share])
+        return float(rates(problem, np.array([user]), hz)[0][0]) / rate_bps - 1.0
 
-    high = np.log(4 * problem.bandwidth_hz)
+    high = np.log(4)
     if excess(high) < 0.0:
         return np.inf
-    low = np.log(LEAST_HZ * problem.bandwidth_hz)
+    low = np.log(LEAST_HZ)
     if excess(low) >= 0.0:
-        return float(np.exp(low))
-    return float(np.exp(optimize.brentq(excess, low, high, xtol=1e-15, rtol=1e-15)))
+        return problem.bandwidth_hz * LEAST_HZ
+    return problem.bandwidth_hz * float(np.exp(optimize.brentq(excess, low, high, xtol=1e-15, rtol=1e-15)))
 
 
 def make_pair(problem: ModelDownload, user: int, model: int, first: int, limit_hz: float) -> Pair | None:

@@ -201,6 +201,8 @@ def test_recorded_tables_are_played_as_they_are():
         ({"seed": -1}, "seed = -1: expected an integer >= 0"),
         ({"mode": "wait"}, "mode = 'wait': expected 'fail' or 'share'"),
         ({"rate_sigma": -0.1}, "rate_sigma = -0.1: expected a non-negative number"),
+        ({"rate_sigma": 40.0}, "rate_sigma = 40.0: expected at most 10"),
+        ({"fairness_weight": 1e-300}, "fairness_weight = 1e-300: expected 0 or a magnitude from 1e-50 to 1e"),
         ({"fairness_weight": -1.0}, "fairness_weight = -1.0: expected a non-negative number"),
         ({"busy_probability": [0.1]}, "regime_transition, busy_probability: expected both or neither"),
         (
