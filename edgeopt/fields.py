@@ -6,7 +6,7 @@ Whatever is read from a file (JSON, TOML, headers of arrays) goes through here b
 import math
 import os
 import reprlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, KeysView, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -14,6 +14,8 @@ from edgeopt.errors import InvalidFileError, InvalidProblemError
 
 MAX_SHOWN = 120
 """Characters that a quoted value takes in a message at most."""
+MAX_TABLE = 1 << 28
+"""Entries of a table that is computed from the sides of a problem, such as users x models."""
 _LEAST, _MOST = -(1 << 63), (1 << 63) - 1  # whole numbers that files may hold
 _NOTHING: Any = object()
 
@@ -45,14 +47,28 @@ def quoted(value: object) -> str:
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
 
 
+def check_table(what: str, *lengths: int) -> None:
+    """Refuse tables that no memory holds, before they are made from files that only give their sides.
+
+    Examples
+    --------
+    >>> check_table("devices x layers", 10**6, 10**6)
+    Traceback (most recent call last):
+    ...
+    edgeopt.errors.InvalidProblemError: 1000000 x 1000000 devices x layers: expected at most 268435456 of them
+    """
+    if math.prod(lengths) > MAX_TABLE:
+        raise InvalidProblemError(f"{' x '.join(map(str, lengths))} {what}: expected at most {MAX_TABLE} of them")
+
+
 @contextmanager
 def in_file(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Say in which file the cause of an error is; errors that name their file stay as they are."""
+    """Say in which file the cause of an error is; errors that say so stay as they are."""
     try:
         yield
-    except InvalidFileError:
-        raise
     except InvalidProblemError as error:
+        if isinstance(error, InvalidFileError) and str(error).startswith(f"{os.fspath(path)}: "):
+            raise
         raise InvalidFileError(f"{os.fspath(path)}: {error}") from None
 
 
@@ -62,7 +78,7 @@ class Fields:
     Parameters
     ----------
     values : what the parser returned; anything but an object is refused.
-    name : of the object in its document, for messages.
+    prefix : of the names in messages, such as ``"solution: "``.
 
     Examples
     --------
@@ -72,16 +88,16 @@ class Fields:
     >>> plan.table("rate").number("sigma")
     Traceback (most recent call last):
     ...
-    edgeopt.errors.InvalidProblemError: rate.sigma = []: expected a number
+    edgeopt.errors.InvalidFileError: rate.sigma = []: expected a number
     """
 
-    __slots__ = ("_name", "_values")
+    __slots__ = ("_prefix", "_values")
 
-    def __init__(self, values: object, name: str = "") -> None:
+    def __init__(self, values: object, prefix: str = "") -> None:
         if not isinstance(values, Mapping):
-            raise InvalidProblemError(f"{name or 'document'} = {quoted(values)}: expected an object")
+            raise InvalidFileError(f"{prefix.rstrip(': .') or 'document'}: expected an object, got {quoted(values)}")
         self._values: Mapping[str, Any] = values
-        self._name = name
+        self._prefix = prefix
 
     def __contains__(self, name: str) -> bool:
         return name in self._values
@@ -89,12 +105,18 @@ class Fields:
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
 
-    def wrong(self, name: str, expected: str) -> InvalidProblemError:
+    def keys(self) -> KeysView[str]:
+        """Return the names, so that ``dict(fields)`` has all values."""
+        return self._values.keys()
+
+    def __getitem__(self, name: str) -> Any:
+        return self.value(name)
+
+    def wrong(self, name: str, expected: str) -> InvalidFileError:
         """Return the error about a value: what it is, and what was expected."""
-        where = f"{self._name}.{name}" if self._name else name
         if name not in self._values:
-            return InvalidProblemError(f"{where}: expected {expected}, got nothing")
-        return InvalidProblemError(f"{where} = {quoted(self._values[name])}: expected {expected}")
+            return InvalidFileError(f"{self._prefix}{name}: value is missing: expected {expected}")
+        return InvalidFileError(f"{self._prefix}{name} = {quoted(self._values[name])}: expected {expected}")
 
     def value(self, name: str, expected: str = "a value") -> Any:
         """Return a value of any type, which must be there."""
@@ -110,7 +132,12 @@ class Fields:
 
     def choice(self, name: str, options: Collection[str]) -> str:
         """Return one of some texts."""
-        expected = f"one of {', '.join(options)}" if len(options) > 1 else " or ".join(map(repr, options))
+        *others, last = map(repr, options)
+        expected = (
+            f"one of {', '.join(options)}"
+            if len(others) > 2
+            else " or ".join([", ".join(others)] * bool(others) + [last])
+        )
         if not isinstance(found := self.value(name, expected), str) or found not in options:
             raise self.wrong(name, expected)
         return found
@@ -150,23 +177,29 @@ class Fields:
             raise self.wrong(name, expected)
         return found
 
+    def numbers(self, name: str) -> list[float]:
+        """Return a list of finite numbers."""
+        found = dict(enumerate(self.entries(name, "a list of numbers")))
+        inner = Fields({str(i): value for i, value in found.items()}, f"{self._prefix}{name}.")
+        return [inner.number(str(i)) for i in found]
+
     def texts(self, name: str) -> tuple[str, ...]:
         """Return a list of texts."""
         found = self.entries(name, "a list of names")
         if (bad := next((i for i, entry in enumerate(found) if not isinstance(entry, str)), None)) is not None:
-            raise Fields({f"{name}[{bad}]": found[bad]}, self._name).wrong(f"{name}[{bad}]", "a text")
+            raise InvalidFileError(f"{self._prefix}{name}[{bad}] = {quoted(found[bad])}: expected a text")
         return tuple(found)
 
     def table(self, name: str) -> "Fields":
         """Return the object of a name."""
         if not isinstance(found := self.value(name, "an object"), Mapping):
             raise self.wrong(name, "an object")
-        return Fields(found, f"{self._name}.{name}" if self._name else name)
+        return Fields(found, f"{self._prefix}{name}.")
 
     def tables(self, name: str) -> "list[Fields]":
         """Return a list of objects."""
-        where = f"{self._name}.{name}" if self._name else name
-        return [Fields(entry, f"{where}[{i}]") for i, entry in enumerate(self.entries(name, "a list of objects"))]
+        found = self.entries(name, "a list of objects")
+        return [Fields(entry, f"{self._prefix}{name}[{i}].") for i, entry in enumerate(found)]
 
     def expect(self, name: str, value: str | int) -> None:
         """Refuse any other value, such as another version of a format."""
@@ -176,5 +209,6 @@ class Fields:
     def only(self, names: Collection[str], what: Literal["value", "array"] = "value") -> None:
         """Refuse names that mean nothing here."""
         if (unknown := next((name for name in self._values if name not in names), None)) is not None:
-            where = f"{self._name}.{quoted(unknown)}" if self._name else quoted(unknown)
-            raise InvalidProblemError(f"{where}: unknown, expected one of the {what}s {', '.join(names)}")
+            raise InvalidFileError(
+                f"{self._prefix}{quoted(unknown)[1:-1]}: unknown, expected one of the {what}s {', '.join(names)}"
+            )

@@ -12,7 +12,12 @@ MAX_DEPTH = 100
 """Objects and lists inside each other."""
 _FREE_BYTES = 96 << 20  # every document may take this much memory once it is parsed,
 _MOST_TIMES = 8  # a larger one so many times its text: numbers of a few digits do not take more
-_MEMORY = {b",": 32, b":": 160, b"[": 80, b"{": 80}  # bytes that what follows takes: a number, a name, a list, an object
+_MEMORY = {
+    b",": 32,
+    b":": 160,
+    b"[": 80,
+    b"{": 80,
+}  # bytes that what follows takes: a number, a name, a list, an object
 _WIDE = 8  # bytes that a character may take, twice four, once there is one beyond ASCII
 
 
@@ -75,4 +80,4 @@ def _refuse_constant(path: str | os.PathLike[str], text: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    return f"byte {error.start} is no UTF-8" if isinstance(error, UnicodeError) else quoted(str(error))[1:-1]
+    return "not all of it is UTF-8" if isinstance(error, UnicodeDecodeError | UnicodeEncodeError) else quoted(str(error))[1:-1]

@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from edgeopt.errors import InvalidFileError
 from edgeopt.fields import in_file, quoted
 from edgeopt.files import open_file
-from edgeopt.json_text import fits
-from edgeopt.json_text import parse_json_object as parse_json_object
-from edgeopt.npz import Arrays as Arrays
-from edgeopt.npz import Form, Layout, open_archive
-from edgeopt.npz import write_arrays as write_arrays
+from edgeopt.json_text import fits, parse_json_object
+from edgeopt.npz import Arrays, Form, Layout, open_archive, write_arrays
+
+__all__ = [
+    "Arrays", "Layout", "LayoutOf", "known", "load", "parse_json_object", "read_arrays", "read_json", "save",
+    "write_arrays", "write_atomic", "write_text",
+]  # fmt: skip
 
 LayoutOf = Callable[[dict[str, Any]], Layout]
 """What says from the header of a file which arrays it may hold."""

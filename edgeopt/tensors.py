@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from edgeopt.files import open_file
 from edgeopt.npz import Form
 
 _HEADER = "edgeopt"  # the key of safetensors' own metadata that holds our header as JSON text
+LayoutOf = Callable[[dict[str, Any], Collection[str]], storage.Layout]
 _MAX_HEADER_BYTES = 32 << 20
 _DTYPES = {
     "F64": "f8", "F32": "f4", "F16": "f2", "I64": "i8", "I32": "i4", "I16": "i2", "I8": "i1", "U64": "u8", "U32": "u4",
@@ -35,13 +37,13 @@ def save_tensors(path: str | os.PathLike[str], header: dict[str, Any], arrays: s
 
 
 def load_tensors(
-    path: str | os.PathLike[str], kind: str, layout: storage.LayoutOf | None = None
+    path: str | os.PathLike[str], kind: str, layout: LayoutOf | None = None
 ) -> tuple[dict[str, Any], storage.Arrays]:
     """Read what `save_tensors` wrote with ``header["kind"]`` = `kind`.
 
     Parameters
     ----------
-    layout : says from the header which arrays the file may hold; others are refused before any array is read.
+    layout : says from the header, and the names of the arrays, which of them the file may hold; others are refused before any array is read.
         Default: those that there are.
 
     Raises
@@ -64,7 +66,7 @@ def load_tensors(
             names = file.keys()
             with in_file(path):
                 Fields(header).expect("kind", kind)
-                wanted = None if layout is None else storage.known(path, names, layout(header))
+                wanted = None if layout is None else storage.known(path, names, layout(header, names))
             for name in names:
                 _check_form(path, name, file.get_slice(name), Form() if wanted is None else wanted[name])
             return header, {name: file.get_tensor(name) for name in names}
