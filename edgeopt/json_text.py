@@ -80,4 +80,8 @@ def _refuse_constant(path: str | os.PathLike[str], text: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    return "not all of it is UTF-8" if isinstance(error, UnicodeDecodeError | UnicodeEncodeError) else quoted(str(error))[1:-1]
+    return (
+        "not all of it is UTF-8"
+        if isinstance(error, UnicodeDecodeError | UnicodeEncodeError)
+        else quoted(str(error))[1:-1]
+    )

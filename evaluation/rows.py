@@ -103,12 +103,12 @@ def read_row(path: "str | os.PathLike[str]") -> Row:
 
 def _check_row(row: Fields) -> None:
     row.expect("format", FORMAT)
-    for name in ("key", "problem", "solver", "status"):
+    for name in ("key", "instance", "problem", "solver", "status"):
         row.text(name)
     row.choice("sense", ("max", "min"))
     row.integer("seed")
     row.flag("feasible")
-    for name in ("instance", "limit", "guarantee", "message"):
+    for name in ("limit", "guarantee", "message"):
         if name in row and row.value(name) is not None:
             row.text(name)
     for name in ("objective", "bound", "gap", "time_limit"):

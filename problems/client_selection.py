@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Mode = Literal["fail", "share"]
 SUM_TOLERANCE = 1e-9
+MAX_RATE_SIGMA = 10.0
+"""Largest standard deviation of the logarithm of a rate; beyond it factors leave the floating-point numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -137,6 +139,8 @@ class ClientSelection(Problem):
             checked[name] = float_array(name, getattr(self, name), (), positive=True, unit=unit).item()
         for name in ("rate_sigma", "latency_weight", "conflict_weight", "fairness_weight"):
             checked[name] = float_array(name, getattr(self, name), (), nonnegative=True).item()
+        if checked["rate_sigma"] > MAX_RATE_SIGMA:
+            raise InvalidProblemError(f"rate_sigma = {quoted(self.rate_sigma)}: expected at most {MAX_RATE_SIGMA}")
         if (self.regime_transition is None) != (self.busy_probability is None):
             raise InvalidProblemError("regime_transition, busy_probability: expected both or neither")
         if self.regime_transition is not None:

@@ -150,8 +150,8 @@ def optimizer_from(options: Options, source: str, table: str) -> Optimizer:
     """Return the optimiser that a table with ``name`` and the optimiser's fields describes."""
     given = dict(options)
     name = given.pop("name", "sgd")
-    if name not in OPTIMIZERS:
-        raise unknown_name(source, table, str(name), OPTIMIZERS)
+    if not isinstance(name, str) or name not in OPTIMIZERS:
+        raise unknown_name(source, table, name, OPTIMIZERS)
     kind = OPTIMIZERS[name]
     with about(source, table):
         return kind(**checked_options(source, table, given, hints_of(kind)))
@@ -236,6 +236,8 @@ def _partition(e: "Experiment", split: DataSplit, saved: Problem | None) -> Part
         if data.clients not in (None, wanted):
             raise e.wrong("data", "clients", data.clients, f"{wanted} as in {e.network.file}")
     clients = wanted or _DEFAULT_CLIENTS
+    if clients > len(train):
+        raise e.wrong("data", "clients", clients, f"at most {len(train)}, the samples of {data.name}")
     with about(e.source, "data"):
         if data.partition == "iid":
             return iid(len(train), clients, e.seed)

@@ -58,9 +58,9 @@ class LearnerSettings:
     forecasts: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("episodes", "hidden", "epochs", "minibatches"):
-            if not isinstance(value := getattr(self, name), int) or value < 1:
-                raise EdgeOptError(f"{name} = {value!r}: expected an integer >= 1")
+        for name, most in (("episodes", 1 << 16), ("hidden", 1 << 12), ("epochs", 1 << 16), ("minibatches", 1 << 16)):
+            if not isinstance(value := getattr(self, name), int) or not 1 <= value <= most:
+                raise EdgeOptError(f"{name} = {quoted(value)}: expected an integer from 1 to {most}")
         for name in ("learning_rate", "clip"):
             if not 0 < (value := getattr(self, name)) < np.inf:
                 raise EdgeOptError(f"{name} = {value!r}: expected a number > 0")

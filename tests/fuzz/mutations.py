@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -71,7 +72,11 @@ def _edited(draw: Draw, value: Any) -> Any:
         how = draw(st.sampled_from(("below", "below", "delete", "double", "all")))
         if how == "all":
             return [draw(st.sampled_from(VALUES))] * len(value)
-        return [*value[:at], *{"below": [_edited(draw, value[at])], "delete": [], "double": [value[at]] * 2}[how], *value[at + 1 :]]
+        return [
+            *value[:at],
+            *{"below": [_edited(draw, value[at])], "delete": [], "double": [value[at]] * 2}[how],
+            *value[at + 1 :],
+        ]
     how = draw(st.sampled_from(("other", "other", "other", "text", "list", "deep")))
     if how == "deep":
         for _ in range(draw(st.sampled_from((3, 40, 99, 300)))):
@@ -106,12 +111,15 @@ def _toml(draw: Draw, data: bytes) -> bytes:
 
 
 def _array(draw: Draw, array: np.ndarray) -> np.ndarray:
+    array = np.atleast_1d(array)
     how = draw(st.sampled_from(("dtype", "shape", "values", "values", "text")))
     if how == "text" and array.dtype == np.uint8 and array.ndim == 1:  # a document inside
         return np.frombuffer(_json(draw, array.tobytes()), np.uint8)
     if how == "dtype":
         dtype = np.dtype(draw(st.sampled_from(DTYPES)))
-        return array.astype(dtype) if dtype.names is None and dtype.kind not in "MV" else np.zeros(array.shape, dtype)
+        with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
+            plain = dtype.names is None and dtype.kind not in "MV"
+            return array.astype(dtype) if plain else np.zeros(array.shape, dtype)
     if how == "shape":
         return draw(
             st.sampled_from(
@@ -123,7 +131,9 @@ def _array(draw: Draw, array: np.ndarray) -> np.ndarray:
     if array.size:
         number = draw(st.sampled_from(NUMBERS))
         with np.errstate(all="ignore"):
-            fits = array.dtype.kind == "f" or (array.dtype.kind in "iu" and np.iinfo(array.dtype).min <= number <= np.iinfo(array.dtype).max)
+            fits = array.dtype.kind == "f" or (
+                array.dtype.kind in "iu" and np.iinfo(array.dtype).min <= number <= np.iinfo(array.dtype).max
+            )
             if fits and number == number:
                 changed.flat[draw(st.integers(0, array.size - 1))] = number
             elif array.dtype.kind == "f":
