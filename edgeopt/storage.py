@@ -133,7 +133,8 @@ def read_arrays(path: str | os.PathLike[str], layout: Layout | None = None) -> A
 def known(path: str | os.PathLike[str], names: Iterable[str], layout: Layout) -> Layout:
     """Return the layout; refuse arrays that it does not have."""
     if unknown := sorted(set(names) - set(layout)):
-        raise InvalidFileError(f"{path}: {quoted(unknown[0])[1:-1]}: unknown array, expected {', '.join(layout)}")
+        expected = quoted(", ".join(layout))[1:-1]
+        raise InvalidFileError(f"{path}: {quoted(unknown[0])}: unknown array, expected {expected}")
     return layout
 
 

@@ -236,8 +236,6 @@ def _partition(e: "Experiment", split: DataSplit, saved: Problem | None) -> Part
         if data.clients not in (None, wanted):
             raise e.wrong("data", "clients", data.clients, f"{wanted} as in {e.network.file}")
     clients = wanted or _DEFAULT_CLIENTS
-    if clients > len(train):
-        raise e.wrong("data", "clients", clients, f"at most {len(train)}, the samples of {data.name}")
     with about(e.source, "data"):
         if data.partition == "iid":
             return iid(len(train), clients, e.seed)

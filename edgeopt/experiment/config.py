@@ -209,7 +209,7 @@ class Experiment:
                 table = plain(source, key, value)
                 fields_[key] = table if key == "problem" else _table(_TABLES[key], table, source, key, folder)
             else:
-                fields_[key] = checked(source, "", key, value, hints[key])
+                fields_[key] = checked(source, "", key, plain(source, "", {key: value})[key], hints[key])
         return cls(**fields_)
 
     def to_dict(self) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def read_rows(given: Fields) -> list[Row]:
             raise row.wrong("round", str(number))
         rows.append({name: found[name] for name in row})
     if len(rows) != given.integer("round", low=0):
-        raise InvalidFileError(f"{len(rows)} rows, expected round = {given.value('round')}")
+        raise InvalidFileError(f"{len(rows)} rows, expected {given.value('round')}")
     return rows
 
 

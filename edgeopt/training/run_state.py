@@ -34,6 +34,7 @@ _Tree = dict[str, "str | _Tree"]
 
 _KIND = "training"
 _SCHEMA_VERSION = 1
+_INCOMPLETE = "not a complete checkpoint: "
 _PLAN = ("client", "server", "batch_size", "cut_layer", "local_steps")
 _MEASURED = ("client_seconds", "completed", "conflict", *RATES)
 _ESTIMATES = ("gradient_variance", "gradient_second_moment", "smoothness")
@@ -161,12 +162,13 @@ class RunState:
         """
 
         def layout(header: dict[str, Any], names: Collection[str]) -> Layout:
-            _check_identity(Fields(header), identity)
-            return checkpoint_layout(Fields(header), names)
+            given = Fields(header, _INCOMPLETE)
+            _check_identity(given, identity)
+            return checkpoint_layout(given, names)
 
         header, arrays = load_tensors(path, _KIND, layout)
         with in_file(path):
-            given = Fields(header)
+            given = Fields(header, _INCOMPLETE)
             tree = _unflatten(arrays, given.table("state"), task.device)
             check_state(tree, start, task)
             ledger = Ledger(task.num_clients)
@@ -186,7 +188,7 @@ def _check_identity(given: Fields, identity: dict[str, Any]) -> None:
     given.expect("schema_version", _SCHEMA_VERSION)
     stored = given.table("identity")
     for name, expected in identity.items():
-        if (found := stored.value(name)) != expected:
+        if (found := stored.value(name, quoted(expected))) != expected:
             raise InvalidFileError(f"{name} = {quoted(found)}: this run has {quoted(expected)}")
 
 

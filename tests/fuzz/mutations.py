@@ -134,7 +134,7 @@ def _array(draw: Draw, array: np.ndarray) -> np.ndarray:
             fits = array.dtype.kind == "f" or (
                 array.dtype.kind in "iu" and np.iinfo(array.dtype).min <= number <= np.iinfo(array.dtype).max
             )
-            if fits and number == number:
+            if fits and not np.isnan(number):
                 changed.flat[draw(st.integers(0, array.size - 1))] = number
             elif array.dtype.kind == "f":
                 changed.flat[0] = number
