@@ -25,6 +25,8 @@ def open_file(path: str | os.PathLike[str]) -> io.FileIO:
     try:
         _check_kind(path, os.stat(path).st_mode)  # before it is opened, which devices may notice
         handle = os.open(path, flags)
+    except InvalidFileError:
+        raise
     except ValueError as error:  # a null character or half a surrogate pair in a name
         raise InvalidFileError(f"{quoted(os.fspath(path))}: not the name of a file: {error}") from None
     file = io.FileIO(handle)

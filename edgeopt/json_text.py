@@ -51,9 +51,12 @@ def parse_json_object(path: str | os.PathLike[str], data: bytes) -> dict[str, An
             f"{path}: {len(data)} bytes of JSON would take {memory_of(data)} bytes of memory,"
             f" expected at most {max(_FREE_BYTES, _MOST_TIMES * len(data))}; use .npz for large arrays"
         )
+    has_surrogates = re.search(rb"\\u[dD]", data) is not None
     try:
-        document = json.loads(data.decode("utf-8-sig"), parse_constant=lambda text: _refuse_constant(path, text))
-        if re.search(rb"\\u[dD]", data):  # half of a surrogate pair is no text: it cannot be written again
+        text = data.decode("utf-8-sig")
+        del data  # of large files there is no room for several copies
+        document = json.loads(text, parse_constant=lambda text: _refuse_constant(path, text))
+        if has_surrogates:  # half of a surrogate pair is no text: it cannot be written again
             json.dumps(document, ensure_ascii=False).encode()
     except InvalidFileError:
         raise

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ from edgeopt.files import open_file
 from edgeopt.npz import Form
 
 _HEADER = "edgeopt"  # the key of safetensors' own metadata that holds our header as JSON text
-LayoutOf = Callable[[dict[str, Any], Collection[str]], storage.Layout]
+Shapes = Mapping[str, tuple[int, ...]]
+LayoutOf = Callable[[dict[str, Any], Shapes], storage.Layout]
 _MAX_HEADER_BYTES = 32 << 20
 _DTYPES = {
     "F64": "f8", "F32": "f4", "F16": "f2", "I64": "i8", "I32": "i4", "I16": "i2", "I8": "i1", "U64": "u8", "U32": "u4",
@@ -43,7 +44,7 @@ def load_tensors(
 
     Parameters
     ----------
-    layout : says from the header, and the names of the arrays, which of them the file may hold; others are refused before any array is read.
+    layout : says from the header, and the shapes of the arrays by name, which of them the file may hold; others are refused before any array is read.
         Default: those that there are.
 
     Raises
@@ -64,9 +65,10 @@ def load_tensors(
                 raise InvalidFileError(f"{path}: not a safetensors file of edgeopt: no {_HEADER!r} in its header")
             header = storage.parse_json_object(path, text.encode())
             names = file.keys()
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
             with in_file(path):
                 Fields(header).expect("kind", kind)
-                wanted = None if layout is None else storage.known(path, names, layout(header, names))
+                wanted = None if layout is None else storage.known(path, names, layout(header, shapes))
             for name in names:
                 _check_form(path, name, file.get_slice(name), Form() if wanted is None else wanted[name])
             return header, {name: file.get_tensor(name) for name in names}

@@ -1,6 +1,6 @@
 """Checks of a checkpoint's content: that its rows, states and arrays are such as a run of this task has."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
@@ -10,6 +10,7 @@ from edgeopt.errors import InvalidFileError
 from edgeopt.fields import Fields, quoted
 from edgeopt.npz import Form
 from edgeopt.storage import Layout
+from edgeopt.tensors import Shapes
 from edgeopt.training.history import Row
 from edgeopt.training.messages import State
 from edgeopt.training.task import Task
@@ -18,22 +19,32 @@ _WHOLE = ("round", "bytes_up", "bytes_down", "planned", "completed", "conflicts"
 _REAL = ("seconds", "round_seconds", "energy_j", "train_loss", "test_loss", "accuracy")  # None: not measured
 
 
-def checkpoint_layout(given: Fields, names: Collection[str]) -> Layout:
-    """Return which arrays a checkpoint with this header may hold: its states, and what planner and estimator remember."""
-    layout: dict[str, Form] = dict.fromkeys(_leaves(given.table("state")), Form())
-    layout |= {name: Form() for name in names if name.startswith(("memory/", "feedback/"))}
-    if "ledger" not in names:
+def checkpoint_layout(given: Fields, shapes: Shapes, task: Task) -> Layout:
+    """Return which arrays a checkpoint with this header may hold: its states, and what planner and estimator remember.
+
+    A tensor with the name of a weight, be it the weight or what an optimiser remembers of it, has that weight's shape or
+    is a single number.
+    """
+    weights = task.initial_weights()
+    layout: dict[str, Form] = {}
+    for path in _paths(given.table("state")):
+        name = "/".join(quote(part, safe=".") for part in path)
+        layout[name] = Form()
+        shape = tuple(weights[path[-1]].shape) if path[-1] in weights else None
+        if shape is not None and shapes.get(name, shape) not in (shape, ()):
+            raise InvalidFileError(f"{name}: expected shape {list(shape)}, got {list(shapes[name])}")
+    layout |= {name: Form() for name in shapes if name.startswith(("memory/", "feedback/"))}
+    if "ledger" not in shapes:
         raise InvalidFileError("ledger: array is missing")
     return layout | {"ledger": Form("iu", (3,))}
 
 
-def _leaves(tree: Fields, prefix: str = "") -> Iterator[str]:
+def _paths(tree: Fields, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     for name in tree:
-        path = f"{prefix}{quote(name, safe='.')}"
         if isinstance(tree.value(name), str):
-            yield path
+            yield (*above, name)
         else:
-            yield from _leaves(tree.table(name), f"{path}/")
+            yield from _paths(tree.table(name), (*above, name))
 
 
 def read_rows(given: Fields) -> list[Row]:
@@ -64,18 +75,8 @@ def client_number(name: str, task: Task) -> int:
     return int(name)
 
 
-def check_state(tree: State, start: State | None, task: Task) -> None:
-    """Refuse states that this task cannot have.
-
-    What the server has before the first round, it has in every round. And a tensor with the name of a weight, be it the
-    weight or what an optimiser remembers of it, has that weight's shape, or is a single
-    number.
-    """
-    weights = task.initial_weights()
-    for path, tensor in _tensors(tree):
-        shape = weights[path[-1]].shape if path[-1] in weights else None
-        if shape is not None and tensor.shape not in (shape, ()):
-            raise _wrong(path, list(tensor.shape), f"shape {list(shape)}")
+def check_state(tree: State, start: State | None) -> None:
+    """Refuse states without what the server has before the first round, and so in every round."""
     for path, tensor in _tensors({} if start is None else {"server": start}):
         found: Any = tree
         for name in path:

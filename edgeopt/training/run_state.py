@@ -2,7 +2,7 @@
 
 import os
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
@@ -16,7 +16,7 @@ from edgeopt.errors import InvalidFileError
 from edgeopt.fields import Fields, in_file, quoted
 from edgeopt.schedule import RATES, Feedback, Planner, RoundPlan, StatefulPlanner
 from edgeopt.storage import Arrays, Layout
-from edgeopt.tensors import load_tensors, save_tensors
+from edgeopt.tensors import Shapes, load_tensors, save_tensors
 from edgeopt.training.algorithms.base import Algorithm
 from edgeopt.training.checkpoint import check_state, checkpoint_layout, client_number, read_rows
 from edgeopt.training.history import Row, plain_rows, straggler
@@ -161,16 +161,16 @@ class RunState:
             If the file is no checkpoint, or of another run; the message says what differs.
         """
 
-        def layout(header: dict[str, Any], names: Collection[str]) -> Layout:
+        def layout(header: dict[str, Any], shapes: Shapes) -> Layout:
             given = Fields(header, _INCOMPLETE)
             _check_identity(given, identity)
-            return checkpoint_layout(given, names)
+            return checkpoint_layout(given, shapes, task)
 
         header, arrays = load_tensors(path, _KIND, layout)
         with in_file(path):
             given = Fields(header, _INCOMPLETE)
             tree = _unflatten(arrays, given.table("state"), task.device)
-            check_state(tree, start, task)
+            check_state(tree, start)
             ledger = Ledger(task.num_clients)
             ledger.bytes = int_array("ledger", arrays["ledger"], ledger.bytes.shape, low=0, dtype=np.int64).copy()
             rows = read_rows(given)

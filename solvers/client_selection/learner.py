@@ -23,7 +23,7 @@ from edgeopt.solvers.client_selection.features import FEATURES, local_features
 from edgeopt.solvers.client_selection.forecaster import START, ConflictForecaster
 from edgeopt.solvers.client_selection.plackett_luce import log_probabilities, sample_top
 from edgeopt.solvers.client_selection.scorer import Scorer
-from edgeopt.solvers.client_selection.trained_policy import LAYOUT, TrainedPolicy
+from edgeopt.solvers.client_selection.trained_policy import TrainedPolicy, policy_layout
 from edgeopt.storage import Arrays
 from edgeopt.tensors import load_tensors, save_tensors
 
@@ -301,7 +301,7 @@ class Learner:
         """
         parameters = dict(self._scorer.named_parameters())
         adam = {f"adam.{name}.{key}": Form("f") for name in parameters for key in _ADAM}
-        header, arrays = load_tensors(path, KIND, lambda header, names: LAYOUT | adam)
+        header, arrays = load_tensors(path, KIND, lambda header, shapes: {**policy_layout(header, shapes), **adam})
         with in_file(path):
             given = Fields(header)
             found = TrainedPolicy.from_data(header, arrays)

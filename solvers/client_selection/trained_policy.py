@@ -16,8 +16,8 @@ from edgeopt.solvers.client_selection.features import FEATURES, view_features
 from edgeopt.solvers.client_selection.forecaster import START, ConflictForecaster
 from edgeopt.solvers.client_selection.hmm import CategoricalHMM
 from edgeopt.solvers.client_selection.policy import Policy
-from edgeopt.storage import Arrays
-from edgeopt.tensors import load_tensors, save_tensors
+from edgeopt.storage import Arrays, Layout
+from edgeopt.tensors import Shapes, load_tensors, save_tensors
 
 KIND = "selection-policy"
 SCHEMA_VERSION = 1
@@ -78,9 +78,13 @@ class TrainedPolicy:
         InvalidFileError
             If the file holds no policy of this version; the message starts with the path.
         """
-        header, arrays = load_tensors(path, KIND, lambda header, names: LAYOUT)
-        with in_file(path):
+
+        def layout(header: dict[str, Any], shapes: Shapes) -> Layout:
             Fields(header).expect("schema_version", SCHEMA_VERSION)
+            return policy_layout(header, shapes)
+
+        header, arrays = load_tensors(path, KIND, layout)
+        with in_file(path):
             return cls.from_data(header, arrays)
 
     def to_data(self) -> tuple[Arrays, dict[str, Any]]:
@@ -93,13 +97,15 @@ class TrainedPolicy:
     @classmethod
     def from_data(cls, values: dict[str, Any], arrays: Arrays) -> "TrainedPolicy":
         """Build the policy from what `to_data` returned."""
+        policy_layout(values, {name: array.shape for name, array in arrays.items()})
         given = Fields(values)
-        if (timeout_s := given.number("timeout_s")) <= 0:
-            raise given.wrong("timeout_s", "seconds > 0")
         weights = {name.removeprefix("weights."): arrays[name] for name in _WEIGHTS if name in arrays}
-        _check_weights(weights)
-        facts = dict(given.table("facts"))
-        return cls(weights=weights, models=_models(arrays, len(weights["encode"])), timeout_s=timeout_s, facts=facts)
+        if bad := [name for name, array in weights.items() if not np.isfinite(array).all()]:
+            raise InvalidFileError(f"weights.{bad[0]}: expected finite numbers")
+        models = _models(arrays, len(weights["encode"]))
+        return cls(
+            weights=weights, models=models, timeout_s=given.number("timeout_s"), facts=dict(given.table("facts"))
+        )
 
 
 class ServerPolicy(Policy):
@@ -150,12 +156,17 @@ def _models(arrays: Arrays, servers: int) -> tuple[CategoricalHMM, ...]:
     return tuple(CategoricalHMM(*(arrays[name][server] for name in _MODELS)) for server in range(servers))
 
 
-def _check_weights(weights: Arrays) -> None:
-    if missing := [name for name in _WEIGHTS if name.removeprefix("weights.") not in weights]:
+def policy_layout(values: dict[str, Any], shapes: Shapes) -> Layout:
+    """Return which arrays the file of a policy may hold; refuse a header, or shapes, that no policy has."""
+    given = Fields(values)
+    given.table("facts")
+    if given.number("timeout_s") <= 0:
+        raise given.wrong("timeout_s", "seconds > 0")
+    if missing := [name for name in _WEIGHTS if name not in shapes]:
         raise InvalidFileError(f"{missing[0]}: array is missing")
-    if bad := [name for name, array in weights.items() if array.ndim != 3 or not np.isfinite(array).all()]:
-        raise InvalidFileError(f"weights.{bad[0]}: expected finite numbers with 3 dimensions")
-    servers, features, hidden = weights["encode"].shape
+    if len(encode := shapes["weights.encode"]) != 3:
+        raise InvalidFileError(f"weights.encode: expected 3 dimensions, got shape {list(encode)}")
+    servers, features, hidden = encode
     if features != len(FEATURES):
         raise InvalidProblemError(f"encode: made for {features} features, expected {len(FEATURES)}")
     expected = {
@@ -164,5 +175,6 @@ def _check_weights(weights: Arrays) -> None:
         "value_bias": (1, 1),
     }  # fmt: skip
     for name, shape in expected.items():
-        if weights[name].shape != (servers, *shape):
-            raise InvalidProblemError(f"{name}: expected shape {[servers, *shape]}, got {list(weights[name].shape)}")
+        if (found := shapes[f"weights.{name}"]) != (servers, *shape):
+            raise InvalidProblemError(f"{name}: expected shape {[servers, *shape]}, got {list(found)}")
+    return LAYOUT
