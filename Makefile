@@ -11,6 +11,8 @@ JOBS ?= 2
 OUT ?= out/run
 ARGS ?=
 WORKERS ?= 2
+INPUTS ?= 20000
+SEED ?= 0
 
 PY := $(VENV)/bin/python
 PIP_INSTALL := -m pip install -q --disable-pip-version-check -c constraints.txt
@@ -20,7 +22,7 @@ LINTED := $(PACKAGED) tests docs conftest.py
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test test-slow test-flower lint types bench bench-peers bench-flower docs clean
+.PHONY: help run test test-slow fuzz test-flower lint types bench bench-peers bench-flower docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1|/p' Makefile | while IFS='|' read -r name text; do printf '  %-12s %s\n' "$$name" "$$text"; done
@@ -36,6 +38,9 @@ test: $(VENV)/.stamp-test  ## the fast tests, WORKERS processes at once; ARGS="-
 
 test-slow: $(VENV)/.stamp-test  ## every test, the slow ones included
 	$(PY) -m pytest -m "not peers" $(ARGS)
+
+fuzz: $(VENV)/.stamp-test  ## spoilt files for every reader: INPUTS=20000 SEED=0, SEED=random for others
+	EDGEOPT_FUZZ_INPUTS=$(INPUTS) EDGEOPT_FUZZ_SEED=$(SEED) $(PY) -m pytest -m slow -n $(WORKERS) tests/fuzz $(ARGS)
 
 test-flower: $(VENV_FLOWER)/.stamp-flower  ## training on Flower, real processes included (ten minutes), in an environment of its own
 	$(VENV_FLOWER)/bin/python -m pytest -m "not peers" tests/training/test_flower.py $(ARGS)
