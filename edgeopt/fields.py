@@ -126,8 +126,8 @@ class Fields:
 
     def text(self, name: str) -> str:
         """Return a text."""
-        if not isinstance(found := self.value(name, "a text"), str):
-            raise self.wrong(name, "a text")
+        if not isinstance(found := self.value(name, "a string"), str):
+            raise self.wrong(name, "a string")
         return found
 
     def choice(self, name: str, options: Collection[str]) -> str:
@@ -143,8 +143,8 @@ class Fields:
         return found
 
     def integer(self, name: str, *, low: int = _LEAST, high: int = _MOST) -> int:
-        """Return a whole number from `low` to `high`; a truth value is none."""
-        expected = "a whole number"
+        """Return an integer from `low` to `high`; a truth value is none."""
+        expected = "an integer"
         if (low, high) != (_LEAST, _MOST):
             expected += f" >= {low}" if high == _MOST else f" from {low} to {high}"
         if type(found := self.value(name, expected)) is not int or not low <= found <= high:
@@ -187,7 +187,7 @@ class Fields:
         """Return a list of texts."""
         found = self.entries(name, "a list of names")
         if (bad := next((i for i, entry in enumerate(found) if not isinstance(entry, str)), None)) is not None:
-            raise InvalidFileError(f"{self._prefix}{name}[{bad}] = {quoted(found[bad])}: expected a text")
+            raise InvalidFileError(f"{self._prefix}{name}[{bad}] = {quoted(found[bad])}: expected a string")
         return tuple(found)
 
     def table(self, name: str) -> "Fields":

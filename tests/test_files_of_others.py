@@ -192,7 +192,9 @@ def test_estimate_of_memory_is_no_less_than_half_of_what_is_taken(value):
 
 def test_json_that_could_not_be_read_is_not_written(tmp_path):
     """A problem too large for JSON is refused when it is saved, not when somebody needs it."""
-    with pytest.raises(InvalidFileError, match=r"x\.json: too many numbers for JSON: expected a name that ends in \.npz"):
+    with pytest.raises(
+        InvalidFileError, match=r"x\.json: too many numbers for JSON: expected a name that ends in \.npz"
+    ):
         storage.save(tmp_path / "x.json", {}, {"a": np.zeros(4_000_000, np.int8)})
     assert not (tmp_path / "x.json").exists()
 
@@ -244,21 +246,21 @@ def test_quoted_values_are_short(make):
 @pytest.mark.parametrize(
     ("take", "message"),
     [
-        (lambda given: given.text("n"), "x: n = 1: expected a text"),
-        (lambda given: given.integer("f"), "x: f = 1.5: expected a whole number"),
-        (lambda given: given.integer("b"), "x: b = True: expected a whole number"),
-        (lambda given: given.integer("huge"), "x: huge = an integer of 401 digits: expected a whole number"),
-        (lambda given: given.integer("n", low=2), "x: n = 1: expected a whole number >= 2"),
-        (lambda given: given.integer("n", low=2, high=3), "x: n = 1: expected a whole number from 2 to 3"),
+        (lambda given: given.text("n"), "x: n = 1: expected a string"),
+        (lambda given: given.integer("f"), "x: f = 1.5: expected an integer"),
+        (lambda given: given.integer("b"), "x: b = True: expected an integer"),
+        (lambda given: given.integer("huge"), "x: huge = an integer of 401 digits: expected an integer"),
+        (lambda given: given.integer("n", low=2), "x: n = 1: expected an integer >= 2"),
+        (lambda given: given.integer("n", low=2, high=3), "x: n = 1: expected an integer from 2 to 3"),
         (lambda given: given.number("huge"), "x: huge = an integer of 401 digits: expected a number"),
         (lambda given: given.number("nan"), "x: nan = nan: expected a number"),
         (lambda given: given.number("n", low=2), "x: n = 1: expected a number >= 2"),
         (lambda given: given.flag("n"), "x: n = 1: expected true or false"),
         (lambda given: given.choice("list", ("a", "b")), "x: list = [1, []]: expected 'a' or 'b'"),
         (lambda given: given.numbers("list"), "x: list.1 = []: expected a number"),
-        (lambda given: given.texts("list"), "x: list[0] = 1: expected a text"),
+        (lambda given: given.texts("list"), "x: list[0] = 1: expected a string"),
         (lambda given: given.tables("list"), "x: list[0]: expected an object, got 1"),
-        (lambda given: given.table("table").text("y"), "x: table.y: value is missing: expected a text"),
+        (lambda given: given.table("table").text("y"), "x: table.y: value is missing: expected a string"),
         (lambda given: given.expect("n", 2), "x: n = 1: expected 2"),
         (lambda given: given.expect("b", 1), "x: b = True: expected 1"),
     ],
@@ -300,7 +302,7 @@ def test_rows_of_other_forms(tmp_path, change, message):
     ("change", "message"),
     [
         ({"kind": []}, r"kind = \[\]: expected one of expert-caching"),
-        ({"rounds": 10**400}, "rounds = an integer of 401 digits: expected a whole number"),
+        ({"rounds": 10**400}, "rounds = an integer of 401 digits: expected an integer"),
         ({"rate_sigma": 1e300}, r"rate_sigma = 1e\+300: expected at most 10.0"),
         ({"payload_bits": "4"}, "payload_bits = '4': expected a number"),
         ({"mode": ["fail"]}, r"mode = \['fail'\]: expected 'fail' or 'share'"),

@@ -141,13 +141,14 @@ def _read_idx_from(path: Path, file: IO[bytes], shape: tuple[int, ...]) -> NDArr
             f"{path}: images of {' x '.join(map(str, sizes))}, expected {' x '.join(map(str, shape))}"
         )
     size = count * math.prod(shape)
-    if path.suffix == ".gz" and size > (most := max(_FREE_BYTES, _MOST_TIMES * path.stat().st_size)):
+    most = max(_FREE_BYTES, _MOST_TIMES * path.stat().st_size) if path.suffix == ".gz" else size
+    if path.suffix != ".gz" and (found := path.stat().st_size - file.tell()) != size:
+        raise InvalidFileError(f"{path}: {found} bytes of data, expected {size} for {count} samples")
+    data = file.read(min(size, most + 1))
+    if len(data) > most:
         raise InvalidFileError(
             f"{path}: {count} samples in {path.stat().st_size} bytes, expected at most {most} unpacked"
         )
-    if path.suffix != ".gz" and (found := path.stat().st_size - file.tell()) != size:
-        raise InvalidFileError(f"{path}: {found} bytes of data, expected {size} for {count} samples")
-    data = file.read(size)
     if len(data) != size or file.read(1):
         found_bytes = f"{len(data)}" if len(data) != size else f"more than {size}"
         raise InvalidFileError(f"{path}: {found_bytes} bytes of data, expected {size} for {count} samples")

@@ -149,7 +149,7 @@ class RoutingRecord:
                 name=given.text("name"),
                 num_experts=given.integer("num_experts"),
                 experts=arrays["experts"],
-                meta=dict(given.table("meta")),
+                meta=given.value("meta"),
             )
 
     def __eq__(self, other: object) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.errors import InvalidFileError, InvalidProblemError, UnsupportedProblemError
+from edgeopt.errors import InvalidFileError, UnsupportedProblemError
 from edgeopt.fields import Fields, in_file
 from edgeopt.npz import Form, numbers
 from edgeopt.problems import ClientSelection
@@ -21,6 +21,7 @@ from edgeopt.tensors import Shapes, load_tensors, save_tensors
 
 KIND = "selection-policy"
 SCHEMA_VERSION = 1
+_INCOMPLETE = "not a whole policy: "
 _MODEL = ("start", "transition", "emission")
 _MODELS = {"models.start": numbers(2), "models.transition": numbers(3), "models.emission": numbers(3)}
 _WEIGHTS = {
@@ -98,10 +99,10 @@ class TrainedPolicy:
     def from_data(cls, values: dict[str, Any], arrays: Arrays) -> "TrainedPolicy":
         """Build the policy from what `to_data` returned."""
         policy_layout(values, {name: array.shape for name, array in arrays.items()})
-        given = Fields(values)
+        given = Fields(values, _INCOMPLETE)
         weights = {name.removeprefix("weights."): arrays[name] for name in _WEIGHTS if name in arrays}
         if bad := [name for name, array in weights.items() if not np.isfinite(array).all()]:
-            raise InvalidFileError(f"weights.{bad[0]}: expected finite numbers")
+            raise InvalidFileError(f"{_INCOMPLETE}weights.{bad[0]}: expected finite numbers")
         models = _models(arrays, len(weights["encode"]))
         return cls(
             weights=weights, models=models, timeout_s=given.number("timeout_s"), facts=dict(given.table("facts"))
@@ -148,27 +149,31 @@ def _models(arrays: Arrays, servers: int) -> tuple[CategoricalHMM, ...]:
     if not there:
         return ()
     if missing := [name for name in _MODELS if name not in there]:
-        raise InvalidFileError(f"{missing[0]}: array is missing")
+        raise InvalidFileError(f"{_INCOMPLETE}{missing[0]}: array is missing")
+    if bad := [name for name in _MODELS if arrays[name].ndim not in (_MODELS[name].dimensions or ())]:
+        raise InvalidFileError(
+            f"{_INCOMPLETE}{bad[0]}: expected more dimensions, got shape {list(arrays[bad[0]].shape)}"
+        )
     if len(counts := {len(arrays[name]) for name in _MODELS}) > 1 or counts != {servers}:
-        raise InvalidFileError(f"models: expected {servers}, got {' and '.join(map(str, sorted(counts)))}")
+        raise InvalidFileError(f"{_INCOMPLETE}models: expected {servers}, got {' and '.join(map(str, sorted(counts)))}")
     if (symbols := arrays["models.emission"].shape[-1]) != START.emission.shape[1]:
-        raise InvalidFileError(f"models.emission: {symbols} symbols, expected {START.emission.shape[1]}")
+        raise InvalidFileError(f"{_INCOMPLETE}models.emission: {symbols} symbols, expected {START.emission.shape[1]}")
     return tuple(CategoricalHMM(*(arrays[name][server] for name in _MODELS)) for server in range(servers))
 
 
 def policy_layout(values: dict[str, Any], shapes: Shapes) -> Layout:
     """Return which arrays the file of a policy may hold; refuse a header, or shapes, that no policy has."""
-    given = Fields(values)
+    given = Fields(values, _INCOMPLETE)
     given.table("facts")
     if given.number("timeout_s") <= 0:
         raise given.wrong("timeout_s", "seconds > 0")
     if missing := [name for name in _WEIGHTS if name not in shapes]:
-        raise InvalidFileError(f"{missing[0]}: array is missing")
+        raise InvalidFileError(f"{_INCOMPLETE}{missing[0]}: array is missing")
     if len(encode := shapes["weights.encode"]) != 3:
-        raise InvalidFileError(f"weights.encode: expected 3 dimensions, got shape {list(encode)}")
+        raise InvalidFileError(f"{_INCOMPLETE}weights.encode: expected 3 dimensions, got shape {list(encode)}")
     servers, features, hidden = encode
     if features != len(FEATURES):
-        raise InvalidProblemError(f"encode: made for {features} features, expected {len(FEATURES)}")
+        raise InvalidFileError(f"{_INCOMPLETE}encode: made for {features} features, expected {len(FEATURES)}")
     expected = {
         "encode": (features, hidden), "encode_bias": (1, hidden), "own": (hidden, hidden),
         "context": (hidden, hidden), "mix_bias": (1, hidden), "score": (hidden, 1), "value": (hidden, 1),
@@ -176,5 +181,5 @@ def policy_layout(values: dict[str, Any], shapes: Shapes) -> Layout:
     }  # fmt: skip
     for name, shape in expected.items():
         if (found := shapes[f"weights.{name}"]) != (servers, *shape):
-            raise InvalidProblemError(f"{name}: expected shape {[servers, *shape]}, got {list(found)}")
+            raise InvalidFileError(f"{_INCOMPLETE}{name}: expected shape {[servers, *shape]}, got {list(found)}")
     return LAYOUT

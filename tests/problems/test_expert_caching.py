@@ -396,7 +396,7 @@ def edited(tmp_path: Any, **changes: Any) -> Any:
         ({"schema_version": 99}, "schema_version = 99: expected 1"),
         ({"schema_version": None}, "schema_version: value is missing: expected 1"),
         ({"models": "two"}, "models = 'two': expected a list of names"),
-        ({"models": [1, 2]}, "models[0] = 1: expected a text"),
+        ({"models": [1, 2]}, "models[0] = 1: expected a string"),
         ({"models": ["a", "b", "c"]}, "model2.expert_layer: array is missing"),
         ({"request": None}, "request: array is missing"),
         ({"theta": "half"}, "theta = 'half': expected a number"),
