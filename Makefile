@@ -13,6 +13,8 @@ JOBS ?= 2
 OUT ?= out/run
 ARGS ?=
 WORKERS ?= 2
+INPUTS ?= 20000
+SEED ?= 0
 
 PY := $(VENV)/bin/python
 PIP_INSTALL := -m pip install -q --disable-pip-version-check
@@ -24,7 +26,7 @@ LINTED := $(PACKAGED) tests docs conftest.py
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test test-slow test-newest test-flower lint types bench bench-peers bench-flower docs pins clean
+.PHONY: help run test test-slow test-newest fuzz test-flower lint types bench bench-peers bench-flower docs pins clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1|/p' Makefile | while IFS='|' read -r name text; do printf '  %-12s %s\n' "$$name" "$$text"; done
@@ -44,6 +46,9 @@ test-slow: $(VENV)/.stamp-test  ## every test, the slow ones included
 test-newest: $(VENV_NEWEST)/.stamp-venv  ## the fast tests with the newest versions that pyproject.toml allows, in an environment of its own
 	$(VENV_NEWEST)/bin/python $(HELD) --upgrade --upgrade-strategy eager -e ".[test]"
 	$(VENV_NEWEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+fuzz: $(VENV)/.stamp-test  ## spoilt files for every reader: INPUTS=20000 SEED=0, SEED=random for others
+	EDGEOPT_FUZZ_INPUTS=$(INPUTS) EDGEOPT_FUZZ_SEED=$(SEED) $(PY) -m pytest -m slow -n $(WORKERS) tests/fuzz $(ARGS)
 
 test-flower: $(VENV_FLOWER)/.stamp-flower  ## training on Flower, real processes included (ten minutes), in an environment of its own
 	$(VENV_FLOWER)/bin/python -m pytest -m "not peers" tests/training/runners/test_flower.py $(ARGS)

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edgeopt.errors import InvalidProblemError
+from edgeopt.fields import check_table
 from edgeopt.rng import stream
 from edgeopt.validate import float_array, int_array
 
@@ -83,6 +84,8 @@ def random_network(
     """
     n = int_array("num_servers", num_servers, (), low=1).item()
     u = int_array("num_devices", num_devices, (), low=1).item()
+    check_table("devices x servers", u, n)
+    check_table("servers x servers", n, n)
     int_array("seed", seed, (), low=0, dtype=np.int64)
     int_array("neighbours", neighbours, (), low=0)
     float_array("area_m", area_m, (), positive=True, unit="m")

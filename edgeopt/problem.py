@@ -84,6 +84,11 @@ class Problem(ABC):
     def from_data(cls, values: dict[str, Any], arrays: storage.Arrays) -> Self:
         """Build the problem from what `to_data` returned."""
 
+    @classmethod
+    def layout(cls, values: dict[str, Any]) -> storage.Layout:
+        """Return which arrays a file with these plain values may hold; kinds with arrays say so."""
+        return {}
+
     def is_feasible(self, solution: Any) -> bool:
         """Return whether a solution violates nothing."""
         return not self.violations(solution)

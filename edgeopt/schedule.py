@@ -18,6 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from edgeopt import storage
 from edgeopt.convergence import ConvergenceEstimate
 from edgeopt.errors import EdgeOptError, InvalidFileError, InvalidProblemError
+from edgeopt.fields import Fields, in_file
+from edgeopt.npz import flags, numbers
 from edgeopt.validate import bool_array, float_array, int_array
 
 _KIND = "schedule"
@@ -27,6 +29,9 @@ RATES = ("device_flops", "uplink_bps", "downlink_bps", "fed_uplink_bps", "fed_do
 """What `Feedback` may measure per client, in FLOP/s and bit/s; the fields of `SplitTraining` of the same names."""
 
 _COLUMNS = {"client": 0, "server": 0, "batch_size": 0, "cut_layer": 0, "local_steps": 1}  # and their least values
+_LAYOUT = {"plan_of_round": numbers(1), "indptr": numbers(1), "aggregate": flags(1)} | dict.fromkeys(
+    _COLUMNS, numbers(1)
+)
 # defaults: one value for every entry
 _ZERO, _ONE, _FALSE, _TRUE, _NAN = (functools.partial(np.array, value) for value in (0, 1, False, True, np.nan))
 
@@ -326,16 +331,18 @@ class Schedule:
         InvalidFileError
             If the file is corrupt, too large, no schedule, or of another version; the message starts with the path.
         """
-        values, arrays = storage.load(path)
-        for name, wanted in (("kind", _KIND), ("schema_version", _SCHEMA_VERSION)):
-            if values.get(name) != wanted:
-                raise InvalidFileError(f"{path}: {name} = {values.get(name)!r}: expected {wanted!r}")
-        if missing := [name for name in ("plan_of_round", "indptr", "aggregate", *_COLUMNS) if name not in arrays]:
+        _, arrays = storage.load(path, _layout)
+        if missing := [name for name in _LAYOUT if name not in arrays]:
             raise InvalidFileError(f"{path}: {missing[0]}: array is missing")
-        try:
+        with in_file(path):
             return cls(_rounds(arrays))
-        except ValueError as error:  # our own errors: say which file they are about
-            raise InvalidFileError(f"{path}: {error}") from None
+
+
+def _layout(header: dict[str, Any]) -> storage.Layout:
+    given = Fields(header)
+    given.expect("kind", _KIND)
+    given.expect("schema_version", _SCHEMA_VERSION)
+    return _LAYOUT
 
 
 def _rounds(arrays: storage.Arrays) -> list[RoundPlan]:
@@ -343,6 +350,8 @@ def _rounds(arrays: storage.Arrays) -> list[RoundPlan]:
     indptr = int_array("indptr", arrays["indptr"], (None,), low=0, high=entries, dtype=np.int64)
     if indptr.size == 0 or indptr[0] != 0 or indptr[-1] != entries or (np.diff(indptr) < 0).any():
         raise InvalidFileError(f"indptr: expected starts ascending from 0 to {entries}")
+    if (np.diff(indptr) == 0).sum() > 2:  # one with and one without aggregation: equal rounds are written once
+        raise InvalidFileError("indptr: expected distinct rounds, of which two at most have no entries")
     columns = {name: int_array(name, arrays[name], (entries,), low=low) for name, low in _COLUMNS.items()}
     aggregate = bool_array("aggregate", arrays["aggregate"], (indptr.size - 1,))
     which = int_array("plan_of_round", arrays["plan_of_round"], (None,), low=0, high=indptr.size - 2)

@@ -546,7 +546,7 @@ def test_files_that_lack_something(tmp_path):
     """A missing field is named; a missing file is an OSError."""
     values = small().to_json()
     del values["input_bytes"]
-    with pytest.raises(InvalidProblemError, match="input_bytes: expected a value, got nothing"):
+    with pytest.raises(InvalidProblemError, match="input_bytes: value is missing"):
         ModelProfile.from_json(values)
     with pytest.raises(InvalidProblemError, match="arrays: expected"):
         ModelProfile.from_json({key: value for key, value in small().to_json().items() if key != "arrays"})

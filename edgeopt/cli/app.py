@@ -85,6 +85,8 @@ def _explain(error: BaseException) -> tuple[str, int]:
         return str(error), 1
     if isinstance(error, EdgeOptError):
         return str(error), 2
+    if isinstance(error, MemoryError):
+        return f"not enough memory: {error or 'the input is too large for this machine'}", 2
     if isinstance(error, OSError) and error.filename is not None:
         return f"{os.fspath(error.filename)}: {error.strerror}", 2
     return f"{type(error).__name__}: {error} (a bug: --debug shows where)", 1
@@ -147,7 +149,7 @@ def solve(
 def compare(
     instances: Annotated[list[str] | None, typer.Argument(help="Files or names of the library.")] = None,
     solvers: Annotated[str | None, typer.Option(help="Names with commas between; default: all.")] = None,
-    seeds: Annotated[int, typer.Option(help="Number of seeds: 0, 1, ...", min=1)] = 1,
+    seeds: Annotated[int, typer.Option(help="Number of seeds: 0, 1, ...", min=1, max=100_000)] = 1,
     time_limit: Annotated[float, typer.Option(help="Seconds for each run.", min=0)] = 60.0,
     jobs: Annotated[int, typer.Option(help="Worker processes.", min=1)] = 1,
     out: Annotated[Path | None, typer.Option(help="Folder for rows, pictures and report; resumes from it.")] = None,
@@ -267,9 +269,12 @@ def main() -> None:
 
 
 def _configured(solver: "Solver", params: Iterable[str]) -> "Solver":
+    from edgeopt.experiment.options import checked, hints_of
+    from edgeopt.fields import quoted
     from edgeopt.solve import configure
 
     changes: dict[str, Any] = {}
+    hints = hints_of(type(solver))
     for text in params:
         key, equals, value = text.partition("=")
         if not equals or not key:
@@ -283,7 +288,10 @@ def _configured(solver: "Solver", params: Iterable[str]) -> "Solver":
         if (numeric and not isinstance(changes[key], int | float)) or (
             isinstance(default, bool) and not isinstance(changes[key], bool)
         ):
-            raise EdgeOptError(f"{solver.name}: {key} = {value!r}: expected {type(default).__name__}, like {default}")
+            expected = f"{type(default).__name__}, like {default}"
+            raise EdgeOptError(f"{solver.name}: {key} = {quoted(value)}: expected {expected}")
+        if key in hints:
+            changes[key] = checked(solver.name, "", key, changes[key], hints[key])
     return configure(solver, **changes)
 
 

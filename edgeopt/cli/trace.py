@@ -91,9 +91,8 @@ def _trained(experiment: "Experiment", checkpoint: Path | None) -> "tuple[Setup,
         from edgeopt.training.run_state import RunState
 
         path = checkpoint / "checkpoint.safetensors"
-        identity = RunState.start(setup.task, setup.algorithm, setup.planner, setup.estimator).identity
-
-        run = RunState.load(path, setup.task, identity)
+        start = RunState.start(setup.task, setup.algorithm, setup.planner, setup.estimator)
+        run = RunState.load(path, setup.task, start.identity, start.server)
         return setup, setup.algorithm.models(setup.task, run.server, run.clients)[0], None
     history: History = setup.train(display=True)
     return setup, history.models[0], summary(setup, history)

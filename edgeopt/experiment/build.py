@@ -147,8 +147,8 @@ def optimizer_from(options: Options, source: str, table: str) -> Optimizer:
     """Return the optimiser that a table with ``name`` and the optimiser's fields describes."""
     given = dict(options)
     name = given.pop("name", "sgd")
-    if name not in OPTIMIZERS:
-        raise unknown_name(source, table, str(name), OPTIMIZERS)
+    if not isinstance(name, str) or name not in OPTIMIZERS:
+        raise unknown_name(source, table, name, OPTIMIZERS)
     kind = OPTIMIZERS[name]
     with about(source, table):
         return kind(**checked_options(source, table, given, hints_of(kind)))

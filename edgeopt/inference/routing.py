@@ -14,7 +14,9 @@ from torch.func import functional_call
 
 from edgeopt import storage
 from edgeopt.errors import InvalidFileError, InvalidProblemError
+from edgeopt.fields import Fields, in_file, quoted
 from edgeopt.models.moe import Experts, record_routing
+from edgeopt.npz import numbers
 from edgeopt.problems.expert_caching.routing_trace import RoutingTrace
 from edgeopt.validate import int_array
 
@@ -53,9 +55,11 @@ class RoutingRecord:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
-            raise InvalidProblemError(f"name = {self.name!r}: expected a string")
+            raise InvalidProblemError(f"name = {quoted(self.name)}: expected a string")
         if type(self.num_experts) is not int or not 1 <= self.num_experts <= _MOST_EXPERTS:
-            raise InvalidProblemError(f"num_experts = {self.num_experts!r}: expected an integer 1 to {_MOST_EXPERTS}")
+            raise InvalidProblemError(
+                f"num_experts = {quoted(self.num_experts)}: expected an integer 1 to {_MOST_EXPERTS}"
+            )
         if not isinstance(self.meta, dict):
             raise InvalidProblemError(f"meta: expected a dictionary, got {type(self.meta).__name__}")
         experts = int_array(
@@ -136,17 +140,17 @@ class RoutingRecord:
         OSError
             If the file cannot be opened.
         """
-        header, arrays = storage.load(path)
-        for key, expected in (("kind", _KIND), ("schema_version", _SCHEMA_VERSION)):
-            if header.get(key) != expected:
-                raise InvalidFileError(f"{path}: {key} = {header.get(key)!r}: expected {expected!r}")
-        if missing := {"name", "num_experts", "meta"} - set(header) | {"experts"} - set(arrays):
-            raise InvalidFileError(f"{path}: {min(missing)}: expected a value, got nothing")
-        fields: dict[str, Any] = {key: header[key] for key in ("name", "num_experts", "meta")}
-        try:
-            return cls(experts=arrays["experts"], **fields)
-        except InvalidProblemError as error:
-            raise InvalidFileError(f"{path}: {error}") from None
+        header, arrays = storage.load(path, _layout)
+        with in_file(path):
+            given = Fields(header)
+            if "experts" not in arrays:
+                raise InvalidFileError("experts: array is missing")
+            return cls(
+                name=given.text("name"),
+                num_experts=given.integer("num_experts"),
+                experts=arrays["experts"],
+                meta=given.value("meta"),
+            )
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, RoutingRecord):
@@ -155,6 +159,13 @@ class RoutingRecord:
         return same and np.array_equal(self.experts, other.experts)
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def _layout(header: dict[str, Any]) -> storage.Layout:
+    given = Fields(header)
+    given.expect("kind", _KIND)
+    given.expect("schema_version", _SCHEMA_VERSION)
+    return {"experts": numbers(4)}
 
 
 def record_users(

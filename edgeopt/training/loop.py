@@ -9,6 +9,7 @@ import numpy as np
 
 from edgeopt.convergence import ConvergenceEstimate
 from edgeopt.errors import InvalidProblemError
+from edgeopt.fields import in_file
 from edgeopt.interrupts import is_interrupt
 from edgeopt.progress import TrainingBar
 from edgeopt.schedule import Planner
@@ -164,8 +165,9 @@ def _begin(
         if not (folder := Path(checkpoint).absolute().parent).is_dir():
             raise InvalidProblemError(f"checkpoint = {os.fspath(checkpoint)!r}: there is no folder {folder}")
         if resume and os.path.exists(checkpoint):
-            run = RunState.load(checkpoint, task, run.identity)
-            run.hand_out(planner, estimator)
+            run = RunState.load(checkpoint, task, run.identity, run.server)
+            with in_file(checkpoint):
+                run.hand_out(planner, estimator)
         else:
             run.remember(planner, estimator)
     runner.restore(run.clients)

@@ -14,6 +14,7 @@ import numpy as np
 from edgeopt import storage
 from edgeopt.errors import InvalidFileError
 from edgeopt.extras import needs
+from edgeopt.fields import Fields, in_file, quoted
 from edgeopt.problem import Sense
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ COLUMNS = (
 """Columns of the data frame of a comparison."""
 
 FORMAT = 1
-_REQUIRED = ("key", "problem", "sense", "solver", "seed", "status", "objective", "feasible", "seconds", "history")
 
 logger = logging.getLogger("edgeopt")
 
@@ -96,9 +96,36 @@ def read_row(path: "str | os.PathLike[str]") -> Row:
         If the file is truncated or lacks something.
     """
     row = storage.read_json(path)
-    if row.pop("format", None) != FORMAT or (missing := [name for name in _REQUIRED if name not in row]):
-        raise InvalidFileError(f"{path}: not a row of a comparison" + (f": no {missing[0]!r}" if row else ""))
+    with in_file(path):
+        _check_row(Fields(row, "not a row of a comparison: "))
+    del row["format"]
     return row
+
+
+def _check_row(row: Fields) -> None:
+    row.expect("format", FORMAT)
+    for name in ("key", "instance", "problem", "solver", "status"):
+        row.text(name)
+    row.choice("sense", ("max", "min"))
+    row.integer("seed")
+    row.flag("feasible")
+    for name in ("limit", "guarantee", "message"):
+        if name in row and row.value(name) is not None:
+            row.text(name)
+    for name in ("objective", "bound", "gap", "time_limit"):
+        row.optional_number(name)
+    row.value("objective")
+    for name in ("versions", "machine", "facts", "seconds"):
+        if name in row:
+            row.table(name)
+    for name in (seconds := row.table("seconds")):
+        seconds.optional_number(name)
+    for i, point in enumerate(row.entries("history")):
+        if not isinstance(point, list) or len(point) != 4:
+            raise InvalidFileError(f"history[{i}] = {quoted(point)}: expected seconds, iteration, objective, bound")
+        line = Fields(dict(zip(("seconds", "iteration", "objective", "bound"), point, strict=True)), f"history[{i}].")
+        for name in line:
+            line.optional_number(name)
 
 
 def read_rows(folder: "str | os.PathLike[str]") -> list[Row]:
@@ -108,7 +135,7 @@ def read_rows(folder: "str | os.PathLike[str]") -> list[Row]:
     for path in sorted((inner if inner.is_dir() else Path(folder)).glob("*.json")):
         try:
             rows.append(read_row(path))
-        except InvalidFileError as error:
+        except (InvalidFileError, OSError) as error:
             logger.warning("left out: %s", error)
     return sorted(rows, key=lambda row: (str(row.get("instance")), row["solver"], row["seed"]))
 

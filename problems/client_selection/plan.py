@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edgeopt.errors import InvalidProblemError
+from edgeopt.fields import check_table, quoted
 from edgeopt.validate import int_array
 
 
@@ -58,16 +59,20 @@ class SelectionPlan:
     @classmethod
     def from_lists(cls, clients: list[list[list[int]]]) -> "SelectionPlan":
         """Build a plan from the client ids that each server picks in each round, as `to_json` writes them."""
-        try:
-            servers = {len(row) for row in clients}
-            most = max((len(chosen) for row in clients for chosen in row), default=0)
-            padded = [[[*chosen, *[-1] * (most - len(chosen))] for chosen in row] for row in clients]
-        except TypeError:
-            raise InvalidProblemError("picks: expected a list of client ids per round and server") from None
+        for t, row in enumerate(clients):
+            for s, chosen in enumerate(row if isinstance(row, list | tuple) else [row]):
+                if not isinstance(chosen, list | tuple) or not all(isinstance(c, int | np.integer) for c in chosen):
+                    raise InvalidProblemError(
+                        f"picks: expected a list of client ids per round and server, [{t}, {s}] is {quoted(chosen)}"
+                    )
+        servers = {len(row) for row in clients}
+        most = max((len(chosen) for row in clients for chosen in row), default=0)
         if len(servers) > 1:
             raise InvalidProblemError(
-                f"picks: expected one list per server in every round, got {sorted(servers)} lists"
+                f"picks: expected one list per server in every round, got {quoted(sorted(servers))[1:-1]} lists"
             )
+        check_table("rounds x servers x picks", len(clients), max(servers, default=0), most)
+        padded = [[[*chosen, *[-1] * (most - len(chosen))] for chosen in row] for row in clients]
         picks = np.array(padded, dtype=None if most else np.int32).reshape(len(clients), max(servers, default=0), most)
         return cls(picks)
 

@@ -1,5 +1,6 @@
 """`Placement`: the decision of expert caching."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edgeopt.errors import InvalidProblemError
+from edgeopt.fields import quoted
+from edgeopt.validate import int_array
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,8 +42,11 @@ class Placement:
     def from_lists(cls, experts_of_server: list[list[int]], num_experts: int) -> "Placement":
         """Build a placement from the expert ids that each server holds, as `to_json` writes them."""
         cached = np.zeros((len(experts_of_server), num_experts), bool)
-        for server, experts in enumerate(experts_of_server):
-            ids = np.asarray(experts, np.int64)
+        given: Sequence[object] = experts_of_server
+        for server, experts in enumerate(given):
+            if not isinstance(experts, list | tuple | np.ndarray):
+                raise InvalidProblemError(f"server {server}: {quoted(experts)}: expected a list of expert ids")
+            ids = int_array(f"experts of server {server}", experts, (None,), dtype=np.int64)
             if (bad := np.flatnonzero((ids < 0) | (ids >= num_experts))).size:
                 raise InvalidProblemError(
                     f"server {server}: expert {ids[bad[0]]}: expected an id from 0 to {num_experts - 1}"

@@ -10,6 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from edgeopt import storage
 from edgeopt.errors import InvalidFileError, InvalidProblemError
+from edgeopt.fields import Fields, check_table, quoted
+from edgeopt.npz import numbers
 from edgeopt.problem import Problem, Sense, Violation
 from edgeopt.problems.expert_caching.placement import Placement
 from edgeopt.problems.expert_caching.routed_model import SUM_TOLERANCE, RoutedModel
@@ -143,6 +145,8 @@ class ExpertCaching(Problem):
             nonnegative=True, finite=False, ranged=True, unit="s",
         )  # fmt: skip
         total = sum(model.num_experts for model in models)
+        check_table("users x experts", num_users, total)
+        check_table("servers x experts", num_servers, total)
         if (none := self.device_indptr is None) != (self.device_experts is None):
             raise InvalidProblemError("device_indptr, device_experts: expected both or neither")
         held = int_array("device_experts", [] if none else self.device_experts, (None,), low=0, high=total - 1)
@@ -152,9 +156,9 @@ class ExpertCaching(Problem):
             raise InvalidProblemError(f"device_indptr: expected starts ascending from 0 to {held.size}")
         access = np.full(num_users, -1) if self.access_server is None else self.access_server
         if self.latency not in ("sum", "max", "mix"):
-            raise InvalidProblemError(f"latency = {self.latency!r}: expected 'sum', 'max' or 'mix'")
+            raise InvalidProblemError(f"latency = {quoted(self.latency)}: expected 'sum', 'max' or 'mix'")
         if not isinstance(self.theta, int | float) or not 0 <= self.theta <= 1:
-            raise InvalidProblemError(f"theta = {self.theta!r}: expected a number from 0 to 1")
+            raise InvalidProblemError(f"theta = {quoted(self.theta)}: expected a number from 0 to 1")
         checked = {
             "models": models,
             "storage_bytes": storage_bytes,
@@ -366,9 +370,12 @@ class ExpertCaching(Problem):
 
     def solution_from_json(self, document: dict[str, Any]) -> Placement:
         """Return the placement that `Placement.to_json` wrote."""
-        if not isinstance(document.get("cached"), list):
-            raise InvalidProblemError("solution: cached: expected one list of expert ids per server")
-        return Placement.from_lists(document["cached"], self.num_experts)
+        cached = Fields(document, "solution: ").entries("cached", "one list of expert ids per server")
+        if len(cached) != self.num_servers:
+            raise InvalidProblemError(
+                f"solution: cached: {len(cached)} lists, expected {self.num_servers}, one per server"
+            )
+        return Placement.from_lists(cached, self.num_experts)
 
     # --- plumbing ----------------------------------------------------------------------------------------------
 
@@ -415,20 +422,22 @@ class ExpertCaching(Problem):
     @classmethod
     def from_data(cls, values: dict[str, Any], arrays: storage.Arrays) -> Self:
         """Build the problem from what `to_data` returned."""
-        names = values.get("models")
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise InvalidFileError("models: expected a list of names")
-        wanted = [*_ARRAYS, *(f"model{m}.{name}" for m in range(len(names)) for name in _MODEL_ARRAYS)]
-        if missing := [name for name in wanted if name not in arrays]:
+        given = Fields(values)
+        if missing := [name for name in cls.layout(values) if name not in arrays]:
             raise InvalidFileError(f"{missing[0]}: array is missing")
         models = tuple(
             RoutedModel(name=label, **{name: arrays[f"model{m}.{name}"] for name in _MODEL_ARRAYS})
-            for m, label in enumerate(names)
+            for m, label in enumerate(given.texts("models"))
         )
         rest: Any = {name: arrays[name] for name in _ARRAYS}
-        if not isinstance(theta := values.get("theta", 0.5), int | float):
-            raise InvalidFileError(f"theta = {theta!r}: expected a number")
-        return cls(models=models, latency=values.get("latency", "sum"), theta=theta, **rest)
+        latency: Any = given.choice("latency", ("sum", "max", "mix")) if "latency" in given else "sum"
+        return cls(models=models, latency=latency, theta=given.number("theta") if "theta" in given else 0.5, **rest)
+
+    @classmethod
+    def layout(cls, values: dict[str, Any]) -> storage.Layout:
+        """Return which arrays a file may hold: those of the problem, and those of each of its models."""
+        count = len(Fields(values).texts("models"))
+        return _LAYOUT | {f"model{m}.{name}": form for m in range(count) for name, form in _MODEL_LAYOUT.items()}
 
     @classmethod
     def from_facility(cls, gain: ArrayLike, weight: ArrayLike, size: ArrayLike, capacity: ArrayLike) -> Self:
@@ -577,8 +586,13 @@ class ExpertCaching(Problem):
         )  # type: ignore[return-value]  # fmt: skip
 
 
-_ARRAYS = (
-    "storage_bytes", "request", "profile", "server_latency_s", "cloud_latency_s", "device_latency_s",
-    "device_indptr", "device_experts", "user_weight", "access_server",
-)  # fmt: skip
-_MODEL_ARRAYS = ("expert_layer", "expert_bytes", "sets", "indptr", "indices", "probability")
+_LAYOUT = {
+    "storage_bytes": numbers(1), "request": numbers(2), "profile": numbers(2), "server_latency_s": numbers(3),
+    "cloud_latency_s": numbers(2), "device_latency_s": numbers(2), "device_indptr": numbers(1),
+    "device_experts": numbers(1), "user_weight": numbers(1), "access_server": numbers(1),
+}  # fmt: skip
+_MODEL_LAYOUT = {
+    "expert_layer": numbers(1), "expert_bytes": numbers(1), "sets": numbers(2), "indptr": numbers(1),
+    "indices": numbers(1), "probability": numbers(1),
+}  # fmt: skip
+_ARRAYS, _MODEL_ARRAYS = tuple(_LAYOUT), tuple(_MODEL_LAYOUT)

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import InvalidProblemError
+from edgeopt.fields import check_table
 from edgeopt.validate import float_array, int_array
 
 SUM_TOLERANCE = 1e-6  # by how much the probabilities of a layer may miss one
@@ -67,6 +68,7 @@ class RoutedModel:
         sets = int_array("sets", self.sets, (None, None), low=0, high=count - 1)
         self._check_sets(sets, layer)
         indptr = int_array("indptr", self.indptr, (None,), low=0, dtype=np.int64)
+        check_table("profiles x experts", max(indptr.size - 1, 0), count)
         indices = int_array("indices", self.indices, (None,), low=0, high=sets.shape[0] - 1)
         probability = float_array("probability", self.probability, indices.shape, nonnegative=True, ranged=True)
         if indptr.size < 2 or indptr[0] != 0 or indptr[-1] != indices.size or (np.diff(indptr) < 0).any():

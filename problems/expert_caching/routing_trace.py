@@ -11,6 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from edgeopt import storage
 from edgeopt.errors import InvalidFileError, InvalidProblemError
+from edgeopt.fields import in_file, quoted
+from edgeopt.npz import Form
 from edgeopt.problems.expert_caching.routed_model import RoutedModel
 from edgeopt.validate import int_array
 
@@ -19,7 +21,11 @@ BUNDLED_TRACES = ("switch32", "mixtral8", "fine64")
 
 MAX_EXPERTS = 1 << 20  # over all layers; a file cannot ask for more
 _FORMAT_VERSION = 1
-_ARRAYS = ("set_user", "set_layer", "set_experts", "set_count", "tokens_per_user")
+_LAYOUT = {
+    "set_user": Form("iu", (1,)), "set_layer": Form("iu", (1,)), "set_experts": Form("iu", (2,)),
+    "set_count": Form("iu", (1,)), "tokens_per_user": Form("iu", (1,)), "meta": Form("iu", (1,)),
+}  # fmt: skip
+_ARRAYS = tuple(name for name in _LAYOUT if name != "meta")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -67,7 +73,7 @@ class RoutingTrace:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
-            raise InvalidProblemError(f"name = {self.name!r}: expected a string")
+            raise InvalidProblemError(f"name = {quoted(self.name)}: expected a string")
         for size in ("num_layers", "num_experts"):
             object.__setattr__(self, size, _size(size, getattr(self, size)))
         if (total := self.num_layers * self.num_experts) > MAX_EXPERTS:
@@ -139,7 +145,7 @@ class RoutingTrace:
         }  # fmt: skip
         for key, value in facts.items():
             if key in meta and meta[key] != value:
-                raise InvalidProblemError(f"meta: {key} = {meta[key]!r}: expected {value!r}")
+                raise InvalidProblemError(f"meta: {key} = {quoted(meta[key])}: expected {quoted(value)}")
         return facts | meta
 
     @classmethod
@@ -158,22 +164,22 @@ class RoutingTrace:
         OSError
             If the file cannot be opened.
         """
-        arrays = storage.read_arrays(path)
-        for name in (*_ARRAYS, "meta"):
+        arrays = storage.read_arrays(path, _LAYOUT)
+        for name, form in _LAYOUT.items():
             if name not in arrays:
-                raise InvalidFileError(f"{path}: no array {name!r}: expected {', '.join(_ARRAYS)}, meta")
-            if arrays[name].dtype.kind not in "iu":
-                raise InvalidFileError(f"{path}: {name}: expected integers, got {arrays[name].dtype}")
-        if arrays["meta"].dtype != np.uint8 or arrays["meta"].ndim != 1:
+                raise InvalidFileError(f"{path}: no array {name!r}: expected {', '.join(_LAYOUT)}")
+            if arrays[name].ndim not in (form.dimensions or ()):  # a single number does not stand for a column
+                raise InvalidFileError(f"{path}: {name}: expected rows, got shape {list(arrays[name].shape)}")
+        if arrays["meta"].dtype != np.uint8:
             raise InvalidFileError(
                 f"{path}: meta: expected the bytes of a JSON object as uint8 [n],"
                 f" got {arrays['meta'].dtype} {list(arrays['meta'].shape)}"
             )
-        meta = storage.parse_json_object(f"{path}: meta", arrays["meta"])
+        meta = storage.parse_json_object(f"{path}: meta", arrays["meta"].tobytes())
         for key, kind in (("name", str), ("num_layers", int), ("num_experts", int), ("top_k", int)):
             if type(meta.get(key)) is not kind:
-                raise InvalidFileError(f"{path}: meta: {key} = {meta.get(key)!r}: expected {kind.__name__}")
-        try:
+                raise InvalidFileError(f"{path}: meta: {key} = {quoted(meta.get(key))}: expected {kind.__name__}")
+        with in_file(path):
             return cls(
                 name=meta["name"],
                 num_layers=meta["num_layers"],
@@ -181,8 +187,6 @@ class RoutingTrace:
                 meta=meta,
                 **{name: arrays[name] for name in _ARRAYS},
             )
-        except InvalidProblemError as error:
-            raise InvalidFileError(f"{path}: {error}") from None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the trace to an ``.npz`` file, atomically; `load` reads it back equal."""
@@ -260,7 +264,7 @@ class RoutingTrace:
             expert_bytes = self.meta.get("bytes_per_expert_fp16")
             if not isinstance(expert_bytes, int | float) or isinstance(expert_bytes, bool):
                 raise InvalidProblemError(
-                    f"meta: bytes_per_expert_fp16 = {expert_bytes!r}: expected a number of bytes; give expert_bytes"
+                    f"meta: bytes_per_expert_fp16 = {quoted(expert_bytes)}: expected a number of bytes; give expert_bytes"
                 )
         code = _row_codes((self.set_layer, self.num_layers), *self._expert_columns())
         _, first, which = np.unique(code, return_index=True, return_inverse=True)
@@ -372,7 +376,7 @@ def _row_codes(*columns: tuple[NDArray[Any], int]) -> NDArray[np.int64]:
 
 def _size(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise InvalidProblemError(f"{name} = {value!r}: expected a positive integer")
+        raise InvalidProblemError(f"{name} = {quoted(value)}: expected a positive integer")
     return int(value)
 
 

@@ -402,7 +402,10 @@ def test_damaged_files_are_refused(tmp_path: Path):
     [
         (lambda header, arrays: header.update(schema_version=9), "schema_version = 9"),
         (lambda header, arrays: header.update(identity=[]), "not a complete checkpoint"),
-        (lambda header, arrays: header["identity"].pop("seed"), "not a complete checkpoint: KeyError\\('seed'"),
+        (
+            lambda header, arrays: header["identity"].pop("seed"),
+            "not a complete checkpoint: identity.seed: value is missing",
+        ),
         (lambda header, arrays: header.update(rows=header["rows"][:-1]), "1 rows, expected 2"),
         (lambda header, arrays: header.update(rows=3), "not a complete checkpoint"),
         (lambda header, arrays: header.update(rows=[[1], 2]), "not a complete checkpoint"),
@@ -415,7 +418,7 @@ def test_damaged_files_are_refused(tmp_path: Path):
         ),
         (lambda header, arrays: header.pop("feedback"), "feedback"),
         (lambda header, arrays: arrays.pop("ledger"), "ledger"),
-        (lambda header, arrays: arrays.update(ledger=np.zeros(3)), "not a complete checkpoint"),
+        (lambda header, arrays: arrays.update(ledger=np.zeros(3)), "ledger: expected integers, got float64"),
         (lambda header, arrays: arrays.pop("feedback/client"), "feedback|client"),
         (lambda header, arrays: arrays.update({"feedback/client": np.array([0, 0, 0])}), "client"),
         (lambda header, arrays: [arrays.pop(name) for name in list(arrays) if "server" in name], "server"),

@@ -167,7 +167,8 @@ class Loopback:
         if not interrupted and outcome["error"] is not None:
             raise EdgeOptError(f"the run on Flower failed: {outcome['error']}\n{self.log_tail()}")
         task, algorithm, planner, _ = experiment.build()
-        run = RunState.load(folder / CHECKPOINT, task, RunState.start(task, algorithm, planner).identity)
+        start = RunState.start(task, algorithm, planner)
+        run = RunState.load(folder / CHECKPOINT, task, start.identity, start.server)
         history = History(rows=run.rows, server=run.server, clients=run.clients, interrupted=interrupted)
         history.reason = "interrupted" if interrupted else outcome["reason"]
         history.models = algorithm.models(task, run.server, run.clients)

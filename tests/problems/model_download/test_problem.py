@@ -409,11 +409,11 @@ def test_files(tmp_path, suffix, changes):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda v, a: v.update(models="ab"), "models: expected a list of names"),
+        (lambda v, a: v.update(models="ab"), "models = 'ab': expected a list of names"),
         (lambda v, a: a.pop("layer_bits"), "layer_bits: array is missing"),
         (lambda v, a: a.update(extra=a["task"]), "extra: not an array of model-download"),
-        (lambda v, a: v.pop("bandwidth_hz"), "bandwidth_hz: missing"),
-        (lambda v, a: v.update(bandwidth_hz="wide"), "bandwidth_hz = 'wide': expected a positive number"),
+        (lambda v, a: v.pop("bandwidth_hz"), "bandwidth_hz: value is missing"),
+        (lambda v, a: v.update(bandwidth_hz="wide"), "bandwidth_hz = 'wide': expected a number"),
         (lambda v, a: v.update(models=["one"]), r"layer_indptr: expected shape \[2\], got \[3\]"),
     ],
 )
@@ -449,7 +449,7 @@ def test_plans_as_plain_values():
         ({"bandwidth_hz": math.inf}, r"bandwidth_hz = inf: expected a positive number"),
         ({"bandwidth_hz": None}, r"bandwidth_hz = None: expected a positive number \(Hz\)"),
         ({"bandwidth_hz": True}, r"bandwidth_hz = True: expected a positive number \(Hz\)"),
-        ({"bandwidth_hz": "wide"}, r"bandwidth_hz = 'wide': expected a positive number \(Hz\)"),
+        ({"bandwidth_hz": "wide"}, r"bandwidth_hz = 'wide': expected a number \(Hz\)"),
         ({"bandwidth_hz": [1.0]}, r"bandwidth_hz = \[1.0\]: expected a positive number \(Hz\)"),
         ({"resource_block_hz": True}, r"resource_block_hz = True: expected a positive number \(Hz\)"),
         ({"resource_block_hz": 0.0}, r"resource_block_hz = 0.0: expected a positive number"),

@@ -465,7 +465,7 @@ def test_files(tmp_path, suffix: str):
     ("change", "message"),
     [
         (lambda d: d["arrays"].pop("uplink_bps"), "uplink_bps: array is missing"),
-        (lambda d: d.pop("target"), "target: number is missing"),
+        (lambda d: d.pop("target"), "target: value is missing"),
         (lambda d: d.update(target="low"), "target = 'low': expected a number"),
         (lambda d: d.update(min_interval=True), "min_interval = True: expected a number"),
         (lambda d: d.update(step_size=-1), "step_size = -1.0: expected a positive number"),
@@ -491,7 +491,7 @@ def test_plan_as_json():
     assert solution_from_json(made, document) == chosen
     assert chosen != plan([4, 8], [2, 1], 2)
     assert chosen != "a plan"
-    with pytest.raises(InvalidProblemError, match="solution: cut_layer: missing"):
+    with pytest.raises(InvalidProblemError, match="solution: cut_layer: value is missing"):
         made.solution_from_json({"batch_size": [1, 1]})
     with pytest.raises(InvalidProblemError, match=r"expected shape \[2\], got \[1\]"):
         made.solution_from_json({"batch_size": [1], "cut_layer": [1], "aggregation_interval": 1})
