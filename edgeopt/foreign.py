@@ -42,6 +42,8 @@ def at(name: str, index: tuple[int, ...]) -> str:
 def as_array(name: str, value: Any) -> NDArray[Any]:
     """Return booleans, numbers or strings as an array of the machine's byte order, from whatever holds them.
 
+    Strings are an array of Python's, or of NumPy's if they came as such.
+
     Tensors may be on any device, need gradients, be of a type that NumPy lacks, such as bfloat16, which become float32;
     columns of tables may be nullable; lists may hold any of them. Nothing is guessed: what is missing or masked, rows of
     different lengths, and a mixture of numbers and strings are refused.
@@ -74,7 +76,9 @@ def as_array(name: str, value: Any) -> NDArray[Any]:
     else:
         array = _from_object(name, value)
     if array.dtype.kind in "OT":
-        array = _unboxed(name, array)
+        array = _unboxed(name, array.astype(object))
+        if array.dtype.kind == "O":
+            return array
     if array.dtype.kind == "V" and array.dtype.names is None and array.size:  # bfloat16 and float8 of other packages
         try:
             array = array.astype(np.float32)
@@ -87,12 +91,14 @@ def as_array(name: str, value: Any) -> NDArray[Any]:
 
 def _from_list(name: str, value: list[Any] | tuple[Any, ...]) -> NDArray[Any]:
     plain = _plain(name, value, ())
+    if any(isinstance(item, str) for item in plain):
+        return np.array(plain, object)  # NumPy would give each the width of the longest, and make strings of numbers
     try:
         array = np.array(plain)
     except ValueError:
         _refuse_ragged(name, plain, ())
         raise
-    return np.array(plain, object) if array.dtype.kind in "US" else array  # NumPy makes strings of numbers beside one
+    return np.array(plain, object) if array.dtype.kind in "US" else array
 
 
 def _plain(name: str, value: Any, index: tuple[int, ...]) -> Any:
@@ -145,7 +151,7 @@ def _from_tensor(name: str, value: Any, torch: Any) -> NDArray[Any]:
 
 
 def _unboxed(name: str, array: NDArray[Any]) -> NDArray[Any]:
-    """Return an array of Python objects as one of booleans, integers, floating-point numbers or strings."""
+    """Return an array of Python objects as one of booleans, integers or floating-point numbers, or that of strings itself."""
     items = array.ravel().tolist()
     strings = bool(items) and isinstance(items[0], str)
     for i, item in enumerate(items):
@@ -158,7 +164,7 @@ def _unboxed(name: str, array: NDArray[Any]) -> NDArray[Any]:
             expected = "a string, as before" if strings else "a number"
             raise InvalidProblemError(f"{at(name, index)} = {shown(item)}: expected {expected}")
     if strings:
-        return np.array(items, str).reshape(array.shape)
+        return array
     if all(isinstance(item, bool | np.bool_) for item in items):
         return array.astype(np.bool_)
     if all(isinstance(item, numbers.Integral) for item in items):

@@ -207,7 +207,7 @@ def _number_array(name: str, value: Any, shape: Shape, expected: str) -> NDArray
         if shape:
             raise
         raise InvalidProblemError(f"{name} = {shown(value)}: expected {expected}") from None
-    if (array.dtype.kind == "U" and array.size) or (array.dtype.kind == "b" and array.ndim == 0):
+    if (array.dtype.kind in "UO" and array.size) or (array.dtype.kind == "b" and array.ndim == 0):
         index = (0,) * array.ndim
         raise InvalidProblemError(f"{at(name, index)} = {shown(array[index].item())}: expected {expected}")
     return _shaped(name, array, shape)

@@ -93,10 +93,16 @@ def test_truth_values(value):
     ],
 )
 def test_strings(value):
-    """Columns of strings come out as strings of NumPy, whatever table they were in."""
+    """Columns of strings come out as strings, whatever table they were in, and sort as strings do."""
     found = as_array("x", value)
-    assert found.dtype.kind == "U"
     assert found.tolist() == ["b", "a", "b"]
+    assert np.unique(found).tolist() == ["a", "b"]
+
+
+def test_strings_take_the_memory_of_their_characters():
+    """One long string among many short ones does not give all of them its width."""
+    for value in (["a"] * 1000 + ["b" * 100_000], [["a"], ["b" * 100_000]]):
+        assert as_array("x", value).nbytes < 100_000
 
 
 @pytest.mark.parametrize(
