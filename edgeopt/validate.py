@@ -122,7 +122,7 @@ def integer(name: str, value: Any, *, low: int | None = None, high: int | None =
     return int(int_array(name, value, (), low=low, high=high, dtype=np.int64))
 
 
-def number(
+def real(
     name: str,
     value: Any,
     *,
@@ -135,7 +135,7 @@ def number(
 
     Examples
     --------
-    >>> number("alpha", np.float32(0.5), positive=True)
+    >>> real("alpha", np.float32(0.5), positive=True)
     0.5
     """
     return float(float_array(name, value, (), positive=positive, nonnegative=nonnegative, finite=finite, unit=unit))
@@ -209,7 +209,7 @@ def _number_array(name: str, value: Any, shape: Shape, expected: str) -> NDArray
         raise InvalidProblemError(f"{name} = {shown(value)}: expected {expected}") from None
     if (array.dtype.kind in "UO" and array.size) or (array.dtype.kind == "b" and array.ndim == 0):
         index = (0,) * array.ndim
-        raise InvalidProblemError(f"{at(name, index)} = {shown(array[index].item())}: expected {expected}")
+        raise InvalidProblemError(f"{at(name, index)} = {shown(array.ravel()[:1].tolist()[0])}: expected {expected}")
     return _shaped(name, array, shape)
 
 

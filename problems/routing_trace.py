@@ -238,7 +238,9 @@ class RoutingTrace:
         counted = counted_tokens(mask, users, tokens)
         for user in range(users):
             _check_logits(values[user], top_k, counted[user], user)
-        parts = [_count_sets(values[user][counted[user]], top_k) for user in range(users)]  # by user, to bound the memory
+        parts = [
+            _count_sets(values[user][counted[user]], top_k) for user in range(users)
+        ]  # by user, to bound the memory
         return cls(
             name=name,
             num_layers=layers,

@@ -73,7 +73,9 @@ def test_integers_stay_integers(value):
     assert int_array("x", value, (None,), low=0).tolist() == [3, 0, 7]
 
 
-@pytest.mark.parametrize("value", [pd.Series([True, False], dtype="boolean"), torch.tensor([True, False]), [np.True_, False]])
+@pytest.mark.parametrize(
+    "value", [pd.Series([True, False], dtype="boolean"), torch.tensor([True, False]), [np.True_, False]]
+)
 def test_truth_values(value):
     """Nullable columns and tensors of truth values are truth values."""
     assert bool_array("b", value, (2,)).tolist() == [True, False]

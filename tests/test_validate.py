@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from edgeopt.errors import InvalidProblemError
-from edgeopt.validate import bool_array, flag, float_array, int_array, integer, number, probabilities
+from edgeopt.validate import bool_array, flag, float_array, int_array, integer, probabilities, real
 
 
 def refused(message: str):
@@ -161,7 +161,7 @@ def test_whole_numbers_of_any_type(value):
     """A count may come as any type of integer, as a whole float, or as an array without axes; a plain int comes out."""
     assert integer("n", value, low=1, high=5) == 5
     assert type(integer("n", value)) is int
-    assert type(number("x", value)) is float
+    assert type(real("x", value)) is float
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,8 @@ from edgeopt.training.messages import reply as reply
 from edgeopt.training.optimizers import Adam as Adam
 from edgeopt.training.optimizers import Sgd as Sgd
 from edgeopt.training.partition import Partition as Partition
-from edgeopt.training.play import TrainingError as TrainingError
 from edgeopt.training.runner import LocalRunner as LocalRunner
 from edgeopt.training.selection_timing import SelectionTiming as SelectionTiming
 from edgeopt.training.task import Task as Task
 from edgeopt.training.timing import EdgeTiming as EdgeTiming
+from edgeopt.training.trouble import TrainingError as TrainingError

@@ -51,9 +51,7 @@ class ArrayData:
     def __post_init__(self) -> None:
         for field in ("inputs", "targets"):
             if not isinstance(value := getattr(self, field), torch.Tensor) or value.ndim == 0:
-                raise InvalidProblemError(
-                    f"{field}: expected a tensor with one row per sample, got {described(value)}"
-                )
+                raise InvalidProblemError(f"{field}: expected a tensor with one row per sample, got {described(value)}")
         samples, targets = len(self.inputs), self.targets
         if not (self.inputs.is_floating_point() or self.inputs.dtype == torch.int64):
             raise InvalidProblemError(f"inputs: expected floating-point numbers or int64, got {self.inputs.dtype}")

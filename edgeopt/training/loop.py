@@ -23,7 +23,8 @@ from edgeopt.training.run_state import RunState
 from edgeopt.training.runner import LocalRunner, Runner
 from edgeopt.training.task import Score, Task
 from edgeopt.training.timing import Timing
-from edgeopt.validate import int_array
+from edgeopt.training.trouble import blaming
+from edgeopt.validate import integer, real
 
 OnRound = Callable[[RoundRecord], bool | None]
 """Called after every round; returning False ends the run."""
@@ -92,16 +93,17 @@ def train(
     InvalidProblemError
         If an argument or a plan does not fit.
     TrainingError
-        If a client's loss is not finite. The checkpoint is then as it was last written.
+        If a client's loss is not finite, or the model or its loss fails on a client's data, at the client or at the
+        server; round and client are named. The checkpoint is then as it was last written. Running out of memory stays
+        the error that it is.
     InvalidFileError
         If the checkpoint is of another run, or damaged.
     """
-    for name, number in (
-        ("rounds", rounds),
-        ("evaluate_every", evaluate_every),
-        ("checkpoint_every", checkpoint_every),
-    ):
-        int_array(name, number, (), low=1)
+    rounds = integer("rounds", rounds, low=1)
+    evaluate_every = integer("evaluate_every", evaluate_every, low=1)
+    checkpoint_every = integer("checkpoint_every", checkpoint_every, low=1)
+    until_accuracy = None if until_accuracy is None else real("until_accuracy", until_accuracy)
+    until_seconds = None if until_seconds is None else real("until_seconds", until_seconds, finite=False)
     runner = LocalRunner() if runner is None else runner
     watchers = (on_round,) if callable(on_round) else tuple(on_round)
     run = _begin(task, algorithm, planner, estimator, runner, checkpoint, resume)
@@ -114,9 +116,10 @@ def train(
                 played = play_round(task, algorithm, run, plan, runner, timing)  # 2. work, exchange, charge, aggregate
                 due = (number + 1) % evaluate_every == 0 or number + 1 == rounds
                 judged = due or estimator is not None
-                models = algorithm.models(task, played.state, runner.states) if judged else []
-                score = mean_score(task, models) if due else Score(np.nan, np.nan)  # 3. how good it is
-                constants = None if estimator is None else estimator.measure(task, models, number)
+                with blaming(f"round {number}, {algorithm.name}, evaluation"):  # 3. how good it is
+                    models = algorithm.models(task, played.state, runner.states) if judged else []
+                    score = mean_score(task, models) if due else Score(np.nan, np.nan)
+                    constants = None if estimator is None else estimator.measure(task, models, number)
                 feedback = played.feedback(number, plan, timing, constants)  # 4. what the planner is told next
                 with uninterrupted():  # 5. the round counts
                     row = run.advance(played, feedback, score, runner)

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
 from edgeopt.errors import InvalidProblemError
+from edgeopt.training.trouble import check_weights, in_words
 
 Sample = torch.Tensor | tuple[torch.Tensor, ...] | Mapping[str, torch.Tensor]
 
@@ -76,6 +77,7 @@ def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
 
 def _meta_weights(module: nn.Module) -> dict[str, torch.Tensor]:
     """Return stand-ins by name: one for all names of a tied parameter, and one name for a sub-module with several."""
+    check_weights(module)
     weights: dict[str, torch.Tensor] = {}
     made: dict[torch.Tensor, torch.Tensor] = {}
     for prefix, part in module.named_modules():  # every sub-module once: `functional_call` restores names in order
@@ -150,7 +152,7 @@ class _Run:
         except Exception as error:  # whatever a user's module raises
             raise InvalidProblemError(
                 f"{type(self.module).__name__}: does not run on the meta device, where tensors have shapes but no"
-                f" values: {type(error).__name__}: {error}"
+                f" values: {in_words(error)}"
             ) from error
         finally:
             for hook in hooks:

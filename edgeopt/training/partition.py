@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from edgeopt.errors import InvalidProblemError
 from edgeopt.foreign import as_array
 from edgeopt.rng import stream
-from edgeopt.validate import int_array, integer, number
+from edgeopt.validate import int_array, integer, real
 
 MAX_ENTRIES = 1 << 27
 """Entries that an array may have whose size an argument decides, not the data: 1 GiB of numbers."""
@@ -169,7 +169,7 @@ def dirichlet(labels: ArrayLike, num_clients: int, alpha: float, seed: int = 0, 
     (100, True)
     """
     _, label, totals = np.unique(_labels(labels), return_inverse=True, return_counts=True)  # (n,) below K, and (K,)
-    alpha, least = number("alpha", alpha, positive=True), integer("min_samples", min_samples, low=0)
+    alpha, least = real("alpha", alpha, positive=True), integer("min_samples", min_samples, low=0)
     num_clients = _num_clients(num_clients, label.size, least)
     _refuse_large("num_clients", num_clients, totals.size, "different labels")
     rng = stream(seed, "dirichlet")
