@@ -2,7 +2,8 @@
 
 import numbers
 import sys
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from decimal import Decimal
 from typing import Any
 
@@ -71,10 +72,7 @@ def as_array(name: str, value: Any) -> NDArray[Any]:
     ...
     edgeopt.errors.InvalidProblemError: x[1]: expected 2 entries as in x[0], got 1
     """
-    if isinstance(value, list | tuple):
-        array = _from_list(name, value)
-    else:
-        array = _from_object(name, value)
+    array = _from_list(name, value) if isinstance(value, list | tuple) else _from_object(name, value)
     if array.dtype.kind in "OT":
         array = _unboxed(name, array.astype(object))
         if array.dtype.kind == "O":
@@ -119,14 +117,14 @@ def _from_object(name: str, value: Any) -> NDArray[Any]:
     if torch is not None and isinstance(value, torch.Tensor):
         return _from_tensor(name, value, torch)
     if isinstance(value, np.ma.MaskedArray):
-        masked = np.ma.getmaskarray(value)  # type: ignore[no-untyped-call]
+        masked = np.ma.getmaskarray(value)
         if masked.any():
             index = tuple(int(i) for i in np.argwhere(masked)[0]) if masked.ndim else ()
             raise InvalidProblemError(f"{at(name, index)} is masked: expected a value")
         return np.asarray(value.data)
     if type(value).__name__ in _MISSING:
         raise _no_numbers(name, "nothing")
-    if isinstance(value, Mapping | Set | Iterator):
+    if isinstance(value, Mapping | AbstractSet | Iterator):
         raise _no_numbers(name, f"a {type(value).__name__}")
     if hasattr(value, "as_py"):  # scalars of Arrow
         value = value.as_py()

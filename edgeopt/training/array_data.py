@@ -182,12 +182,13 @@ def from_dataset(
             whole[index] = part
         if (target < 0).any():
             raise InvalidProblemError(f"dataset[{index}]: target {int(target.min())}: expected classes from 0 on")
-    if num_classes is None and (num_classes := int(targets.max()) + 1) > _MOST_CLASSES:
+    largest = int(targets.max())
+    if num_classes is None and largest >= _MOST_CLASSES:
         raise InvalidProblemError(
-            f"dataset: found target {num_classes - 1}, expected below {_MOST_CLASSES}: classes are numbered from 0; "
+            f"dataset: found target {largest}, expected below {_MOST_CLASSES}: classes are numbered from 0; "
             "give num_classes if there are so many"
         )
-    return ArrayData(inputs, targets, num_classes, name)
+    return ArrayData(inputs, targets, largest + 1 if num_classes is None else num_classes, name)
 
 
 def _pair(dataset: Any, index: int) -> tuple[torch.Tensor, torch.Tensor]:

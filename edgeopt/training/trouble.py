@@ -74,7 +74,7 @@ def in_words(error: Exception) -> str:
 def check_weights(model: nn.Module) -> None:
     """Refuse weights without a shape, as lazy layers have them before they have seen a sample."""
     for name, value in chain(model.named_parameters(), model.named_buffers()):
-        if nn.parameter.is_lazy(value):  # type: ignore[no-untyped-call]
+        if nn.parameter.is_lazy(value):
             where, _, own = name.rpartition(".")
             kind = type(model.get_submodule(where)).__name__
             raise InvalidProblemError(
@@ -118,16 +118,16 @@ def _expected(layer: nn.Module, given: torch.Tensor) -> str | None:
 
 
 def _expected_channels(layer: nn.Module, given: torch.Tensor) -> str | None:
+    ranks: tuple[int, ...]
     if isinstance(layer, nn.modules.conv._ConvNd):
         channels, ranks = layer.in_channels, (len(layer.kernel_size) + 2,)
     else:
         assert isinstance(layer, nn.modules.batchnorm._BatchNorm)
-        ranks = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}.get(type(layer), (given.ndim,))
         channels = layer.num_features
+        ranks = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}.get(type(layer), (given.ndim,))
     if given.ndim in ranks and given.shape[1] == channels:
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training and given.numel() == channels:
-            return "more than one value per channel: a mini-batch of at least 2 samples"
-        return None
+        alone = isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training and given.numel() == channels
+        return "more than one value per channel: a mini-batch of at least 2 samples" if alone else None
     expected = " or ".join(f"[B, {channels}{_AXES[rank - 2]}]" for rank in ranks if 0 <= rank - 2 < len(_AXES))
     if given.ndim in ranks and given.ndim > 2 and given.shape[-1] == channels:
         expected += "; its channels are last: move them with inputs.movedim(-1, 1)"
@@ -142,6 +142,6 @@ def _expected_ids(layer: nn.Embedding, given: torch.Tensor) -> str | None:
     if given.is_meta or not given.numel():
         return None
     low, high = (int(end) for end in torch.aminmax(given))
-    if 0 <= low and high < layer.num_embeddings:
+    if low >= 0 and high < layer.num_embeddings:
         return None
     return f"token ids from 0 to {layer.num_embeddings - 1}, found {low if low < 0 else high}"

@@ -300,15 +300,15 @@ def test_numbers_of_numpy_and_tensors():
     pd = pytest.importorskip("pandas")
     assert iid(100, np.int64(5)) == iid(100, 5) == iid(np.int64(100), 5) == iid(np.array(100), np.array(5))
     labels = [0, 1, 1, 0, 2, 2]
-    for given in (
+    for column in (
         torch.tensor(labels),
         pd.Series(labels, dtype="Int64"),
         np.array(labels, ">u2"),
         np.array(labels)[::-1][::-1],
     ):
-        assert dirichlet(given, np.int8(2), np.float32(0.5)) == dirichlet(labels, 2, 0.5)
-        assert shards(given, 2, np.int64(1)) == shards(labels, 2, 1)
-        np.testing.assert_array_equal(iid(6, 2).label_counts(given, np.int64(3)), iid(6, 2).label_counts(labels))
+        assert dirichlet(column, np.int8(2), np.float32(0.5)) == dirichlet(labels, 2, 0.5)
+        assert shards(column, 2, np.int64(1)) == shards(labels, 2, 1)
+        np.testing.assert_array_equal(iid(6, 2).label_counts(column, np.int64(3)), iid(6, 2).label_counts(labels))
     assert by_column(pd.Series(["b", "a", "b"])) == by_column(["b", "a", "b"])
     assert Partition((own for own in ([0, 2], [1])), np.int64(3)) == Partition(([0, 2], [1]))
 
