@@ -16,10 +16,12 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 import numpy as np
 
 from edgeopt.errors import EdgeOptError, InvalidProblemError, SolverError, UnsupportedProblemError
+from edgeopt.foreign import shown
 from edgeopt.problem import Problem
 from edgeopt.progress import Callback, ProgressLine
 from edgeopt.result import Guarantee, History, Record, Result, Seconds, Status, relative_gap
 from edgeopt.stop import AnyOf, Limit, MaxTime, Progress, StopCriterion
+from edgeopt.validate import flag, real, seed_number
 
 logger = logging.getLogger("edgeopt")
 logger.addHandler(logging.NullHandler())
@@ -66,19 +68,35 @@ class SolveOptions:
     deterministic: bool = False
 
     def __post_init__(self) -> None:
-        if not self.time_limit >= 0:
-            raise EdgeOptError(f"time_limit = {self.time_limit!r}: expected seconds >= 0")
-        if self.seed is not None and (not isinstance(self.seed, int | np.integer) or self.seed < 0):
-            raise EdgeOptError(f"seed = {self.seed!r}: expected an integer >= 0 or None")
-        if self.seed is not None:
-            object.__setattr__(self, "seed", int(self.seed))  # NumPy's integers are no JSON
+        object.__setattr__(self, "time_limit", time_limit_s(self.time_limit))
+        if self.seed is not None:  # NumPy's integers are no JSON
+            object.__setattr__(self, "seed", seed_number("seed", self.seed, "an integer >= 0 or None"))
+        for name in ("display", "deterministic"):
+            object.__setattr__(self, name, flag(name, getattr(self, name)))
+        refuse_other("stop", self.stop, StopCriterion, "check")
+        refuse_other("callback", self.callback, Callback, "on_start", "on_iteration", "on_best", "on_end")
+
+
+def time_limit_s(value: float | None) -> float:
+    """Return a time limit in seconds; None is no limit."""
+    try:
+        return math.inf if value is None else real("time_limit", value, nonnegative=True, finite=False)
+    except InvalidProblemError:
+        raise EdgeOptError(f"time_limit = {shown(value)}: expected seconds >= 0, or None for no limit") from None
+
+
+def refuse_other(name: str, value: object, kind: type, *methods: str) -> None:
+    """Refuse an argument that is neither None nor an object with the methods of its kind, such as a class or a name."""
+    if value is not None and (isinstance(value, type) or not all(hasattr(value, method) for method in methods)):
+        got = f"the class {value.__name__}" if isinstance(value, type) else shown(value)
+        raise InvalidProblemError(f"{name}: expected a {kind.__name__}, got {got}")
 
 
 def solve(
     problem: Problem,
     solver: "str | Solver",
     *,
-    time_limit: float = math.inf,
+    time_limit: float | None = math.inf,
     stop: StopCriterion | None = None,
     seed: int | None = 0,
     initial_solution: Any | None = None,
@@ -92,7 +110,8 @@ def solve(
     ----------
     problem : the problem.
     solver : a solver object, or the name of one with its default hyper-parameters.
-    time_limit : seconds for the whole call, compilation included. Never an error: the best solution so far is returned.
+    time_limit : seconds for the whole call, compilation included; None for no limit. Never an error: the best solution
+        so far is returned.
     stop : further stop criteria, for example ``TargetGap(1e-4)``.
     seed : same seed, same result. None draws a fresh seed and reports it.
     initial_solution : feasible solution to start from (warm start); the result is never worse.
@@ -119,10 +138,13 @@ def solve(
     >>> result.status, result.objective <= result.bound
     (<Status.FEASIBLE: 'feasible'>, True)
     """
+    if not isinstance(problem, Problem):
+        raise InvalidProblemError(f"problem: expected a problem, got {shown(problem)}")
     if isinstance(solver, str):
         from edgeopt import solvers  # late: the core does not depend on the solvers
 
         solver = solvers.get_solver(problem.kind, solver)
+    refuse_other("solver", solver, Solver, "supports", "solve")
     if (reason := solver.supports(problem)) is not None:
         raise UnsupportedProblemError(f"{solver.name}: {reason}")
     if initial_solution is not None and (violations := problem.violations(initial_solution)):
@@ -130,7 +152,7 @@ def solve(
     if seed is None:
         seed = int(np.random.SeedSequence().generate_state(1)[0])
     options = SolveOptions(
-        time_limit=time_limit,
+        time_limit=time_limit_s(time_limit),
         stop=stop,
         seed=seed,
         initial_solution=initial_solution,

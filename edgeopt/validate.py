@@ -154,6 +154,38 @@ def flag(name: str, value: Any) -> bool:
     raise InvalidProblemError(f"{name} = {shown(value)}: expected True or False")
 
 
+def seed_number(name: str, value: Any, expected: str = "an integer >= 0") -> int:
+    """Return a seed, an integer >= 0 of any size and type; a truth value is none."""
+    try:
+        return value if type(value) is int and value >= 0 else integer(name, value, low=0)
+    except InvalidProblemError:
+        raise InvalidProblemError(f"{name} = {shown(value)}: expected {expected}") from None
+
+
+def listed(name: str, value: Any, *, single: type | tuple[type, ...] = str) -> list[Any]:
+    """Return the items of a list, an array or any other iterable; one item on its own is a list of it.
+
+    Parameters
+    ----------
+    name : argument name for messages.
+    value : what was given.
+    single : types of an item. A string is never read letter by letter.
+
+    Examples
+    --------
+    >>> listed("solvers", "greedy"), listed("seeds", np.arange(2)), listed("seeds", 3, single=int)
+    (['greedy'], [np.int64(0), np.int64(1)], [3])
+    """
+    if isinstance(value, single):
+        return [value]
+    try:
+        if isinstance(value, str | bytes):
+            raise TypeError
+        return list(value)
+    except TypeError:  # also of arrays without axes
+        raise InvalidProblemError(f"{name} = {shown(value)}: expected a list") from None
+
+
 def probabilities(name: str, value: Any, shape: Shape, *, tolerance: float) -> NDArray[np.float64]:
     """Return read-only distributions along the last axis.
 
