@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edgeopt.errors import InvalidProblemError
+from edgeopt.foreign import as_array
 from edgeopt.validate import int_array
 
 
@@ -46,7 +47,7 @@ class SelectionPlan:
         >>> SelectionPlan.from_mask([[[True, False, True], [False, True, False]]]).picks.tolist()
         [[[0, 2], [1, -1]]]
         """
-        mask = np.asarray(picked)
+        mask = as_array("picked", picked)
         if mask.ndim != 3 or mask.dtype != np.bool_:
             raise InvalidProblemError(
                 f"picked: expected booleans [rounds, servers, clients], got {mask.dtype} {list(mask.shape)}"

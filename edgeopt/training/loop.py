@@ -1,7 +1,7 @@
 """The training loop: plan, exchange messages with the clients, charge time, energy and bytes, evaluate, report back."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -24,7 +24,7 @@ from edgeopt.training.runner import LocalRunner, Runner
 from edgeopt.training.task import Score, Task
 from edgeopt.training.timing import Timing
 from edgeopt.training.trouble import blaming
-from edgeopt.validate import integer, real
+from edgeopt.validate import integer, listed, real
 
 OnRound = Callable[[RoundRecord], bool | None]
 """Called after every round; returning False ends the run."""
@@ -58,7 +58,7 @@ def train(
     until_seconds: float | None = None,
     runner: Runner | None = None,
     estimator: Estimator | None = None,
-    on_round: OnRound | Sequence[OnRound] = (),
+    on_round: OnRound | Iterable[OnRound] | None = (),
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 10,
     resume: bool = False,
@@ -105,7 +105,7 @@ def train(
     until_accuracy = None if until_accuracy is None else real("until_accuracy", until_accuracy)
     until_seconds = None if until_seconds is None else real("until_seconds", until_seconds, finite=False)
     runner = LocalRunner() if runner is None else runner
-    watchers = (on_round,) if callable(on_round) else tuple(on_round)
+    watchers = () if on_round is None else (on_round,) if callable(on_round) else tuple(listed("on_round", on_round))
     run = _begin(task, algorithm, planner, estimator, runner, checkpoint, resume)
     history = History(rows=run.rows)
     with TrainingBar(algorithm.name, rounds, display=display) as bar:

@@ -220,7 +220,12 @@ def test_arguments_of_other_types():
         assert [row["key"] for row in rows] == keys
     two = (get_solver("expert-caching", name) for name in ("random", "greedy"))
     rows, _ = comparison_rows("facility-tiny", two, (seed for seed in (0, 1)), executor="serial")
-    assert [(row["solver"], row["seed"]) for row in rows] == [("random", 0), ("random", 1), ("greedy", 0), ("greedy", 1)]
+    assert [(row["solver"], row["seed"]) for row in rows] == [
+        ("random", 0),
+        ("random", 1),
+        ("greedy", 0),
+        ("greedy", 1),
+    ]
     assert len(comparison_rows("facility-tiny", "random", np.int64(1), executor="serial")[0]) == 1
 
 
