@@ -84,6 +84,8 @@ def as_array(name: str, value: Any) -> NDArray[Any]:
             raise _no_numbers(name, str(array.dtype)) from None
     if array.dtype.kind not in "biufU":
         raise _no_numbers(name, str(array.dtype))
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        return array.astype(np.float64)
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 

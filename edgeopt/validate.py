@@ -199,7 +199,7 @@ def probabilities(name: str, value: Any, shape: Shape, *, tolerance: float) -> N
     >>> probabilities("start", [0.5, 0.4999], (2,), tolerance=1e-9)
     Traceback (most recent call last):
     ...
-    edgeopt.errors.InvalidProblemError: start sums to 0.9999, 0.0001 too little: expected probabilities that sum to 1
+    edgeopt.errors.InvalidProblemError: start sums to 0.9999: expected probabilities that sum to 1
     """
     array = float_array(name, value, shape, nonnegative=True)
     sums = array.sum(axis=-1, keepdims=True)
@@ -221,14 +221,17 @@ def float32_rounding(array: NDArray[np.float64], terms: int) -> float:
 
 
 def sums_to(total: float) -> str:
-    """Return in words what a sum is that should be 1, with the digits by which it is not.
+    """Return in words what a sum is that should be 1, with as many digits as it takes to see that it is not.
 
     Examples
     --------
-    >>> sums_to(1.0000002)
-    'sums to 1.0000002, 2e-07 too much'
+    >>> sums_to(0.1 + 0.2), sums_to(1.00000002980232)
+    ('sums to 0.3', 'sums to 1.00000003')
+    >>> sums_to(1 + 3e-10)
+    'sums to 1.0000000003'
     """
-    return f"sums to {float(total)!r}, {abs(total - 1):.2g} too {'much' if total > 1 else 'little'}"
+    short = f"{total:.9g}"
+    return f"sums to {short if float(short) != 1 else repr(float(total))}"
 
 
 def _number_array(name: str, value: Any, shape: Shape, expected: str) -> NDArray[Any]:
@@ -251,8 +254,6 @@ def _shaped(name: str, array: NDArray[Any], shape: Shape) -> NDArray[Any]:
         array = np.full(shape, array)  # type: ignore[arg-type]
     fits = array.ndim == len(shape) and all(w is None or w == g for w, g in zip(shape, array.shape, strict=True))
     if not fits:
-        if not shape:
-            raise InvalidProblemError(f"{name}: expected one number, got shape {list(array.shape)}")
         wanted = ", ".join("any" if length is None else str(length) for length in shape)
         raise InvalidProblemError(f"{name}: expected shape [{wanted}], got {list(array.shape)}")
     return array

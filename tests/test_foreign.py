@@ -26,6 +26,7 @@ NUMBERS = [[1.0, -2.5], [0.0, 4.0]]  # exact in every floating-point type below
         np.array(NUMBERS, ">f8"),
         np.array(NUMBERS, "<f4"),
         np.array(NUMBERS, np.float16),
+        np.array(NUMBERS, np.longdouble),
         np.array(NUMBERS)[::-1, ::-1][::-1, ::-1],
         np.ma.masked_array(NUMBERS),
         np.array(NUMBERS, object),

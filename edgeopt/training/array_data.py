@@ -214,7 +214,9 @@ def _tensor(index: int, field: str, value: Any) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         return value.detach().cpu()
     if isinstance(value, bool | int | float | np.generic | np.ndarray):  # in an order of bytes and a layout torch reads
-        return torch.tensor(np.array(as_array(f"dataset[{index}]: {field}", value)))
+        array = as_array(f"dataset[{index}]: {field}", value)
+        if array.dtype.kind in "biuf":
+            return torch.tensor(np.array(array))
     raise InvalidProblemError(
         f"dataset[{index}]: {field} is a {type(value).__name__}: expected a tensor, an array or a number; "
         "images need a transform to tensors"

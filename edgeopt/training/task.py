@@ -19,6 +19,7 @@ from edgeopt.errors import InvalidProblemError
 from edgeopt.foreign import shown
 from edgeopt.profile import ModelProfile
 from edgeopt.rng import stream
+from edgeopt.storage import MAX_BYTES
 from edgeopt.training.array_data import ArrayData, described
 from edgeopt.training.messages import Batches, Tensors
 from edgeopt.training.models.moe import record_routing
@@ -286,6 +287,13 @@ class Task:
         Each round shuffles the client's samples anew, and again whenever they are used up; what is left of them then and
         does not fill a mini-batch is not used. The draw depends on seed, client and round alone.
         """
+        one = self.train.inputs[:1].nbytes + self.train.targets[:1].nbytes
+        size = self.samples(client, batches.size)
+        if (needed := batches.count * size * one) > MAX_BYTES:
+            raise InvalidProblemError(
+                f"client {client}: {batches.count} mini-batches of {size} samples take {needed} bytes: expected at most "
+                f"{MAX_BYTES}, with fewer local steps"
+            )
         rows = torch.from_numpy(self.rows(client, batches)).to(self.device)  # (steps, samples)
         return Batch(self.train.inputs[rows], self.train.targets[rows])
 

@@ -141,6 +141,13 @@ def test_a_client_without_samples_has_a_round():
         run(small_task((4, 0, 3)))
 
 
+def test_more_local_steps_than_there_is_memory():
+    """The number of steps alone does not decide how much memory is taken: a bound is told before anything is drawn."""
+    message = r"^round 0, fedavg, client 2: 2000000000 mini-batches of 2 samples take \d+ bytes: expected at most \d+, with fewer"
+    with pytest.raises(InvalidProblemError, match=message):
+        run(small_task(), plan={"local_steps": 2_000_000_000})
+
+
 def test_evaluation():
     """A model that cannot be judged on the test samples is told with the round, too."""
     task = small_task()
