@@ -14,7 +14,7 @@ import pytest
 import edgeopt
 from edgeopt.errors import EdgeOptError
 from edgeopt.evaluation import compare, comparison_rows, read_rows
-from edgeopt.evaluation.rows import COLUMNS, add_gaps
+from edgeopt.evaluation.rows import COLUMNS, add_gaps, as_rows, rows_frame
 from edgeopt.solvers import get_solver
 from tests.evaluation.fake_solvers import Fake, calls, tiny_problem
 
@@ -253,3 +253,19 @@ def test_arguments_of_the_wrong_type(options: dict, message: str):
     fields = {"problems": "facility-tiny", "solvers": ["random"], "executor": "serial"}
     with pytest.raises(EdgeOptError, match=f"^{re.escape(message)}$"):
         comparison_rows(**fields | options)
+
+
+def test_rows_of_any_kind():
+    """Rows come from frames, generators and single mappings; what has none is refused in one line."""
+    row = {"solver": "greedy", "seed": np.int64(1)}
+    for data in (
+        [row],
+        (each for each in [row]),
+        row,
+        (row,),
+        rows_frame([row]).iloc[:, :0].assign(solver=["greedy"], seed=[1]),
+    ):
+        assert [(found["solver"], found["seed"]) for found in as_rows(data)] == [("greedy", 1)]
+    for wrong, message in ((None, "rows = None: expected a list"), ([5], r"rows\[0\] = 5: expected a row, a mapping")):
+        with pytest.raises(EdgeOptError, match=f"^{message}"):
+            as_rows(wrong)
