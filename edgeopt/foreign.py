@@ -115,6 +115,8 @@ def _plain(name: str, value: Any, index: tuple[int, ...]) -> Any:
 
 def _from_object(name: str, value: Any) -> NDArray[Any]:
     """Return the array in a single object, which may still be one of objects."""
+    if hasattr(value, "as_py"):  # scalars of Arrow
+        value = value.as_py()
     torch: Any = sys.modules.get("torch")  # whoever hands in a tensor has it loaded
     if torch is not None and isinstance(value, torch.Tensor):
         return _from_tensor(name, value, torch)
@@ -128,8 +130,6 @@ def _from_object(name: str, value: Any) -> NDArray[Any]:
         raise _no_numbers(name, "nothing")
     if isinstance(value, Mapping | AbstractSet | Iterator):
         raise _no_numbers(name, f"a {type(value).__name__}")
-    if hasattr(value, "as_py"):  # scalars of Arrow
-        value = value.as_py()
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:  # such as arrays of another device

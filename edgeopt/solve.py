@@ -73,8 +73,10 @@ class SolveOptions:
             object.__setattr__(self, "seed", seed_number("seed", self.seed, "an integer >= 0 or None"))
         for name in ("display", "deterministic"):
             object.__setattr__(self, name, flag(name, getattr(self, name)))
-        refuse_other("stop", self.stop, StopCriterion, "check")
-        refuse_other("callback", self.callback, Callback, "on_start", "on_iteration", "on_best", "on_end")
+        if self.stop is not None:
+            refuse_other("stop", self.stop, StopCriterion, "check")
+        if self.callback is not None:
+            refuse_other("callback", self.callback, Callback, "on_start", "on_iteration", "on_best", "on_end")
 
 
 def time_limit_s(value: float | None) -> float:
@@ -86,10 +88,11 @@ def time_limit_s(value: float | None) -> float:
 
 
 def refuse_other(name: str, value: object, kind: type, *methods: str) -> None:
-    """Refuse an argument that is neither None nor an object with the methods of its kind, such as a class or a name."""
-    if value is not None and (isinstance(value, type) or not all(hasattr(value, method) for method in methods)):
+    """Refuse an argument that is no object with the methods of its kind, such as a class or a name."""
+    if isinstance(value, type) or not all(hasattr(value, method) for method in methods):
         got = f"the class {value.__name__}" if isinstance(value, type) else shown(value)
-        raise InvalidProblemError(f"{name}: expected a {kind.__name__}, got {got}")
+        article = "an" if kind.__name__[0] in "AEIO" else "a"
+        raise InvalidProblemError(f"{name}: expected {article} {kind.__name__}, got {got}")
 
 
 def solve(

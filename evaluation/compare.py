@@ -174,7 +174,8 @@ def plan(
         raise EdgeOptError("seeds: expected at least one")
     seconds = time_limit_s(time_limit)
     deterministic = flag("deterministic", deterministic)
-    refuse_other("stop", stop, StopCriterion, "check")
+    if stop is not None:
+        refuse_other("stop", stop, StopCriterion, "check")
     version = versions()["edgeopt"]
     for name, problem in problems.items():
         fingerprint, parcel = problem.fingerprint(), Parcel(problem)

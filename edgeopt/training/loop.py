@@ -11,7 +11,7 @@ from edgeopt.convergence import ConvergenceEstimate
 from edgeopt.errors import InvalidProblemError
 from edgeopt.progress import TrainingBar
 from edgeopt.schedule import Planner
-from edgeopt.solve import is_interrupt
+from edgeopt.solve import is_interrupt, refuse_other
 from edgeopt.storage import Arrays
 from edgeopt.tensors import require_safetensors
 from edgeopt.training.algorithms.base import Algorithm
@@ -99,6 +99,13 @@ def train(
     InvalidFileError
         If the checkpoint is of another run, or damaged.
     """
+    for name, value, kind, methods in (
+        ("task", task, Task, ("batch",)),
+        ("algorithm", algorithm, Algorithm, ("round", "client", "models")),
+        ("planner", planner, Planner, ("plan",)),
+        ("timing", timing, Timing, ("phase",)),
+    ):
+        refuse_other(name, value, kind, *methods)
     rounds = integer("rounds", rounds, low=1)
     evaluate_every = integer("evaluate_every", evaluate_every, low=1)
     checkpoint_every = integer("checkpoint_every", checkpoint_every, low=1)

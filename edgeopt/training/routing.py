@@ -17,6 +17,7 @@ from edgeopt.errors import InvalidFileError, InvalidProblemError
 from edgeopt.problems.routing_trace import RoutingTrace, counted_tokens
 from edgeopt.training.array_data import described
 from edgeopt.training.models.moe import Experts, record_routing
+from edgeopt.training.trouble import in_words, is_out_of_memory
 from edgeopt.validate import int_array, integer
 
 _KIND, _SCHEMA_VERSION = "routing-record", 1
@@ -217,7 +218,12 @@ def record_users(
         with torch.inference_mode():
             for sequences in torch.split(tokens.flatten(0, 1), batch_size):  # (B, T)
                 with record_routing() as routing:
-                    functional_call(model, used, (sequences.to(device),))
+                    try:
+                        functional_call(model, used, (sequences.to(device),))
+                    except Exception as error:  # whatever a user's module raises
+                        if is_out_of_memory(error):
+                            raise
+                        raise InvalidProblemError(f"model: does not run on the tokens: {in_words(error)}") from error
                 if not all(bool(torch.isfinite(layer.logits).all()) for layer in routing):
                     raise InvalidProblemError("model: a router returns NaN or infinities: expected finite numbers")
                 chosen = torch.stack([layer.experts for layer in routing], dim=2)  # (B, T, L, K)

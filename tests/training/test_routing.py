@@ -82,6 +82,17 @@ def test_a_router_that_returns_nan_is_refused():
         record_users(model, tokens)
 
 
+def test_tokens_that_are_no_words_of_the_model():
+    """A token beyond the vocabulary is told with the layer that does not know it."""
+    model, tokens = model_and_text()
+    with pytest.raises(
+        InvalidProblemError, match=r"^model: does not run on the tokens: .*expected token ids from 0 to 255, found 256$"
+    ):
+        record_users(model, tokens.clone().fill_(256))
+    with pytest.raises(InvalidProblemError, match=r"^tokens: expected a tensor of int64, got torch.float32 of shape"):
+        record_users(model, tokens.float())
+
+
 def test_trace_is_that_of_router_outputs():
     """Outputs of a router, counted directly or recorded first and counted then, give the same trace."""
     logits = np.random.default_rng(0).normal(size=(3, 40, 2, 5))

@@ -246,3 +246,29 @@ def test_arguments_of_a_task(change: dict[str, Any], message: str):
     with pytest.raises(InvalidProblemError, match=f"^{message}"):
         Task(**fields | change)
     assert Task(**fields, seed=np.int64(3)).seed == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"algorithm": FedAvg}, "algorithm: expected an Algorithm, got the class FedAvg"),
+        ({"algorithm": "fedavg"}, "algorithm: expected an Algorithm, got 'fedavg'"),
+        ({"planner": None}, "planner: expected a Planner, got None"),
+        ({"timing": 5}, "timing: expected a Timing, got 5"),
+        ({"task": None}, "task: expected a Task, got None"),
+        ({"rounds": True}, "rounds = True: expected an integer >= 1"),
+        ({"rounds": "3"}, "rounds = '3': expected an integer >= 1"),
+        ({"until_accuracy": "high"}, "until_accuracy = 'high': expected a finite number"),
+        ({"on_round": 5}, "on_round = 5: expected a list"),
+    ],
+)
+def test_arguments_of_training(change: dict[str, Any], message: str):
+    """What is no algorithm, no planner or no number is refused by name before anything is trained."""
+    fields: dict[str, Any] = {
+        "task": small_task(), "algorithm": FedAvg(), "planner": StaticPlanner(small_plan()), "timing": small_timing(),
+        "rounds": 1,
+    }  # fmt: skip
+    with pytest.raises(InvalidProblemError, match=f"^{message}"):
+        train(**fields | change)
+    usual = fields | {"rounds": np.int64(1), "on_round": None, "until_seconds": np.float32(np.inf)}
+    assert len(train(**usual).rows) == 1
