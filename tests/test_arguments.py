@@ -93,6 +93,8 @@ def test_what_stands_for_a_number_or_a_list(make: Callable[[Any], Any], usual: A
         (lambda: SplitTraining.random(num_devices=3, seed=1, interval="8"), "interval = '8': expected a list"),
         (lambda: moe(top_k=True), "m: top_k = True: expected an integer >= 1"),
         (lambda: CategoricalHMM.random("2", 3), "num_states = '2': expected an integer >= 1"),
+        (lambda: CategoricalHMM.random(2, 3, seed="a"), "seed = 'a': expected an integer >= 0"),
+        (lambda: CategoricalHMM.random(2, 3, seed=-1), "seed = -1: expected an integer >= 0"),
         (lambda: Schedule([5]), r"rounds\[0\]: expected a RoundPlan, got 5"),
         (lambda: RoundPlan(client=[0], aggregate=1), "aggregate = 1: expected True or False"),
         (lambda: RoundPlan(client=np.ma.masked_equal([0, 1], 1)), r"client\[1\] is masked: expected a value"),

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import flop_registry
 
 from edgeopt.errors import InvalidProblemError
 from edgeopt.training.trouble import check_weights, in_words
+from edgeopt.validate import listed
 
 Sample = torch.Tensor | tuple[torch.Tensor, ...] | Mapping[str, torch.Tensor]
 
@@ -106,7 +107,7 @@ def _smallest(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]
 
 
 def _named(module: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module]:
-    known = dict(module.named_modules())
+    known, layers = dict(module.named_modules()), listed("layers", layers)
     for index, name in enumerate(layers):
         if name not in known or name == "":
             raise InvalidProblemError(f"layers[{index}] = {name!r}: expected the name of a sub-module")

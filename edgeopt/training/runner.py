@@ -14,6 +14,7 @@ from edgeopt.training.batched import try_batched
 from edgeopt.training.messages import Category, Message, Replies, State, Tensors, copied
 from edgeopt.training.task import Batch, Task
 from edgeopt.training.trouble import blaming
+from edgeopt.validate import flag, integer
 
 Result = tuple[dict[Category, Tensors], State]  # content of a reply, and what the client remembers
 
@@ -61,6 +62,10 @@ class LocalRunner:
     chunk: int | None = None
     _states: dict[int, State] = field(init=False, default_factory=dict, repr=False)
     _changed: dict[int, State] = field(init=False, default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self.batched = flag("batched", self.batched)
+        self.chunk = None if self.chunk is None else integer("chunk", self.chunk, low=1)
 
     @property
     def states(self) -> dict[int, State]:
