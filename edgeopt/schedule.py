@@ -19,8 +19,9 @@ from edgeopt import storage
 from edgeopt.convergence import ConvergenceEstimate
 from edgeopt.errors import EdgeOptError, InvalidFileError, InvalidProblemError
 from edgeopt.fields import Fields, in_file
+from edgeopt.foreign import as_array, shown
 from edgeopt.npz import flags, numbers
-from edgeopt.validate import bool_array, float_array, int_array
+from edgeopt.validate import bool_array, flag, float_array, int_array, listed
 
 _KIND = "schedule"
 _SCHEMA_VERSION = 1
@@ -97,9 +98,7 @@ class RoundPlan:
         size = int_array("client", self.client, (None,), low=0).size
         for name, low in _COLUMNS.items():
             object.__setattr__(self, name, int_array(name, getattr(self, name), (size,), low=low))
-        if not isinstance(self.aggregate, bool | np.bool_):
-            raise InvalidProblemError(f"aggregate = {self.aggregate!r}: expected True or False")
-        object.__setattr__(self, "aggregate", bool(self.aggregate))
+        object.__setattr__(self, "aggregate", flag("aggregate", self.aggregate))
         order = np.lexsort((self.client, self.server))
         client, server = self.client[order], self.server[order]
         if (twice := np.flatnonzero((client[1:] == client[:-1]) & (server[1:] == server[:-1]))).size:
@@ -204,7 +203,7 @@ class Feedback:
 def _measured(name: str, value: ArrayLike, size: int) -> NDArray[np.float64]:
     """Return float64 [M], positive or nan."""
     unit = {"client_seconds": "s", "device_flops": "FLOP/s"}.get(name, "bit/s")
-    given = np.asarray(value)
+    given = as_array(name, value)
     missing = np.isnan(given) if given.dtype.kind == "f" else np.zeros(given.shape, bool)
     known = np.where(missing, 1.0, given) if missing.any() else given
     found = np.where(missing, np.nan, float_array(name, known, (size,), positive=True, unit=unit))
@@ -285,7 +284,11 @@ class Schedule:
     rounds: Sequence[RoundPlan]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rounds", tuple(self.rounds))
+        rounds = tuple(listed("rounds", self.rounds, single=RoundPlan))
+        for i, plan in enumerate(rounds):
+            if not isinstance(plan, RoundPlan):
+                raise InvalidProblemError(f"rounds[{i}]: expected a RoundPlan, got {shown(plan)}")
+        object.__setattr__(self, "rounds", rounds)
 
     def __len__(self) -> int:
         return len(self.rounds)

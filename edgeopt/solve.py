@@ -16,11 +16,13 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 import numpy as np
 
 from edgeopt.errors import EdgeOptError, InvalidProblemError, SolverError, UnsupportedProblemError
+from edgeopt.foreign import shown
 from edgeopt.interrupts import interrupted, interrupts_noted, is_interrupt
 from edgeopt.problem import Problem
 from edgeopt.progress import Callback, ProgressLine
 from edgeopt.result import Guarantee, History, Record, Result, Seconds, Status, relative_gap
 from edgeopt.stop import AnyOf, Limit, MaxTime, Progress, StopCriterion
+from edgeopt.validate import flag, real, seed_number
 
 logger = logging.getLogger("edgeopt")
 logger.addHandler(logging.NullHandler())
@@ -73,19 +75,38 @@ class SolveOptions:
     """When the call began, by `time.perf_counter`; None: when the solver's `Run` is made."""
 
     def __post_init__(self) -> None:
-        if not self.time_limit >= 0:
-            raise EdgeOptError(f"time_limit = {self.time_limit!r}: expected seconds >= 0")
-        if self.seed is not None and (not isinstance(self.seed, int | np.integer) or self.seed < 0):
-            raise EdgeOptError(f"seed = {self.seed!r}: expected an integer >= 0 or None")
-        if self.seed is not None:
-            object.__setattr__(self, "seed", int(self.seed))  # NumPy's integers are no JSON
+        object.__setattr__(self, "time_limit", time_limit_s(self.time_limit))
+        if self.seed is not None:  # NumPy's integers are no JSON
+            object.__setattr__(self, "seed", seed_number("seed", self.seed, "an integer >= 0 or None"))
+        for name in ("display", "deterministic"):
+            object.__setattr__(self, name, flag(name, getattr(self, name)))
+        if self.stop is not None:
+            refuse_other("stop", self.stop, StopCriterion, "check")
+        if self.callback is not None:
+            refuse_other("callback", self.callback, Callback, "on_start", "on_iteration", "on_best", "on_end")
+
+
+def time_limit_s(value: float | None) -> float:
+    """Return a time limit in seconds; None is no limit."""
+    try:
+        return math.inf if value is None else real("time_limit", value, nonnegative=True, finite=False)
+    except InvalidProblemError:
+        raise EdgeOptError(f"time_limit = {shown(value)}: expected seconds >= 0, or None for no limit") from None
+
+
+def refuse_other(name: str, value: object, kind: type, *methods: str) -> None:
+    """Refuse an argument that is no object with the methods of its kind, such as a class or a name."""
+    if isinstance(value, type) or not all(hasattr(value, method) for method in methods):
+        got = f"the class {value.__name__}" if isinstance(value, type) else shown(value)
+        article = "an" if kind.__name__[0] in "AEIO" else "a"
+        raise InvalidProblemError(f"{name}: expected {article} {kind.__name__}, got {got}")
 
 
 def solve(
     problem: Problem,
     solver: "str | Solver",
     *,
-    time_limit: float = math.inf,
+    time_limit: float | None = math.inf,
     stop: StopCriterion | None = None,
     seed: int | None = 0,
     initial_solution: Any | None = None,
@@ -102,8 +123,9 @@ def solve(
     ----------
     problem : the problem.
     solver : a solver object, or the name of one with its default hyper-parameters.
-    time_limit : seconds for the whole call, compilation included. Never an error: the best solution so far is returned.
-        A kernel that is being compiled is not interrupted: the first call on a machine may take that much longer.
+    time_limit : seconds for the whole call, compilation included; None for no limit. Never an error: the best solution
+        so far is returned. A kernel that is being compiled is not interrupted: the first call on a machine may take that
+        much longer.
     stop : further stop criteria, for example ``TargetGap(1e-4)``.
     seed : same seed, same result. None draws a fresh seed and reports it.
     initial_solution : feasible solution to start from (warm start); the result is never worse.
@@ -132,10 +154,13 @@ def solve(
     """
     started = time.perf_counter()
     with interrupts_noted() as noted:
+        if not isinstance(problem, Problem):
+            raise InvalidProblemError(f"problem: expected a problem, got {shown(problem)}")
         if isinstance(solver, str):
             from edgeopt import solvers  # late: the core does not depend on the solvers
 
             solver = solvers.get_solver(problem.kind, solver)
+        refuse_other("solver", solver, Solver, "supports", "solve")
         if (reason := solver.supports(problem)) is not None:
             raise UnsupportedProblemError(f"{solver.name}: {reason}")
         if initial_solution is not None and (violations := problem.violations(initial_solution)):
@@ -143,7 +168,7 @@ def solve(
         if seed is None:
             seed = int(np.random.SeedSequence().generate_state(1)[0])
         options = SolveOptions(
-            time_limit=time_limit,
+            time_limit=time_limit_s(time_limit),
             stop=stop,
             seed=seed,
             initial_solution=initial_solution,

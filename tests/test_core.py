@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -753,3 +754,70 @@ def test_unknown_attribute():
     with pytest.raises(AttributeError, match="module 'edgeopt' has no attribute 'nothing'"):
         _ = edgeopt.nothing
     assert {"solvers", "problems", "evaluation", "EdgeNetwork", "load", "solve"} <= set(dir(edgeopt))
+
+
+# --- arguments of other types -----------------------------------------------------------------------------------------
+
+
+def test_no_time_limit():
+    """None is no limit, as infinity is; a limit may be any kind of number."""
+    assert SolveOptions(time_limit=None).time_limit == math.inf
+    for limit in (3, np.float32(3), np.int64(3), np.array(3.0)):
+        assert SolveOptions(time_limit=limit).time_limit == 3.0
+    assert play(lambda run: {"message": str(run.remaining)}, time_limit=None).message == "inf"
+
+
+@pytest.mark.parametrize("seed", [np.int64(7), np.array(7), 7.0, 2**70])
+def test_seeds_of_any_type(seed):
+    """Seeds are kept as Python's integers, however large."""
+    options = SolveOptions(seed=seed)
+    assert type(options.seed) is int
+    assert options.seed == seed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"time_limit": "5"}, "time_limit = '5': expected seconds >= 0, or None for no limit"),
+        ({"time_limit": True}, "time_limit = True: expected seconds >= 0, or None for no limit"),
+        ({"time_limit": [5]}, "time_limit = [5]: expected seconds >= 0, or None for no limit"),
+        ({"seed": True}, "seed = True: expected an integer >= 0 or None"),
+        ({"seed": np.arange(2)}, "seed = array([0, 1]): expected an integer >= 0 or None"),
+        ({"stop": 5}, "stop: expected a StopCriterion, got 5"),
+        ({"stop": MaxTime}, "stop: expected a StopCriterion, got the class MaxTime"),
+        ({"callback": print}, "callback: expected a Callback, got <built-in function print>"),
+        ({"deterministic": 1}, "deterministic = 1: expected True or False"),
+        ({"display": "no"}, "display = 'no': expected True or False"),
+    ],
+)
+def test_options_of_the_wrong_type(options, message):
+    """What cannot be an option is refused in one line before any work."""
+    with pytest.raises(EdgeOptError, match=f"^{re.escape(message)}$"):
+        SolveOptions(**options)
+
+
+def test_what_is_no_problem_and_no_solver():
+    """A file name in place of a problem, or a class in place of a solver, is told as that."""
+    problem = edgeopt.problems.ExpertCaching.random(num_servers=2, num_users=3, seed=1)
+    greedy = edgeopt.solvers.get_solver("expert-caching", "greedy")
+    with pytest.raises(EdgeOptError, match=r"^problem: expected a problem, got 'caching.json'$"):
+        edgeopt.solve("caching.json", "greedy")
+    with pytest.raises(EdgeOptError, match=r"^solver: expected a Solver, got the class Greedy"):
+        edgeopt.solve(problem, type(greedy))
+    with pytest.raises(EdgeOptError, match=r"^solver: expected a Solver, got 5$"):
+        edgeopt.solve(problem, 5)
+
+
+def test_criteria_of_any_iterable():
+    """Criteria may come from a generator, and are looked at as often as there are steps."""
+    stop = AnyOf(MaxIterations(limit) for limit in (np.int64(4), 2))
+    assert [stop.check(progress(iteration)) for iteration in (1, 2, 3)] == [None, Limit.ITERATION, Limit.ITERATION]
+    for wrong in (MaxTime(1), [MaxTime], "time", [5]):
+        with pytest.raises(EdgeOptError, match=r"^AnyOf.criteria"):
+            AnyOf(wrong)
+    with pytest.raises(EdgeOptError, match=r"^MaxIterations.iterations = '5': expected a number >= 0$"):
+        MaxIterations("5")
+
+
+def progress(iteration: int) -> Progress:
+    return Progress(0.0, iteration, None, math.inf, math.inf, 0.0, 0)

@@ -262,7 +262,7 @@ def test_a_server_sees_its_own():
         ({"device_flops": [1.0, np.inf, 1.0]}, r"device_flops\[1\] = inf"),
         ({"client_seconds": [1.0]}, r"client_seconds: expected shape \[3\], got \[1\]"),
         ({"completed": [1, 1, 0]}, "completed: expected booleans"),
-        ({"downlink_bps": ["a"] * 3}, "downlink_bps: expected an array of numbers"),
+        ({"downlink_bps": ["a"] * 3}, r"downlink_bps\[0\] = 'a': expected a positive number"),
     ],
 )
 def test_bad_feedback(fields: dict[str, Any], message: str):

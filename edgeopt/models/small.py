@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -13,6 +14,7 @@ from edgeopt.models.mlp import mlp
 from edgeopt.models.moe import moe_decoder
 from edgeopt.models.resnet import BasicBlock, resnet
 from edgeopt.models.vgg import vgg
+from edgeopt.validate import integer, listed, seed_number
 
 SMALL_MODELS: tuple[str, ...] = ("mlp", "small-cnn", "resnet18", "vgg16", "decoder", "moe")
 """Names that `model_for` knows."""
@@ -55,7 +57,9 @@ def model_for(
     """
     if name not in SMALL_MODELS:
         raise InvalidProblemError(f"no model {name!r}: expected one of {', '.join(SMALL_MODELS)}")
-    shape, width = tuple(input_shape), _WIDTH[name] if width is None else width
+    sizes = listed("input_shape", input_shape, single=(int, np.integer))
+    shape = tuple(integer(f"input_shape[{i}]", size) for i, size in enumerate(sizes))
+    width, num_classes = integer("width", _WIDTH[name] if width is None else width), integer("num_classes", num_classes)
     _check(name, shape, width, num_classes)
     with torch.device("meta"), torch.random.fork_rng(devices=[]):  # what it will take, before it takes it
         weights = sum(parameter.numel() for parameter in _build(name, num_classes, shape, width).parameters())
@@ -64,7 +68,7 @@ def model_for(
             f"width = {width}: {name} would have {weights} weights, expected at most {MAX_WEIGHTS}"
         )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed_number("seed", seed))
         return _build(name, num_classes, shape, width)
 
 

@@ -33,6 +33,6 @@ with needs("edgeopt.training", "train"):
     from edgeopt.training.messages import reply as reply
     from edgeopt.training.optimizers import Adam as Adam
     from edgeopt.training.optimizers import Sgd as Sgd
-    from edgeopt.training.play import TrainingError as TrainingError
     from edgeopt.training.runners.local import LocalRunner as LocalRunner
     from edgeopt.training.task import Task as Task
+    from edgeopt.training.trouble import TrainingError as TrainingError

@@ -1,7 +1,7 @@
 """The training loop: plan, exchange messages with the clients, charge time, energy and bytes, evaluate, report back."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +13,7 @@ from edgeopt.fields import in_file
 from edgeopt.interrupts import is_interrupt
 from edgeopt.progress import TrainingBar
 from edgeopt.schedule import Planner
+from edgeopt.solve import is_interrupt, refuse_other
 from edgeopt.storage import Arrays
 from edgeopt.tensors import require_safetensors
 from edgeopt.training.algorithms.base import Algorithm
@@ -24,7 +25,8 @@ from edgeopt.training.play import play_round
 from edgeopt.training.run_state import RunState
 from edgeopt.training.runners.local import LocalRunner, Runner
 from edgeopt.training.task import Score, Task
-from edgeopt.validate import int_array
+from edgeopt.training.trouble import blaming
+from edgeopt.validate import integer, listed, real
 
 OnRound = Callable[[RoundRecord], bool | None]
 """Called after every round; returning False ends the run."""
@@ -58,7 +60,7 @@ def train(
     until_seconds: float | None = None,
     runner: Runner | None = None,
     estimator: Estimator | None = None,
-    on_round: OnRound | Sequence[OnRound] = (),
+    on_round: OnRound | Iterable[OnRound] | None = (),
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 10,
     resume: bool = False,
@@ -93,18 +95,26 @@ def train(
     InvalidProblemError
         If an argument or a plan does not fit.
     TrainingError
-        If a client's loss is not finite. The checkpoint is then as it was last written.
+        If a client's loss is not finite, or the model or its loss fails on a client's data, at the client or at the
+        server; round and client are named. The checkpoint is then as it was last written. Running out of memory stays
+        the error that it is.
     InvalidFileError
         If the checkpoint is of another run, or damaged.
     """
-    for name, number in (
-        ("rounds", rounds),
-        ("evaluate_every", evaluate_every),
-        ("checkpoint_every", checkpoint_every),
+    for name, value, kind, methods in (
+        ("task", task, Task, ("batch",)),
+        ("algorithm", algorithm, Algorithm, ("round", "client", "models")),
+        ("planner", planner, Planner, ("plan",)),
+        ("timing", timing, Timing, ("phase",)),
     ):
-        int_array(name, number, (), low=1)
+        refuse_other(name, value, kind, *methods)
+    rounds = integer("rounds", rounds, low=1)
+    evaluate_every = integer("evaluate_every", evaluate_every, low=1)
+    checkpoint_every = integer("checkpoint_every", checkpoint_every, low=1)
+    until_accuracy = None if until_accuracy is None else real("until_accuracy", until_accuracy)
+    until_seconds = None if until_seconds is None else real("until_seconds", until_seconds, finite=False)
     runner = LocalRunner() if runner is None else runner
-    watchers = (on_round,) if callable(on_round) else tuple(on_round)
+    watchers = () if on_round is None else (on_round,) if callable(on_round) else tuple(listed("on_round", on_round))
     run = _begin(task, algorithm, planner, estimator, runner, checkpoint, resume)
     history = History(rows=run.rows)
     with TrainingBar(algorithm.name, rounds, display=display) as bar:
@@ -115,9 +125,10 @@ def train(
                 played = play_round(task, algorithm, run, plan, runner, timing)  # 2. work, exchange, charge, aggregate
                 due = (number + 1) % evaluate_every == 0 or number + 1 == rounds
                 judged = due or estimator is not None
-                models = algorithm.models(task, played.state, runner.states) if judged else []
-                score = mean_score(task, models) if due else Score(np.nan, np.nan)  # 3. how good it is
-                constants = None if estimator is None else estimator.measure(task, models, number)
+                with blaming(f"round {number}, {algorithm.name}, evaluation"):  # 3. how good it is
+                    models = algorithm.models(task, played.state, runner.states) if judged else []
+                    score = mean_score(task, models) if due else Score(np.nan, np.nan)
+                    constants = None if estimator is None else estimator.measure(task, models, number)
                 feedback = played.feedback(number, plan, timing, constants)  # 4. what the planner is told next
                 with uninterrupted():  # 5. the round counts
                     row = run.advance(played, feedback, score, runner)

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgeopt.convergence import ConvergenceEstimate
-from edgeopt.errors import EdgeOptError, InvalidProblemError
+from edgeopt.errors import InvalidProblemError
 from edgeopt.schedule import Feedback, RoundPlan
 from edgeopt.training.algorithms.base import Algorithm, Outcome
 from edgeopt.training.costs.ledger import Ledger
@@ -17,10 +17,7 @@ from edgeopt.training.messages import Phase, Replies, State
 from edgeopt.training.run_state import RunState
 from edgeopt.training.runners.local import Runner, seeded_layers
 from edgeopt.training.task import Task
-
-
-class TrainingError(EdgeOptError):
-    """Training cannot go on; the message names round and client."""
+from edgeopt.training.trouble import TrainingError, blaming
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,14 +67,16 @@ def play_round(
     start = 0.0
     conversation = algorithm.round(task, run.server, plan, run.round)
     replies: Replies | None = None
+    where = f"round {run.round}, {algorithm.name}"
     while True:
         try:
-            with seeded_layers(task, "server", run.round, len(phases)):
+            with blaming(where), seeded_layers(task, "server", run.round, len(phases)):
                 phase = next(conversation) if replies is None else conversation.send(replies)
         except StopIteration as end:
             outcome: Outcome = end.value
             break
-        replies, traffic = _exchange(task, algorithm, phase, plan, lost, runner, ledger)
+        with blaming(where):
+            replies, traffic = _exchange(task, algorithm, phase, plan, lost, runner, ledger)
         phases.append(timing.phase(run.round, plan, phase.name, start, traffic))
         start += phases[-1].seconds
     loss = dict(zip(outcome.loss, _finite(outcome, plan, run.round), strict=True))

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeopt import storage
-from edgeopt.errors import InvalidFileError
+from edgeopt.errors import InvalidFileError, InvalidProblemError
 from edgeopt.extras import needs
 from edgeopt.fields import Fields, in_file, quoted
+from edgeopt.foreign import shown
 from edgeopt.problem import Sense
+from edgeopt.validate import listed
 
 if TYPE_CHECKING:
     import os
@@ -152,7 +154,11 @@ def as_rows(data: Any) -> list[Row]:
         return [dict(plain(record)) for record in data.to_dict("records")]
     if isinstance(data, str) or hasattr(data, "__fspath__"):
         return add_gaps(read_rows(data))
-    return [dict(row) for row in data]
+    rows = listed("rows", data, single=Mapping)
+    for i, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise InvalidProblemError(f"rows[{i}] = {shown(row)}: expected a row, a mapping of columns to values")
+    return [dict(row) for row in rows]
 
 
 def public_row(row: Row) -> Row:

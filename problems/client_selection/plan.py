@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from edgeopt.errors import InvalidProblemError
 from edgeopt.fields import check_table, quoted
+from edgeopt.foreign import as_array
 from edgeopt.validate import int_array
 
 
@@ -47,7 +48,7 @@ class SelectionPlan:
         >>> SelectionPlan.from_mask([[[True, False, True], [False, True, False]]]).picks.tolist()
         [[[0, 2], [1, -1]]]
         """
-        mask = np.asarray(picked)
+        mask = as_array("picked", picked)
         if mask.ndim != 3 or mask.dtype != np.bool_:
             raise InvalidProblemError(
                 f"picked: expected booleans [rounds, servers, clients], got {mask.dtype} {list(mask.shape)}"

@@ -10,11 +10,12 @@ from numpy.typing import ArrayLike, NDArray
 from edgeopt import storage
 from edgeopt.errors import InvalidFileError, InvalidProblemError
 from edgeopt.fields import Fields, quoted
+from edgeopt.foreign import as_array
 from edgeopt.npz import flags, numbers
 from edgeopt.problem import Problem, Sense, Violation
 from edgeopt.problems.client_selection.plan import SelectionPlan
 from edgeopt.problems.client_selection.report import SelectionReport
-from edgeopt.validate import bool_array, float_array, int_array
+from edgeopt.validate import bool_array, float_array, int_array, probabilities
 
 if TYPE_CHECKING:
     from edgeopt.network import EdgeNetwork
@@ -413,9 +414,10 @@ class ClientSelection(Problem):
 
 def _rates(value: ArrayLike, coverage: NDArray[np.bool_], rounds: int) -> NDArray[np.float64]:
     """Return rates [S, C] or [T, S, C], checked to be positive where covered; elsewhere they are set to 0."""
-    table = np.ndim(value) == 3
+    given = as_array("rate_bps", value)
+    table = given.ndim == 3
     shape = (None, *coverage.shape) if table else coverage.shape
-    rate = float_array("rate_bps", value, shape, nonnegative=True, ranged=True, unit="bit/s")
+    rate = float_array("rate_bps", given, shape, nonnegative=True, ranged=True, unit="bit/s")
     if table:
         _enough("rate_bps", rate, rounds)
     if (bad := np.argwhere((rate == 0) & coverage)).size:
@@ -441,16 +443,11 @@ def _probability(name: str, value: ArrayLike | None, shape: tuple[int | None, ..
 
 
 def _transition(value: ArrayLike) -> NDArray[np.float64]:
-    transition = _probability("regime_transition", value, (None, None))
+    transition = probabilities("regime_transition", value, (None, None), tolerance=SUM_TOLERANCE)
     if transition.shape[0] != transition.shape[1] or not 1 <= len(transition) <= MAX_REGIMES:
         raise InvalidProblemError(
             f"regime_transition: expected a square matrix of 1 to {MAX_REGIMES} regimes, got {list(transition.shape)}"
         )
-    for r, total in enumerate(transition.sum(axis=1)):
-        if abs(total - 1) > SUM_TOLERANCE:
-            raise InvalidProblemError(
-                f"regime_transition[{r}] sums to {total:.9g}: expected probabilities that sum to 1"
-            )
     return transition
 
 

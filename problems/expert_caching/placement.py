@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from edgeopt.errors import InvalidProblemError
 from edgeopt.fields import quoted
+from edgeopt.foreign import as_array
 from edgeopt.validate import int_array
 
 
@@ -30,7 +31,7 @@ class Placement:
 
     def __post_init__(self) -> None:
         given: ArrayLike = self.cached
-        cached = np.array(given)
+        cached = np.array(as_array("cached", given))
         if cached.ndim != 2 or cached.dtype != np.bool_:
             raise InvalidProblemError(
                 f"cached: expected a boolean array [servers, experts], got {cached.dtype} {list(cached.shape)}"

@@ -11,11 +11,12 @@ from numpy.typing import ArrayLike, NDArray
 from edgeopt import storage
 from edgeopt.errors import InvalidFileError, InvalidProblemError
 from edgeopt.fields import Fields, check_table, quoted
+from edgeopt.foreign import shown
 from edgeopt.npz import numbers
 from edgeopt.problem import Problem, Sense, Violation
 from edgeopt.problems.expert_caching.placement import Placement
 from edgeopt.problems.expert_caching.routed_model import SUM_TOLERANCE, RoutedModel
-from edgeopt.validate import LEAST, float_array, int_array
+from edgeopt.validate import LEAST, float_array, int_array, listed, probabilities, real
 
 if TYPE_CHECKING:
     from edgeopt.network import EdgeNetwork
@@ -117,22 +118,21 @@ class ExpertCaching(Problem):
     theta: float = 0.5
 
     def __post_init__(self) -> None:
-        models = tuple(self.models)
+        models = tuple(listed("models", self.models, single=RoutedModel))
         if not models:
             raise InvalidProblemError("models: expected at least one model")
+        for m, model in enumerate(models):
+            if not isinstance(model, RoutedModel):
+                raise InvalidProblemError(f"models[{m}]: expected a RoutedModel, got {shown(model)}")
         storage_bytes = float_array(
             "storage_bytes", self.storage_bytes, (None,), nonnegative=True, ranged=True, unit="bytes"
         )
         if storage_bytes.size == 0:
             raise InvalidProblemError("storage_bytes: expected at least one server")
-        request = float_array("request", self.request, (None, len(models)), nonnegative=True, ranged=True)
+        request = probabilities("request", self.request, (None, len(models)), tolerance=SUM_TOLERANCE, ranged=True)
         num_users, num_servers = request.shape[0], storage_bytes.size
         if num_users == 0:
             raise InvalidProblemError("request: expected at least one user")
-        if (bad := np.flatnonzero(np.abs(request.sum(axis=1) - 1) > SUM_TOLERANCE)).size:
-            raise InvalidProblemError(
-                f"request[{bad[0]}] sums to {request[bad[0]].sum():.9g}: expected probabilities that sum to 1"
-            )
         profile = int_array("profile", self.profile, (num_users, len(models)), low=0)
         for m, model in enumerate(models):
             if (bad := np.flatnonzero(profile[:, m] >= model.num_profiles)).size:
@@ -157,8 +157,9 @@ class ExpertCaching(Problem):
         access = np.full(num_users, -1) if self.access_server is None else self.access_server
         if self.latency not in ("sum", "max", "mix"):
             raise InvalidProblemError(f"latency = {quoted(self.latency)}: expected 'sum', 'max' or 'mix'")
-        if not isinstance(self.theta, int | float) or not 0 <= self.theta <= 1:
-            raise InvalidProblemError(f"theta = {quoted(self.theta)}: expected a number from 0 to 1")
+        theta = real("theta", self.theta)
+        if not 0 <= theta <= 1:
+            raise InvalidProblemError(f"theta = {theta!r}: expected a number from 0 to 1")
         checked = {
             "models": models,
             "storage_bytes": storage_bytes,
@@ -175,7 +176,7 @@ class ExpertCaching(Problem):
             "device_experts": held,
             "user_weight": float_array("user_weight", self.user_weight, (num_users,), nonnegative=True, ranged=True),
             "access_server": int_array("access_server", access, (num_users,), low=-1, high=num_servers - 1),
-            "theta": float(self.theta),
+            "theta": theta,
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from edgeopt.errors import InvalidProblemError
 from edgeopt.fields import check_table
-from edgeopt.validate import float_array, int_array
+from edgeopt.validate import float32_rounding, float_array, int_array, sums_to
 
 SUM_TOLERANCE = 1e-6  # by how much the probabilities of a layer may miss one
 
@@ -98,10 +98,11 @@ class RoutedModel:
     def _check_sums(self) -> None:
         sums = np.zeros((self.num_profiles, self.num_layers))
         np.add.at(sums, (self.entry_profile, self.expert_layer[self.sets[self.indices, 0]]), self.probability)
-        if (bad := np.argwhere(np.abs(sums - 1) > SUM_TOLERANCE)).size:
+        most = int(np.diff(self.indptr).max(initial=0))
+        if (bad := np.argwhere(np.abs(sums - 1) > max(SUM_TOLERANCE, float32_rounding(self.probability, most)))).size:
             profile, layer = bad[0]
             raise InvalidProblemError(
-                f"probability: profile {profile}, layer {layer} sums to {sums[profile, layer]:.9g}, expected 1"
+                f"probability: profile {profile}, layer {layer} {sums_to(sums[profile, layer])}, expected 1"
             )
 
     @property

@@ -12,9 +12,10 @@ from numpy.typing import ArrayLike, NDArray
 from edgeopt import storage
 from edgeopt.errors import InvalidFileError, InvalidProblemError
 from edgeopt.fields import in_file, quoted
+from edgeopt.foreign import as_array, at
 from edgeopt.npz import Form
 from edgeopt.problems.expert_caching.routed_model import RoutedModel
-from edgeopt.validate import int_array
+from edgeopt.validate import bool_array, int_array
 
 BUNDLED_TRACES = ("switch32", "mixtral8", "fine64")
 """Names that `bundled_trace` knows."""
@@ -201,21 +202,27 @@ class RoutingTrace:
         storage.write_atomic(path, lambda file: storage.write_arrays(file, arrays))
 
     @classmethod
-    def from_router_logits(cls, logits: ArrayLike, top_k: int, *, name: str = "routing") -> "RoutingTrace":
+    def from_router_logits(
+        cls, logits: ArrayLike, top_k: int, *, name: str = "routing", mask: ArrayLike | None = None
+    ) -> "RoutingTrace":
         """Count the sets of experts with the largest router outputs.
 
         Ties go to the expert with the lowest index. Only the order of the outputs matters, so probabilities do as well.
 
         Parameters
         ----------
-        logits : real [G, T, L, E], output of the router for each user, token, layer and expert; infinities are allowed.
+        logits : real [G, T, L, E], output of the router for each user, token, layer and expert, such as a tensor in
+            bfloat16. An expert at -inf is out of reach of the token.
         top_k : experts K that each token uses per layer.
         name : name of the model.
+        mask : bool [G, T], the tokens that count; at least one of each user. Give it where texts were padded to one
+            length. Default: all.
 
         Raises
         ------
         InvalidProblemError
-            If a value is NaN, an axis is empty, or `top_k` is not between 1 and E.
+            If a value of a token that counts is NaN, fewer than K of its experts in a layer are within reach, as in
+            padding, an axis is empty, or `top_k` is not between 1 and E.
 
         Examples
         --------
@@ -223,7 +230,7 @@ class RoutingTrace:
         >>> trace.set_experts.tolist(), trace.set_count.tolist()
         ([[0, 1], [1, 2]], [1, 1])
         """
-        values = np.asarray(logits)
+        values = as_array("logits", logits)
         if values.dtype.kind not in "iuf" or values.ndim != 4 or 0 in values.shape:
             raise InvalidProblemError(
                 "logits: expected numbers [users, tokens, layers, experts], none of them 0,"
@@ -232,10 +239,12 @@ class RoutingTrace:
         users, tokens, layers, experts = values.shape
         if (top_k := _size("top_k", top_k)) > experts:
             raise InvalidProblemError(f"top_k = {top_k}: expected at most the {experts} experts of a layer")
-        if (missing := np.isnan(values)).any():
-            index = ", ".join(str(i) for i in np.unravel_index(int(missing.argmax()), values.shape))
-            raise InvalidProblemError(f"logits[{index}] = nan: expected a number")
-        parts = [_count_sets(values[user], top_k) for user in range(users)]  # by user, to bound the memory
+        counted = counted_tokens(mask, users, tokens)
+        for user in range(users):
+            _check_logits(values[user], top_k, counted[user], user)
+        parts = [
+            _count_sets(values[user][counted[user]], top_k) for user in range(users)
+        ]  # by user, to bound the memory
         return cls(
             name=name,
             num_layers=layers,
@@ -244,7 +253,7 @@ class RoutingTrace:
             set_layer=np.concatenate([layer for layer, _, _ in parts]),
             set_experts=np.concatenate([chosen for _, chosen, _ in parts]),
             set_count=np.concatenate([count for _, _, count in parts]),
-            tokens_per_user=np.full(users, tokens),
+            tokens_per_user=counted.sum(axis=1),
         )
 
     def to_model(self, expert_bytes: ArrayLike | None = None) -> RoutedModel:
@@ -344,6 +353,28 @@ def bundled_trace(name: str) -> RoutingTrace:
         raise InvalidProblemError(f"no bundled trace {name!r}: expected one of {', '.join(BUNDLED_TRACES)}")
     with resources.as_file(resources.files("edgeopt.problems.expert_caching") / "data" / f"routing-{name}.npz") as path:
         return RoutingTrace.load(path)
+
+
+def counted_tokens(mask: ArrayLike | None, users: int, tokens: int) -> NDArray[np.bool_]:
+    """Return bool [G, T], which tokens count: those of a mask that leaves each user some, or all."""
+    counted = bool_array("mask", True if mask is None else mask, (users, tokens))
+    if (silent := np.flatnonzero(~counted.any(axis=1))).size:
+        raise InvalidProblemError(f"mask[{silent[0]}]: no token of user {silent[0]} counts: expected at least one")
+    return counted
+
+
+def _check_logits(logits: NDArray[Any], top_k: int, counted: NDArray[np.bool_], user: int) -> None:
+    """Refuse NaN, and too few experts within reach, among the tokens of one user that count; `logits` is [T, L, E]."""
+    if (missing := np.isnan(logits) & counted[:, None, None]).any():
+        index = tuple(int(i) for i in np.argwhere(missing)[0])
+        raise InvalidProblemError(f"{at('logits', (user, *index))} = nan: expected a number")
+    reached = (logits > -np.inf).sum(axis=-1)  # (T, L)
+    if (padding := (reached < top_k) & counted[:, None]).any():
+        index = tuple(int(i) for i in np.argwhere(padding)[0])
+        raise InvalidProblemError(
+            f"{at('logits', (user, *index))}: {reached[index]} of {logits.shape[-1]} values are above -inf: expected at "
+            f"least top_k = {top_k}; leave padding out with mask"
+        )
 
 
 def _count_sets(

@@ -221,13 +221,6 @@ def test_a_loss_that_is_not_finite_names_round_and_client(batched: bool):
         run(task, planner=planner, runner=LocalRunner(batched=batched))
 
 
-def test_an_error_inside_of_client_work_says_where():
-    """What a layer refuses keeps its type, and gets a note with round and client."""
-    with pytest.raises(ValueError, match="more than 1 value per channel") as caught:
-        run(small_task((6, 1), model=noisy_model()))
-    assert caught.value.__notes__ == ["round 0, client 1, message 'train'"]
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -172,10 +172,13 @@ def tied_model() -> nn.Sequential:
         ({"model": OwnForward()}, "OwnForward has a forward of its own"),
         ({"model": tied_model()}, "0.weight and 1.weight are the same tensor"),
         ({"model": nn.Sequential(nn.Linear(4, 2))}, "scores 2 classes, the samples have 3"),
-        ({"model": nn.Sequential(nn.Linear(4, 3).double())}, "does not run on a test sample of torch.float32: mat1"),
+        (
+            {"model": nn.Sequential(nn.Linear(4, 3).double())},
+            r"does not run on samples of train: layer '0' \(Linear\) got \[2, 4\] float32: expected float64 as its weights",
+        ),
         (
             {"model": nn.Sequential(nn.Linear(4, 3), nn.Unflatten(1, (3, 1)))},
-            r"shape \[1, 3, 1\] for targets of shape \[1\]",
+            r"shape \[2, 3, 1\] for targets of shape \[2\]",
         ),
         ({"precision": "fp16"}, "precision = 'fp16'"),
         ({"device": "abacus"}, "device = 'abacus': expected one that torch can use here"),

@@ -13,6 +13,8 @@ from edgeopt.training.algorithms.base import Algorithm
 from edgeopt.training.messages import Category, Message, Replies, State, Tensors, copied
 from edgeopt.training.runners.batched import try_batched
 from edgeopt.training.task import Batch, Task
+from edgeopt.training.trouble import blaming
+from edgeopt.validate import flag, integer
 
 Result = tuple[dict[Category, Tensors], State]  # content of a reply, and what the client remembers
 
@@ -60,6 +62,10 @@ class LocalRunner:
     chunk: int | None = None
     _states: dict[int, State] = field(init=False, default_factory=dict, repr=False)
     _changed: dict[int, State] = field(init=False, default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self.batched = flag("batched", self.batched)
+        self.chunk = None if self.chunk is None else integer("chunk", self.chunk, low=1)
 
     @property
     def states(self) -> dict[int, State]:
@@ -130,12 +136,11 @@ class LocalRunner:
         results = {}
         for entry, item in zip(messages, items, strict=True):
             client = int(plan.client[entry])
-            try:
-                with seeded_layers(task, "client", client, *at):
-                    results[entry] = work(item)
-            except Exception as error:
-                error.add_note(f"round {at[0]}, client {client}, message {first.kind!r}")
-                raise
+            with (
+                blaming(f"round {at[0]}, client {client}, {algorithm.name}, message {first.kind!r}"),
+                seeded_layers(task, "client", client, *at),
+            ):
+                results[entry] = work(item)
         return results
 
 

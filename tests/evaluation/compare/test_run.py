@@ -2,16 +2,20 @@
 
 import json
 import logging
+import math
+import re
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import edgeopt
 from edgeopt.errors import EdgeOptError
 from edgeopt.evaluation import compare, comparison_rows, read_rows
-from edgeopt.evaluation.compare.rows import COLUMNS, add_gaps
+from edgeopt.evaluation.compare.rows import COLUMNS, add_gaps, as_rows, rows_frame
+from edgeopt.solvers import get_solver
 from tests.evaluation.fake_solvers import Fake, calls, tiny_problem
 
 
@@ -199,3 +203,69 @@ def test_what_is_not_installed_is_skipped_until_it_is(tmp_path: Path):
         rows, _ = comparison_rows({"tiny": tiny_problem()}, [fake], out=tmp_path, executor="serial")
         assert [row["status"] for row in rows] == [status]
         assert ("pip install it" in rows[0]["message"]) == (status == "skipped")
+
+
+def test_arguments_of_other_types():
+    """One solver, one seed, arrays, generators and no limit are what lists and infinity are."""
+    usual, _ = comparison_rows(["facility-tiny"], ["random"], (0, 1), executor="serial")
+    keys = [row["key"] for row in usual]
+    solver = get_solver("expert-caching", "random")
+    for solvers, seeds, limit in (
+        ("random", np.arange(2), None),
+        (solver, [np.int64(0), 1.0], math.inf),
+        ((name for name in ["random"]), (seed for seed in (0, 1)), None),
+        (np.array(["random"]), range(2), np.inf),
+    ):
+        rows, _ = comparison_rows((name for name in ["facility-tiny"]), solvers, seeds, limit, executor="serial")
+        assert [row["key"] for row in rows] == keys
+    two = (get_solver("expert-caching", name) for name in ("random", "greedy"))
+    rows, _ = comparison_rows("facility-tiny", two, (seed for seed in (0, 1)), executor="serial")
+    assert [(row["solver"], row["seed"]) for row in rows] == [
+        ("random", 0),
+        ("random", 1),
+        ("greedy", 0),
+        ("greedy", 1),
+    ]
+    assert len(comparison_rows("facility-tiny", "random", np.int64(1), executor="serial")[0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seeds": np.arange(0)}, "seeds: expected at least one"),
+        ({"seeds": [0, -1]}, "seeds[1] = -1: expected an integer >= 0"),
+        ({"seeds": [1.5]}, "seeds[0] = 1.5: expected an integer >= 0"),
+        ({"seeds": "01"}, "seeds = '01': expected a list"),
+        ({"seeds": True}, "seeds[0] = True: expected an integer >= 0"),
+        ({"seeds": None}, "seeds = None: expected a list"),
+        ({"solvers": 5}, "solvers = 5: expected a list"),
+        ({"solvers": ["random", 5]}, "solvers[1]: expected a Solver, got 5"),
+        ({"solvers": []}, "solvers: expected at least one"),
+        ({"time_limit": "5"}, "time_limit = '5': expected seconds >= 0, or None for no limit"),
+        ({"stop": 5}, "stop: expected a StopCriterion, got 5"),
+        ({"problems": None}, "problems = None: expected a list"),
+        ({"problems": [7]}, "problems: expected problems, files or names, got 7"),
+        ({"problems": {"a": 7}}, "problems: expected problems, files or names, got 7"),
+    ],
+)
+def test_arguments_of_the_wrong_type(options: dict, message: str):
+    """What is no list of runs is refused in one line before any run."""
+    fields = {"problems": "facility-tiny", "solvers": ["random"], "executor": "serial"}
+    with pytest.raises(EdgeOptError, match=f"^{re.escape(message)}$"):
+        comparison_rows(**fields | options)
+
+
+def test_rows_of_any_kind():
+    """Rows come from frames, generators and single mappings; what has none is refused in one line."""
+    row = {"solver": "greedy", "seed": np.int64(1)}
+    for data in (
+        [row],
+        (each for each in [row]),
+        row,
+        (row,),
+        rows_frame([row]).iloc[:, :0].assign(solver=["greedy"], seed=[1]),
+    ):
+        assert [(found["solver"], found["seed"]) for found in as_rows(data)] == [("greedy", 1)]
+    for wrong, message in ((None, "rows = None: expected a list"), ([5], r"rows\[0\] = 5: expected a row, a mapping")):
+        with pytest.raises(EdgeOptError, match=f"^{message}"):
+            as_rows(wrong)

@@ -218,7 +218,7 @@ BASE = two_sizes()
         ({"access_server": [2]}, "access_server[0] = 2: expected an integer from -1 to 1"),
         ({"latency": "min"}, "latency = 'min': expected 'sum', 'max' or 'mix'"),
         ({"theta": 1.5}, "theta = 1.5: expected a number from 0 to 1"),
-        ({"theta": float("nan")}, "theta = nan: expected a number from 0 to 1"),
+        ({"theta": float("nan")}, "theta = nan: expected a finite number"),
     ],
 )  # fmt: skip
 def test_problem_refuses(change, message):
