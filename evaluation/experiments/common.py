@@ -50,7 +50,7 @@ def write(
             print(f"\n{name}\n{markdown(rows)}")
     if arguments.out is None:
         return
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    storage.open_folder(arguments.out)
     for name, rows in tables.items():
         data = to_csv(rows).encode()
         storage.write_atomic(arguments.out / f"{name}.csv", lambda file, data=data: file.write(data))  # type: ignore[misc]
