@@ -215,7 +215,7 @@ def _read_array_header(
             warnings.simplefilter("error")
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
     except Exception as error:  # noqa: BLE001 - on hostile text NumPy's parser raises half a dozen kinds
-        raise InvalidFileError(f"{path}: {name}: not a plain array: {error}") from None
+        raise InvalidFileError(f"{path}: {name}: not a plain array: {' '.join(str(error).split())[:200]}") from None
     if dtype.hasobject or dtype.kind not in "biuf":
         raise InvalidFileError(f"{path}: {name}: expected numbers, got dtype {dtype}")
     return shape, fortran, dtype

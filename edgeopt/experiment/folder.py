@@ -1,5 +1,6 @@
 """The folder that a training run writes: enough to look at it, to go on with it, and to play its plans again."""
 
+import io
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,7 +160,9 @@ class RunFolder:
 
     def _save(self, name: str, axes: "Axes") -> str:
         figure: Any = axes.figure
-        storage.write_atomic(self.path / f"{name}.png", lambda file: figure.savefig(file, format="png", dpi=120))
+        data = io.BytesIO()  # a picture that writes its file itself does not say why it cannot
+        figure.savefig(data, format="png", dpi=120)
+        storage.write_atomic(self.path / f"{name}.png", lambda file: file.write(data.getvalue()))
         return f"{name}.png"
 
 
