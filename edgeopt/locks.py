@@ -1,5 +1,6 @@
 """Locks on files, which the operating system takes away when the process that holds them ends, however it ends."""
 
+import contextlib
 import errno
 import logging
 import os
@@ -21,8 +22,8 @@ logger = logging.getLogger("edgeopt")
 class FolderLock:
     """Keeps a folder for one writer until it is released, or its process ends.
 
-    The lock is on a file `LOCK_NAME`, which stays in the folder and says who has had it last. It is advisory: only those
-    who ask for it are kept out. On a file system without locks, as some network mounts are, a warning says so.
+    The lock is on a file `LOCK_NAME` that says who has it. It is advisory: only those who ask for it are kept out. On a
+    file system without locks, as some network mounts are, a warning says so.
 
     Parameters
     ----------
@@ -44,22 +45,31 @@ class FolderLock:
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        # neither emptied nor replaced: it may be another's, which has to find the same file
-        handle = os.open(Path(folder) / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
-        self._file = os.fdopen(handle, "r+b", buffering=0)
+        self._path = Path(folder) / LOCK_NAME
+        self._file = self._open()
         try:
-            locked = try_lock(self._file)
-            if locked is False:
-                holder = self._file.read(300).decode(errors="replace").strip() or "another process"
-                raise EdgeOptError(f"{os.fspath(folder)}: in use by {holder}: expected another folder, or to wait")
-            if locked is None:
-                logger.warning("%s: this file system has no locks: keep other runs away from the folder", folder)
+            while self._locked() and os.name != "nt" and not os.fstat(self._file.fileno()).st_nlink:
+                self._file.close()  # its last holder has just removed it
+                self._file = self._open()
             self._file.truncate(0)
             since = datetime.now().astimezone().isoformat(" ", "seconds")
             self._file.write(f"process {os.getpid()} on {platform.node()} since {since}\n".encode())
         except BaseException:
             self._file.close()
             raise
+
+    def _open(self) -> IO[bytes]:
+        # neither emptied nor replaced: it may be another's
+        return os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
+
+    def _locked(self) -> bool:
+        locked = try_lock(self._file)
+        if locked is False:
+            holder = " ".join(self._file.read(300).decode(errors="replace").split()) or "another process"
+            raise EdgeOptError(f"{self._path.parent}: in use by {holder}: expected another folder, or to wait")
+        if locked is None:
+            logger.warning("%s: no locks on this file system: keep other runs out of the folder", self._path.parent)
+        return bool(locked)
 
     def __enter__(self) -> Self:
         return self
@@ -71,7 +81,10 @@ class FolderLock:
 
     def release(self) -> None:
         """Let others have the folder."""
-        self._file.close()
+        if not self._file.closed:
+            with contextlib.suppress(OSError):  # on Windows it is open and stays, which does no harm
+                self._path.unlink()
+            self._file.close()
 
 
 def try_lock(file: IO[Any]) -> bool | None:

@@ -245,7 +245,7 @@ class DaskCluster:
             self._seen |= {theirs.key} if stacks else set()
             return False
         theirs.cancel()
-        self._client.run(os._exit, 1, workers=list(stacks), wait=False)  # its nanny starts another
+        self._client.run(_end_process, workers=list(stacks), wait=False)  # its nanny starts another
         return True
 
     def close(self, *, now: bool) -> None:
@@ -259,6 +259,11 @@ class DaskCluster:
         except BaseException as error:  # noqa: BLE001 - the future carries it
             call.set_exception(error)
         self._futures.pop(call, None)
+
+
+async def _end_process() -> None:
+    """End a Dask worker from its event loop, which runs beside the call; only of coroutines no answer is awaited."""
+    os._exit(1)
 
 
 def open_engine(executor: Executor | str | None, jobs: int) -> Engine:
