@@ -81,7 +81,9 @@ def _explain(error: BaseException) -> tuple[str, int]:
         return str(error), 2
     if isinstance(error, OSError) and error.filename is not None:
         return f"{os.fspath(error.filename)}: {error.strerror}", 2
-    if isinstance(error, OSError) and error.errno is not None:  # files have names: it is standard output, on a full disk
+    if (
+        isinstance(error, OSError) and error.errno is not None
+    ):  # files have names: it is standard output, on a full disk
         return f"standard output: {error.strerror}", 1
     if isinstance(error, MemoryError):
         return f"not enough memory: {error}", 1

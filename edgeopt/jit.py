@@ -78,7 +78,9 @@ class _Files(caching.IndexDataCacheFile):  # type: ignore[misc]
     """
 
     def __init__(self, folder: str, name: str, stamp: object) -> None:
-        super().__init__(folder, f"{name}.checked", stamp)  # numba's own files of an older installation are not looked at
+        super().__init__(
+            folder, f"{name}.checked", stamp
+        )  # numba's own files of an older installation are not looked at
         # a kernel may call those of other files, whose changes its own stamp does not show
         self._version = f"{numba.__version__} {versions()['edgeopt']}"
 

@@ -5,6 +5,7 @@ import errno
 import logging
 import os
 import platform
+import sys
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -102,7 +103,7 @@ def try_lock(file: IO[Any]) -> bool | None:
 
 def _lock(handle: int) -> None:
     """Lock a file or raise OSError; two handles of one process are two holders."""
-    if os.name == "nt":
+    if sys.platform == "win32":
         import msvcrt
 
         os.lseek(handle, _BEYOND, os.SEEK_SET)

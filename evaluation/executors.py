@@ -133,7 +133,7 @@ class SpawnPool:
             _start_call(self._workers[0].pool, os.getpid).result()
         except (BrokenExecutor, RuntimeError):  # in the process that runs the script; in a worker that runs it again
             raise EdgeOptError(
-                "worker processes do not start: expected `if __name__ == \"__main__\":` around what a script runs, or "
+                'worker processes do not start: expected `if __name__ == "__main__":` around what a script runs, or '
                 "executor = 'serial'"
             ) from None
         self._checked = True

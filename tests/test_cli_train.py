@@ -285,9 +285,11 @@ def test_flower_gets_the_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (refused.exit_code, "until_accuracy = 0.5" in refused.stderr) == (2, True)
 
 
+@pytest.mark.usefixtures("_no_pictures")
 @pytest.mark.parametrize("more", [[], ["--resume"]])
 def test_a_folder_in_use_is_left_alone(tmp_path: Path, more: list[str]):
     """A second run into the folder of one that goes on is refused at once, in one line, and writes nothing there."""
+    assert run("train", *TINY, "--rounds", 1, "--out", tmp_path).exit_code == 0
     with FolderLock(tmp_path):
         before = {path: path.read_bytes() for path in tmp_path.iterdir()}
         done = run("train", *TINY, "--out", tmp_path, *more)

@@ -246,7 +246,9 @@ def test_kill_9_leaves_no_worker_and_no_broken_row(tmp_path: Path, folder: Path)
             assert process.poll() is None
             time.sleep(0.02)
         process.kill()
-        process.communicate(timeout=60)  # the workers have the other end of this pipe, too: it ends when they have ended
+        process.communicate(
+            timeout=60
+        )  # the workers have the other end of this pipe, too: it ends when they have ended
     rows = list((tmp_path / "out" / "rows").iterdir())
     assert [read_row(path)["status"] for path in rows] == ["feasible"] * 2
     (tmp_path / "out" / "rows" / ".name.json.12345678.part").write_text("what a writer that was killed leaves")
@@ -287,7 +289,9 @@ def test_a_script_without_a_guard_is_told_so(tmp_path: Path):
     script.write_text(FROM_STANDARD_INPUT.replace('if __name__ == "__main__"', "if True"))
     done = run_script([str(script)])
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("edgeopt.errors.EdgeOptError: worker processes do not start: expected `if")
+    assert done.stderr.splitlines()[-1].startswith(
+        "edgeopt.errors.EdgeOptError: worker processes do not start: expected `if"
+    )
     assert done.stdout == ""
 
 

@@ -14,9 +14,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="process groups")
 
 def tethered(code: str) -> "subprocess.Popen[str]":
     words = [sys.executable, "-I", tether.__file__, sys.executable, "-c", code]
-    return subprocess.Popen(
-        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
+    return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
 
 WAIT = "import threading; print('here', flush=True); threading.Event().wait()"
