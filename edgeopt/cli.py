@@ -18,10 +18,10 @@ import typer
 from typer.core import TyperGroup
 
 from edgeopt.cli_generate import SeedOption, check_writable, generate_app
-from edgeopt.cli_output import discard_output, one_line_messages, prepare_streams, say
 from edgeopt.cli_trace import trace
 from edgeopt.cli_train import train
 from edgeopt.errors import EdgeOptError, MissingDependencyError, NoSolutionError, SolverError
+from edgeopt.streams import discard_output, one_line_messages, prepare_streams, say
 
 if TYPE_CHECKING:
     from edgeopt.problem import Problem
@@ -61,7 +61,8 @@ class _Group(TyperGroup):
             if debug:
                 traceback.print_exc()
             message, status = _explain(error)
-            discard_output()
+            if discard_output() and isinstance(error, OSError):
+                message, status = f"standard output: {error.strerror}", 1
             say(message)
             return status
 
@@ -81,10 +82,8 @@ def _explain(error: BaseException) -> tuple[str, int]:
         return str(error), 2
     if isinstance(error, OSError) and error.filename is not None:
         return f"{os.fspath(error.filename)}: {error.strerror}", 2
-    if (
-        isinstance(error, OSError) and error.errno is not None
-    ):  # files have names: it is standard output, on a full disk
-        return f"standard output: {error.strerror}", 1
+    if isinstance(error, OSError) and error.errno is not None:  # what the system lacks: processes, room, a connection
+        return str(error.strerror), 1
     if isinstance(error, MemoryError):
         return f"not enough memory: {error}", 1
     return f"{type(error).__name__}: {error} (a bug: --debug shows where)", 1

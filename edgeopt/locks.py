@@ -52,9 +52,10 @@ class FolderLock:
             while self._locked() and os.name != "nt" and not os.fstat(self._file.fileno()).st_nlink:
                 self._file.close()  # its last holder has just removed it
                 self._file = self._open()
-            self._file.truncate(0)
             since = datetime.now().astimezone().isoformat(" ", "seconds")
-            self._file.write(f"process {os.getpid()} on {platform.node()} since {since}\n".encode())
+            with contextlib.suppress(OSError):  # a full disk: it cannot say who has it, but it is locked
+                self._file.truncate(0)
+                self._file.write(f"process {os.getpid()} on {platform.node()} since {since}\n".encode())
         except BaseException:
             self._file.close()
             raise

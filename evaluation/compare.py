@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeopt import storage
 from edgeopt.errors import EdgeOptError
 from edgeopt.evaluation.executors import Engine, is_lost, open_engine
 from edgeopt.evaluation.rows import Row, RowStore, add_gaps, plain, row_key, rows_frame
@@ -133,7 +134,7 @@ def comparison_rows(
     named = name_instances(problems)
     known = {name: value for name in named if (value := _library_value(name, named[name])) is not None}
     known |= references or {}
-    store = RowStore(Path(out) / "rows") if out is not None else None
+    store = RowStore(storage.open_folder(out) / "rows") if out is not None else None
     rows: dict[str, Row] = {}
     order: list[str] = []
     tasks: list[Task] = []

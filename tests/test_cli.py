@@ -285,6 +285,13 @@ def test_a_closed_output_is_no_error(monkeypatch: pytest.MonkeyPatch):
     sys.stdout.close()
 
 
+def test_what_the_system_lacks_is_no_bug(monkeypatch: pytest.MonkeyPatch, instance: Path):
+    """An error of the system that names no file is said as it is."""
+    monkeypatch.setattr("edgeopt.evaluation.library.load_instance", failing(OSError(11, "Resource unavailable")))
+    done = run("describe", instance)
+    assert (done.exit_code, done.stderr) == (1, "edgeopt: Resource unavailable\n")
+
+
 def failing(error: Exception) -> Any:
     def fail(*_: object) -> None:
         raise error

@@ -22,10 +22,10 @@ HOLD = "import sys; from edgeopt.locks import FolderLock; held = FolderLock(sys.
 
 
 @contextmanager
-def holder(folder: Path) -> Iterator[subprocess.Popen[str]]:
+def holder(folder: Path, code: str = HOLD) -> Iterator[subprocess.Popen[str]]:
     """Another process that has the folder."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], text=True, **pipes) as process:
+    with subprocess.Popen([sys.executable, "-c", code, str(folder)], text=True, **pipes) as process:
         assert process.stdout is not None
         process.stdout.readline()
         try:
@@ -92,3 +92,14 @@ def test_without_locks_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(locks, "_lock", refuse)
     with caplog.at_level(logging.WARNING, "edgeopt"), FolderLock(tmp_path), FolderLock(tmp_path):
         assert "no locks on" in caplog.text
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="limits of file sizes")
+def test_a_full_disk_keeps_nobody_from_locking(tmp_path: Path):
+    """Where there is no room to say who has the folder, it is locked all the same."""
+    code = (
+        "import resource, sys; from edgeopt.locks import FolderLock; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0));"
+        "held = FolderLock(sys.argv[1]); print(flush=True); input()"
+    )
+    with holder(tmp_path, code), pytest.raises(EdgeOptError, match="in use by another process: "):
+        FolderLock(tmp_path)

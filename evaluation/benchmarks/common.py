@@ -22,6 +22,7 @@ from edgeopt.problem import Problem
 from edgeopt.result import History, Record, Result, Status, relative_gap
 from edgeopt.solve import Solver, solve, versions
 from edgeopt.solvers import get_solver, solvers_of
+from edgeopt.streams import prepare_streams
 
 Row = dict[str, Any]
 
@@ -252,6 +253,7 @@ def show_goals(goals: Iterable[Row], console: Console) -> None:
 
 def console() -> Console:
     """Return the console of a benchmark; wide where the output is not a terminal."""
+    prepare_streams()
     return Console(width=None if sys.stdout.isatty() else 170)
 
 

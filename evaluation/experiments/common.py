@@ -12,6 +12,7 @@ from typing import Any
 from edgeopt import storage
 from edgeopt.errors import MissingDependencyError
 from edgeopt.evaluation.rows import dumps
+from edgeopt.streams import prepare_streams
 
 Row = dict[str, Any]
 
@@ -20,6 +21,7 @@ def parser(
     text: str | None, argv: Sequence[str] | None, *, options: Callable[[argparse.ArgumentParser], None]
 ) -> argparse.Namespace:
     """Read the options of an experiment: its own, ``--out`` and ``--json``."""
+    prepare_streams()
     lines = (text or "").split("\n\n")
     found = argparse.ArgumentParser(
         description=lines[0], epilog="\n\n".join(lines[2:]), formatter_class=argparse.ArgumentDefaultsHelpFormatter

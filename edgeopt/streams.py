@@ -1,4 +1,4 @@
-"""What the command line does with its streams: nothing that was computed is lost because of them, messages take one line."""
+"""Standard output and error of programs: nothing that was computed is lost because of them, a message takes one line."""
 
 import logging
 import os
@@ -48,9 +48,11 @@ def prepare_streams() -> None:
         stream.reconfigure(errors="backslashreplace")
 
 
-def discard_output() -> None:
-    """Give up a standard output that cannot be written, or Python would complain of it at its end."""
+def discard_output() -> bool:
+    """Give up a standard output that cannot be written, or Python would complain of it at its end; return whether it was."""
     try:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
