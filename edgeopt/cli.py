@@ -61,8 +61,7 @@ class _Group(TyperGroup):
             if debug:
                 traceback.print_exc()
             message, status = _explain(error)
-            if discard_output() and isinstance(error, OSError):
-                message, status = f"standard output: {error.strerror}", 1
+            discard_output()
             say(message)
             return status
 

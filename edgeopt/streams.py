@@ -48,11 +48,9 @@ def prepare_streams() -> None:
         stream.reconfigure(errors="backslashreplace")
 
 
-def discard_output() -> bool:
-    """Give up a standard output that cannot be written, or Python would complain of it at its end; return whether it was."""
+def discard_output() -> None:
+    """Give up a standard output that cannot be written, or Python would complain of it at its end."""
     try:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False

@@ -273,7 +273,7 @@ def test_output_to_a_full_disk_is_one_line():
             [*EDGEOPT, "solvers"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False
         )
     assert done.returncode == 1
-    assert done.stderr == "edgeopt: standard output: No space left on device\n"
+    assert done.stderr == "edgeopt: No space left on device\n"
 
 
 def test_a_closed_output_is_no_error(monkeypatch: pytest.MonkeyPatch):
