@@ -3,6 +3,7 @@
 Nothing is unpickled, sizes are checked before memory is taken, and a file appears under its name only when it is whole.
 """
 
+import contextlib
 import json
 import os
 import tempfile
@@ -17,6 +18,7 @@ from edgeopt.errors import InvalidFileError
 from edgeopt.fields import in_file, quoted
 from edgeopt.files import open_file
 from edgeopt.json_text import fits, parse_json_object
+from edgeopt.locks import try_lock
 from edgeopt.npz import Arrays, Form, Layout, open_archive, write_arrays
 
 __all__ = [
@@ -29,6 +31,7 @@ LayoutOf = Callable[[dict[str, Any]], Layout]
 
 MAX_BYTES = 8 << 30  # refuse files whose contents would take more memory than this
 _HEADER = "header"
+_PARTIAL = ".part"
 
 
 def write_atomic(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
@@ -50,22 +53,55 @@ def write_atomic(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
 
 
 def _write_beside(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    file, temporary = _open_partial(path)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+            if os.name != "nt":  # under its lock, which tells `open_folder` that the file is no leftover
+                _put(temporary, path)
+        if os.name == "nt":  # there, an open file can be neither moved nor taken for a leftover
+            _put(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
 
 
+def _open_partial(path: Path) -> tuple[BinaryIO, str]:
+    while True:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL)
+        file = os.fdopen(handle, "wb")
+        if os.name == "nt":
+            return file, temporary
+        try_lock(file)
+        if os.fstat(handle).st_nlink:
+            return file, temporary
+        file.close()  # it was taken for a leftover before it was locked
+
+
+def _put(temporary: str, path: Path) -> None:
+    os.chmod(temporary, 0o666 & ~_umask())
+    os.replace(temporary, path)
+
+
+def open_folder(path: str | os.PathLike[str]) -> Path:
+    """Make a folder if it is not there, and remove what killed processes have left half written in it."""
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    if os.name != "nt":
+        for leftover in folder.glob(f".*.????????{_PARTIAL}"):
+            with contextlib.suppress(OSError):  # another has just removed or finished it, or it is not ours to remove
+                if leftover.is_file():
+                    with open(leftover, "r+b") as file:
+                        if try_lock(file):  # nobody writes it
+                            leftover.unlink()
+    return folder
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write UTF-8 text atomically."""
-    write_atomic(path, lambda file: file.write(text.encode()))
+    """Write UTF-8 text atomically; what UTF-8 cannot hold, such as bytes of a strange file name, is escaped."""
+    write_atomic(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
 def save(path: str | os.PathLike[str], header: dict[str, Any], arrays: Arrays) -> None:

@@ -23,6 +23,7 @@ from edgeopt.cli.train import train
 from edgeopt.errors import EdgeOptError, MissingDependencyError, NoSolutionError, SolverError
 from edgeopt.interrupts import interrupted, interrupts_noted
 from edgeopt.stdout import reserve_stdout
+from edgeopt.streams import discard_output, one_line_messages, prepare_streams, say
 
 if TYPE_CHECKING:
     from edgeopt.problem import Problem
@@ -43,7 +44,9 @@ class _Group(TyperGroup):
             words.remove("--debug")
             debug = True
         standalone = kwargs.pop("standalone_mode", True)
-        status = self._run(words, debug, kwargs)
+        prepare_streams()
+        with one_line_messages():
+            status = self._run(words, debug, kwargs)
         if standalone:
             _leave(status)
         return status
@@ -55,12 +58,13 @@ class _Group(TyperGroup):
             return status if isinstance(status, int) else 0
         except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001 - the last stop before the user
             if isinstance(error, OSError) and error.errno == errno.EPIPE:  # the reader has gone: `edgeopt ... | head`
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                discard_output()
                 return 1
             if debug:
                 traceback.print_exc()
             message, status = _explain(error)
-            print(" ".join(f"edgeopt: {message}".split()), file=sys.stderr)
+            discard_output()
+            say(message)
             return status
 
 
@@ -77,6 +81,8 @@ def _leave(status: int) -> NoReturn:
 def _explain(error: BaseException) -> tuple[str, int]:
     from edgeopt.interrupts import is_interrupt
 
+    if type(error).__name__ == "Abort" and isinstance(error.__cause__, EOFError):  # click takes it for Ctrl-D
+        error = error.__cause__
     if is_interrupt(error) or type(error).__name__ == "Abort":
         return "interrupted", INTERRUPTED
     if hasattr(error, "format_message"):  # wrong use of the command line
@@ -89,6 +95,10 @@ def _explain(error: BaseException) -> tuple[str, int]:
         return f"not enough memory: {error or 'the input is too large for this machine'}", 2
     if isinstance(error, OSError) and error.filename is not None:
         return f"{os.fspath(error.filename)}: {error.strerror}", 2
+    if isinstance(error, OSError) and error.errno is not None:  # what the system lacks: processes, room, a connection
+        return str(error.strerror), 1
+    if isinstance(error, MemoryError):
+        return f"not enough memory: {error}", 1
     return f"{type(error).__name__}: {error} (a bug: --debug shows where)", 1
 
 
@@ -177,12 +187,12 @@ def compare(
         executor=executor,
         jobs=jobs,
     )
-    if out is not None:
-        _write_report(rows, out, problems)
     if as_json:
         print(dumps([public_row(row) for row in rows], indent=1))
     else:
         _print_table(rows)
+    if out is not None:
+        _write_report(rows, out, problems)
     if interrupted:
         print(f"edgeopt: interrupted after {len(rows)} runs" + (f", kept in {out}" if out else ""), file=sys.stderr)
         raise typer.Exit(INTERRUPTED)

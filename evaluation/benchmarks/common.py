@@ -23,6 +23,7 @@ from edgeopt.result import History, Record, Result, Status, relative_gap
 from edgeopt.solve import Solver, solve, versions
 from edgeopt.solvers import get_solver, solvers_of
 from edgeopt.stdout import reserve_stdout
+from edgeopt.streams import prepare_streams
 
 Row = dict[str, Any]
 
@@ -253,6 +254,7 @@ def show_goals(goals: Iterable[Row], console: Console) -> None:
 
 def console() -> Console:
     """Return the console of a benchmark; wide where the output is not a terminal."""
+    prepare_streams()
     return Console(width=None if sys.stdout.isatty() else 170)
 
 

@@ -55,8 +55,7 @@ class RowStore:
     """
 
     def __init__(self, folder: "str | os.PathLike[str]") -> None:
-        self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder = storage.open_folder(folder)
 
     def path(self, key: str) -> Path:
         """Return the file of a row."""

@@ -4,6 +4,8 @@ import dataclasses
 import logging
 import math
 import os
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgeopt import storage
 from edgeopt.errors import EdgeOptError, InvalidProblemError
 from edgeopt.evaluation.compare.executors import Engine, is_lost, open_engine
 from edgeopt.evaluation.compare.rows import Row, RowStore, add_gaps, plain, row_key, rows_frame
@@ -32,6 +35,8 @@ Instance = Problem | str | os.PathLike[str]
 Instances = Mapping[str, Instance] | Iterable[Instance] | Instance
 
 MAX_RESUBMISSIONS = 2
+GRACE_S = 60.0
+"""How long a run may take beyond its time limit, for starting its worker, compiling kernels and evaluating the solution."""
 
 
 def compare(
@@ -54,6 +59,9 @@ def compare(
     the reason, an exception gives ``error`` and its message (the traceback goes to the log), and a run whose worker
     dies is repeated up to twice. Kernels are compiled before the clock starts, and the objective is recomputed by the
     problem after it has stopped.
+
+    A run that is still not back 60 s after a finite time limit gives ``error``, and its worker is killed; on a Dask
+    cluster that may take twice as long. Runs in this process and on executors of the caller's are waited for.
 
     Parameters
     ----------
@@ -130,7 +138,7 @@ def comparison_rows(
     named = name_instances(problems)
     known = {name: value for name in named if (value := _library_value(name, named[name])) is not None}
     known |= references or {}
-    store = RowStore(Path(out) / "rows") if out is not None else None
+    store = RowStore(storage.open_folder(out) / "rows") if out is not None else None
     rows: dict[str, Row] = {}
     order: list[str] = []
     tasks: list[Task] = []
@@ -200,23 +208,35 @@ def plan(
 def run_all(tasks: Iterable[Task], engine: Engine, keep: Callable[[Row], None], advance: Callable[[Row], None]) -> bool:
     """Run the tasks, hand each row to `keep` as it comes, and return whether Ctrl-C ended it.
 
-    When a worker dies, every run in flight is suspect: each is repeated alone, so that the one which kills its worker
-    takes no other down with it.
+    When a worker dies, every run in flight on an executor that does not say whose it was is suspect: each is repeated
+    alone, so that the one which kills its worker takes no other down with it. A run that is `GRACE_S` behind its time
+    limit loses its worker.
     """
     queue, suspects = deque(tasks), deque[Task]()
     attempts: dict[str, int] = {}
     running: dict[Future[Row], Task] = {}
+    due: dict[Future[Row], float] = {}
     finished = False
+
+    def start(task: Task) -> None:
+        future = _submit(engine, task)
+        running[future], due[future] = task, time.monotonic() + task.time_limit + GRACE_S
+
+    def end(task: Task, row: Row) -> None:
+        if row.get("traceback"):
+            logger.error("%s on %s, seed %d:\n%s", task.label, task.instance, task.seed, row["traceback"])
+        keep(row)
+        advance(row)
+
     try:
         while queue or suspects or running:
             while queue and len(running) < engine.window:
-                task = queue.popleft()
-                running[_submit(engine, task)] = task
+                start(queue.popleft())
             if suspects and not queue and not running:
-                task = suspects.popleft()
-                running[_submit(engine, task)] = task
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                start(suspects.popleft())
+            for future in wait(running, _until(due.values()), FIRST_COMPLETED).done:
                 task = running.pop(future)
+                del due[future]
                 row = _outcome(future, task)
                 if row is None:
                     attempts[task.key] = attempts.get(task.key, 0) + 1
@@ -224,20 +244,30 @@ def run_all(tasks: Iterable[Task], engine: Engine, keep: Callable[[Row], None], 
                         suspects.append(task)
                         continue
                     message = f"its worker died {attempts[task.key]} times: {future_error(future)}"
-                    message += " (a solver of one's own must live in a module that workers can import)"
                     row = plain(failed_row(task, "error", message))
                 elif row["limit"] == "interrupt":  # not a result of the solver: it is run again next time
                     return True
-                if row.get("traceback"):
-                    logger.error("%s on %s, seed %d:\n%s", task.label, task.instance, task.seed, row["traceback"])
-                keep(row)
-                advance(row)
+                end(task, row)
+            for future in [late for late in running if due[late] <= time.monotonic() and not late.done()]:
+                task = running[future]
+                if not engine.kill(future):
+                    due[future] += task.time_limit + GRACE_S
+                    continue
+                del running[future], due[future]
+                message = f"did not return within {GRACE_S:g} s after its time limit of {task.time_limit:g} s"
+                end(task, plain(failed_row(task, "error", f"{message}: its worker was killed")))
         finished = True
         return False
     except KeyboardInterrupt:
         return True
     finally:
         engine.close(now=not finished)
+
+
+def _until(due: Iterable[float]) -> float | None:
+    """Return the seconds until the first of some times, None for ever."""
+    seconds = min(due, default=math.inf) - time.monotonic()
+    return max(0.0, seconds) if seconds < threading.TIMEOUT_MAX else None
 
 
 def choose_solvers(

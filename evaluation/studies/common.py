@@ -13,6 +13,7 @@ from edgeopt import storage
 from edgeopt.errors import MissingDependencyError
 from edgeopt.evaluation.compare.rows import dumps
 from edgeopt.stdout import reserve_stdout
+from edgeopt.streams import prepare_streams
 
 Row = dict[str, Any]
 
@@ -21,6 +22,7 @@ def parser(
     text: str | None, argv: Sequence[str] | None, *, options: Callable[[argparse.ArgumentParser], None]
 ) -> argparse.Namespace:
     """Read the options of an experiment: its own, ``--out`` and ``--json``."""
+    prepare_streams()
     lines = (text or "").split("\n\n")
     found = argparse.ArgumentParser(
         description=lines[0], epilog="\n\n".join(lines[2:]), formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -54,7 +56,7 @@ def write(
             print(f"\n{name}\n{markdown(rows)}")
     if arguments.out is None:
         return
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    storage.open_folder(arguments.out)
     for name, rows in tables.items():
         data = to_csv(rows).encode()
         storage.write_atomic(arguments.out / f"{name}.csv", lambda file, data=data: file.write(data))  # type: ignore[misc]

@@ -1,12 +1,14 @@
 """The command line: clean JSON, one-line errors, nothing lost on Ctrl-C."""
 
 import json
+import logging
 import os
 import pkgutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -287,6 +289,92 @@ def test_interrupted_solve_writes_what_it_has(
     again = run("solve", instance, "--solver", "random", "--initial-solution", output, "--json")
     assert again.exit_code == 0
     assert strict(again.stdout)["objective"] >= written["objective"]
+
+
+# --- streams and names ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["é", "$\\frac{$", "中\udce9"])
+def test_names_that_cannot_be_written_are_escaped(tmp_path: Path, name: str):
+    """On a terminal of ASCII, names of other letters, bytes that are no text, or formulas lose no row, table or report."""
+    file = tmp_path / f"{name}.json"
+    tiny_problem().save(file)
+    words = ["compare", str(file), "--solvers", "greedy", "--executor", "serial", "--out", str(tmp_path / "out")]
+    done = CliRunner(charset="ascii").invoke(cli.app, words)
+    assert done.exit_code == 0, done.stderr
+    assert name.encode("ascii", "backslashreplace").decode() in done.stdout
+    assert "greedy" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    (row,) = (tmp_path / "out" / "rows").iterdir()
+    assert strict(row.read_text())["instance"] == name
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that is always full")
+def test_output_to_a_full_disk_is_one_line():
+    """What cannot be printed is an error of one line, also when Python flushes once more at its end."""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*EDGEOPT, "solvers"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr == "edgeopt: No space left on device\n"
+
+
+def test_a_closed_output_is_no_error(monkeypatch: pytest.MonkeyPatch):
+    """Without a standard output, as ``>&-`` leaves it, commands do their work."""
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(SystemExit) as end:
+        cli.app(["solvers", "expert-caching"])
+    assert end.value.code == 0
+    sys.stdout.close()
+
+
+def test_what_the_system_lacks_is_no_bug(monkeypatch: pytest.MonkeyPatch, instance: Path):
+    """An error of the system that names no file is said as it is."""
+    monkeypatch.setattr(
+        "edgeopt.evaluation.instances.library.load_instance", failing(OSError(11, "Resource unavailable"))
+    )
+    done = run("describe", instance)
+    assert (done.exit_code, done.stderr) == (1, "edgeopt: Resource unavailable\n")
+
+
+def failing(error: Exception) -> Any:
+    def fail(*_: object) -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (EOFError("Ran out of input"), "EOFError: Ran out of input (a bug"),
+        (MemoryError("Unable to allocate 8 EiB\nfor an array"), "not enough memory: Unable to allocate 8 EiB for an"),
+    ],
+)
+def test_an_error_is_what_it_is(error: Exception, message: str, monkeypatch: pytest.MonkeyPatch, instance: Path):
+    """The end of a file is no interrupt, although the library for command lines takes it for Ctrl-D; no memory is no bug."""
+    monkeypatch.setattr("edgeopt.evaluation.instances.library.load_instance", failing(error))
+    done = run("describe", instance)
+    assert done.exit_code == 1
+    assert done.stderr.strip().startswith(f"edgeopt: {message}")
+
+
+def test_warnings_are_one_line_each(monkeypatch: pytest.MonkeyPatch, instance: Path):
+    """What Python and other packages warn of takes a line, not a page; where matplotlib keeps its fonts is not said."""
+    load = edgeopt.load
+
+    def warn(name: str) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("overflow\nin a product", RuntimeWarning, stacklevel=1)
+        logging.getLogger("numba.core").warning("of two\nlines")
+        logging.getLogger("matplotlib").warning("created a temporary cache directory")
+        return load(name)
+
+    monkeypatch.setattr("edgeopt.evaluation.instances.library.load_instance", warn)
+    done = run("describe", instance)
+    assert done.exit_code == 0
+    assert done.stderr == "edgeopt: overflow in a product\nedgeopt: of two lines\n"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")

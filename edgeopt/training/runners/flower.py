@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
@@ -432,8 +431,7 @@ def find_nodes(grid: "Grid", count: int, timeout_s: float = 120.0, poll_s: float
 def _serve_run(grid: "Grid", context: "Context") -> None:
     """Train on the nodes; leave checkpoint and outcome in the folder that the run's configuration names."""
     config = context.run_config
-    folder = Path(str(config["output"]))
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = storage.open_folder(str(config["output"]))
     outcome: dict[str, Any] = {"error": "ended early"}
     try:
         torch.set_num_threads(int(config["threads"]))

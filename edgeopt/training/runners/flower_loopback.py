@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from edgeopt.errors import EdgeOptError, InvalidFileError, MissingDependencyError
+from edgeopt.training import tether
 from edgeopt.training.history import History
 from edgeopt.training.run_state import RunState
 from edgeopt.training.runners.flower import CHECKPOINT, OUTCOME, Buildable, describe, require_flower
@@ -193,7 +194,7 @@ class Loopback:
         return home
 
     def _start(self, name: str, command: str, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start a process whose files and messages stay in the temporary folder."""
+        """Start a process whose files and messages stay in the temporary folder, and which does not outlive this one."""
         own = os.path.dirname(sys.executable)  # Flower's processes find each other by PATH
         path = os.pathsep.join([own, os.environ.get("PATH", os.defpath)])
         if (program := shutil.which(command, path=path)) is None:
@@ -203,8 +204,8 @@ class Loopback:
         environment |= {"FLWR_HOME": str(self._home(name)), "PATH": path, "PYTHONPATH": importable}
         with open(self._folder / f"{name}.log", "ab") as log:
             process = subprocess.Popen(
-                [program, *arguments], env=environment, cwd=self._folder, stdin=subprocess.DEVNULL, stdout=log,
-                stderr=subprocess.STDOUT, start_new_session=True,
+                [sys.executable, "-I", tether.__file__, program, *arguments], env=environment, cwd=self._folder,
+                stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         self._started.append(process)
         return process
@@ -310,6 +311,9 @@ def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                 time.sleep(0.02)
+        for process in processes:
+            if process.stdin is not None:
+                process.stdin.close()
 
 
 def _descendants(pids: Sequence[int]) -> dict[int, int]:

@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -498,6 +499,26 @@ def test_a_failed_run_says_why(small):
     """What goes wrong in the ServerApp is in the message, with the end of the logs."""
     with pytest.raises(EdgeOptError, match="StopIteration"):
         run_on_flower(replace(small, algorithm="none"), 1, timeout_s=60)
+
+
+ENTER = """
+import threading
+from edgeopt.training.runners.flower_loopback import Loopback
+with Loopback(1) as loopback:
+    print(loopback._folder, flush=True)
+    threading.Event().wait()
+"""
+
+
+@pytest.mark.slow
+def test_nothing_outlives_a_process_that_is_killed():
+    """After kill -9 of the process that started them, Flower's processes end, too."""
+    with subprocess.Popen([sys.executable, "-c", ENTER], stdout=subprocess.PIPE, text=True) as process:
+        folder = process.stdout.readline().strip()
+        assert processes_with(folder)
+        process.kill()
+    while processes_with(folder):
+        time.sleep(0.05)
 
 
 def test_free_ports_differ():
