@@ -19,7 +19,7 @@ from edgeopt.tensors import load_tensors, save_tensors
 from edgeopt.training.algorithms.base import Algorithm
 from edgeopt.training.history import Row, plain_rows, straggler
 from edgeopt.training.ledger import Ledger
-from edgeopt.training.messages import State
+from edgeopt.training.messages import State, kept
 from edgeopt.training.runner import Runner
 from edgeopt.training.task import Score, Task
 
@@ -71,7 +71,7 @@ class RunState:
     ) -> Self:
         """Return the state before the first round."""
         identity = _identity(task, algorithm, planner, estimator)
-        return cls(identity, algorithm.start(task), Ledger(task.num_clients))
+        return cls(identity, kept(algorithm.start(task)), Ledger(task.num_clients))
 
     def advance(self, played: "Played", feedback: Feedback, score: Score, runner: Runner) -> Row:
         """Let a round count, and return its row."""
@@ -161,7 +161,7 @@ class RunState:
             server, clients = _branch(tree, "server"), _branch(tree, "clients")
             ledger = Ledger(task.num_clients)
             ledger.bytes = np.array(arrays["ledger"], np.int64).reshape(ledger.bytes.shape)
-            rows = [{k: float("nan") if v is None else v for k, v in dict(row).items()} for row in header["rows"]]
+            rows = [{name: _number(value) for name, value in dict(row).items()} for row in header["rows"]]
             if len(rows) != header["round"]:
                 raise ValueError(f"{len(rows)} rows, expected {header['round']}")
             feedback = None
@@ -194,6 +194,13 @@ def _identity(
         "seed": task.seed,
         "precision": task.precision,
     }
+
+
+def _number(value: float | str | None) -> float | int:
+    """Return the value of a row again, see `plain_rows`."""
+    if value is None:
+        return float("nan")
+    return float(value) if isinstance(value, str) else value
 
 
 def _below(arrays: Mapping[str, NDArray[Any]], prefix: str) -> Arrays:
