@@ -452,7 +452,7 @@ def test_merging_empty_layers_by_hand():
         small(parameter_bytes=0).without_empty_layers()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 3), *[st.integers(0, 100)] * 4), min_size=1, max_size=12))
 def test_merging_keeps_totals(layers):
     """Merged layers all have parameters, and totals and the last output are the same."""

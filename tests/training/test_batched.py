@@ -93,7 +93,7 @@ def assert_equal(ours, others):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     name=st.sampled_from(list(MODELS)),
     seed=st.integers(0, 99),

@@ -37,7 +37,7 @@ def model_and_text(top_k: int = 2) -> tuple[nn.Sequential, torch.Tensor]:
 # --- the trace ----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 8), st.integers(1, 3), st.integers(1, 5), st.data()
 )  # fmt: skip

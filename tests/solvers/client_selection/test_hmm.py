@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from edgeopt.errors import InvalidProblemError
 from edgeopt.solvers.client_selection.hmm import CategoricalHMM
 
-few = settings(deadline=None, max_examples=15)
+few = settings(max_examples=15)
 seeds = st.integers(0, 2**32 - 1)
 TRUE = CategoricalHMM([0.6, 0.4], [[0.95, 0.05], [0.1, 0.9]], [[0.7, 0.2, 0.1], [0.1, 0.3, 0.6]])
 TWO_REGIMES = CategoricalHMM([0.67, 0.33], [[0.95, 0.05], [0.1, 0.9]], [[0.9, 0.1], [0.2, 0.8]])

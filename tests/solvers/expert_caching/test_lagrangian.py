@@ -27,7 +27,7 @@ from edgeopt.solvers.kernels.subsets import cached_to_masks
 from edgeopt.stop import Limit, MaxIterations, Progress, TargetGap
 from tests.solvers.expert_caching.instances import brute_force, random_problem
 
-few = settings(deadline=None, max_examples=12)
+few = settings(max_examples=12)
 seeds = st.integers(0, 2**32 - 1)
 SMALL = {"num_servers": 2, "num_users": 4, "experts": (4, 3)}
 SIZES = st.sampled_from([(1.0,), (1.0, 2.0), (0.7, math.pi)])

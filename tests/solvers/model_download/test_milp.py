@@ -201,7 +201,7 @@ def test_equals_slide(options: dict[str, Any]) -> None:
         assert slide.objective <= exact.objective * (1 + 1e-9) <= slide.bound * (1 + 2e-9)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.sampled_from(VARIANTS), st.integers(0, 10**6), st.data())
 def test_no_row_cuts_off_what_is_feasible(variant: str, seed: int, data: Any) -> None:
     """Any user with any model, bandwidth and frequencies that the problem accepts satisfies all rows and tangents."""
