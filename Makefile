@@ -11,6 +11,7 @@ JOBS ?= 2
 OUT ?= out/run
 ARGS ?=
 WORKERS ?= 2
+TIMES ?= 3
 
 PY := $(VENV)/bin/python
 PIP_INSTALL := -m pip install -q --disable-pip-version-check -c constraints.txt
@@ -20,7 +21,7 @@ LINTED := $(PACKAGED) tests docs conftest.py
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test test-slow test-flower lint types bench bench-peers bench-flower docs clean
+.PHONY: help run test test-slow test-flower explore lint types bench bench-peers bench-flower docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1|/p' Makefile | while IFS='|' read -r name text; do printf '  %-12s %s\n' "$$name" "$$text"; done
@@ -39,6 +40,11 @@ test-slow: $(VENV)/.stamp-test  ## every test, the slow ones included
 
 test-flower: $(VENV_FLOWER)/.stamp-flower  ## training on Flower, real processes included (ten minutes), in an environment of its own
 	$(VENV_FLOWER)/bin/python -m pytest -m "not peers" tests/training/test_flower.py $(ARGS)
+
+explore: $(VENV)/.stamp-test  ## the property tests on examples that were never tried, TIMES times over; ARGS="-k name" to choose
+	@for time in $$(seq $(TIMES)); do \
+		$(PY) -m pytest -n $(WORKERS) --dist loadfile -m "hypothesis and not peers" --hypothesis-profile explore $(ARGS) || exit 1; \
+	done
 
 lint: $(VENV)/.stamp-dev  ## ruff: rules and format
 	$(PY) -m ruff check $(LINTED)

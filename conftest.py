@@ -8,10 +8,9 @@ from hypothesis import HealthCheck, settings
 collect_ignore = ["problems", "solvers", "evaluation"]  # they are edgeopt.problems, edgeopt.solvers, ...
 
 # No clock decides about a test. The examples are always the same; `make explore` draws others.
-settings.register_profile(
-    "repeat", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True, print_blob=True
-)
-settings.register_profile("explore", settings.get_profile("repeat"), derandomize=False, max_examples=500)
+_COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}
+settings.register_profile("repeat", derandomize=True, **_COMMON)
+settings.register_profile("explore", derandomize=False, max_examples=500, **_COMMON)
 settings.load_profile("repeat")
 
 
