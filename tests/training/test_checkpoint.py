@@ -159,14 +159,6 @@ def test_resumed_is_one_long_run(cut: int, make: Any, algorithm: Any, tmp_path: 
 
 
 @pytest.mark.parametrize("make", [hasfl, selection])
-def test_the_packages_planners_resume(make: Any, tmp_path: Path):
-    """Planners that solve anew from what was measured continue as in one long run."""
-    run(3, tmp_path, make, algorithm=Counting())
-    parts = run(6, tmp_path, make, algorithm=Counting())
-    assert_equal_runs(run(6, tmp_path, make, algorithm=Counting(), checkpoint=None, resume=False), parts, 3)
-
-
-@pytest.mark.parametrize("make", [hasfl, selection])
 def test_the_packages_planners_may_stop_in_the_first_round(make: Any, tmp_path: Path):
     """A run that was stopped before its first round was complete starts again from what its planner knew then."""
 
