@@ -15,6 +15,7 @@ ARGS ?=
 WORKERS ?= 2
 INPUTS ?= 20000
 SEED ?= 0
+TIMES ?= 3
 
 PY := $(VENV)/bin/python
 PIP_INSTALL := -m pip install -q --disable-pip-version-check
@@ -26,7 +27,7 @@ LINTED := $(PACKAGED) tests docs conftest.py
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test test-slow test-newest fuzz test-flower lint types bench bench-peers bench-flower docs pins clean
+.PHONY: help run test test-slow test-newest explore fuzz test-flower lint types bench bench-peers bench-flower docs pins clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1|/p' Makefile | while IFS='|' read -r name text; do printf '  %-12s %s\n' "$$name" "$$text"; done
@@ -52,6 +53,11 @@ fuzz: $(VENV)/.stamp-test  ## spoilt files for every reader: INPUTS=20000 SEED=0
 
 test-flower: $(VENV_FLOWER)/.stamp-flower  ## training on Flower, real processes included (ten minutes), in an environment of its own
 	$(VENV_FLOWER)/bin/python -m pytest -m "not peers" tests/training/runners/test_flower.py $(ARGS)
+
+explore: $(VENV)/.stamp-test  ## the property tests on examples that were never tried, TIMES times over; ARGS="-k name" to choose
+	@for time in $$(seq $(TIMES)); do \
+		$(PY) -m pytest -n $(WORKERS) --dist loadfile -m "hypothesis and not peers" --hypothesis-profile explore $(ARGS) || exit 1; \
+	done
 
 lint: $(VENV)/.stamp-dev  ## ruff: rules and format
 	$(PY) -m ruff check $(LINTED)

@@ -148,7 +148,7 @@ def round_plans(draw: st.DrawFn) -> RoundPlan:
 
 
 @pytest.mark.parametrize("suffix", [".json", ".npz"])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(plans=st.lists(round_plans(), max_size=4), data=st.data())
 def test_files_round_trip(
     tmp_path_factory: pytest.TempPathFactory, suffix: str, plans: list[RoundPlan], data: st.DataObject

@@ -48,7 +48,7 @@ def _paths(tree: Fields, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...
 
 
 def read_rows(given: Fields) -> list[Row]:
-    """Return the rows of a checkpoint's header; numbers that were not measured are nan again."""
+    """Return the rows of a checkpoint's header; those of `plain_rows` that JSON lacks are numbers again."""
     rows: list[Row] = []
     for number, row in enumerate(given.tables("rows")):
         found: Row = {name: row.integer(name) for name in _WHOLE}
@@ -56,8 +56,10 @@ def read_rows(given: Fields) -> list[Row]:
             value = row.value(name)
             if type(value) is int:
                 found[name] = row.integer(name)
+            elif name not in _WHOLE and value in (None, "inf", "-inf"):
+                found[name] = float("nan" if value is None else value)
             else:
-                found[name] = float("nan") if value is None and name not in _WHOLE else row.number(name)
+                found[name] = row.number(name)
         if missing := [name for name in _REAL if name not in row]:
             raise row.wrong(missing[0], "a number")
         if found["round"] != number:

@@ -129,11 +129,17 @@ class History:
         storage.write_atomic(path, lambda file: file.write(text.getvalue().encode()))
 
     def to_json(self) -> dict[str, Any]:
-        """Return rows and reason as plain values; what was not measured is None."""
+        """Return rows and reason as plain values; what was not measured is None, infinity the text ``inf``."""
         rows = plain_rows(self.rows)
         return {"rounds": len(rows), "interrupted": self.interrupted, "reason": self.reason, "rows": rows}
 
 
-def plain_rows(rows: Sequence[Row]) -> list[dict[str, float | int | None]]:
-    """Return rows for JSON, which has no nan: None instead."""
-    return [{name: None if math.isnan(value) else value for name, value in row.items()} for row in rows]
+def plain_rows(rows: Sequence[Row]) -> list[dict[str, float | int | str | None]]:
+    """Return rows for JSON, which has no nan and no infinity: None and ``inf`` or ``-inf`` instead."""
+    return [{name: _plain(value) for name, value in row.items()} for row in rows]
+
+
+def _plain(value: float) -> float | int | str | None:
+    if math.isnan(value):
+        return None
+    return str(value) if math.isinf(value) else value

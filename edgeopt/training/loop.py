@@ -13,7 +13,7 @@ from edgeopt.fields import in_file
 from edgeopt.interrupts import is_interrupt
 from edgeopt.progress import TrainingBar
 from edgeopt.schedule import Planner
-from edgeopt.solve import is_interrupt, refuse_other
+from edgeopt.solve import refuse_other
 from edgeopt.storage import Arrays
 from edgeopt.tensors import require_safetensors
 from edgeopt.training.algorithms.base import Algorithm

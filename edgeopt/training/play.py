@@ -13,7 +13,7 @@ from edgeopt.training.algorithms.base import Algorithm, Outcome
 from edgeopt.training.costs.ledger import Ledger
 from edgeopt.training.costs.timing import PhaseTime, Timing, Traffic
 from edgeopt.training.history import client_seconds
-from edgeopt.training.messages import Phase, Replies, State
+from edgeopt.training.messages import Phase, Replies, State, kept
 from edgeopt.training.run_state import RunState
 from edgeopt.training.runners.local import Runner, seeded_layers
 from edgeopt.training.task import Task
@@ -80,7 +80,7 @@ def play_round(
         phases.append(timing.phase(run.round, plan, phase.name, start, traffic))
         start += phases[-1].seconds
     loss = dict(zip(outcome.loss, _finite(outcome, plan, run.round), strict=True))
-    return Played(outcome.state, tuple(phases), loss, ledger.bytes)
+    return Played(kept(outcome.state), tuple(phases), loss, ledger.bytes)
 
 
 def _exchange(

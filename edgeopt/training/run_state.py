@@ -21,7 +21,7 @@ from edgeopt.training.algorithms.base import Algorithm
 from edgeopt.training.checkpoint import check_state, checkpoint_layout, client_number, read_rows
 from edgeopt.training.costs.ledger import Ledger
 from edgeopt.training.history import Row, plain_rows, straggler
-from edgeopt.training.messages import State
+from edgeopt.training.messages import State, kept
 from edgeopt.training.runners.local import Runner
 from edgeopt.training.task import Score, Task
 from edgeopt.validate import float_array, int_array
@@ -75,7 +75,7 @@ class RunState:
     ) -> Self:
         """Return the state before the first round."""
         identity = _identity(task, algorithm, planner, estimator)
-        return cls(identity, algorithm.start(task), Ledger(task.num_clients))
+        return cls(identity, kept(algorithm.start(task)), Ledger(task.num_clients))
 
     def advance(self, played: "Played", feedback: Feedback, score: Score, runner: Runner) -> Row:
         """Let a round count, and return its row."""

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.func import functional_call
 
-from edgeopt.data import ArrayData
 from edgeopt.data.arrays import ArrayData, described
 from edgeopt.data.partition import Partition
 from edgeopt.errors import InvalidProblemError

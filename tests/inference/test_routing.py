@@ -37,7 +37,7 @@ def model_and_text(top_k: int = 2) -> tuple[nn.Sequential, torch.Tensor]:
 # --- the trace ----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 8), st.integers(1, 3), st.integers(1, 5), st.data()
 )  # fmt: skip
@@ -212,11 +212,11 @@ def test_missing_fields(tmp_path):
     """A file that lacks a field or the array names it."""
     header = {"kind": "routing-record", "schema_version": 1, "name": "x", "num_experts": 4, "meta": {}}
     storage.save(path := tmp_path / "record.npz", header, {})
-    with pytest.raises(InvalidFileError, match="experts: (value|array) is missing"):
+    with pytest.raises(InvalidFileError, match=r"experts: (value|array) is missing"):
         RoutingRecord.load(path)
     del header["meta"]
     storage.save(path, header, {"experts": np.zeros((1, 1, 1, 1), int)})
-    with pytest.raises(InvalidFileError, match="meta: (value|array) is missing"):
+    with pytest.raises(InvalidFileError, match=r"meta: (value|array) is missing"):
         RoutingRecord.load(path)
 
 

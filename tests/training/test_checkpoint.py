@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from edgeopt import RoundPlan, StaticPlanner
@@ -158,14 +159,6 @@ def test_resumed_is_one_long_run(cut: int, make: Any, algorithm: Any, tmp_path: 
 
 
 @pytest.mark.parametrize("make", [hasfl, selection])
-def test_the_packages_planners_resume(make: Any, tmp_path: Path):
-    """Planners that solve anew from what was measured continue as in one long run."""
-    run(3, tmp_path, make, algorithm=Counting())
-    parts = run(6, tmp_path, make, algorithm=Counting())
-    assert_equal_runs(run(6, tmp_path, make, algorithm=Counting(), checkpoint=None, resume=False), parts, 3)
-
-
-@pytest.mark.parametrize("make", [hasfl, selection])
 def test_the_packages_planners_may_stop_in_the_first_round(make: Any, tmp_path: Path):
     """A run that was stopped before its first round was complete starts again from what its planner knew then."""
 
@@ -221,6 +214,15 @@ def test_layers_of_any_name_and_type_resume(tmp_path: Path):
     parts = run(4, tmp_path, **options)
     assert parts.models[0]["b.weight"].dtype == torch.bfloat16
     assert_equal_runs(run(4, tmp_path, checkpoint=None, resume=False, **options), parts, 2)
+
+
+def test_a_loss_beyond_all_numbers_resumes(tmp_path: Path):
+    """A model whose loss on the test samples is infinite is kept like any other, and trains on."""
+    task = small_task(loss=lambda outputs, targets: F.cross_entropy(outputs, targets) / torch.is_grad_enabled())
+    run(2, tmp_path, task=task, evaluate_every=1)
+    parts = run(4, tmp_path, task=task, evaluate_every=1)
+    assert {row["test_loss"] for row in parts.rows} == {float("inf")}
+    assert_equal_runs(run(4, tmp_path, task=task, evaluate_every=1, checkpoint=None, resume=False), parts)
 
 
 def test_a_finished_run_stays_finished(tmp_path: Path):

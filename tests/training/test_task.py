@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -121,7 +121,6 @@ def test_double_precision_is_kept():
 # --- batches ------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2), st.integers(0, 5), st.integers(0, 6), st.integers(1, 6), st.integers(1, 9))
 def test_mini_batches(client: int, round: int, first: int, count: int, size: int):
     """A slice of steps is the slice of the round; samples are the client's own, and none comes twice in an epoch."""

@@ -19,7 +19,7 @@ from edgeopt.training.algorithms.common import (
     client_weight,
     tensors_of,
 )
-from edgeopt.training.messages import Message, Phase, Replies, State, Tensors, copied
+from edgeopt.training.messages import Message, Phase, Replies, State, Tensors
 from edgeopt.training.optimizers import Optimizer, Sgd
 from edgeopt.training.rules.average import weighted_average
 from edgeopt.training.rules.optimizer_state import average_states, leaves_in, overlay
@@ -210,7 +210,7 @@ def _kept(task: Task, state: State, parts: Mapping[int, Part], server: Server, p
         places.trained(part)
         weights, optimizer = server[entry]
         if own := task.part(weights, 0, deepest):
-            copies[str(part.client)] = copied({"weights": dict(own), "optimizer": leaves_in(optimizer, own)})
+            copies[str(part.client)] = {"weights": dict(own), "optimizer": leaves_in(optimizer, own)}
     places.server_trained(deepest)
     return {**state, "places": places.to_state(), "deepest": torch.tensor(deepest), "copies": copies}
 

@@ -10,7 +10,7 @@ import torch
 from edgeopt.rng import stream
 from edgeopt.schedule import RoundPlan
 from edgeopt.training.algorithms.base import Algorithm
-from edgeopt.training.messages import Category, Message, Replies, State, Tensors, copied
+from edgeopt.training.messages import Category, Message, Replies, State, Tensors, kept
 from edgeopt.training.runners.batched import try_batched
 from edgeopt.training.task import Batch, Task
 from edgeopt.training.trouble import blaming
@@ -102,7 +102,7 @@ class LocalRunner:
         for entry in messages:
             client, state = int(plan.client[entry]), results[entry][1]
             if state or client in states:
-                self._changed[client] = state
+                self._changed[client] = kept(state)
         return {entry: Message("reply", results[entry][0]) for entry in messages}
 
     def _together(
@@ -132,7 +132,7 @@ class LocalRunner:
             with seeded_layers(task, "clients", *at):
                 found = try_batched(task.model, work, items, chunk=self.chunk)
             if found is not None:
-                return dict(zip(messages, [(tensors, copied(state)) for tensors, state in found], strict=True))
+                return dict(zip(messages, found, strict=True))
         results = {}
         for entry, item in zip(messages, items, strict=True):
             client = int(plan.client[entry])

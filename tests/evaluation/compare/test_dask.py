@@ -21,7 +21,7 @@ pytest.importorskip("distributed")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Start a scheduler and three workers, each its own process; nothing listens beyond this machine."""
     folder = tmp_path_factory.mktemp("dask")
-    root = str(Path(__file__).parents[2])
+    root = str(Path(__file__).parents[3])
     environment = os.environ | {"PYTHONPATH": root, "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "5"}
     file = folder / "scheduler.json"
     host = ["--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", str(file)]

@@ -32,7 +32,7 @@ compare_module = sys.modules["edgeopt.evaluation.compare.run"]
 @pytest.fixture(autouse=True)
 def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Worker processes find `tests` however pytest was started."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[3]))
 
 
 @pytest.fixture
@@ -242,7 +242,7 @@ compare(tiny_problem(), [Fake("fine", folder), Fake("once-hang", folder)], seeds
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_kill_9_leaves_no_worker_and_no_broken_row(tmp_path: Path, folder: Path):
     """Workers end with a comparison that is killed; what it had done is whole, and the next one repeats none of it."""
-    root = str(Path(__file__).parents[2])
+    root = str(Path(__file__).parents[3])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
     words = [sys.executable, "-c", DRIVER, str(folder), str(tmp_path / "out")]
     with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE) as process:
@@ -300,7 +300,7 @@ def test_a_script_without_a_guard_is_told_so(tmp_path: Path):
 
 
 def run_script(words: list[str], text: str = "") -> "subprocess.CompletedProcess[str]":
-    root = str(Path(__file__).parents[2])
+    root = str(Path(__file__).parents[3])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
     return subprocess.run(
         [sys.executable, *words], input=text, env=environment, capture_output=True, text=True, timeout=120, check=False

@@ -18,7 +18,7 @@ from edgeopt.problems.client_selection.scenario import draw_scenarios, stationar
 from tests.solvers.client_selection.instances import hand_made, random_plan, random_problem, simulate
 
 seeds = st.integers(0, 2**32 - 1)
-few = settings(max_examples=50, deadline=None)
+few = settings(max_examples=50)
 
 
 # --- truth -------------------------------------------------------------------------------------------------------

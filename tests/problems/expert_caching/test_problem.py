@@ -60,7 +60,7 @@ def naive_latency(problem: ExpertCaching, cached: np.ndarray) -> float:
 
 
 @given(seeds)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_objective_is_the_latency_saved(seed):
     """F(x) = latency without a cache - latency with it, both by the definition, for every latency and K."""
     problem = any_problem(seed)
@@ -72,7 +72,7 @@ def test_objective_is_the_latency_saved(seed):
 
 
 @given(seeds)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_report_adds_up(seed):
     """Hit ratios sum to one; mean latency is what is left after the saving, and is the definition's."""
     problem, placement = any_problem(seed), any_placement(any_problem(seed), seed)
@@ -136,7 +136,7 @@ def test_solutions_of_the_wrong_kind_are_refused(call):
 
 
 @given(seeds)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_more_copies_never_hurt(seed):
     """F is monotone: adding any copies to a placement never lowers it."""
     problem = any_problem(seed)
@@ -149,7 +149,7 @@ def test_more_copies_never_hurt(seed):
 
 
 @given(seeds)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_from_facility_is_the_formula(seed):
     """The objective is the sum of weight times the largest gain of a holder; users without weight count nothing."""
     rng = np.random.default_rng(seed)

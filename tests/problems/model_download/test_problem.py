@@ -67,7 +67,7 @@ def test_fixed_seconds_samples_and_receiving_by_hand():
     assert timeline.energy_j.tolist() == [2 * 4 + 4 * 1 + 0.25 * 8, 0.25]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6))
 def test_recursion_against_its_definition(seed):
     """For random problems and plans the kernel's timeline is that of a plain loop over the definition."""

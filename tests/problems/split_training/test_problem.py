@@ -100,7 +100,7 @@ def test_objective_by_hand():
     assert report.accuracy_share == pytest.approx({"initial gap": 0.305, "gradient noise": 0.375, "client drift": 0.32})
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6))
 def test_objective_matches_the_reference(seed: int):
     """Theta is what loops over the formulas give, on random problems and plans, inf where the bound misses the target."""

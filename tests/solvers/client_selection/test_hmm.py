@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from edgeopt.errors import InvalidProblemError
 from edgeopt.solvers.client_selection.hmm import CategoricalHMM
 
-few = settings(deadline=None, max_examples=15)
+few = settings(max_examples=15)
 seeds = st.integers(0, 2**32 - 1)
 TRUE = CategoricalHMM([0.6, 0.4], [[0.95, 0.05], [0.1, 0.9]], [[0.7, 0.2, 0.1], [0.1, 0.3, 0.6]])
 TWO_REGIMES = CategoricalHMM([0.67, 0.33], [[0.95, 0.05], [0.1, 0.9]], [[0.9, 0.1], [0.2, 0.8]])
@@ -299,7 +299,7 @@ def test_extreme_probabilities(name: str):
 
 
 @given(seeds)
-@settings(deadline=None, max_examples=60, derandomize=True)
+@settings(max_examples=60)
 def test_any_probabilities(seed: int):
     """Random models with zeros and probabilities of any size on possible sequences with gaps: the same."""
     rng = np.random.default_rng(seed)

@@ -238,7 +238,7 @@ def test_a_resource_block_that_is_larger_than_all_the_bandwidth() -> None:
         assert (result.status, result.objective) == (Status.OPTIMAL, 0.0)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.sampled_from(VARIANTS), st.integers(0, 10**6), st.data())
 def test_no_row_cuts_off_what_is_feasible(variant: str, seed: int, data: Any) -> None:
     """Any user with any model, bandwidth and frequencies that the problem accepts satisfies all rows and tangents."""

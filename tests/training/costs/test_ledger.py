@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeopt.training import Ledger, Message, reply
@@ -13,7 +13,6 @@ from edgeopt.training.messages import CATEGORIES, Tensors, to_device
 DTYPES = [torch.float32, torch.bfloat16, torch.int64, torch.bool]
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(

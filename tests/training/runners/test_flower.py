@@ -72,7 +72,7 @@ def same(one, other):
 
 
 @given(MESSAGES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_messages_come_back_bit_for_bit(message):
     """Every field and every bit of a message survives the way through Flower's records, empty categories included."""
     back = flower.from_records(flower.to_records(message, "7 "), "7 ")
@@ -84,7 +84,7 @@ def test_messages_come_back_bit_for_bit(message):
 
 
 @given(st.dictionaries(NAMES, STATES, max_size=3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_states_come_back_bit_for_bit(state):
     """A nested state survives, whatever its names and however empty its parts."""
     assert same(flower.state_from_records(flower.state_to_records(state, "3 "), "3 "), state)
