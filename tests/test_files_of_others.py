@@ -170,7 +170,6 @@ def test_json_that_takes_many_times_its_text(tmp_path, text, message):
     assert most_memory(lambda: storage.read_json(tmp_path / "x.json"), message) < 3 * len(text) + (1 << 20)
 
 
-@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers(-9, 9) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=3),
