@@ -93,12 +93,13 @@ class RlCrp:
 
     def _train_and_play(self, run: Run[SelectionPlan], problem: ClientSelection) -> None:
         """Train until a limit leaves just the time to play what has been learned, and play it; `cyclic_plan` if it is over now."""
+        plan, needed_s = SelectionPlan(cyclic_plan(problem)), 0.0
         if run.stopped():
-            run.offer(SelectionPlan(cyclic_plan(problem)))
+            run.offer(plan)
             return
         with run.building():
             learner = self._learner(problem, run.seed)
-        known, plan, needed_s = learner.iteration, None, 0.0
+        played = 0  # iterations that the plan knows of
 
         def stopped() -> bool:
             if run.remaining <= needed_s:
@@ -108,12 +109,12 @@ class RlCrp:
         try:
             if math.isfinite(run.options.time_limit):
                 before = run.seconds
-                plan = play_policy(problem, learner.policy(), run.stopped)
+                plan, played = play_policy(problem, learner.policy(), run.stopped), learner.iteration
                 needed_s = run.seconds - before
             for _ in self._iterations(learner, stopped):
                 run.step()
         finally:  # what has been learned is played also after an interrupt
-            if plan is None or learner.iteration > known:
+            if learner.iteration > played:
                 plan = play_policy(problem, learner.policy())
             run.offer(plan)
 

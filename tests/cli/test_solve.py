@@ -377,6 +377,24 @@ def test_warnings_are_one_line_each(monkeypatch: pytest.MonkeyPatch, instance: P
     assert done.stderr == "edgeopt: overflow in a product\nedgeopt: of two lines\n"
 
 
+def test_a_back_end_left_behind_does_not_hold_the_process():
+    """The command line ends with its own status, all printed, whatever a back end that was left behind still does."""
+    code = (
+        "import sys, threading\n"
+        "from edgeopt import cli\n"
+        "from edgeopt.solvers import background\n"
+        "background.EXIT_S = 1000.0\n"
+        "thread = threading.Thread(target=threading.Event().wait, daemon=True)\n"
+        "background._threads.add(thread)\n"
+        "thread.start()\n"
+        "sys.argv = ['edgeopt', 'solve', 'facility-tiny', '--solver', 'random', '--json']\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert strict(done.stdout)["feasible"]
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_interrupted_compare_keeps_its_rows(tmp_path: Path):
     """Ctrl-C at a running comparison leaves its finished rows, prints them and exits with 130."""
