@@ -5,46 +5,16 @@ Whatever is read from a file (JSON, TOML, headers of arrays) goes through here b
 
 import math
 import os
-import reprlib
 from collections.abc import Collection, Iterator, KeysView, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from edgeopt.errors import InvalidFileError, InvalidProblemError
+from edgeopt.errors import InvalidFileError, InvalidProblemError, quoted
 
-MAX_SHOWN = 120
-"""Characters that a quoted value takes in a message at most."""
 MAX_TABLE = 1 << 28
 """Entries of a table that is computed from the sides of a problem, such as users x models."""
 _LEAST, _MOST = -(1 << 63), (1 << 63) - 1  # whole numbers that files may hold
 _NOTHING: Any = object()
-
-
-class _Short(reprlib.Repr):
-    """`repr` that looks at the beginning of a value only, so that huge ones cost nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxlevel, self.maxstring, self.maxother, self.maxlong = 3, 80, MAX_SHOWN, 40
-
-    def repr_int(self, x: int, level: int) -> str:
-        """Python refuses to write integers of thousands of digits."""
-        return repr(x) if x.bit_length() < 128 else f"an integer of {int(x.bit_length() * math.log10(2)) + 1} digits"
-
-
-_SHORT = _Short()
-
-
-def quoted(value: object) -> str:
-    """Return a value for a message: its `repr` in one line, cut to a readable length.
-
-    Examples
-    --------
-    >>> quoted("mix"), quoted([1] * 1000), quoted(10**400)
-    ("'mix'", '[1, 1, 1, 1, 1, 1, ...]', 'an integer of 401 digits')
-    """
-    text = " ".join(_SHORT.repr(value).split())
-    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
 
 
 def check_table(what: str, *lengths: int) -> None:

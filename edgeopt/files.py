@@ -5,8 +5,7 @@ import io
 import os
 import stat
 
-from edgeopt.errors import InvalidFileError
-from edgeopt.fields import quoted
+from edgeopt.errors import InvalidFileError, quoted
 
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
 

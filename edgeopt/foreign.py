@@ -10,23 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.errors import InvalidProblemError
+from edgeopt.errors import InvalidProblemError, quoted
 
-_MOST_SHOWN = 60
 _PLAIN = (bool, int, float, str)
 _MISSING = ("NoneType", "NAType", "NaTType")  # of pandas, which need not be there
-
-
-def shown(value: object) -> str:
-    """Return how a value reads in a message: its `repr`, cut where it is long.
-
-    Examples
-    --------
-    >>> shown("ab"), len(shown("a" * 1000))
-    ("'ab'", 60)
-    """
-    text = " ".join(repr(value).split())
-    return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 3]}..."
 
 
 def at(name: str, index: tuple[int, ...]) -> str:
@@ -159,10 +146,10 @@ def _unboxed(name: str, array: NDArray[Any]) -> NDArray[Any]:
             continue
         index = tuple(int(j) for j in np.unravel_index(i, array.shape))
         if type(item).__name__ in _MISSING:
-            raise InvalidProblemError(f"{at(name, index)} = {shown(item)}: expected a value")
+            raise InvalidProblemError(f"{at(name, index)} = {quoted(item)}: expected a value")
         if not isinstance(item, numbers.Real | Decimal | np.bool_) or strings:
             expected = "a string, as before" if strings else "a number"
-            raise InvalidProblemError(f"{at(name, index)} = {shown(item)}: expected {expected}")
+            raise InvalidProblemError(f"{at(name, index)} = {quoted(item)}: expected {expected}")
     if strings:
         return array
     if all(isinstance(item, bool | np.bool_) for item in items):

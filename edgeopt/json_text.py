@@ -5,8 +5,7 @@ import os
 import re
 from typing import Any
 
-from edgeopt.errors import InvalidFileError
-from edgeopt.fields import quoted
+from edgeopt.errors import InvalidFileError, quoted
 
 MAX_DEPTH = 100
 """Objects and lists inside each other."""

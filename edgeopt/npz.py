@@ -19,8 +19,7 @@ from typing import IO, Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.errors import InvalidFileError
-from edgeopt.fields import quoted
+from edgeopt.errors import InvalidFileError, quoted
 from edgeopt.files import open_file
 
 Arrays = dict[str, NDArray[Any]]

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt import storage
-from edgeopt.errors import InvalidProblemError
+from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.extras import needs
-from edgeopt.fields import Fields, in_file, quoted
+from edgeopt.fields import Fields, in_file
 from edgeopt.npz import numbers
 from edgeopt.validate import float_array
 

@@ -17,9 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from edgeopt import storage
 from edgeopt.convergence import ConvergenceEstimate
-from edgeopt.errors import EdgeOptError, InvalidFileError, InvalidProblemError
+from edgeopt.errors import EdgeOptError, InvalidFileError, InvalidProblemError, quoted
 from edgeopt.fields import Fields, in_file
-from edgeopt.foreign import as_array, shown
+from edgeopt.foreign import as_array
 from edgeopt.npz import flags, numbers
 from edgeopt.validate import bool_array, flag, float_array, int_array, listed
 
@@ -287,7 +287,7 @@ class Schedule:
         rounds = tuple(listed("rounds", self.rounds, single=RoundPlan))
         for i, plan in enumerate(rounds):
             if not isinstance(plan, RoundPlan):
-                raise InvalidProblemError(f"rounds[{i}]: expected a RoundPlan, got {shown(plan)}")
+                raise InvalidProblemError(f"rounds[{i}]: expected a RoundPlan, got {quoted(plan)}")
         object.__setattr__(self, "rounds", rounds)
 
     def __len__(self) -> int:

@@ -15,8 +15,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 
-from edgeopt.errors import EdgeOptError, InvalidProblemError, SolverError, UnsupportedProblemError
-from edgeopt.foreign import shown
+from edgeopt.errors import EdgeOptError, InvalidProblemError, SolverError, UnsupportedProblemError, quoted
 from edgeopt.interrupts import interrupted, interrupts_noted, is_interrupt
 from edgeopt.problem import Problem
 from edgeopt.progress import Callback, ProgressLine
@@ -91,13 +90,13 @@ def time_limit_s(value: float | None) -> float:
     try:
         return math.inf if value is None else real("time_limit", value, nonnegative=True, finite=False)
     except InvalidProblemError:
-        raise EdgeOptError(f"time_limit = {shown(value)}: expected seconds >= 0, or None for no limit") from None
+        raise EdgeOptError(f"time_limit = {quoted(value)}: expected seconds >= 0, or None for no limit") from None
 
 
 def refuse_other(name: str, value: object, kind: type, *methods: str) -> None:
     """Refuse an argument that is no object with the methods of its kind, such as a class or a name."""
     if isinstance(value, type) or not all(hasattr(value, method) for method in methods):
-        got = f"the class {value.__name__}" if isinstance(value, type) else shown(value)
+        got = f"the class {value.__name__}" if isinstance(value, type) else quoted(value)
         article = "an" if kind.__name__[0] in "AEIO" else "a"
         raise InvalidProblemError(f"{name}: expected {article} {kind.__name__}, got {got}")
 
@@ -155,7 +154,7 @@ def solve(
     started = time.perf_counter()
     with interrupts_noted() as noted:
         if not isinstance(problem, Problem):
-            raise InvalidProblemError(f"problem: expected a problem, got {shown(problem)}")
+            raise InvalidProblemError(f"problem: expected a problem, got {quoted(problem)}")
         if isinstance(solver, str):
             from edgeopt import solvers  # late: the core does not depend on the solvers
 

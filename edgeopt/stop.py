@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from edgeopt.errors import EdgeOptError, InvalidProblemError
-from edgeopt.foreign import shown
+from edgeopt.errors import EdgeOptError, InvalidProblemError, quoted
 from edgeopt.validate import listed, real
 
 
@@ -56,7 +55,7 @@ def _positive(name: str, value: float | None) -> None:
         if value is not None:
             real(name, value, nonnegative=True, finite=False)
     except InvalidProblemError:
-        raise EdgeOptError(f"{name} = {shown(value)}: expected a number >= 0") from None
+        raise EdgeOptError(f"{name} = {quoted(value)}: expected a number >= 0") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +132,7 @@ class AnyOf:
         criteria = tuple(listed("AnyOf.criteria", self.criteria))
         for i, criterion in enumerate(criteria):
             if isinstance(criterion, type) or not hasattr(criterion, "check"):
-                raise InvalidProblemError(f"AnyOf.criteria[{i}] = {shown(criterion)}: expected a StopCriterion")
+                raise InvalidProblemError(f"AnyOf.criteria[{i}] = {quoted(criterion)}: expected a StopCriterion")
         object.__setattr__(self, "criteria", criteria)
 
     def check(self, progress: Progress) -> Limit | None:

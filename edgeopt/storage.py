@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.errors import InvalidFileError
-from edgeopt.fields import in_file, quoted
+from edgeopt.errors import InvalidFileError, quoted
+from edgeopt.fields import in_file
 from edgeopt.files import open_file
 from edgeopt.json_text import fits, parse_json_object
 from edgeopt.locks import try_lock

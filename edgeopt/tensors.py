@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from edgeopt import storage
-from edgeopt.errors import InvalidFileError
+from edgeopt.errors import InvalidFileError, quoted
 from edgeopt.extras import needs
-from edgeopt.fields import Fields, in_file, quoted
+from edgeopt.fields import Fields, in_file
 from edgeopt.files import open_file
 from edgeopt.npz import Form
 

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from edgeopt.errors import InvalidProblemError
-from edgeopt.foreign import as_array, at, shown
+from edgeopt.errors import InvalidProblemError, quoted
+from edgeopt.foreign import as_array, at
 
 Shape = tuple[int | None, ...]
 
@@ -161,7 +161,7 @@ def flag(name: str, value: Any) -> bool:
     """
     if isinstance(value, bool | np.bool_):
         return bool(value)
-    raise InvalidProblemError(f"{name} = {shown(value)}: expected True or False")
+    raise InvalidProblemError(f"{name} = {quoted(value)}: expected True or False")
 
 
 def seed_number(name: str, value: Any, expected: str = "an integer >= 0") -> int:
@@ -169,7 +169,7 @@ def seed_number(name: str, value: Any, expected: str = "an integer >= 0") -> int
     try:
         return value if type(value) is int and value >= 0 else integer(name, value, low=0)
     except InvalidProblemError:
-        raise InvalidProblemError(f"{name} = {shown(value)}: expected {expected}") from None
+        raise InvalidProblemError(f"{name} = {quoted(value)}: expected {expected}") from None
 
 
 def listed(name: str, value: Any, *, single: type | tuple[type, ...] = str) -> list[Any]:
@@ -193,7 +193,7 @@ def listed(name: str, value: Any, *, single: type | tuple[type, ...] = str) -> l
             raise TypeError
         return list(value)
     except TypeError:  # also of arrays without axes
-        raise InvalidProblemError(f"{name} = {shown(value)}: expected a list") from None
+        raise InvalidProblemError(f"{name} = {quoted(value)}: expected a list") from None
 
 
 def probabilities(
@@ -253,10 +253,10 @@ def _number_array(name: str, value: Any, shape: Shape, expected: str) -> NDArray
     except InvalidProblemError:
         if shape:
             raise
-        raise InvalidProblemError(f"{name} = {shown(value)}: expected {expected}") from None
+        raise InvalidProblemError(f"{name} = {quoted(value)}: expected {expected}") from None
     if (array.dtype.kind in "UO" and array.size) or (array.dtype.kind == "b" and array.ndim == 0):
         index = (0,) * array.ndim
-        raise InvalidProblemError(f"{at(name, index)} = {shown(array.ravel()[:1].tolist()[0])}: expected {expected}")
+        raise InvalidProblemError(f"{at(name, index)} = {quoted(array.ravel()[:1].tolist()[0])}: expected {expected}")
     return _shaped(name, array, shape)
 
 

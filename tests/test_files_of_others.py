@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 import edgeopt
 from edgeopt import json_text, npz, storage
-from edgeopt.errors import EdgeOptError, InvalidFileError
+from edgeopt.errors import EdgeOptError, InvalidFileError, quoted
 from edgeopt.evaluation.compare.rows import read_row, read_rows
 from edgeopt.evaluation.compare.solutions import read_solution
 from edgeopt.experiment import Experiment
-from edgeopt.fields import MAX_SHOWN, Fields, quoted
+from edgeopt.fields import MAX_SHOWN, Fields
 from edgeopt.problems import ClientSelection, RoutingTrace, SplitTraining
 from edgeopt.profile import ModelProfile
 from edgeopt.schedule import Schedule

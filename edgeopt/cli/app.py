@@ -22,8 +22,7 @@ from edgeopt.cli.trace import trace
 from edgeopt.cli.train import train
 from edgeopt.errors import EdgeOptError, MissingDependencyError, NoSolutionError, SolverError
 from edgeopt.interrupts import interrupted, interrupts_noted
-from edgeopt.stdout import reserve_stdout
-from edgeopt.streams import discard_output, one_line_messages, prepare_streams, say
+from edgeopt.streams import discard_output, one_line_messages, prepare_streams, reserve_stdout, say
 
 if TYPE_CHECKING:
     from edgeopt.problem import Problem
@@ -91,14 +90,12 @@ def _explain(error: BaseException) -> tuple[str, int]:
         return str(error), 1
     if isinstance(error, EdgeOptError):
         return str(error), 2
-    if isinstance(error, MemoryError):
-        return f"not enough memory: {error or 'the input is too large for this machine'}", 2
     if isinstance(error, OSError) and error.filename is not None:
         return f"{os.fspath(error.filename)}: {error.strerror}", 2
     if isinstance(error, OSError) and error.errno is not None:  # what the system lacks: processes, room, a connection
         return str(error.strerror), 1
     if isinstance(error, MemoryError):
-        return f"not enough memory: {error}", 1
+        return f"not enough memory: {error or 'the input is too large for this machine'}", 1
     return f"{type(error).__name__}: {error} (a bug: --debug shows where)", 1
 
 
@@ -279,8 +276,8 @@ def main() -> None:
 
 
 def _configured(solver: "Solver", params: Iterable[str]) -> "Solver":
+    from edgeopt.errors import quoted
     from edgeopt.experiment.options import checked, hints_of
-    from edgeopt.fields import quoted
     from edgeopt.solve import configure
 
     changes: dict[str, Any] = {}

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from edgeopt import storage
-from edgeopt.errors import InvalidFileError, InvalidProblemError
+from edgeopt.errors import InvalidFileError, InvalidProblemError, quoted
 from edgeopt.experiment.options import Options, checked, hints_of, label, plain, unknown
-from edgeopt.fields import quoted
 from edgeopt.files import read_file
 
 if TYPE_CHECKING:

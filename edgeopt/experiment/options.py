@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from edgeopt.errors import EdgeOptError, InvalidFileError, InvalidProblemError
-from edgeopt.fields import quoted
+from edgeopt.errors import EdgeOptError, InvalidFileError, InvalidProblemError, quoted
 
 Options = Mapping[str, Any]
 """Numbers, texts, truth values, lists and tables of them, by name."""

@@ -14,8 +14,8 @@ from torch.func import functional_call
 
 from edgeopt import storage
 from edgeopt.data.arrays import described
-from edgeopt.errors import InvalidFileError, InvalidProblemError
-from edgeopt.fields import Fields, in_file, quoted
+from edgeopt.errors import InvalidFileError, InvalidProblemError, quoted
+from edgeopt.fields import Fields, in_file
 from edgeopt.models.moe import Experts, record_routing
 from edgeopt.npz import numbers
 from edgeopt.problems.expert_caching.routing_trace import RoutingTrace, counted_tokens

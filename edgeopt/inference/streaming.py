@@ -21,8 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from edgeopt.errors import InvalidFileError, InvalidProblemError
-from edgeopt.fields import quoted
+from edgeopt.errors import InvalidFileError, InvalidProblemError, quoted
 from edgeopt.inference.timeline import LayerTimeline
 from edgeopt.json_text import parse_json_object
 from edgeopt.validate import float_array

@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgeopt.errors import InvalidProblemError
-from edgeopt.fields import quoted
+from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.models.cnn import small_cnn
 from edgeopt.models.decoder import gpt2
 from edgeopt.models.mlp import mlp

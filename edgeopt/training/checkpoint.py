@@ -6,8 +6,8 @@ from urllib.parse import quote
 
 import torch
 
-from edgeopt.errors import InvalidFileError
-from edgeopt.fields import Fields, quoted
+from edgeopt.errors import InvalidFileError, quoted
+from edgeopt.fields import Fields
 from edgeopt.npz import Form
 from edgeopt.storage import Layout
 from edgeopt.tensors import Shapes

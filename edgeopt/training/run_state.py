@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from edgeopt.convergence import ConvergenceEstimate, Estimate
-from edgeopt.errors import InvalidFileError
-from edgeopt.fields import Fields, in_file, quoted
+from edgeopt.errors import InvalidFileError, quoted
+from edgeopt.fields import Fields, in_file
 from edgeopt.schedule import RATES, Feedback, Planner, RoundPlan, StatefulPlanner
 from edgeopt.storage import Arrays, Layout
 from edgeopt.tensors import Shapes, load_tensors, save_tensors

@@ -17,8 +17,7 @@ from torch.func import functional_call
 
 from edgeopt.data.arrays import ArrayData, described
 from edgeopt.data.partition import Partition
-from edgeopt.errors import InvalidProblemError
-from edgeopt.foreign import shown
+from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.models.moe import record_routing
 from edgeopt.profile import ModelProfile
 from edgeopt.rng import stream
@@ -122,7 +121,7 @@ class Task:
         if len(self.test) == 0:
             raise InvalidProblemError("test: expected at least one sample")
         if not callable(self.loss):
-            raise InvalidProblemError(f"loss = {shown(self.loss)}: expected a function of outputs and targets")
+            raise InvalidProblemError(f"loss = {quoted(self.loss)}: expected a function of outputs and targets")
         object.__setattr__(self, "balance", real("balance", self.balance))
         object.__setattr__(self, "seed", integer("seed", self.seed, low=0))
         _check_device(self.device)
@@ -325,6 +324,8 @@ def _check_device(device: str) -> None:
         found = torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:  # a build without CUDA asserts
         reason = str(error).splitlines()[0]
-        raise InvalidProblemError(f"device = {shown(device)}: expected one that torch can use here: {reason}") from None
+        raise InvalidProblemError(
+            f"device = {quoted(device)}: expected one that torch can use here: {reason}"
+        ) from None
     if found.is_meta:
         raise InvalidProblemError("device = 'meta': expected one that holds values")

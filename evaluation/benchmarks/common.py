@@ -22,8 +22,7 @@ from edgeopt.problem import Problem
 from edgeopt.result import History, Record, Result, Status, relative_gap
 from edgeopt.solve import Solver, solve, versions
 from edgeopt.solvers import get_solver, solvers_of
-from edgeopt.stdout import reserve_stdout
-from edgeopt.streams import prepare_streams
+from edgeopt.streams import prepare_streams, reserve_stdout
 
 Row = dict[str, Any]
 

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from edgeopt.solvers.back_ends import knapsack_module
 from edgeopt.solvers.kernels import Floats, Ints, knapsack, max_plus
-from edgeopt.stdout import reserve_stdout
+from edgeopt.streams import reserve_stdout
 
 Row = dict[str, Any]
 

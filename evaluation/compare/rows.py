@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeopt import storage
-from edgeopt.errors import InvalidFileError, InvalidProblemError
+from edgeopt.errors import InvalidFileError, InvalidProblemError, quoted
 from edgeopt.extras import needs
-from edgeopt.fields import Fields, in_file, quoted
-from edgeopt.foreign import shown
+from edgeopt.fields import Fields, in_file
 from edgeopt.problem import Sense
 from edgeopt.validate import listed
 
@@ -156,7 +155,7 @@ def as_rows(data: Any) -> list[Row]:
     rows = listed("rows", data, single=Mapping)
     for i, row in enumerate(rows):
         if not isinstance(row, Mapping):
-            raise InvalidProblemError(f"rows[{i}] = {shown(row)}: expected a row, a mapping of columns to values")
+            raise InvalidProblemError(f"rows[{i}] = {quoted(row)}: expected a row, a mapping of columns to values")
     return [dict(row) for row in rows]
 
 

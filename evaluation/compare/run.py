@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeopt import storage
-from edgeopt.errors import EdgeOptError, InvalidProblemError
+from edgeopt.errors import EdgeOptError, InvalidProblemError, quoted
 from edgeopt.evaluation.compare.executors import Engine, is_lost, open_engine
 from edgeopt.evaluation.compare.rows import Row, RowStore, add_gaps, plain, row_key, rows_frame
 from edgeopt.evaluation.compare.worker import Parcel, Task, common_values, failed_row, run_task
-from edgeopt.foreign import shown
 from edgeopt.problem import Problem
 from edgeopt.solve import Solver, refuse_other, time_limit_s, versions
 from edgeopt.stop import StopCriterion
@@ -375,7 +374,7 @@ def _resolve(value: Instance) -> Problem:
     if isinstance(value, Problem):
         return value
     if not isinstance(value, str | os.PathLike):
-        raise InvalidProblemError(f"problems: expected problems, files or names, got {shown(value)}")
+        raise InvalidProblemError(f"problems: expected problems, files or names, got {quoted(value)}")
     from edgeopt.evaluation.instances.library import load_instance  # late: it can be run as a program
 
     return load_instance(value)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt import storage
-from edgeopt.errors import EdgeOptError, InvalidFileError
+from edgeopt.errors import EdgeOptError, InvalidFileError, quoted
 from edgeopt.evaluation.compare.rows import dumps
-from edgeopt.fields import Fields, in_file, quoted
+from edgeopt.fields import Fields, in_file
 from edgeopt.problem import Problem, Sense
 
 FOLDER = Path(__file__).resolve().parent / "files"

@@ -12,8 +12,7 @@ from typing import Any
 from edgeopt import storage
 from edgeopt.errors import MissingDependencyError
 from edgeopt.evaluation.compare.rows import dumps
-from edgeopt.stdout import reserve_stdout
-from edgeopt.streams import prepare_streams
+from edgeopt.streams import prepare_streams, reserve_stdout
 
 Row = dict[str, Any]
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from edgeopt.errors import InvalidProblemError
-from edgeopt.fields import check_table, quoted
+from edgeopt.errors import InvalidProblemError, quoted
+from edgeopt.fields import check_table
 from edgeopt.foreign import as_array
 from edgeopt.validate import int_array
 

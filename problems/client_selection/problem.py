@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edgeopt import storage
-from edgeopt.errors import InvalidFileError, InvalidProblemError
-from edgeopt.fields import Fields, quoted
+from edgeopt.errors import InvalidFileError, InvalidProblemError, quoted
+from edgeopt.fields import Fields
 from edgeopt.foreign import as_array
 from edgeopt.npz import flags, numbers
 from edgeopt.problem import Problem, Sense, Violation

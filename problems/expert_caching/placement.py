@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from edgeopt.errors import InvalidProblemError
-from edgeopt.fields import quoted
+from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.foreign import as_array
 from edgeopt.validate import int_array
 

@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edgeopt import storage
-from edgeopt.errors import InvalidFileError, InvalidProblemError
-from edgeopt.fields import Fields, check_table, quoted
-from edgeopt.foreign import shown
+from edgeopt.errors import InvalidFileError, InvalidProblemError, quoted
+from edgeopt.fields import Fields, check_table
 from edgeopt.npz import numbers
 from edgeopt.problem import Problem, Sense, Violation
 from edgeopt.problems.expert_caching.placement import Placement
@@ -123,7 +122,7 @@ class ExpertCaching(Problem):
             raise InvalidProblemError("models: expected at least one model")
         for m, model in enumerate(models):
             if not isinstance(model, RoutedModel):
-                raise InvalidProblemError(f"models[{m}]: expected a RoutedModel, got {shown(model)}")
+                raise InvalidProblemError(f"models[{m}]: expected a RoutedModel, got {quoted(model)}")
         storage_bytes = float_array(
             "storage_bytes", self.storage_bytes, (None,), nonnegative=True, ranged=True, unit="bytes"
         )

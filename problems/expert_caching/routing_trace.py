@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edgeopt import storage
-from edgeopt.errors import InvalidFileError, InvalidProblemError
-from edgeopt.fields import in_file, quoted
+from edgeopt.errors import InvalidFileError, InvalidProblemError, quoted
+from edgeopt.fields import in_file
 from edgeopt.foreign import as_array, at
 from edgeopt.npz import Form
 from edgeopt.problems.expert_caching.routed_model import RoutedModel

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edgeopt import storage
-from edgeopt.errors import InvalidFileError, InvalidProblemError
-from edgeopt.fields import Fields, check_table, quoted
+from edgeopt.errors import InvalidFileError, InvalidProblemError, quoted
+from edgeopt.fields import Fields, check_table
 from edgeopt.npz import numbers
 from edgeopt.problem import Problem, Sense, Violation
 from edgeopt.problems.model_download.build import from_profiles, positive_hz, random_problem

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgeopt.errors import EdgeOptError, InvalidFileError
-from edgeopt.fields import Fields, in_file, quoted
+from edgeopt.errors import EdgeOptError, InvalidFileError, quoted
+from edgeopt.fields import Fields, in_file
 from edgeopt.npz import Form
 from edgeopt.problems import ClientSelection
 from edgeopt.problems.client_selection.environment import SelectionEnvironment

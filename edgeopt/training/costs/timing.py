@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.errors import InvalidProblemError
-from edgeopt.fields import quoted
+from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.problems.client_selection.problem import MAX_RATE_SIGMA
 from edgeopt.rng import stream
 from edgeopt.schedule import RATES, RoundPlan
