@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgeopt.convergence import ConvergenceEstimate, Estimate
 from edgeopt.errors import InvalidFileError
-from edgeopt.schedule import RATES, Feedback, Planner, RoundPlan, StatefulPlanner
+from edgeopt.schedule import COLUMNS, RATES, Feedback, Planner, RoundPlan, StatefulPlanner
 from edgeopt.storage import Arrays
 from edgeopt.tensors import load_tensors, save_tensors
 from edgeopt.training.algorithms.base import Algorithm
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 _Tree = dict[str, "str | _Tree"]
 
 _KIND = "training"
-_SCHEMA_VERSION = 1
-_PLAN = ("client", "server", "batch_size", "cut_layer", "local_steps")
+_SCHEMA_VERSION = 2
 _MEASURED = ("client_seconds", "completed", "conflict", *RATES)
 _ESTIMATES = ("gradient_variance", "gradient_second_moment", "smoothness")
 _INTERVAL = ("value", "low", "high")
@@ -241,7 +240,7 @@ def _branch(state: State, name: str) -> State:
 
 
 def _feedback_to_data(feedback: Feedback) -> tuple[dict[str, Any], Arrays]:
-    arrays = {name: getattr(feedback.plan, name) for name in _PLAN}
+    arrays: Arrays = feedback.plan.columns()
     arrays |= {name: getattr(feedback, name) for name in _MEASURED}
     header: dict[str, Any] = {
         "round": feedback.round, "seconds": feedback.seconds, "aggregate": feedback.plan.aggregate, "confidence": None
@@ -255,7 +254,7 @@ def _feedback_to_data(feedback: Feedback) -> tuple[dict[str, Any], Arrays]:
 
 
 def _feedback_from_data(header: dict[str, Any], arrays: Arrays) -> Feedback:
-    plan = RoundPlan(**{name: arrays[name] for name in _PLAN}, aggregate=header["aggregate"])
+    plan = RoundPlan(**{column.name: arrays[column.name] for column in COLUMNS}, aggregate=header["aggregate"])
     constants = None
     if header["confidence"] is not None:
         found: dict[str, Any] = {

@@ -21,6 +21,7 @@ from edgeopt.errors import InvalidProblemError
 from edgeopt.models.moe import record_routing
 from edgeopt.profile import ModelProfile
 from edgeopt.rng import stream
+from edgeopt.schedule import ClientPlan
 from edgeopt.training.messages import Batches, Tensors
 
 Precision = Literal["fp32", "bf16"]
@@ -175,6 +176,16 @@ class Task:
     def samples(self, client: int, batch_size: int) -> int:
         """Return how many samples a mini-batch of a client has: not more than it owns."""
         return min(batch_size, self.partition.indices[client].size)
+
+    def steps(self, plan: ClientPlan, batch_size: int) -> int:
+        """Return the mini-batches that a client works through in a round: those of `local_epochs`, or `local_steps`.
+
+        A pass over its own samples leaves out what does not fill a mini-batch, as `batch` does.
+        """
+        if plan.local_epochs == 0:
+            return plan.local_steps
+        own = self.partition.indices[plan.client].size
+        return plan.local_epochs * max(1, own // max(1, self.samples(plan.client, batch_size)))
 
     def flops(self, samples: int, first: int = 0, last: int | None = None, *, backward: bool = True) -> float:
         """Return the work of a forward pass and, unless told otherwise, a backward pass through layers `first` to `last`."""

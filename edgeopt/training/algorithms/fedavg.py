@@ -74,8 +74,9 @@ def train_messages(task: Task, weights: Tensors, plan: RoundPlan, number: int, b
     flops = task.flops(1)
     messages = {}
     for entry, client in enumerate(plan):
-        batches = Batches(number, 0, client.local_steps, client.batch_size or batch_size)
-        samples = client.local_steps * task.samples(client.client, batches.size)
+        size = client.batch_size or batch_size
+        batches = Batches(number, 0, task.steps(client, size), size)
+        samples = batches.count * task.samples(client.client, size)
         messages[entry] = Message("train", {"weights": weights}, {}, batches, samples * flops)
     return messages
 

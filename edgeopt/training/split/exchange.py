@@ -84,7 +84,7 @@ def parts_of(task: Task, plan: RoundPlan, number: int, cut_layer: int, batch_siz
                 f"round {number}: cut_layer[{entry}] = {cut}: expected 1 to {task.num_layers}, the layers of the model"
             )
         samples = task.samples(planned.client, size)
-        parts[entry] = Part(planned.client, cut, size, samples, planned.local_steps)
+        parts[entry] = Part(planned.client, cut, size, samples, task.steps(planned, size))
     if (twice := plan.conflicts).size:
         raise InvalidProblemError(
             f"round {number}: client {twice[0]} is planned by two servers: split learning has one, expected one entry"
