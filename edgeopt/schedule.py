@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
@@ -218,6 +218,7 @@ class Feedback:
     device_flops, uplink_bps, downlink_bps, fed_uplink_bps, fed_downlink_bps : float64 [M], speed and rates of each
         entry's client in this round; nan where not measured, which is the default.
     constants : what the gradients say about the convergence bound, if they were looked at.
+    measured : numbers by name that the algorithm has reported of the round.
 
     Raises
     ------
@@ -237,6 +238,7 @@ class Feedback:
     fed_uplink_bps: NDArray[np.float64] = field(default_factory=_NAN)
     fed_downlink_bps: NDArray[np.float64] = field(default_factory=_NAN)
     constants: ConvergenceEstimate | None = None
+    measured: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         size = len(self.plan)
@@ -255,7 +257,9 @@ class Feedback:
         own = np.flatnonzero(self.plan.server == server)
         columns = {name: getattr(self, name)[own] for name in ("client_seconds", "completed", "conflict", *RATES)}
         slowest = float(np.fmax.reduce(columns["client_seconds"], initial=0.0))
-        return dataclasses.replace(self, plan=self.plan.take(own), seconds=slowest, constants=None, **columns)
+        return dataclasses.replace(
+            self, plan=self.plan.take(own), seconds=slowest, constants=None, measured={}, **columns
+        )
 
 
 def _measured(name: str, value: ArrayLike, size: int) -> NDArray[np.float64]:

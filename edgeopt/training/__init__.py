@@ -7,8 +7,10 @@ from edgeopt.data import ArrayData as ArrayData
 from edgeopt.data import DataSplit as DataSplit
 from edgeopt.data import load_data as load_data
 from edgeopt.data.partition import Partition as Partition
+from edgeopt.training.algorithm import Algorithm as Algorithm
+from edgeopt.training.algorithm import Models as Models
+from edgeopt.training.algorithm import PredictingAlgorithm as PredictingAlgorithm
 from edgeopt.training.algorithms import ALGORITHMS as ALGORITHMS
-from edgeopt.training.algorithms import Algorithm as Algorithm
 from edgeopt.training.algorithms import FedAvg as FedAvg
 from edgeopt.training.algorithms import FedProx as FedProx
 from edgeopt.training.algorithms import MultiServerFedAvg as MultiServerFedAvg
@@ -30,6 +32,6 @@ from edgeopt.training.messages import Phase as Phase
 from edgeopt.training.messages import reply as reply
 from edgeopt.training.optimizers import Adam as Adam
 from edgeopt.training.optimizers import Sgd as Sgd
-from edgeopt.training.play import TrainingError as TrainingError
 from edgeopt.training.runners.local import LocalRunner as LocalRunner
 from edgeopt.training.task import Task as Task
+from edgeopt.training.trouble import TrainingError as TrainingError

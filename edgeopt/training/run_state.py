@@ -16,16 +16,17 @@ from edgeopt.errors import InvalidFileError
 from edgeopt.schedule import COLUMNS, RATES, Feedback, Planner, RoundPlan, StatefulPlanner
 from edgeopt.storage import Arrays
 from edgeopt.tensors import load_tensors, save_tensors
-from edgeopt.training.algorithms.base import Algorithm
+from edgeopt.training.algorithm import Algorithm
 from edgeopt.training.costs.ledger import Ledger
-from edgeopt.training.history import Row, plain_rows, straggler
+from edgeopt.training.history import Row, plain_row, plain_rows, row_from_plain, straggler
+from edgeopt.training.judging import Scores
 from edgeopt.training.messages import State
 from edgeopt.training.runners.local import Runner
-from edgeopt.training.task import Score, Task
+from edgeopt.training.task import Task
 
 if TYPE_CHECKING:
     from edgeopt.training.loop import Estimator
-    from edgeopt.training.play import Played
+    from edgeopt.training.play import RoundResult
 
 _Tree = dict[str, "str | _Tree"]
 
@@ -72,7 +73,7 @@ class RunState:
         identity = _identity(task, algorithm, planner, estimator)
         return cls(identity, algorithm.start(task), Ledger(task.num_clients))
 
-    def advance(self, played: "Played", feedback: Feedback, score: Score, runner: Runner) -> Row:
+    def advance(self, played: "RoundResult", feedback: Feedback, scores: Scores, runner: Runner) -> Row:
         """Let a round count, and return its row."""
         runner.commit()
         self.server, self.feedback, self.round = played.state, feedback, self.round + 1
@@ -88,13 +89,16 @@ class RunState:
             "bytes_up": self.ledger.total("up"),
             "bytes_down": self.ledger.total("down"),
             "train_loss": float(np.mean(list(played.loss.values()))) if played.loss else float("nan"),
-            "test_loss": score.loss,
-            "accuracy": score.accuracy,
+            "test_loss": scores.loss,
+            "accuracy": scores.accuracy,
+            "personal_accuracy": scores.personal_accuracy,
+            "personal_accuracy_worst_tenth": scores.personal_accuracy_worst_tenth,
             "planned": len(feedback.plan),
             "completed": int(feedback.completed.sum()),
             "conflicts": int(feedback.conflict.sum()),
             "straggler": -1 if slowest is None else slowest,
             **self.ledger.by_category(),
+            **played.measured,
         }
         self.rows.append(row)
         return row
@@ -160,7 +164,7 @@ class RunState:
             server, clients = _branch(tree, "server"), _branch(tree, "clients")
             ledger = Ledger(task.num_clients)
             ledger.bytes = np.array(arrays["ledger"], np.int64).reshape(ledger.bytes.shape)
-            rows = [{k: float("nan") if v is None else v for k, v in dict(row).items()} for row in header["rows"]]
+            rows = [row_from_plain(row) for row in header["rows"]]
             if len(rows) != header["round"]:
                 raise ValueError(f"{len(rows)} rows, expected {header['round']}")
             feedback = None
@@ -243,7 +247,8 @@ def _feedback_to_data(feedback: Feedback) -> tuple[dict[str, Any], Arrays]:
     arrays: Arrays = feedback.plan.columns()
     arrays |= {name: getattr(feedback, name) for name in _MEASURED}
     header: dict[str, Any] = {
-        "round": feedback.round, "seconds": feedback.seconds, "aggregate": feedback.plan.aggregate, "confidence": None
+        "round": feedback.round, "seconds": feedback.seconds, "aggregate": feedback.plan.aggregate, "confidence": None,
+        "measured": plain_row(feedback.measured),
     }  # fmt: skip
     if (constants := feedback.constants) is not None:
         header["confidence"] = constants.confidence
@@ -263,4 +268,7 @@ def _feedback_from_data(header: dict[str, Any], arrays: Arrays) -> Feedback:
         }
         constants = ConvergenceEstimate(**found, confidence=header["confidence"])
     measured: Any = {name: arrays[name] for name in _MEASURED}
-    return Feedback(round=header["round"], plan=plan, seconds=header["seconds"], constants=constants, **measured)
+    return Feedback(
+        round=header["round"], plan=plan, seconds=header["seconds"], constants=constants,
+        measured=row_from_plain(header["measured"]), **measured,
+    )  # fmt: skip

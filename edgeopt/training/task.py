@@ -51,6 +51,10 @@ class Score(NamedTuple):
     accuracy: float
 
 
+Predict = Callable[[Tensors, torch.Tensor], torch.Tensor]
+"""Gives outputs [samples, ...] for weights and inputs [samples, ...]."""
+
+
 def cross_entropy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return the mean cross entropy of class scores [..., K] and classes [...]."""
     return F.cross_entropy(outputs.flatten(0, -2), targets.flatten())
@@ -194,6 +198,11 @@ class Task:
             work += float(self.profile.backward_flops[first:last].sum())
         return samples * work
 
+    @property
+    def weight_names(self) -> list[str]:
+        """Names of the weights that algorithms train, average and send: parameters and buffers."""
+        return list(self.layer_of)
+
     # --- weights -----------------------------------------------------------------------------------------------
 
     def initial_weights(self) -> Tensors:
@@ -256,14 +265,47 @@ class Task:
             return nullcontext()
         return torch.autocast(torch.device(self.device).type, torch.bfloat16, cache_enabled=False)
 
-    def evaluate(self, weights: Tensors, data: ArrayData | None = None) -> Score:
-        """Return loss and accuracy on held-out samples, or on others."""
+    def predict(self, weights: Tensors, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the outputs of the model, at work and not in training."""
+        return self.forward(weights, inputs, training=False).outputs
+
+    def evaluate(
+        self,
+        weights: Tensors,
+        data: ArrayData | None = None,
+        *,
+        client: int | None = None,
+        predict: Predict | None = None,
+    ) -> Score:
+        """Return loss and accuracy on held-out samples, or on others.
+
+        Parameters
+        ----------
+        data : default: the held-out samples.
+        client : weigh the samples so that their labels are distributed as those of this client's own samples. Labels of
+            the client that none of the samples has do not count; nan if that is all of them. Sequences without groups
+            have no labels, and count alike.
+        predict : gives the outputs for weights and inputs. Default: `predict`.
+        """
         data = self.test if data is None else data
+        predict = self.predict if predict is None else predict
+        if client is None or not (_has_labels(data) and _has_labels(self.train)):
+            return self._score(weights, data, predict)
+        own, counts = np.unique(self.train.labels[self.partition.indices[client]], return_counts=True)
+        there = {label: np.flatnonzero(data.labels == label) for label in own.tolist()}
+        shares = {label: count for label, count in zip(there, counts.tolist(), strict=True) if there[label].size}
+        if not shares:
+            return Score(np.nan, np.nan)
+        scores = [self._score(weights, data.take(there[label]), predict) for label in shares]
+        loss, accuracy = np.average(scores, axis=0, weights=list(shares.values()))
+        return Score(float(loss), float(accuracy))
+
+    def _score(self, weights: Tensors, data: ArrayData, predict: Predict) -> Score:
         loss, right = 0.0, 0
         with torch.inference_mode():
             for start in range(0, len(data), _EVALUATED_AT_ONCE):
                 inputs, targets = (x[start : start + _EVALUATED_AT_ONCE] for x in (data.inputs, data.targets))
-                outputs = self.forward(weights, inputs, training=False).outputs
+                outputs = predict(weights, inputs)
                 loss += len(inputs) * float(self.loss(_full_precision(outputs), targets))
                 right += int((outputs.argmax(-1) == targets).sum())
         return Score(loss / len(data), right / data.targets.numel())
@@ -296,6 +338,10 @@ class Task:
         if "model" in changes:
             changes = {"profile": None, **changes}
         return dataclasses.replace(self, **changes)
+
+
+def _has_labels(data: ArrayData) -> bool:
+    return data.targets.ndim == 1 or data.group is not None
 
 
 def _full_precision(outputs: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from edgeopt.errors import InvalidProblemError
 from edgeopt.schedule import RoundPlan
-from edgeopt.training.algorithms.base import Outcome
+from edgeopt.training.algorithm import Models, Outcome
 from edgeopt.training.algorithms.common import (
     Weighting,
     check_batch_size,
@@ -60,9 +60,9 @@ class FedAvg:
         weights, _, loss = train_locally(task, message["weights"], batch, self.optimizer, start)
         return reply(weights=weights, scalars={"loss": loss}), state
 
-    def models(self, task: Task, state: State, clients: Mapping[int, State]) -> list[Tensors]:
+    def models(self, task: Task, state: State, clients: Mapping[int, State]) -> Models:
         """Return the server's model."""
-        return [tensors_of(state, "weights")]
+        return {None: tensors_of(state, "weights")}
 
 
 def train_messages(task: Task, weights: Tensors, plan: RoundPlan, number: int, batch_size: int) -> dict[int, Message]:

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from edgeopt.schedule import RoundPlan
-from edgeopt.training.algorithms.base import Outcome
+from edgeopt.training.algorithm import Models, Outcome
 from edgeopt.training.algorithms.common import Weighting, check_batch_size, check_weighting, tensors_of
 from edgeopt.training.algorithms.fedavg import averaged, train_messages
-from edgeopt.training.messages import Message, Phase, Replies, State, Tensors, reply
+from edgeopt.training.messages import Message, Phase, Replies, State, reply
 from edgeopt.training.optimizers import Optimizer, Sgd
 from edgeopt.training.rules.local import train_locally
 from edgeopt.training.task import Batch, Task
@@ -54,6 +54,6 @@ class FedProx:
         weights, _, loss = train_locally(task, message["weights"], batch, self.optimizer, start, proximal=self.mu)
         return reply(weights=weights, scalars={"loss": loss}), state
 
-    def models(self, task: Task, state: State, clients: Mapping[int, State]) -> list[Tensors]:
+    def models(self, task: Task, state: State, clients: Mapping[int, State]) -> Models:
         """Return the server's model."""
-        return [tensors_of(state, "weights")]
+        return {None: tensors_of(state, "weights")}

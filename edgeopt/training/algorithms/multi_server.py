@@ -12,7 +12,7 @@ import numpy as np
 
 from edgeopt.errors import InvalidProblemError
 from edgeopt.schedule import RoundPlan
-from edgeopt.training.algorithms.base import Outcome
+from edgeopt.training.algorithm import Models, Outcome
 from edgeopt.training.algorithms.common import (
     Weighting,
     check_batch_size,
@@ -21,7 +21,7 @@ from edgeopt.training.algorithms.common import (
     tensors_of,
 )
 from edgeopt.training.algorithms.fedavg import train_messages
-from edgeopt.training.messages import Message, Phase, Replies, State, Tensors, reply
+from edgeopt.training.messages import Message, Phase, Replies, State, reply
 from edgeopt.training.optimizers import Optimizer, Sgd
 from edgeopt.training.rules.average import weighted_average
 from edgeopt.training.rules.local import train_locally
@@ -88,6 +88,6 @@ class MultiServerFedAvg:
         weights, _, loss = train_locally(task, message["weights"], batch, self.optimizer, start)
         return reply(weights=weights, scalars={"loss": loss}), state
 
-    def models(self, task: Task, state: State, clients: Mapping[int, State]) -> list[Tensors]:
+    def models(self, task: Task, state: State, clients: Mapping[int, State]) -> Models:
         """Return the model of each server."""
-        return [tensors_of(state, str(server)) for server in range(self.num_servers)]
+        return {f"server {server}": tensors_of(state, str(server)) for server in range(self.num_servers)}

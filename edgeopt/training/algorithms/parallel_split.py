@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 
 from edgeopt.schedule import RoundPlan
-from edgeopt.training.algorithms.base import Outcome
+from edgeopt.training.algorithm import Models, Outcome
 from edgeopt.training.algorithms.common import (
     Weighting,
     check_batch_size,
@@ -110,15 +110,19 @@ class ParallelSplit:
         """Work with the layers up to the cut."""
         return split_client(task, self.optimizer, message, state, batch)
 
-    def models(self, task: Task, state: State, clients: Mapping[int, State]) -> list[Tensors]:
+    def models(self, task: Task, state: State, clients: Mapping[int, State]) -> Models:
         """Return one model for each client that has trained: its own layers with the server's above them.
 
         Before anyone has trained, or where no client's state is visible, the server's model with the layers below as it
         has them.
         """
         weights = tensors_of(state, "weights")
-        own = [tensors_of(clients[client], "weights") for client in sorted(clients) if clients[client]]
-        return [{**weights, **stem} for stem in own] or [weights]
+        own: dict[int | str | None, Tensors] = {
+            client: {**weights, **tensors_of(clients[client], "weights")}
+            for client in sorted(clients)
+            if clients[client]
+        }
+        return own or {None: weights}
 
     def _step(self, task: Task, state: State, parts: Mapping[int, Part], found: Mapping[int, Upper]) -> State:
         """Step with the mean gradient of each layer over the clients for which it is at the server."""

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 
 from edgeopt.schedule import RoundPlan
-from edgeopt.training.algorithms.base import Outcome
+from edgeopt.training.algorithm import Models, Outcome
 from edgeopt.training.algorithms.common import (
     Weighting,
     check_batch_size,
@@ -136,7 +136,7 @@ class SplitFed:
         """Work with the layers up to the cut."""
         return split_client(task, self.optimizer, message, state, batch)
 
-    def models(self, task: Task, state: State, clients: Mapping[int, State]) -> list[Tensors]:
+    def models(self, task: Task, state: State, clients: Mapping[int, State]) -> Models:
         """Return the average model.
 
         Between aggregations it is a virtual one, which nobody has: the average that would come out if all clients that
@@ -146,7 +146,7 @@ class SplitFed:
             task, tensors_of(state, "weights"), Places.of(state), _deepest(state), clients,
             lambda client: _copy(state, client)[0], lambda client: client_weight(task, client, self.weighting),
         )  # fmt: skip
-        return [mean]
+        return {None: mean}
 
     # --- the server's layers -----------------------------------------------------------------------------------
 

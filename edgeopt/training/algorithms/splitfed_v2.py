@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 
 from edgeopt.schedule import RoundPlan
-from edgeopt.training.algorithms.base import Outcome
+from edgeopt.training.algorithm import Models, Outcome
 from edgeopt.training.algorithms.common import (
     Weighting,
     check_batch_size,
@@ -112,14 +112,14 @@ class SplitFedV2:
         """Work with the layers up to the cut."""
         return split_client(task, self.optimizer, message, state, batch)
 
-    def models(self, task: Task, state: State, clients: Mapping[int, State]) -> list[Tensors]:
+    def models(self, task: Task, state: State, clients: Mapping[int, State]) -> Models:
         """Return the average model; between aggregations a virtual one, as in `edgeopt.training.SplitFed`."""
         weights, _, deepest = _read(state)
         mean = mean_of_clients(
             task, weights, Places.of(state), deepest, clients,
             lambda client: {}, lambda client: client_weight(task, client, self.weighting),
         )  # fmt: skip
-        return [mean]
+        return {None: mean}
 
 
 def _read(state: State) -> tuple[Tensors, State, int]:

@@ -7,9 +7,9 @@ from typing import ClassVar
 import torch
 
 from edgeopt.schedule import RoundPlan
-from edgeopt.training.algorithms.base import Outcome
+from edgeopt.training.algorithm import Models, Outcome
 from edgeopt.training.algorithms.common import check_batch_size, tensors_of
-from edgeopt.training.messages import Message, Phase, Replies, State, Tensors
+from edgeopt.training.messages import Message, Phase, Replies, State
 from edgeopt.training.optimizers import Optimizer, Sgd
 from edgeopt.training.split.exchange import check_cut_layer, parts_of, play_steps, split_client
 from edgeopt.training.split.server import SharedModel
@@ -74,6 +74,6 @@ class VanillaSplit:
         """Work with the layers up to the cut."""
         return split_client(task, self.optimizer, message, state, batch)
 
-    def models(self, task: Task, state: State, clients: Mapping[int, State]) -> list[Tensors]:
+    def models(self, task: Task, state: State, clients: Mapping[int, State]) -> Models:
         """Return the model as it was handed back last."""
-        return [tensors_of(state, "weights")]
+        return {None: tensors_of(state, "weights")}

@@ -13,6 +13,8 @@ from torch import nn
 from torch.func import vmap
 from torch.utils import _pytree as pytree
 
+from edgeopt.training.trouble import is_out_of_memory
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -71,7 +73,9 @@ def try_batched(
         return None
     try:
         return map_batched(function, items, chunk=chunk)
-    except RuntimeError as error:  # what vmap refuses, for example a loss that looks at the value of a tensor
+    except Exception as error:  # what vmap refuses, for example a loss that looks at the value of a tensor
+        if is_out_of_memory(error):  # one after another they would need less, but take the time that nobody asked for
+            raise
         logger.info("clients run one after another, not as a batch: %s", error)
         return None
 

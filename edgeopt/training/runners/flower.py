@@ -21,7 +21,7 @@ import torch
 from edgeopt import storage
 from edgeopt.errors import EdgeOptError, InvalidFileError, MissingDependencyError
 from edgeopt.schedule import COLUMNS, Planner, RoundPlan
-from edgeopt.training.algorithms.base import Algorithm
+from edgeopt.training.algorithm import Algorithm
 from edgeopt.training.costs.timing import Timing
 from edgeopt.training.loop import train
 from edgeopt.training.messages import CATEGORIES, Batches, Message, Replies, State, Tensors, to_device

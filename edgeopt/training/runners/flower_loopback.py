@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from edgeopt.errors import EdgeOptError, InvalidFileError, MissingDependencyError
 from edgeopt.training.history import History
+from edgeopt.training.judging import judged, models_of, personal
 from edgeopt.training.run_state import RunState
 from edgeopt.training.runners.flower import CHECKPOINT, OUTCOME, Buildable, describe, require_flower
 
@@ -170,7 +171,8 @@ class Loopback:
         run = RunState.load(folder / CHECKPOINT, task, RunState.start(task, algorithm, planner).identity)
         history = History(rows=run.rows, server=run.server, clients=run.clients, interrupted=interrupted)
         history.reason = "interrupted" if interrupted else outcome["reason"]
-        history.models = algorithm.models(task, run.server, run.clients)
+        models = models_of(algorithm, task, run.server, run.clients)
+        history.models, history.personal = judged(models), personal(models)
         return history
 
     def log_tail(self, lines: int = 30) -> str:

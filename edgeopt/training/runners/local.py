@@ -9,10 +9,11 @@ import torch
 
 from edgeopt.rng import stream
 from edgeopt.schedule import RoundPlan
-from edgeopt.training.algorithms.base import Algorithm
+from edgeopt.training.algorithm import Algorithm
 from edgeopt.training.messages import Category, Message, Replies, State, Tensors, copied
 from edgeopt.training.runners.batched import try_batched
 from edgeopt.training.task import Batch, Task
+from edgeopt.training.trouble import blaming
 
 Result = tuple[dict[Category, Tensors], State]  # content of a reply, and what the client remembers
 
@@ -130,12 +131,11 @@ class LocalRunner:
         results = {}
         for entry, item in zip(messages, items, strict=True):
             client = int(plan.client[entry])
-            try:
-                with seeded_layers(task, "client", client, *at):
-                    results[entry] = work(item)
-            except Exception as error:
-                error.add_note(f"round {at[0]}, client {client}, message {first.kind!r}")
-                raise
+            with (
+                blaming(f"round {at[0]}, client {client}, {algorithm.name}, message {first.kind!r}"),
+                seeded_layers(task, "client", client, *at),
+            ):
+                results[entry] = work(item)
         return results
 
 

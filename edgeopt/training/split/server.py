@@ -13,6 +13,7 @@ from edgeopt.training.rules.optimizer_state import leaves_in, overlay
 from edgeopt.training.runners.batched import try_batched
 from edgeopt.training.split.exchange import Answer, Part, Smashed
 from edgeopt.training.task import Task
+from edgeopt.training.trouble import blaming
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -54,6 +55,11 @@ def upper_step(
     return {name: stepped[name] for name in weights}, state, Answer(found.gradient, found.loss)
 
 
+def _above(part: Part) -> str:
+    """Return whose layers the server is at work on, for messages."""
+    return f"client {part.client}, layers above cut {part.cut} at the server"
+
+
 def map_cuts(
     task: Task, parts: Mapping[int, Part], items: Mapping[int, Item], function: Callable[[int, Item], Result]
 ) -> dict[int, Result]:
@@ -67,9 +73,13 @@ def map_cuts(
         def work(item: Item, cut: int = cut) -> Result:
             return function(cut, item)
 
-        own = [items[entry] for entry in entries]
-        found = try_batched(task.model, work, own)
-        results |= zip(entries, [work(item) for item in own] if found is None else found, strict=True)
+        found = try_batched(task.model, work, [items[entry] for entry in entries])
+        if found is not None:
+            results |= zip(entries, found, strict=True)
+            continue
+        for entry in entries:
+            with blaming(_above(parts[entry])):
+                results[entry] = work(items[entry])
     return {entry: results[entry] for entry in items}
 
 
@@ -95,8 +105,9 @@ class SharedModel:
         for entry, sent in smashed.items():
             cut = self.parts[entry].cut
             own = self.task.part(self.weights, cut)
-            weights, state, answers[entry] = upper_step(
-                self.task, self.optimizer, cut, own, leaves_in(self.state, own), sent
-            )
+            with blaming(_above(self.parts[entry])):
+                weights, state, answers[entry] = upper_step(
+                    self.task, self.optimizer, cut, own, leaves_in(self.state, own), sent
+                )
             self.weights, self.state = {**self.weights, **weights}, overlay(self.state, state)
         return answers
