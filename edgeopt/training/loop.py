@@ -113,20 +113,20 @@ def train(
             while not (reason := _end(run, rounds, until_accuracy, until_seconds)):
                 number = run.round
                 plan = planner.plan(number, run.feedback)  # 1. who does what
-                played = play_round(task, algorithm, run, plan, runner, timing)  # 2. work, exchange, charge, aggregate
+                result = play_round(task, algorithm, run, plan, runner, timing)  # 2. work, exchange, charge, aggregate
                 due = (number + 1) % evaluate_every == 0 or number + 1 == rounds
                 with blaming(f"round {number}, {algorithm.name}, evaluation"):  # 3. how good it is
                     look = due or estimator is not None
-                    models = models_of(algorithm, task, played.state, runner.states) if look else {}
-                    scores = score(algorithm, task, models, played.state, runner.states) if due else Scores()
+                    models = models_of(algorithm, task, result.state, runner.states) if look else {}
+                    scores = score(algorithm, task, models, result.state, runner.states) if due else Scores()
                     constants = None if estimator is None else estimator.measure(task, judged(models), number)
-                feedback = played.feedback(number, plan, timing, constants)  # 4. what the planner is told next
+                feedback = result.feedback(number, plan, timing, constants)  # 4. what the planner is told next
                 with uninterrupted():  # 5. the round counts
-                    row = run.advance(played, feedback, scores, runner)
+                    row = run.advance(result, feedback, scores, runner)
                     if checkpoint is not None:
                         run.remember(planner, estimator)
                     history.last = record = RoundRecord(
-                        number, plan, played.phases, feedback.completed, feedback.conflict, row
+                        number, plan, result.phases, feedback.completed, feedback.conflict, row
                     )
                 if checkpoint is not None and (number + 1) % checkpoint_every == 0:
                     run.save(checkpoint, runner)

@@ -23,7 +23,7 @@ from edgeopt.training.trouble import TrainingError, blaming
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RoundResult:
-    """A round that was played, before it counts.
+    """What a round has brought, before it counts.
 
     Parameters
     ----------

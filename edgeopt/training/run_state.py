@@ -73,14 +73,14 @@ class RunState:
         identity = _identity(task, algorithm, planner, estimator)
         return cls(identity, algorithm.start(task), Ledger(task.num_clients))
 
-    def advance(self, played: "RoundResult", feedback: Feedback, scores: Scores, runner: Runner) -> Row:
+    def advance(self, result: "RoundResult", feedback: Feedback, scores: Scores, runner: Runner) -> Row:
         """Let a round count, and return its row."""
         runner.commit()
-        self.server, self.feedback, self.round = played.state, feedback, self.round + 1
+        self.server, self.feedback, self.round = result.state, feedback, self.round + 1
         self.seconds += feedback.seconds
-        self.energy_j += sum(float(phase.energy_j.sum()) for phase in played.phases)
-        self.ledger.bytes += played.bytes
-        slowest = straggler(feedback.plan, played.phases)
+        self.energy_j += sum(float(phase.energy_j.sum()) for phase in result.phases)
+        self.ledger.bytes += result.bytes
+        slowest = straggler(feedback.plan, result.phases)
         row: Row = {
             "round": feedback.round,
             "seconds": self.seconds,
@@ -88,7 +88,7 @@ class RunState:
             "energy_j": self.energy_j,
             "bytes_up": self.ledger.total("up"),
             "bytes_down": self.ledger.total("down"),
-            "train_loss": float(np.mean(list(played.loss.values()))) if played.loss else float("nan"),
+            "train_loss": float(np.mean(list(result.loss.values()))) if result.loss else float("nan"),
             "test_loss": scores.loss,
             "accuracy": scores.accuracy,
             "personal_accuracy": scores.personal_accuracy,
@@ -98,7 +98,7 @@ class RunState:
             "conflicts": int(feedback.conflict.sum()),
             "straggler": -1 if slowest is None else slowest,
             **self.ledger.by_category(),
-            **played.measured,
+            **result.measured,
         }
         self.rows.append(row)
         return row
