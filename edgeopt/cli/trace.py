@@ -95,7 +95,8 @@ def _trained(experiment: "Experiment", checkpoint: Path | None) -> "tuple[Setup,
         identity = RunState.start(setup.task, setup.algorithm, setup.planner, setup.estimator).identity
 
         run = RunState.load(path, setup.task, identity)
-        return setup, judged(models_of(setup.algorithm, setup.task, run.server, run.clients))[0], None
+        models = models_of(setup.algorithm, setup.task, run.server, run.clients)
+        return setup, setup.task.whole(judged(models)[0]), None
     history: History = setup.train(display=True)
     return setup, history.models[0], summary(setup, history)
 

@@ -145,7 +145,8 @@ def train(
         run.save(checkpoint, runner)
     history.server, history.clients = run.server, runner.states
     models = models_of(algorithm, task, run.server, history.clients)
-    history.models, history.personal = judged(models), personal(models)
+    history.models = [task.whole(weights) for weights in judged(models)]
+    history.personal = {client: task.whole(weights) for client, weights in personal(models).items()}
     return history
 
 

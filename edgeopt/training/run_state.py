@@ -184,12 +184,14 @@ def _identity(
     task: Task, algorithm: Algorithm, planner: Planner | None, estimator: "Estimator | None"
 ) -> dict[str, Any]:
     """Return plain values that two runs must share for the one to continue the other."""
+    frozen = zlib.crc32(b"".join(value.cpu().view(torch.uint8).numpy().tobytes() for value in task.frozen.values()))
     owners = zlib.crc32(b"".join(own.tobytes() + b"|" for own in task.partition.indices))
     return {
         "algorithm": repr(algorithm),
         "planner": type(planner).__name__,
         "estimator": type(estimator).__name__,
         "weights": {name: list(value.shape) for name, value in task.model.state_dict().items()},
+        "frozen": f"{frozen:08x}",
         "data": task.train.name,
         "samples": len(task.train),
         "clients": task.num_clients,

@@ -65,7 +65,8 @@ class Task:
     """A model, the clients' data, and how the two are joined; everything that an algorithm may ask of them.
 
     Weights are flat dictionaries of parameters and buffers, named as in the model's ``state_dict``. Parameters that do
-    not require gradients are treated as buffers. All methods leave their arguments and the model as they are.
+    not require gradients are frozen: they belong to the task, everybody has them, and they are no part of the weights
+    that algorithms train, average and send. All methods leave their arguments and the model as they are.
 
     Parameters
     ----------
@@ -83,8 +84,8 @@ class Task:
     Raises
     ------
     InvalidProblemError
-        If the model is no plain `nn.Sequential`, has a weight twice, or does not fit data or profile; if there is nothing
-        to test with; if the device is not there.
+        If the model is no plain `nn.Sequential`, has a weight twice, has nothing to train, or does not fit data or
+        profile; if there is nothing to test with; if the device is not there.
     """
 
     model: nn.Sequential
@@ -100,7 +101,9 @@ class Task:
     layer_of: dict[str, int] = field(init=False, repr=False)
     """Layer, from 0, of each parameter and buffer."""
     parameters: frozenset[str] = field(init=False, repr=False)
-    """Names of the weights that are trained; the others are buffers."""
+    """Names of the weights that are trained."""
+    frozen: Tensors = field(init=False, repr=False)
+    """Weights that are not trained and that everybody has, by name."""
     _modes: dict[bool, nn.Sequential] = field(init=False, repr=False)  # in training mode or not
     _parts: dict[tuple[bool, int, int], nn.Sequential] = field(init=False, repr=False, default_factory=dict)
 
@@ -136,8 +139,14 @@ class Task:
         index = {name: i for i, name in enumerate(self.model._modules)}
         object.__setattr__(self, "layer_of", {name: index[name.split(".", 1)[0]] for name in state})
         trained = frozenset(name for name, value in self.model.named_parameters() if value.requires_grad)
+        if not trained:
+            raise InvalidProblemError(
+                "model: none of its parameters requires gradients, expected at least one to train"
+            )
         object.__setattr__(self, "parameters", trained)
         whole = copy.deepcopy(self.model).to(self.device)
+        held = {name: value.detach() for name, value in whole.named_parameters() if name not in trained}
+        object.__setattr__(self, "frozen", held)
         object.__setattr__(self, "_modes", {True: whole.train(), False: copy.deepcopy(whole).eval()})
         for name in ("train", "test"):
             data = getattr(self, name)
@@ -200,14 +209,24 @@ class Task:
 
     @property
     def weight_names(self) -> list[str]:
-        """Names of the weights that algorithms train, average and send: parameters and buffers."""
-        return list(self.layer_of)
+        """Names of the weights that algorithms train, average and send: parameters and buffers that are not frozen."""
+        return [name for name in self.layer_of if name not in self.frozen]
+
+    def trains(self, first: int = 0, last: int | None = None) -> bool:
+        """Return whether layers `first` (from 0) to before `last` have a parameter that is trained."""
+        end = self.num_layers if last is None else last
+        return any(first <= self.layer_of[name] < end for name in self.parameters)
 
     # --- weights -----------------------------------------------------------------------------------------------
 
     def initial_weights(self) -> Tensors:
-        """Return a copy of the model's weights."""
-        return {name: value.detach().clone().to(self.device) for name, value in self.model.state_dict().items()}
+        """Return a copy of the model's weights, without the frozen ones."""
+        state = self.model.state_dict()
+        return {name: state[name].detach().clone().to(self.device) for name in self.weight_names}
+
+    def whole(self, weights: Tensors) -> Tensors:
+        """Return weights with the frozen ones among them, as the model's ``load_state_dict`` takes them."""
+        return {name: weights[name] if name in weights else self.frozen[name] for name in self.layer_of}
 
     def part(self, weights: Tensors, first: int = 0, last: int | None = None) -> Tensors:
         """Return the weights of layers `first` (from 0) to before `last`."""
@@ -227,7 +246,7 @@ class Task:
 
         Parameters
         ----------
-        weights : of these layers at least.
+        weights : of these layers at least; frozen ones are known, but may be given too.
         inputs : [samples, ...], what the layer before `first` returned, or the model's input.
         training : whether layers behave as in training, which matters to dropout and batch normalisation.
 
@@ -239,8 +258,10 @@ class Task:
         if first >= end:
             return Pass(inputs, {}, inputs.new_zeros((), dtype=torch.float32))
         module = self._module(training, first, end)
-        used = {name: weights[name] for name in weights if first <= self.layer_of[name] < end}
-        buffers = {name: used[name].clone() for name in used if name not in self.parameters}  # changed in place
+        used = {name: value for name, value in weights.items() if first <= self.layer_of[name] < end}
+        fixed = self.parameters | self.frozen.keys()
+        buffers = {name: value.clone() for name, value in used.items() if name not in fixed}  # changed in place
+        used = {**self.part(self.frozen, first, end), **used}
         with self._autocast(), record_routing() as routing:
             outputs = functional_call(module, {**used, **buffers}, (inputs,))
         penalty = inputs.new_zeros((), dtype=torch.float32)
@@ -264,6 +285,14 @@ class Task:
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(torch.device(self.device).type, torch.bfloat16, cache_enabled=False)
+
+    def as_sent(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return activations or their gradients in the type in which they cross a cut: that of `precision`.
+
+        Which layers return it by themselves is up to torch: within a batch of clients it applies autocast in part only.
+        """
+        half = self.precision == "bf16" and tensor.dtype == torch.float32
+        return tensor.to(torch.bfloat16) if half else tensor
 
     def predict(self, weights: Tensors, inputs: torch.Tensor) -> torch.Tensor:
         """Return the outputs of the model, at work and not in training."""

@@ -51,10 +51,11 @@ def minimise(
 
     losses = []
     for step in range(batch.inputs.shape[0]):
-        gradients, (_, (reported, buffers)) = grad_and_value(objective, has_aux=True)(
+        gradients, (_, (reported, changed)) = grad_and_value(objective, has_aux=True)(
             parameters, batch.inputs[step], batch.targets[step]
         )
         parameters, state = optimizer.step(parameters, gradients, state)
+        buffers = {**buffers, **changed}
         losses.append(reported)
     return Trained({**parameters, **buffers}, state, torch.stack(losses).mean())
 

@@ -172,7 +172,8 @@ class Loopback:
         history = History(rows=run.rows, server=run.server, clients=run.clients, interrupted=interrupted)
         history.reason = "interrupted" if interrupted else outcome["reason"]
         models = models_of(algorithm, task, run.server, run.clients)
-        history.models, history.personal = judged(models), personal(models)
+        history.models = [task.whole(weights) for weights in judged(models)]
+        history.personal = {client: task.whole(weights) for client, weights in personal(models).items()}
         return history
 
     def log_tail(self, lines: int = 30) -> str:

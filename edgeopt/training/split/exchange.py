@@ -4,7 +4,7 @@ A client has layers 1 to its cut and sends what they return, with the labels; th
 the gradient of the loss by the activations back. Clients keep no graph between the two messages: they run their layers
 again on the same mini-batch. Time is charged for one forward and one backward pass, as a device that keeps it would take.
 Buffers, such as those of batch normalisation, change in the backward message. A client whose cut is the last layer
-trains alone: it sends nothing but its loss.
+trains alone: it sends nothing but its loss. A client whose layers are all frozen gets no gradient.
 
 All clients have the model's initial weights from the start: they come with the task and cost no bytes.
 """
@@ -23,6 +23,7 @@ from edgeopt.training.optimizers import Optimizer
 from edgeopt.training.rules.common import tensors_of
 from edgeopt.training.rules.optimizer_state import leaves_in, overlay
 from edgeopt.training.task import Batch, Task
+from edgeopt.training.trouble import TrainingError
 from edgeopt.validate import int_array
 
 Smashed = tuple[torch.Tensor, torch.Tensor]
@@ -30,9 +31,12 @@ Smashed = tuple[torch.Tensor, torch.Tensor]
 
 
 class Answer(NamedTuple):
-    """What the server makes of it: the gradient by the activations [samples, ...], and the loss."""
+    """What the server makes of it: the gradient by the activations [samples, ...], and the loss.
 
-    gradient: torch.Tensor
+    Without a gradient nothing is sent back, and nothing moves at the client in this step.
+    """
+
+    gradient: torch.Tensor | None
     loss: torch.Tensor
 
 
@@ -116,7 +120,7 @@ def split_client(
     if message.kind == "forward":
         if cut == task.num_layers:
             return reply(), state
-        outputs = task.forward(weights, inputs, 0, cut).outputs
+        outputs = task.as_sent(task.forward(weights, inputs, 0, cut).outputs)
         return reply(activations={"outputs": outputs}, labels={"targets": targets}), state
     return _backward(task, optimizer, message, cut, weights, state, inputs, targets)
 
@@ -209,14 +213,27 @@ def _play_step(
     sent = yield Phase("forward", messages, server_flops=served)
     smashed = {e: (r["activations"]["outputs"], r["labels"]["targets"]) for e, r in sent.items() if "activations" in r}
     answers = work(smashed) if smashed else {}
+    if missing := smashed.keys() - answers.keys():
+        client = assigned[min(missing)].client
+        raise TrainingError(
+            f"client {client}: the server has no answer to its activations, expected one for each client"
+        )
     messages = {}
     for entry in sent:
-        assignment = assigned[entry]
-        gradients = {"outputs": answers[entry].gradient} if entry in answers else None
+        assignment, gradients = assigned[entry], None
+        if entry in answers:
+            gradient = answers[entry].gradient
+            if gradient is None or not task.trains(0, assignment.cut):
+                continue
+            gradients = {"outputs": gradient}
         backward = assignment.samples * float(task.profile.backward_flops[: assignment.cut].sum())
         messages[entry] = _message("backward", assignment, number, step, backward, gradients)
     done = (yield Phase("backward", messages)) if messages else {}
-    return {e: answers[e].loss if e in answers else answer["scalars"]["loss"] for e, answer in done.items()}
+    return {
+        entry: answers[entry].loss if entry in answers else done[entry]["scalars"]["loss"]
+        for entry in sent
+        if entry in done or entry not in messages
+    }
 
 
 def _message(

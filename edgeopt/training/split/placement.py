@@ -158,13 +158,18 @@ def mean_of_clients(
     copy_of : what the server has of a client's own layers, by id.
     share : weight of a client.
     """
-    counted = [client for client, changed in enumerate(placement.changed) if changed and clients.get(client)]
+    counted = [
+        client
+        for client, changed in enumerate(placement.changed)
+        if changed and (clients.get(client) or not task.part(weights, 0, placement.held[client]))  # all frozen
+    ]
     if not counted:
         return weights
     below = task.part(weights, 0, deepest)
     models = []
     for client in counted:
-        own = task.part(tensors_of(clients[client], "weights"), 0, placement.held[client])
+        known = tensors_of(clients[client], "weights") if clients.get(client) else {}
+        own = task.part(known, 0, placement.held[client])
         models.append({**below, **copy_of(client), **own})
     return {**weights, **weighted_average(models, [share(client) for client in counted])}
 
