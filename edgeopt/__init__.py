@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from edgeopt.profile import model_profile as model_profile
     from edgeopt.schedule import ClientPlan as ClientPlan
     from edgeopt.schedule import Feedback as Feedback
+    from edgeopt.schedule import LinkBudget as LinkBudget
     from edgeopt.schedule import Planner as Planner
     from edgeopt.schedule import RoundPlan as RoundPlan
     from edgeopt.schedule import Schedule as Schedule
@@ -65,6 +66,7 @@ _LAZY = {name: (f"edgeopt.{name}", None) for name in _PACKAGES} | {
     "model_profile": ("edgeopt.profile", "model_profile"),
     "ClientPlan": ("edgeopt.schedule", "ClientPlan"),
     "Feedback": ("edgeopt.schedule", "Feedback"),
+    "LinkBudget": ("edgeopt.schedule", "LinkBudget"),
     "Planner": ("edgeopt.schedule", "Planner"),
     "RoundPlan": ("edgeopt.schedule", "RoundPlan"),
     "Schedule": ("edgeopt.schedule", "Schedule"),

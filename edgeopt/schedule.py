@@ -8,9 +8,9 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,17 +24,54 @@ from edgeopt.npz import flags, numbers
 from edgeopt.validate import bool_array, flag, float_array, int_array, listed
 
 _KIND = "schedule"
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2  # version 1 lacked the columns that came later
 
 RATES = ("device_flops", "uplink_bps", "downlink_bps", "fed_uplink_bps", "fed_downlink_bps")
 """What `Feedback` may measure per client, in FLOP/s and bit/s; the fields of `SplitTraining` of the same names."""
 
-_COLUMNS = {"client": 0, "server": 0, "batch_size": 0, "cut_layer": 0, "local_steps": 1}  # and their least values
-_LAYOUT = {"plan_of_round": numbers(1), "indptr": numbers(1), "aggregate": flags(1)} | dict.fromkeys(
-    _COLUMNS, numbers(1)
-)
 # defaults: one value for every entry
-_ZERO, _ONE, _FALSE, _TRUE, _NAN = (functools.partial(np.array, value) for value in (0, 1, False, True, np.nan))
+_FALSE, _TRUE, _NAN = (functools.partial(np.array, value) for value in (False, True, np.nan))
+
+
+class Column(NamedTuple):
+    """What a plan says of each of its entries.
+
+    Parameters
+    ----------
+    name : field of `RoundPlan` and `ClientPlan`.
+    dtype : of the array, int32 or float64; only the latter may be infinite.
+    default : where a plan does not say; None for what it has to say.
+    least : smallest value.
+    since : version of schedule files that has it first.
+    """
+
+    name: str
+    dtype: type[np.int32 | np.float64]
+    default: float | None
+    least: float
+    since: int = 1
+
+    def array(self, value: ArrayLike, size: int) -> NDArray[Any]:
+        """Return the column of `size` entries, read-only and checked."""
+        if self.dtype is np.int32:
+            return int_array(self.name, value, (size,), low=int(self.least))
+        return float_array(self.name, value, (size,), nonnegative=True, finite=False)
+
+
+COLUMNS = (
+    Column("client", np.int32, None, 0),
+    Column("server", np.int32, 0, 0),
+    Column("batch_size", np.int32, 0, 0),
+    Column("cut_layer", np.int32, 0, 0),
+    Column("local_steps", np.int32, 1, 1),
+    Column("local_epochs", np.int32, 0, 0, since=2),
+    Column("budget_bytes", np.float64, np.inf, 0, since=2),
+    Column("rank", np.int32, 0, 0, since=2),
+    Column("experts", np.int32, 0, 0, since=2),
+)
+"""What a plan is made of: arrays, entries, files, checkpoints and messages of Flower follow from it."""
+
+_DEFAULTS = {column.name: functools.partial(np.array, column.default) for column in COLUMNS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +85,21 @@ class ClientPlan:
     batch_size : samples per local step; 0 leaves it to the algorithm.
     cut_layer : layers 1 to ``cut_layer`` are trained on the client, the others on the server; 0 leaves it to the algorithm.
     local_steps : mini-batches before the client reports.
+    local_epochs : passes over the client's own samples before it reports; 0: as many mini-batches as `local_steps` says.
+    budget_bytes : what the client may send in one message at the cut.
+    rank : of low-rank adapters; 0 leaves it to the algorithm.
+    experts : how many experts of a mixture the client trains per mini-batch; 0 for no limit.
     """
 
     client: int
-    server: int
-    batch_size: int
-    cut_layer: int
-    local_steps: int
+    server: int = 0
+    batch_size: int = 0
+    cut_layer: int = 0
+    local_steps: int = 1
+    local_epochs: int = 0
+    budget_bytes: float = np.inf
+    rank: int = 0
+    experts: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -69,8 +114,11 @@ class RoundPlan:
     ----------
     client : int32 [M], ids from 0.
     server : int32 [M], server of each entry. Default 0.
-    batch_size, cut_layer : int32 [M], as in `ClientPlan`. Default 0: left to the algorithm.
+    batch_size, cut_layer, rank : int32 [M], as in `ClientPlan`. Default 0: left to the algorithm.
     local_steps : int32 [M], >= 1. Default 1.
+    local_epochs : int32 [M]. Where it is above 0 it counts in place of `local_steps`. Default 0.
+    budget_bytes : float64 [M]. Default inf: no limit.
+    experts : int32 [M]. Default 0: no limit.
     aggregate : whether the clients' models are averaged at the end of the round. Default True.
 
     Raises
@@ -81,23 +129,27 @@ class RoundPlan:
     Examples
     --------
     >>> plan = RoundPlan(client=[0, 2, 2], server=[0, 0, 1], batch_size=[8, 16, 16], cut_layer=3)
-    >>> plan[1]
-    ClientPlan(client=2, server=0, batch_size=16, cut_layer=3, local_steps=1)
+    >>> plan[1].client, plan[1].batch_size, plan[1].budget_bytes
+    (2, 16, inf)
     >>> plan.conflicts
     array([2], dtype=int32)
     """
 
     client: NDArray[np.int32]
-    server: NDArray[np.int32] = field(default_factory=_ZERO)
-    batch_size: NDArray[np.int32] = field(default_factory=_ZERO)
-    cut_layer: NDArray[np.int32] = field(default_factory=_ZERO)
-    local_steps: NDArray[np.int32] = field(default_factory=_ONE)
+    server: NDArray[np.int32] = field(default_factory=_DEFAULTS["server"])
+    batch_size: NDArray[np.int32] = field(default_factory=_DEFAULTS["batch_size"])
+    cut_layer: NDArray[np.int32] = field(default_factory=_DEFAULTS["cut_layer"])
+    local_steps: NDArray[np.int32] = field(default_factory=_DEFAULTS["local_steps"])
+    local_epochs: NDArray[np.int32] = field(default_factory=_DEFAULTS["local_epochs"])
+    budget_bytes: NDArray[np.float64] = field(default_factory=_DEFAULTS["budget_bytes"])
+    rank: NDArray[np.int32] = field(default_factory=_DEFAULTS["rank"])
+    experts: NDArray[np.int32] = field(default_factory=_DEFAULTS["experts"])
     aggregate: bool = True
 
     def __post_init__(self) -> None:
         size = int_array("client", self.client, (None,), low=0).size
-        for name, low in _COLUMNS.items():
-            object.__setattr__(self, name, int_array(name, getattr(self, name), (size,), low=low))
+        for column in COLUMNS:
+            object.__setattr__(self, column.name, column.array(getattr(self, column.name), size))
         object.__setattr__(self, "aggregate", flag("aggregate", self.aggregate))
         order = np.lexsort((self.client, self.server))
         client, server = self.client[order], self.server[order]
@@ -111,20 +163,26 @@ class RoundPlan:
         return self.client.size
 
     def __getitem__(self, entry: int) -> ClientPlan:
-        return ClientPlan(*(int(getattr(self, name)[entry]) for name in _COLUMNS))
+        return ClientPlan(**{name: array[entry].item() for name, array in self.columns().items()})
 
     def __iter__(self) -> Iterator[ClientPlan]:
-        columns = [getattr(self, name).tolist() for name in _COLUMNS]
-        return (ClientPlan(*entry) for entry in zip(*columns, strict=True))
+        columns = self.columns()
+        values = (array.tolist() for array in columns.values())
+        return (ClientPlan(**dict(zip(columns, entry, strict=True))) for entry in zip(*values, strict=True))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, RoundPlan):
             return NotImplemented
+        others = other.columns()
         return self.aggregate == other.aggregate and all(
-            np.array_equal(getattr(self, name), getattr(other, name)) for name in _COLUMNS
+            np.array_equal(array, others[name]) for name, array in self.columns().items()
         )
 
     __hash__ = None  # type: ignore[assignment]
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays by name: what `RoundPlan` is made of, but for `aggregate`."""
+        return {column.name: getattr(self, column.name) for column in COLUMNS}
 
     @property
     def conflicts(self) -> NDArray[np.int32]:
@@ -138,7 +196,8 @@ class RoundPlan:
 
     def take(self, entries: ArrayLike) -> Self:
         """Return the plan of some entries, by position."""
-        return self.replace(**{name: getattr(self, name)[entries] for name in _COLUMNS})
+        at: Any = entries
+        return self.replace(**{name: array[at] for name, array in self.columns().items()})
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some fields changed, validated anew."""
@@ -160,6 +219,7 @@ class Feedback:
     device_flops, uplink_bps, downlink_bps, fed_uplink_bps, fed_downlink_bps : float64 [M], speed and rates of each
         entry's client in this round; nan where not measured, which is the default.
     constants : what the gradients say about the convergence bound, if they were looked at.
+    measured : numbers by name that the algorithm has reported of the round.
 
     Raises
     ------
@@ -179,6 +239,7 @@ class Feedback:
     fed_uplink_bps: NDArray[np.float64] = field(default_factory=_NAN)
     fed_downlink_bps: NDArray[np.float64] = field(default_factory=_NAN)
     constants: ConvergenceEstimate | None = None
+    measured: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         size = len(self.plan)
@@ -197,7 +258,9 @@ class Feedback:
         own = np.flatnonzero(self.plan.server == server)
         columns = {name: getattr(self, name)[own] for name in ("client_seconds", "completed", "conflict", *RATES)}
         slowest = float(np.fmax.reduce(columns["client_seconds"], initial=0.0))
-        return dataclasses.replace(self, plan=self.plan.take(own), seconds=slowest, constants=None, **columns)
+        return dataclasses.replace(
+            self, plan=self.plan.take(own), seconds=slowest, constants=None, measured={}, **columns
+        )
 
 
 def _measured(name: str, value: ArrayLike, size: int) -> NDArray[np.float64]:
@@ -265,6 +328,57 @@ class StaticPlanner:
         return self.round_plan.replace(aggregate=(round + 1) % self.interval == 0)
 
 
+class LinkRates(Protocol):
+    """What knows the rates of a round before it is played, such as `edgeopt.training.EdgeTiming`."""
+
+    def rates(self, round: int, plan: RoundPlan) -> dict[str, NDArray[np.float64]]:
+        """Return float64 [M] by the names of `RATES`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LinkBudget:
+    """The plans of another planner, with what each client's uplink carries in a slot as its `budget_bytes`.
+
+    A budget that the other planner has set stays where it is smaller; an uplink that is not measured is no limit.
+
+    Parameters
+    ----------
+    inner : the other planner.
+    timing : gives the uplink rates of a round.
+    slot_s : seconds that one message at the cut may take, > 0.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> timing = SimpleNamespace(rates=lambda round, plan: {"uplink_bps": np.array([8e6, 4e6])})
+    >>> LinkBudget(StaticPlanner(RoundPlan(client=[0, 1])), timing, slot_s=0.01).plan(0, None).budget_bytes
+    array([10000.,  5000.])
+    """
+
+    inner: Planner
+    timing: LinkRates
+    slot_s: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "slot_s", float_array("slot_s", self.slot_s, (), positive=True, unit="s").item())
+
+    def plan(self, round: int, feedback: Feedback | None = None) -> RoundPlan:
+        """Return the plan of a round."""
+        plan = self.inner.plan(round, feedback)
+        carried = self.timing.rates(round, plan)["uplink_bps"] * self.slot_s / 8
+        return plan.replace(budget_bytes=np.fmin(carried, plan.budget_bytes))
+
+    def state(self) -> storage.Arrays:
+        """Return what the other planner remembers."""
+        return self.inner.state() if isinstance(self.inner, StatefulPlanner) else {}
+
+    def restore(self, state: storage.Arrays) -> None:
+        """Continue from what `state` returned."""
+        if isinstance(self.inner, StatefulPlanner):
+            self.inner.restore(state)
+
+
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """The plans of R rounds, written beforehand or recorded: a planner that plays them back.
@@ -311,8 +425,7 @@ class Schedule:
         kept: list[RoundPlan] = []
         which = []
         for plan in self.rounds:
-            columns = [getattr(plan, name).tobytes() for name in _COLUMNS]
-            key = b"".join([bytes([plan.aggregate]), *columns])
+            key = b"".join([bytes([plan.aggregate]), *(array.tobytes() for array in plan.columns().values())])
             which.append(distinct.setdefault(key, len(kept)))
             if which[-1] == len(kept):
                 kept.append(plan)
@@ -321,8 +434,8 @@ class Schedule:
             "indptr": np.cumsum([0, *map(len, kept)], dtype=np.int64),
             "aggregate": np.array([plan.aggregate for plan in kept], bool),
         }
-        for name in _COLUMNS:
-            arrays[name] = np.concatenate([np.empty(0, np.int32), *(getattr(plan, name) for plan in kept)])
+        for name, dtype, *_ in COLUMNS:
+            arrays[name] = np.concatenate([np.empty(0, dtype), *(getattr(plan, name) for plan in kept)])
         storage.save(path, {"kind": _KIND, "schema_version": _SCHEMA_VERSION}, arrays)
 
     @classmethod
@@ -334,8 +447,8 @@ class Schedule:
         InvalidFileError
             If the file is corrupt, too large, no schedule, or of another version; the message starts with the path.
         """
-        _, arrays = storage.load(path, _layout)
-        if missing := [name for name in _LAYOUT if name not in arrays]:
+        header, arrays = storage.load(path, _layout)
+        if missing := [name for name in _layout(header) if name not in arrays]:
             raise InvalidFileError(f"{path}: {missing[0]}: array is missing")
         with in_file(path):
             return cls(_rounds(arrays))
@@ -344,8 +457,9 @@ class Schedule:
 def _layout(header: dict[str, Any]) -> storage.Layout:
     given = Fields(header)
     given.expect("kind", _KIND)
-    given.expect("schema_version", _SCHEMA_VERSION)
-    return _LAYOUT
+    version = given.integer("schema_version", low=1, high=_SCHEMA_VERSION)
+    columns = {column.name: numbers(1) for column in COLUMNS if column.since <= version}
+    return {"plan_of_round": numbers(1), "indptr": numbers(1), "aggregate": flags(1)} | columns
 
 
 def _rounds(arrays: storage.Arrays) -> list[RoundPlan]:
@@ -355,7 +469,7 @@ def _rounds(arrays: storage.Arrays) -> list[RoundPlan]:
         raise InvalidFileError(f"indptr: expected starts ascending from 0 to {entries}")
     if (np.diff(indptr) == 0).sum() > 2:  # one with and one without aggregation: equal rounds are written once
         raise InvalidFileError("indptr: expected distinct rounds, of which two at most have no entries")
-    columns = {name: int_array(name, arrays[name], (entries,), low=low) for name, low in _COLUMNS.items()}
+    columns = {column.name: column.array(arrays[column.name], entries) for column in COLUMNS if column.name in arrays}
     aggregate = bool_array("aggregate", arrays["aggregate"], (indptr.size - 1,))
     which = int_array("plan_of_round", arrays["plan_of_round"], (None,), low=0, high=indptr.size - 2)
     plans = []

@@ -2,9 +2,10 @@
 
 import importlib
 import inspect
-import pydoc
+import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -107,11 +108,8 @@ def test_the_reference_has_every_public_name(module: types.ModuleType):
 
 def _covers(module: types.ModuleType, name: str, directive: str) -> bool:
     """Whether a directive is this very name: here, where it is defined, or in the package that it comes from."""
-    value = getattr(module, name)
-    own = f"{getattr(value, '__module__', module.__name__)}.{name}"
-    if directive in (f"{module.__name__}.{name}", own):
-        return True
-    return directive.endswith(f".{name}") and pydoc.locate(directive) is value
+    where, _, last = directive.rpartition(".")
+    return last == name and getattr(importlib.import_module(where), name, None) is getattr(module, name)
 
 
 def test_the_reference_has_nothing_else():
@@ -165,6 +163,34 @@ def test_the_solver_of_the_guide_works(tmp_path: Path, monkeypatch: pytest.Monke
         assert warm.objective >= edgeopt.solve(problem, "greedy").objective
     finally:
         sys.modules.pop("swap_search", None)
+
+
+def test_the_algorithm_of_the_guide_works_inside_the_package(tmp_path: Path):
+    """The file of `add-an-algorithm`, put among the algorithms and registered, is found by its name and trains."""
+    package = tmp_path / "edgeopt"
+    shutil.copytree(Path(str(edgeopt.__file__)).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    algorithms = package / "training" / "algorithms"
+    (algorithms / "sign_vote.py").write_text(code_blocks(text("docs/add-an-algorithm.md"))[0])
+    registry = (algorithms / "__init__.py").read_text()
+    line = "from edgeopt.training.algorithms.sign_vote import SignVote as SignVote\n\nALGORITHMS"
+    registry = registry.replace("\nALGORITHMS", line, 1).replace("] = (\n", "] = (\n    SignVote,\n", 1)
+    (algorithms / "__init__.py").write_text(registry)
+    code = (
+        "from edgeopt.experiment import Experiment\n"
+        "run = Experiment.from_dict({'rounds': 1, 'data': {'clients': 3}, 'algorithm': {'name': 'sign-vote', 'step': 0.02},"
+        " 'model': {'name': 'mlp'}})\n"
+        "print(len(run.run().rows), run.build().algorithm)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert done.stdout.startswith("1 SignVote(step=0.02"), done.stderr[-2000:]
 
 
 def test_shell_examples_name_what_exists():

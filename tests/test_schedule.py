@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from edgeopt.convergence import ConvergenceEstimate, Estimate
 from edgeopt.errors import EdgeOptError, InvalidFileError, InvalidProblemError
 from edgeopt.schedule import (
+    COLUMNS,
     RATES,
     ClientPlan,
     Feedback,
+    LinkBudget,
     Planner,
     RoundPlan,
     Schedule,
@@ -30,6 +32,10 @@ TWO_SERVERS = RoundPlan(
     batch_size=[8, 4, 2],
     cut_layer=[1, 2, 5],
     local_steps=[1, 2, 3],
+    local_epochs=[0, 1, 2],
+    budget_bytes=[1e3, np.inf, 0.5],
+    rank=[2, 0, 4],
+    experts=[0, 1, 3],
     aggregate=False,
 )
 
@@ -40,8 +46,19 @@ def test_entries_by_hand():
     """Arrays, items and iteration show the same entries; scalars stand for every entry; defaults leave things open."""
     assert len(TWO_SERVERS) == 3
     assert list(TWO_SERVERS) == [TWO_SERVERS[i] for i in range(3)]
-    assert TWO_SERVERS[1] == ClientPlan(client=0, server=1, batch_size=4, cut_layer=2, local_steps=2)
+    assert TWO_SERVERS[1] == ClientPlan(
+        client=0,
+        server=1,
+        batch_size=4,
+        cut_layer=2,
+        local_steps=2,
+        local_epochs=1,
+        budget_bytes=np.inf,
+        rank=0,
+        experts=1,
+    )
     assert type(TWO_SERVERS[1].client) is type(next(iter(TWO_SERVERS)).client) is int
+    assert type(TWO_SERVERS[0].budget_bytes) is float
     plan = RoundPlan(client=[5, 2], batch_size=16)
     assert list(plan) == [ClientPlan(5, 0, 16, 0, 1), ClientPlan(2, 0, 16, 0, 1)]
     assert plan.aggregate is True
@@ -76,10 +93,22 @@ def test_plans_are_frozen():
         plan.aggregate = False  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("name", ["client", "server", "batch_size", "cut_layer", "local_steps", "aggregate"])
+def test_plans_and_entries_have_the_columns_of_the_table():
+    """The table, the fields of a plan and those of an entry are the same, in the same order, with the same defaults."""
+    names = [column.name for column in COLUMNS]
+    assert [field.name for field in dataclasses.fields(RoundPlan)] == [*names, "aggregate"]
+    assert [field.name for field in dataclasses.fields(ClientPlan)] == names
+    plan = RoundPlan(client=[3])
+    assert plan[0] == ClientPlan(3)
+    for name, dtype, default, *_ in COLUMNS:
+        assert getattr(plan, name).dtype == dtype
+        assert name == "client" or getattr(plan[0], name) == default
+
+
+@pytest.mark.parametrize("name", [*(column.name for column in COLUMNS), "aggregate"])
 def test_every_field_counts_for_equality(name: str):
     """Plans that differ anywhere are unequal; so are plans and other things."""
-    changed = not TWO_SERVERS.aggregate if name == "aggregate" else getattr(TWO_SERVERS, name) + np.array([0, 4, 0])
+    changed = not TWO_SERVERS.aggregate if name == "aggregate" else getattr(TWO_SERVERS, name) + np.array([0, 0, 4])
     assert TWO_SERVERS.replace(**{name: changed}) != TWO_SERVERS
     assert TWO_SERVERS.replace() == TWO_SERVERS
     assert TWO_SERVERS != "plan"
@@ -94,6 +123,14 @@ def test_every_field_counts_for_equality(name: str):
         ({"client": [0, 1], "batch_size": [4]}, r"batch_size: expected shape \[2\], got \[1\]"),
         ({"client": [0], "batch_size": -1}, r"batch_size\[0\] = -1"),
         ({"client": [0], "local_steps": 0}, r"local_steps\[0\] = 0: expected an integer >= 1"),
+        ({"client": [0], "local_epochs": -1}, r"local_epochs\[0\] = -1: expected an integer >= 0"),
+        (
+            {"client": [0, 1], "budget_bytes": [1, -2.5]},
+            r"budget_bytes\[1\] = -2.5: expected a non-negative number or inf",
+        ),
+        ({"client": [0], "budget_bytes": np.nan}, r"budget_bytes\[0\] = nan"),
+        ({"client": [0], "rank": 1.5}, r"rank\[0\] = 1.5"),
+        ({"client": [0], "experts": "all"}, "experts: expected an array of numbers"),
         ({"client": [0], "aggregate": 2}, "aggregate = 2: expected True or False"),
         ({"client": [1, 0, 1]}, r"client\[2\] = 1: expected a client at most once for each server, server 0"),
         ({"client": [1, 0, 1], "server": [2, 0, 2]}, "server 2 has it twice"),
@@ -124,6 +161,52 @@ def test_static_planner_refuses():
         StaticPlanner(TWO_SERVERS, 0)
 
 
+class Links:
+    """Uplinks that double in every round; that of the last entry is not measured."""
+
+    def rates(self, round: int, plan: RoundPlan) -> dict[str, Any]:
+        rates = 8e3 * 2**round * (1.0 + plan.client)
+        return {"uplink_bps": np.where(np.arange(len(plan)) == len(plan) - 1, np.nan, rates)}
+
+
+def test_link_budget_is_what_the_uplink_carries_in_a_slot():
+    """By hand, rate * slot / 8, never above the budget that is there, and no limit where no rate is known."""
+    planner = LinkBudget(StaticPlanner(RoundPlan(client=[0, 2, 1], budget_bytes=[np.inf, 100.0, 70.0])), Links(), 0.05)
+    assert planner.plan(0).budget_bytes.tolist() == [50.0, 100.0, 70.0]
+    assert planner.plan(1).budget_bytes.tolist() == [100.0, 100.0, 70.0]
+    assert planner.plan(1).replace(budget_bytes=np.inf) == RoundPlan(client=[0, 2, 1])
+    assert LinkBudget(StaticPlanner(RoundPlan(client=[])), Links(), 1.0).plan(0) == RoundPlan(client=[])
+    for slot in (0, -1.0, np.nan, np.inf):
+        with pytest.raises(InvalidProblemError, match="slot_s = "):
+            LinkBudget(planner, Links(), slot)
+
+
+def test_link_budget_remembers_for_the_planner_inside():
+    """Feedback reaches the other planner, and its memory is that of the whole."""
+
+    class Counting:
+        seen = 0
+
+        def plan(self, round: int, feedback: Feedback | None) -> RoundPlan:
+            self.seen += feedback is not None
+            return RoundPlan(client=[0])
+
+        def state(self) -> dict[str, Any]:
+            return {"seen": np.array(self.seen)}
+
+        def restore(self, state: dict[str, Any]) -> None:
+            self.seen = int(state["seen"])
+
+    planner = LinkBudget(inside := Counting(), Links(), 1.0)
+    assert isinstance(planner, StatefulPlanner)
+    planner.plan(0, Feedback(round=0, plan=RoundPlan(client=[0]), seconds=1.0))
+    assert inside.seen == 1
+    other = LinkBudget(Counting(), Links(), 1.0)
+    other.restore(planner.state())
+    assert other.inner.seen == 1
+    assert LinkBudget(StaticPlanner(TWO_SERVERS), Links(), 1.0).state() == {}
+
+
 def test_schedule_plays_back():
     """A schedule gives the plans it holds and names the round that it does not have."""
     schedule = Schedule([TWO_SERVERS, RoundPlan(client=[])])
@@ -143,7 +226,8 @@ def round_plans(draw: st.DrawFn) -> RoundPlan:
     columns = [draw(st.lists(st.integers(1, 2**31 - 1), min_size=len(pairs), max_size=len(pairs))) for _ in range(3)]
     return RoundPlan(
         client=[c for c, _ in pairs], server=[s for _, s in pairs], batch_size=columns[0], cut_layer=columns[1],
-        local_steps=columns[2], aggregate=draw(st.booleans()),
+        local_steps=columns[2], rank=columns[0], budget_bytes=[b / 7 for b in columns[1]] if pairs else [],
+        aggregate=draw(st.booleans()),
     )  # fmt: skip
 
 
@@ -172,19 +256,35 @@ def test_equal_rounds_are_written_once(tmp_path: Path):
     assert [plan.aggregate for plan in loaded.rounds] == [(round + 1) % 10 == 0 for round in range(1000)]
 
 
+def test_files_of_the_first_version(tmp_path: Path):
+    """A file from before the later columns is read, and leaves them open."""
+    path = tmp_path / "s.json"
+    late = ("local_epochs", "budget_bytes", "rank", "experts")
+    plan = TWO_SERVERS.replace(local_epochs=0, budget_bytes=np.inf, rank=0, experts=0)
+    Schedule([plan]).save(path)
+    document = json.loads(path.read_text())
+    document["schema_version"] = 1
+    document["arrays"] = {name: value for name, value in document["arrays"].items() if name not in late}
+    path.write_text(json.dumps(document))
+    assert Schedule.load(path).plan(0) == plan
+
+
 def _set(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return lambda document: document["arrays"].update({name: value})
 
 
 DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "kind": (lambda d: d.update(kind="expert-caching"), "kind = 'expert-caching': expected 'schedule'"),
-    "version": (lambda d: d.update(schema_version=2), "schema_version = 2: expected 1"),
+    "version": (lambda d: d.update(schema_version=3), "schema_version = 3: expected 1 to 2"),
+    "no version": (lambda d: d.update(schema_version=True), "schema_version = True: expected 1 to 2"),
+    "late": (lambda d: d["arrays"].pop("rank"), "rank: array is missing"),
     "missing": (lambda d: d["arrays"].pop("server"), "server: array is missing"),
     "short": (_set("server", [0]), r"server: expected shape \[3\], got \[1\]"),
     "round": (_set("plan_of_round", [0, 1]), r"plan_of_round\[1\] = 1: expected an integer from 0 to 0"),
     "indptr": (_set("indptr", [0, 2]), "indptr: expected starts ascending from 0 to 3"),
     "descending": (_set("indptr", [0, 3, 1, 3]), "indptr: expected starts ascending from 0 to 3"),
     "negative": (_set("batch_size", [1, -1, 1]), r"batch_size\[1\] = -1"),
+    "budget": (_set("budget_bytes", [1, -1, 1]), r"budget_bytes\[1\] = -1.0"),
     "huge": (_set("cut_layer", [1, 2**40, 1]), r"cut_layer\[1\] = 1099511627776"),
     "text": (_set("client", ["a", "b", "c"]), "client: not a rectangular array of numbers"),
     "flag": (_set("aggregate", [1]), "aggregate: expected booleans"),

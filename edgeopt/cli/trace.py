@@ -88,12 +88,14 @@ def _trained(experiment: "Experiment", checkpoint: Path | None) -> "tuple[Setup,
     """Return the setup, the weights of its first model, and what training brought."""
     setup = experiment.build()
     if checkpoint is not None:
+        from edgeopt.training.judging import judged, models_of
         from edgeopt.training.run_state import RunState
 
         path = checkpoint / "checkpoint.safetensors"
         start = RunState.start(setup.task, setup.algorithm, setup.planner, setup.estimator)
         run = RunState.load(path, setup.task, start.identity, start.server)
-        return setup, setup.algorithm.models(setup.task, run.server, run.clients)[0], None
+        models = models_of(setup.algorithm, setup.task, run.server, run.clients)
+        return setup, setup.task.whole(judged(models)[0]), None
     history: History = setup.train(display=True)
     return setup, history.models[0], summary(setup, history)
 

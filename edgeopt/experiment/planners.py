@@ -11,7 +11,7 @@ from edgeopt.experiment.options import checked_options, hints_of, unknown_name
 from edgeopt.problem import Problem
 from edgeopt.problems import ClientSelection, SplitTraining
 from edgeopt.rng import stream
-from edgeopt.schedule import Feedback, Planner, RoundPlan, Schedule, StatefulPlanner, StaticPlanner
+from edgeopt.schedule import COLUMNS, Feedback, Planner, RoundPlan, Schedule, StatefulPlanner, StaticPlanner
 from edgeopt.solve import Solver, configure, solve
 from edgeopt.solvers import get_solver, solvers_of
 from edgeopt.storage import Arrays
@@ -83,8 +83,8 @@ def planner_for(
     ==============  =======================================================================================
     name            planner
     ==============  =======================================================================================
-    ``fixed``       all clients in every round, with one server; ``batch_size``, ``cut_layer`` (0: the algorithm's
-                    own), ``local_steps``, ``interval``
+    ``fixed``       all clients in every round, with one server; ``interval``, and the columns of a `RoundPlan`:
+                    ``batch_size``, ``cut_layer``, ``local_steps``, ...
     ``random``      all clients, batch size and cut drawn anew; ``max_batch``, ``local_steps``, ``interval``.
                     Among several servers: the solver ``random`` of client selection
     ``schedule``    what `edgeopt.schedule.Schedule.save` wrote to ``file``
@@ -102,7 +102,10 @@ def planner_for(
         if isinstance(problem, ClientSelection) and problem.num_servers > 1:
             names = ", ".join(["schedule", *(solver.name for solver in solvers_of(problem.kind))])
             raise InvalidProblemError(f"name = {name!r}: expected one that picks clients for several servers: {names}")
-        hints = {"batch_size": int, "cut_layer": int, "local_steps": int, "interval": int}
+        hints: dict[str, Any] = {"interval": int}
+        for column in COLUMNS:
+            if column.name not in ("client", "server"):
+                hints[column.name] = int if column.dtype is np.int32 else float
         options: Any = checked_options(e.source, "planner", e.planner.options, hints)
         interval = options.pop("interval", 1)
         return StaticPlanner(RoundPlan(client=np.arange(task.num_clients, dtype=np.int32), **options), interval), None

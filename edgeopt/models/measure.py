@@ -233,6 +233,7 @@ def _run_backward(run: _Run, kept: list[_Boundary]) -> tuple[list[int], list[int
     """Run the module, cut at `kept`; return the bytes of new parameters and the backward FLOPs of every layer."""
     names = {tensor: name for name, tensor in run.weights.items() if tensor.requires_grad}
     cuts = {boundary.visit for boundary in kept[:-1]}
+    trained = {run.weights[name] for name, parameter in run.module.named_parameters() if parameter.requires_grad}
     parameter_bytes, backward_flops = list[int](), list[int]()
     charged = set[torch.Tensor]()
     before: list[torch.Tensor] = []
@@ -241,7 +242,8 @@ def _run_backward(run: _Run, kept: list[_Boundary]) -> tuple[list[int], list[int
     def charge(outputs: list[torch.Tensor]) -> None:
         nodes = _ancestors(tuple(get_gradient_edge(tensor) for tensor in outputs), until=None)
         used = [leaf for node in nodes if (leaf := _leaf(node)) is not None and leaf in names]
-        wanted = [*(before if charged else []), *used]
+        needed = not charged.isdisjoint(trained)  # the gradient by what the layers before have returned
+        wanted = [*(before if needed else []), *(parameter for parameter in used if parameter in trained)]
         parameter_bytes.append(sum(_bytes(parameter) for parameter in used if parameter not in charged))
         charged.update(used)
         with _FlopMeter() as meter:

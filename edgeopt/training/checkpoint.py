@@ -47,24 +47,31 @@ def _paths(tree: Fields, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...
             yield from _paths(tree.table(name), (*above, name))
 
 
+def read_row(given: Fields) -> Row:
+    """Return numbers by name, those of `plain_row` that JSON lacks among them."""
+    row: Row = {}
+    for name in given:
+        value = given.value(name)
+        if type(value) is int:
+            row[name] = given.integer(name)
+        elif value in (None, "inf", "-inf"):
+            row[name] = float("nan" if value is None else value)
+        else:
+            row[name] = given.number(name)
+    return row
+
+
 def read_rows(given: Fields) -> list[Row]:
-    """Return the rows of a checkpoint's header; those of `plain_rows` that JSON lacks are numbers again."""
+    """Return the rows of a checkpoint's header."""
     rows: list[Row] = []
     for number, row in enumerate(given.tables("rows")):
-        found: Row = {name: row.integer(name) for name in _WHOLE}
-        for name in row:
-            value = row.value(name)
-            if type(value) is int:
-                found[name] = row.integer(name)
-            elif name not in _WHOLE and value in (None, "inf", "-inf"):
-                found[name] = float("nan" if value is None else value)
-            else:
-                found[name] = row.number(name)
+        for name in _WHOLE:
+            row.integer(name)
         if missing := [name for name in _REAL if name not in row]:
             raise row.wrong(missing[0], "a number")
-        if found["round"] != number:
+        if row.integer("round") != number:
             raise row.wrong("round", str(number))
-        rows.append({name: found[name] for name in row})
+        rows.append(read_row(row))
     if len(rows) != given.integer("round", low=0):
         raise InvalidFileError(f"{len(rows)} rows, expected {given.value('round')}")
     return rows

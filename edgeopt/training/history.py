@@ -14,13 +14,23 @@ from numpy.typing import NDArray
 from edgeopt import storage
 from edgeopt.extras import needs
 from edgeopt.schedule import RoundPlan
+from edgeopt.training.costs.ledger import DIRECTIONS
 from edgeopt.training.costs.timing import PhaseTime
-from edgeopt.training.messages import State, Tensors
+from edgeopt.training.messages import CATEGORIES, State, Tensors
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Row = dict[str, float | int]
+
+COLUMNS_OF_ROWS: frozenset[str] = frozenset(
+    (
+        "round", "seconds", "round_seconds", "energy_j", "bytes_up", "bytes_down", "train_loss", "test_loss", "accuracy",
+        "personal_accuracy", "personal_accuracy_worst_tenth", "planned", "completed", "conflicts", "straggler",
+        *(f"{category}_{direction}" for category in CATEGORIES for direction in DIRECTIONS),
+    )
+)  # fmt: skip
+"""What every row has; an algorithm may add columns of other names."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,11 +97,14 @@ class History:
     Parameters
     ----------
     rows : one per round: ``round``; ``seconds``, ``energy_j``, ``bytes_up``, ``bytes_down`` so far; ``round_seconds``;
-        ``train_loss``; ``test_loss`` and ``accuracy`` (nan in rounds without evaluation); ``planned``, ``completed``,
-        ``conflicts``: entries of the round; ``straggler``: a client, -1 for none; and the bytes so far of each category
-        and direction, such as ``activations_up``.
+        ``train_loss``; ``test_loss`` and ``accuracy`` (nan in rounds without evaluation); ``personal_accuracy`` of the
+        clients' own models, each on held-out samples with the labels of its own data, and that of the worst tenth of
+        them, ``personal_accuracy_worst_tenth`` (nan where clients have none); ``planned``, ``completed``,
+        ``conflicts``: entries of the round; ``straggler``: a client, -1 for none; the bytes so far of each category
+        and direction, such as ``activations_up``; and what the algorithm has measured, see `edgeopt.training.Outcome`.
     last : the last round of this process.
-    models : the weights that are judged, see `edgeopt.training.Algorithm.models`.
+    models : the weights whose mean score is ``accuracy``, see `edgeopt.training.Algorithm.models`.
+    personal : the clients' own models by id, where they have any.
     server : the server's state.
     clients : the clients' states by id.
     interrupted : whether Ctrl-C ended the run.
@@ -101,14 +114,17 @@ class History:
     rows: list[Row] = field(default_factory=list)
     last: RoundRecord | None = None
     models: list[Tensors] = field(default_factory=list)
+    personal: dict[int, Tensors] = field(default_factory=dict)
     server: State = field(default_factory=dict)
     clients: dict[int, State] = field(default_factory=dict)
     interrupted: bool = False
     reason: str = ""
 
     def column(self, name: str) -> NDArray[np.float64]:
-        """Return one number of every round, float64 [rounds]."""
-        return np.array([row[name] for row in self.rows], np.float64)
+        """Return one number of every round, float64 [rounds]; nan in rounds in which the algorithm did not measure it."""
+        if name not in COLUMNS_OF_ROWS and not any(name in row for row in self.rows):
+            raise KeyError(name)
+        return np.array([row.get(name, np.nan) for row in self.rows], np.float64)
 
     def first_reach(self, accuracy: float) -> Row | None:
         """Return the row of the first round that was evaluated at or above an accuracy; None if there is none."""
@@ -123,7 +139,8 @@ class History:
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Write the rows to a file, atomically."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, list(self.rows[0]) if self.rows else ["round"], lineterminator="\n")
+        names = list(dict.fromkeys(name for row in self.rows for name in row)) or ["round"]
+        writer = csv.DictWriter(text, names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
         storage.write_atomic(path, lambda file: file.write(text.getvalue().encode()))
@@ -136,7 +153,12 @@ class History:
 
 def plain_rows(rows: Sequence[Row]) -> list[dict[str, float | int | str | None]]:
     """Return rows for JSON, which has no nan and no infinity: None and ``inf`` or ``-inf`` instead."""
-    return [{name: _plain(value) for name, value in row.items()} for row in rows]
+    return [plain_row(row) for row in rows]
+
+
+def plain_row(row: Mapping[str, float | int]) -> dict[str, float | int | str | None]:
+    """Return numbers by name for JSON."""
+    return {name: _plain(value) for name, value in row.items()}
 
 
 def _plain(value: float) -> float | int | str | None:

@@ -16,15 +16,16 @@ from edgeopt.schedule import Planner
 from edgeopt.solve import refuse_other
 from edgeopt.storage import Arrays
 from edgeopt.tensors import require_safetensors
-from edgeopt.training.algorithms.base import Algorithm
+from edgeopt.training.algorithm import Algorithm
 from edgeopt.training.costs.timing import Timing
 from edgeopt.training.history import History, RoundRecord, Row
 from edgeopt.training.interrupts import uninterrupted
+from edgeopt.training.judging import Scores, judged, models_of, personal, score
 from edgeopt.training.messages import Tensors
 from edgeopt.training.play import play_round
 from edgeopt.training.run_state import RunState
 from edgeopt.training.runners.local import LocalRunner, Runner
-from edgeopt.training.task import Score, Task
+from edgeopt.training.task import Task
 from edgeopt.training.trouble import blaming
 from edgeopt.validate import integer, listed, real
 
@@ -122,20 +123,20 @@ def train(
             while not (reason := _end(run, rounds, until_accuracy, until_seconds)):
                 number = run.round
                 plan = planner.plan(number, run.feedback)  # 1. who does what
-                played = play_round(task, algorithm, run, plan, runner, timing)  # 2. work, exchange, charge, aggregate
+                result = play_round(task, algorithm, run, plan, runner, timing)  # 2. work, exchange, charge, aggregate
                 due = (number + 1) % evaluate_every == 0 or number + 1 == rounds
-                judged = due or estimator is not None
                 with blaming(f"round {number}, {algorithm.name}, evaluation"):  # 3. how good it is
-                    models = algorithm.models(task, played.state, runner.states) if judged else []
-                    score = mean_score(task, models) if due else Score(np.nan, np.nan)
-                    constants = None if estimator is None else estimator.measure(task, models, number)
-                feedback = played.feedback(number, plan, timing, constants)  # 4. what the planner is told next
+                    look = due or estimator is not None
+                    models = models_of(algorithm, task, result.state, runner.states) if look else {}
+                    scores = score(algorithm, task, models, result.state, runner.states) if due else Scores()
+                    constants = None if estimator is None else estimator.measure(task, judged(models), number)
+                feedback = result.feedback(number, plan, timing, constants)  # 4. what the planner is told next
                 with uninterrupted():  # 5. the round counts
-                    row = run.advance(played, feedback, score, runner)
+                    row = run.advance(result, feedback, scores, runner)
                     if checkpoint is not None:
                         run.remember(planner, estimator)
                     history.last = record = RoundRecord(
-                        number, plan, played.phases, feedback.completed, feedback.conflict, row
+                        number, plan, result.phases, feedback.completed, feedback.conflict, row
                     )
                 if checkpoint is not None and (number + 1) % checkpoint_every == 0:
                     run.save(checkpoint, runner)
@@ -153,7 +154,9 @@ def train(
     if checkpoint is not None:
         run.save(checkpoint, runner)
     history.server, history.clients = run.server, runner.states
-    history.models = algorithm.models(task, run.server, history.clients)
+    models = models_of(algorithm, task, run.server, history.clients)
+    history.models = [task.whole(weights) for weights in judged(models)]
+    history.personal = {client: task.whole(weights) for client, weights in personal(models).items()}
     return history
 
 
@@ -192,14 +195,6 @@ def _end(run: RunState, rounds: int, until_accuracy: float | None, until_seconds
     if until_seconds is not None and run.seconds >= until_seconds:
         return f"{until_seconds:g} virtual seconds are over"
     return "all rounds are done" if run.round >= rounds else ""
-
-
-def mean_score(task: Task, models: Sequence[Tensors]) -> Score:
-    """Return the mean over the models of their loss and accuracy on the test samples; nan without models."""
-    if not models:
-        return Score(np.nan, np.nan)
-    loss, accuracy = np.mean([task.evaluate(model) for model in models], axis=0)
-    return Score(float(loss), float(accuracy))
 
 
 def _describe(row: Row) -> str:

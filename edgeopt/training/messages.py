@@ -16,6 +16,9 @@ Category = Literal["weights", "activations", "gradients", "labels", "scalars"]
 CATEGORIES: tuple[Category, ...] = ("weights", "activations", "gradients", "labels", "scalars")
 """What a tensor that is sent may be; bytes are counted for each of them."""
 
+Value = int | float | str | bool
+"""A plain value in a message."""
+
 Link = Literal["edge", "fed"]
 """Between client and edge server, or between client and fed server (which only averages)."""
 
@@ -52,7 +55,7 @@ class Message:
 
     kind: str
     tensors: Mapping[Category, Tensors] = field(default_factory=dict)
-    values: Mapping[str, int | float | str | bool] = field(default_factory=dict)
+    values: Mapping[str, Value] = field(default_factory=dict)
     batches: Batches | None = None
     flops: float = 0.0
 

@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 from edgeopt.convergence import ConvergenceEstimate
 from edgeopt.errors import InvalidProblemError
 from edgeopt.schedule import Feedback, RoundPlan
-from edgeopt.training.algorithms.base import Algorithm, Outcome
+from edgeopt.training.algorithm import Algorithm, Outcome
+from edgeopt.training.checks import check_entries, check_scalar, check_state
 from edgeopt.training.costs.ledger import Ledger
 from edgeopt.training.costs.timing import PhaseTime, Timing, Traffic
-from edgeopt.training.history import client_seconds
+from edgeopt.training.history import COLUMNS_OF_ROWS, client_seconds
 from edgeopt.training.messages import Phase, Replies, State, kept
 from edgeopt.training.run_state import RunState
 from edgeopt.training.runners.local import Runner, seeded_layers
@@ -21,21 +22,23 @@ from edgeopt.training.trouble import TrainingError, blaming
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Played:
-    """A round that was played, before it counts.
+class RoundResult:
+    """What a round has brought, before it counts.
 
     Parameters
     ----------
     state : of the server, after the round.
     phases : in the order of time.
     loss : by entry whose update arrived.
-    bytes : int64 [N, 2, 5], see `edgeopt.training.Ledger`.
+    bytes : int64 [N, 2, 6], see `edgeopt.training.Ledger`.
+    measured : what the algorithm reports, by name.
     """
 
     state: State
     phases: tuple[PhaseTime, ...]
     loss: dict[int, float]
     bytes: NDArray[np.int64]
+    measured: dict[str, float]
 
     def feedback(self, number: int, plan: RoundPlan, timing: Timing, constants: ConvergenceEstimate | None) -> Feedback:
         """Return what a planner may know of the round."""
@@ -48,13 +51,14 @@ class Played:
             completed=np.isin(np.arange(len(plan)), list(self.loss)),
             conflict=timing.conflicts(number, plan),
             constants=constants,
+            measured=self.measured,
             **timing.rates(number, plan),
         )
 
 
 def play_round(
     task: Task, algorithm: Algorithm, run: RunState, plan: RoundPlan, runner: Runner, timing: Timing
-) -> Played:
+) -> RoundResult:
     """Play the conversation of one round; nothing of it counts until `RunState.advance`."""
     if (unknown := np.flatnonzero(plan.client >= task.num_clients)).size:
         raise InvalidProblemError(
@@ -73,14 +77,16 @@ def play_round(
             with blaming(where), seeded_layers(task, "server", run.round, len(phases)):
                 phase = next(conversation) if replies is None else conversation.send(replies)
         except StopIteration as end:
-            outcome: Outcome = end.value
+            with blaming(where):
+                outcome = _checked(end.value, plan)
             break
         with blaming(where):
             replies, traffic = _exchange(task, algorithm, phase, plan, lost, runner, ledger)
         phases.append(timing.phase(run.round, plan, phase.name, start, traffic))
         start += phases[-1].seconds
     loss = dict(zip(outcome.loss, _finite(outcome, plan, run.round), strict=True))
-    return Played(kept(outcome.state), tuple(phases), loss, ledger.bytes)
+    measured = {name: float(value) for name, value in outcome.measured.items()}
+    return RoundResult(kept(outcome.state), tuple(phases), loss, ledger.bytes, measured)
 
 
 def _exchange(
@@ -111,6 +117,21 @@ def _exchange(
         server_down_bytes=phase.server_down_bytes,
     )
     return replies, traffic
+
+
+def _checked(outcome: object, plan: RoundPlan) -> Outcome:
+    """Return what a round has returned; refuse what is no outcome of this plan."""
+    if not isinstance(outcome, Outcome):
+        raise TrainingError(f"the round returned a {type(outcome).__name__}: expected an Outcome")
+    check_state(outcome.state)
+    check_entries("loss", outcome.loss, plan)
+    for entry, loss in outcome.loss.items():
+        check_scalar(f"client {plan.client[entry]}: loss", loss)
+    for name, value in outcome.measured.items():
+        if not isinstance(name, str) or name in COLUMNS_OF_ROWS:
+            raise TrainingError(f"measured: {name!r}: expected a name that no column of a row has")
+        check_scalar(f"measured: {name}", value)
+    return outcome
 
 
 def _finite(outcome: Outcome, plan: RoundPlan, number: int) -> list[float]:

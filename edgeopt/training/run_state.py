@@ -14,28 +14,28 @@ from numpy.typing import NDArray
 from edgeopt.convergence import ConvergenceEstimate, Estimate
 from edgeopt.errors import InvalidFileError, quoted
 from edgeopt.fields import Fields, in_file
-from edgeopt.schedule import RATES, Feedback, Planner, RoundPlan, StatefulPlanner
+from edgeopt.schedule import COLUMNS, RATES, Feedback, Planner, RoundPlan, StatefulPlanner
 from edgeopt.storage import Arrays, Layout
 from edgeopt.tensors import Shapes, load_tensors, save_tensors
-from edgeopt.training.algorithms.base import Algorithm
-from edgeopt.training.checkpoint import check_state, checkpoint_layout, client_number, read_rows
+from edgeopt.training.algorithm import Algorithm
+from edgeopt.training.checkpoint import check_state, checkpoint_layout, client_number, read_row, read_rows
 from edgeopt.training.costs.ledger import Ledger
-from edgeopt.training.history import Row, plain_rows, straggler
+from edgeopt.training.history import Row, plain_row, plain_rows, straggler
+from edgeopt.training.judging import Scores
 from edgeopt.training.messages import State, kept
 from edgeopt.training.runners.local import Runner
-from edgeopt.training.task import Score, Task
+from edgeopt.training.task import Task
 from edgeopt.validate import float_array, int_array
 
 if TYPE_CHECKING:
     from edgeopt.training.loop import Estimator
-    from edgeopt.training.play import Played
+    from edgeopt.training.play import RoundResult
 
 _Tree = dict[str, "str | _Tree"]
 
 _KIND = "training"
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _INCOMPLETE = "not a complete checkpoint: "
-_PLAN = ("client", "server", "batch_size", "cut_layer", "local_steps")
 _MEASURED = ("client_seconds", "completed", "conflict", *RATES)
 _ESTIMATES = ("gradient_variance", "gradient_second_moment", "smoothness")
 _INTERVAL = ("value", "low", "high")
@@ -77,14 +77,14 @@ class RunState:
         identity = _identity(task, algorithm, planner, estimator)
         return cls(identity, kept(algorithm.start(task)), Ledger(task.num_clients))
 
-    def advance(self, played: "Played", feedback: Feedback, score: Score, runner: Runner) -> Row:
+    def advance(self, result: "RoundResult", feedback: Feedback, scores: Scores, runner: Runner) -> Row:
         """Let a round count, and return its row."""
         runner.commit()
-        self.server, self.feedback, self.round = played.state, feedback, self.round + 1
+        self.server, self.feedback, self.round = result.state, feedback, self.round + 1
         self.seconds += feedback.seconds
-        self.energy_j += sum(float(phase.energy_j.sum()) for phase in played.phases)
-        self.ledger.bytes += played.bytes
-        slowest = straggler(feedback.plan, played.phases)
+        self.energy_j += sum(float(phase.energy_j.sum()) for phase in result.phases)
+        self.ledger.bytes += result.bytes
+        slowest = straggler(feedback.plan, result.phases)
         row: Row = {
             "round": feedback.round,
             "seconds": self.seconds,
@@ -92,14 +92,17 @@ class RunState:
             "energy_j": self.energy_j,
             "bytes_up": self.ledger.total("up"),
             "bytes_down": self.ledger.total("down"),
-            "train_loss": float(np.mean(list(played.loss.values()))) if played.loss else float("nan"),
-            "test_loss": score.loss,
-            "accuracy": score.accuracy,
+            "train_loss": float(np.mean(list(result.loss.values()))) if result.loss else float("nan"),
+            "test_loss": scores.loss,
+            "accuracy": scores.accuracy,
+            "personal_accuracy": scores.personal_accuracy,
+            "personal_accuracy_worst_tenth": scores.personal_accuracy_worst_tenth,
             "planned": len(feedback.plan),
             "completed": int(feedback.completed.sum()),
             "conflicts": int(feedback.conflict.sum()),
             "straggler": -1 if slowest is None else slowest,
             **self.ledger.by_category(),
+            **result.measured,
         }
         self.rows.append(row)
         return row
@@ -196,12 +199,14 @@ def _identity(
     task: Task, algorithm: Algorithm, planner: Planner | None, estimator: "Estimator | None"
 ) -> dict[str, Any]:
     """Return plain values that two runs must share for the one to continue the other."""
+    frozen = zlib.crc32(b"".join(value.cpu().view(torch.uint8).numpy().tobytes() for value in task.frozen.values()))
     owners = zlib.crc32(b"".join(own.tobytes() + b"|" for own in task.partition.indices))
     return {
         "algorithm": repr(algorithm),
         "planner": type(planner).__name__,
         "estimator": type(estimator).__name__,
         "weights": {name: list(value.shape) for name, value in task.model.state_dict().items()},
+        "frozen": f"{frozen:08x}",
         "data": task.train.name,
         "samples": len(task.train),
         "clients": task.num_clients,
@@ -263,10 +268,11 @@ def _branch(state: State, *names: str) -> State:
 
 
 def _feedback_to_data(feedback: Feedback) -> tuple[dict[str, Any], Arrays]:
-    arrays = {name: getattr(feedback.plan, name) for name in _PLAN}
+    arrays: Arrays = feedback.plan.columns()
     arrays |= {name: getattr(feedback, name) for name in _MEASURED}
     header: dict[str, Any] = {
-        "round": feedback.round, "seconds": feedback.seconds, "aggregate": feedback.plan.aggregate, "confidence": None
+        "round": feedback.round, "seconds": feedback.seconds, "aggregate": feedback.plan.aggregate, "confidence": None,
+        "measured": plain_row(feedback.measured),
     }  # fmt: skip
     if (constants := feedback.constants) is not None:
         header["confidence"] = constants.confidence
@@ -277,16 +283,19 @@ def _feedback_to_data(feedback: Feedback) -> tuple[dict[str, Any], Arrays]:
 
 
 def _feedback_from_data(given: Fields, arrays: Arrays) -> Feedback:
-    if missing := [name for name in (*_PLAN, *_MEASURED) if name not in arrays]:
+    columns = [column.name for column in COLUMNS]
+    if missing := [name for name in (*columns, *_MEASURED) if name not in arrays]:
         raise InvalidFileError(f"feedback/{missing[0]}: array is missing")
-    plan = RoundPlan(**{name: arrays[name] for name in _PLAN}, aggregate=given.flag("aggregate"))
+    plan = RoundPlan(**{name: arrays[name] for name in columns}, aggregate=given.flag("aggregate"))
     constants = None
     if (confidence := given.optional_number("confidence", low=0)) is not None:
         found: dict[str, Any] = {name: _estimate(arrays, name) for name in _ESTIMATES}
         constants = ConvergenceEstimate(**found, confidence=confidence)
     measured: Any = {name: arrays[name] for name in _MEASURED}
-    seconds = given.number("seconds", low=0)
-    return Feedback(round=given.integer("round", low=0), plan=plan, seconds=seconds, constants=constants, **measured)
+    return Feedback(
+        round=given.integer("round", low=0), plan=plan, seconds=given.number("seconds", low=0), constants=constants,
+        measured=read_row(given.table("measured")), **measured,
+    )  # fmt: skip
 
 
 def _estimate(arrays: Arrays, name: str) -> Estimate | None:

@@ -21,6 +21,7 @@ from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.models.moe import record_routing
 from edgeopt.profile import ModelProfile
 from edgeopt.rng import stream
+from edgeopt.schedule import ClientPlan
 from edgeopt.storage import MAX_BYTES
 from edgeopt.training.messages import Batches, Tensors
 from edgeopt.training.trouble import check_weights, in_words, is_out_of_memory
@@ -53,6 +54,10 @@ class Score(NamedTuple):
     accuracy: float
 
 
+Predict = Callable[[Tensors, torch.Tensor], torch.Tensor]
+"""Gives outputs [samples, ...] for weights and inputs [samples, ...]."""
+
+
 def cross_entropy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return the mean cross entropy of class scores [..., K] and classes [...]."""
     return F.cross_entropy(outputs.flatten(0, -2), targets.flatten())
@@ -63,7 +68,8 @@ class Task:
     """A model, the clients' data, and how the two are joined; everything that an algorithm may ask of them.
 
     Weights are flat dictionaries of parameters and buffers, named as in the model's ``state_dict``. Parameters that do
-    not require gradients are treated as buffers. All methods leave their arguments and the model as they are.
+    not require gradients are frozen: they belong to the task, everybody has them, and they are no part of the weights
+    that algorithms train, average and send. All methods leave their arguments and the model as they are.
 
     Parameters
     ----------
@@ -81,8 +87,8 @@ class Task:
     Raises
     ------
     InvalidProblemError
-        If the model is no plain `nn.Sequential`, has a weight twice, or does not fit data or profile; if there is nothing
-        to test with; if the device is not there.
+        If the model is no plain `nn.Sequential`, has a weight twice, has nothing to train, or does not fit data or
+        profile; if there is nothing to test with; if the device is not there.
     """
 
     model: nn.Sequential
@@ -98,7 +104,9 @@ class Task:
     layer_of: dict[str, int] = field(init=False, repr=False)
     """Layer, from 0, of each parameter and buffer."""
     parameters: frozenset[str] = field(init=False, repr=False)
-    """Names of the weights that are trained; the others are buffers."""
+    """Names of the weights that are trained."""
+    frozen: Tensors = field(init=False, repr=False)
+    """Weights that are not trained and that everybody has, by name."""
     _modes: dict[bool, nn.Sequential] = field(init=False, repr=False)  # in training mode or not
     _parts: dict[tuple[bool, int, int], nn.Sequential] = field(init=False, repr=False, default_factory=dict)
 
@@ -138,8 +146,14 @@ class Task:
         index = {name: i for i, name in enumerate(self.model._modules)}
         object.__setattr__(self, "layer_of", {name: index[name.split(".", 1)[0]] for name in state})
         trained = frozenset(name for name, value in self.model.named_parameters() if value.requires_grad)
+        if not trained:
+            raise InvalidProblemError(
+                "model: none of its parameters requires gradients, expected at least one to train"
+            )
         object.__setattr__(self, "parameters", trained)
         whole = copy.deepcopy(self.model).to(self.device)
+        held = {name: value.detach() for name, value in whole.named_parameters() if name not in trained}
+        object.__setattr__(self, "frozen", held)
         object.__setattr__(self, "_modes", {True: whole.train(), False: copy.deepcopy(whole).eval()})
         for name in ("train", "test"):
             data = getattr(self, name)
@@ -197,6 +211,16 @@ class Task:
         """Return how many samples a mini-batch of a client has: not more than it owns."""
         return min(batch_size, self.partition.indices[client].size)
 
+    def steps(self, plan: ClientPlan, batch_size: int) -> int:
+        """Return the mini-batches that a client works through in a round: those of `local_epochs`, or `local_steps`.
+
+        A pass over its own samples leaves out what does not fill a mini-batch, as `batch` does.
+        """
+        if plan.local_epochs == 0:
+            return plan.local_steps
+        own = self.partition.indices[plan.client].size
+        return plan.local_epochs * max(1, own // max(1, self.samples(plan.client, batch_size)))
+
     def flops(self, samples: int, first: int = 0, last: int | None = None, *, backward: bool = True) -> float:
         """Return the work of a forward pass and, unless told otherwise, a backward pass through layers `first` to `last`."""
         work = float(self.profile.forward_flops[first:last].sum())
@@ -204,11 +228,26 @@ class Task:
             work += float(self.profile.backward_flops[first:last].sum())
         return samples * work
 
+    @property
+    def weight_names(self) -> list[str]:
+        """Names of the weights that algorithms train, average and send: parameters and buffers that are not frozen."""
+        return [name for name in self.layer_of if name not in self.frozen]
+
+    def trains(self, first: int = 0, last: int | None = None) -> bool:
+        """Return whether layers `first` (from 0) to before `last` have a parameter that is trained."""
+        end = self.num_layers if last is None else last
+        return any(first <= self.layer_of[name] < end for name in self.parameters)
+
     # --- weights -----------------------------------------------------------------------------------------------
 
     def initial_weights(self) -> Tensors:
-        """Return a copy of the model's weights."""
-        return {name: value.detach().clone().to(self.device) for name, value in self.model.state_dict().items()}
+        """Return a copy of the model's weights, without the frozen ones."""
+        state = self.model.state_dict()
+        return {name: state[name].detach().clone().to(self.device) for name in self.weight_names}
+
+    def whole(self, weights: Tensors) -> Tensors:
+        """Return weights with the frozen ones among them, as the model's ``load_state_dict`` takes them."""
+        return {name: weights[name] if name in weights else self.frozen[name] for name in self.layer_of}
 
     def part(self, weights: Tensors, first: int = 0, last: int | None = None) -> Tensors:
         """Return the weights of layers `first` (from 0) to before `last`."""
@@ -228,7 +267,7 @@ class Task:
 
         Parameters
         ----------
-        weights : of these layers at least.
+        weights : of these layers at least; frozen ones are known, but may be given too.
         inputs : [samples, ...], what the layer before `first` returned, or the model's input.
         training : whether layers behave as in training, which matters to dropout and batch normalisation.
 
@@ -240,8 +279,10 @@ class Task:
         if first >= end:
             return Pass(inputs, {}, inputs.new_zeros((), dtype=torch.float32))
         module = self._module(training, first, end)
-        used = {name: weights[name] for name in weights if first <= self.layer_of[name] < end}
-        buffers = {name: used[name].clone() for name in used if name not in self.parameters}  # changed in place
+        used = {name: value for name, value in weights.items() if first <= self.layer_of[name] < end}
+        fixed = self.parameters | self.frozen.keys()
+        buffers = {name: value.clone() for name, value in used.items() if name not in fixed}  # changed in place
+        used = {**self.part(self.frozen, first, end), **used}
         with self._autocast(), record_routing() as routing:
             outputs = functional_call(module, {**used, **buffers}, (inputs,))
         penalty = inputs.new_zeros((), dtype=torch.float32)
@@ -266,14 +307,55 @@ class Task:
             return nullcontext()
         return torch.autocast(torch.device(self.device).type, torch.bfloat16, cache_enabled=False)
 
-    def evaluate(self, weights: Tensors, data: ArrayData | None = None) -> Score:
-        """Return loss and accuracy on held-out samples, or on others."""
+    def as_sent(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return activations or their gradients in the type in which they cross a cut: that of `precision`.
+
+        Which layers return it by themselves is up to torch: within a batch of clients it applies autocast in part only.
+        """
+        half = self.precision == "bf16" and tensor.dtype == torch.float32
+        return tensor.to(torch.bfloat16) if half else tensor
+
+    def predict(self, weights: Tensors, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the outputs of the model, at work and not in training."""
+        return self.forward(weights, inputs, training=False).outputs
+
+    def evaluate(
+        self,
+        weights: Tensors,
+        data: ArrayData | None = None,
+        *,
+        client: int | None = None,
+        predict: Predict | None = None,
+    ) -> Score:
+        """Return loss and accuracy on held-out samples, or on others.
+
+        Parameters
+        ----------
+        data : default: the held-out samples.
+        client : weigh the samples so that their labels are distributed as those of this client's own samples. Labels of
+            the client that none of the samples has do not count; nan if that is all of them. Sequences without groups
+            have no labels, and count alike.
+        predict : gives the outputs for weights and inputs. Default: `predict`.
+        """
         data = self.test if data is None else data
+        predict = self.predict if predict is None else predict
+        if client is None or not (_has_labels(data) and _has_labels(self.train)):
+            return self._score(weights, data, predict)
+        own, counts = np.unique(self.train.labels[self.partition.indices[client]], return_counts=True)
+        there = {label: np.flatnonzero(data.labels == label) for label in own.tolist()}
+        shares = {label: count for label, count in zip(there, counts.tolist(), strict=True) if there[label].size}
+        if not shares:
+            return Score(np.nan, np.nan)
+        scores = [self._score(weights, data.take(there[label]), predict) for label in shares]
+        loss, accuracy = np.average(scores, axis=0, weights=list(shares.values()))
+        return Score(float(loss), float(accuracy))
+
+    def _score(self, weights: Tensors, data: ArrayData, predict: Predict) -> Score:
         loss, right = 0.0, 0
         with torch.inference_mode():
             for start in range(0, len(data), _EVALUATED_AT_ONCE):
                 inputs, targets = (x[start : start + _EVALUATED_AT_ONCE] for x in (data.inputs, data.targets))
-                outputs = self.forward(weights, inputs, training=False).outputs
+                outputs = predict(weights, inputs)
                 loss += len(inputs) * float(self.loss(_full_precision(outputs), targets))
                 right += int((outputs.argmax(-1) == targets).sum())
         return Score(loss / len(data), right / data.targets.numel())
@@ -313,6 +395,10 @@ class Task:
         if "model" in changes:
             changes = {"profile": None, **changes}
         return dataclasses.replace(self, **changes)
+
+
+def _has_labels(data: ArrayData) -> bool:
+    return data.targets.ndim == 1 or data.group is not None
 
 
 def _full_precision(outputs: torch.Tensor) -> torch.Tensor:

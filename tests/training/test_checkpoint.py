@@ -168,7 +168,7 @@ def test_the_packages_planners_may_stop_in_the_first_round(make: Any, tmp_path: 
         def models(self, task: Task, state: State, clients: Any) -> Any:
             if int(state["rounds"]) == 1:
                 raise KeyboardInterrupt
-            return []
+            return {}
 
         def __repr__(self) -> str:
             return repr(Counting())

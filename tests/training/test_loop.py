@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -32,7 +33,9 @@ from edgeopt.training import (
     reply,
     train,
 )  # fmt: skip
-from edgeopt.training.messages import Replies, State, Tensors
+from edgeopt.training.algorithm import Models
+from edgeopt.training.history import COLUMNS_OF_ROWS
+from edgeopt.training.messages import Replies, State
 from edgeopt.training.runners.local import Runner
 from tests.training.small_tasks import (
     FEATURES,
@@ -93,8 +96,8 @@ class Counting:
         seen = state.get("seen", torch.tensor(0.0)) + batch.inputs.shape[0]
         return reply(scalars={"seen": seen + 0 * batch.inputs.sum()}), {"seen": seen}
 
-    def models(self, task: Task, state: State, clients: Mapping[int, State]) -> list[Tensors]:
-        return []
+    def models(self, task: Task, state: State, clients: Mapping[int, State]) -> Models:
+        return {}
 
 
 # --- what is charged ----------------------------------------------------------------------------------------------
@@ -148,6 +151,64 @@ def test_phases_follow_one_another():
     assert second.start_s == first.seconds
     np.testing.assert_allclose(first.server_s, [0.01] * 3)
     assert record.row["seconds"] == first.seconds + second.seconds
+
+
+@dataclass(frozen=True)
+class Measuring(FedAvg):
+    """FedAvg that reports numbers of its own, another one in odd rounds."""
+
+    report: Any = None
+    name: ClassVar[str] = "measuring"
+
+    def round(self, task: Task, state: State, plan: RoundPlan, number: int) -> Any:
+        outcome = yield from FedAvg.round(self, task, state, plan, number)
+        found = {"kept": torch.tensor(number + 0.1), **({"spread": float("nan")} if number % 2 else {})}
+        return dataclasses.replace(outcome, measured=found if self.report is None else self.report)
+
+
+def test_what_an_algorithm_measures(tmp_path: Path):
+    """Its numbers are in the rows after those that every row has, in tables, in feedback and in a resumed run."""
+    planner = Listening([small_plan()])
+    history = run(rounds=3, algorithm=Measuring(), planner=planner)
+    kept = [float(torch.tensor(number + 0.1)) for number in range(3)]
+    assert history.column("kept").tolist() == kept
+    assert np.isnan(history.column("spread")).all()
+    assert set(run(rounds=1).rows[0]) == COLUMNS_OF_ROWS
+    assert list(history.rows[1])[-2:] == ["kept", "spread"]
+    assert [dict(heard.measured).get("kept") for heard in planner.heard[1:] if heard is not None] == kept[:2]
+    history.to_csv(tmp_path / "rows.csv")
+    first, *lines = (tmp_path / "rows.csv").read_text().splitlines()
+    assert first.endswith(",kept,spread")
+    assert [line.split(",")[-2:] for line in lines] == [
+        [repr(kept[0]), ""],
+        [repr(kept[1]), "nan"],
+        [repr(kept[2]), ""],
+    ]
+    with pytest.raises(KeyError, match="nothing"):
+        history.column("nothing")
+    path = tmp_path / "run.safetensors"
+    run(rounds=2, algorithm=Measuring(), planner=Listening([small_plan()]), checkpoint=path)
+    heard = Listening([small_plan()])
+    resumed = run(rounds=3, algorithm=Measuring(), planner=heard, checkpoint=path, resume=True)
+    assert str(resumed.rows) == str(history.rows)
+    assert heard.heard[0] is not None
+    assert str(dict(heard.heard[0].measured)) == str({"kept": kept[1], "spread": np.nan})
+
+
+@pytest.mark.parametrize(
+    ("report", "message"),
+    [
+        ({"accuracy": 1.0}, "measured: 'accuracy': expected a name that no column of a row has"),
+        ({3: 1.0}, "measured: 3: expected a name"),
+        ({"k": [1.0]}, "measured: k is a list: expected a single number"),
+        ({"k": torch.ones(2)}, r"measured: k is a tensor of shape \[2\]: expected a single number"),
+        ({"k": float("inf")}, "measured: k = inf: expected a finite number"),
+    ],
+)
+def test_measured_numbers_are_single_and_have_names_of_their_own(report: Any, message: str):
+    """What no row can hold is refused with round and algorithm."""
+    with pytest.raises(TrainingError, match="^round 0, measuring: " + message):
+        run(rounds=1, algorithm=Measuring(report=report))
 
 
 # --- failures and odd rounds --------------------------------------------------------------------------------------

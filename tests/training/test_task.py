@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from edgeopt import ModelProfile
+from edgeopt import ClientPlan, ModelProfile
 from edgeopt.errors import InvalidProblemError
 from edgeopt.training import Batches
 from tests.training.small_tasks import CLASSES, FEATURES, assert_same, noisy_model, samples, small_model, small_task
@@ -205,6 +205,18 @@ def test_a_new_model_gets_its_own_profile():
     assert task.replace(model=wide).profile.forward_flops[0] == 10 * task.profile.forward_flops[0]
     assert task.replace(model=wide, profile=task.profile).profile is task.profile
     assert task.replace(seed=3).profile is task.profile
+
+
+@pytest.mark.parametrize(
+    ("client", "size", "epochs", "steps"), [(0, 2, 1, 3), (0, 2, 4, 12), (2, 5, 3, 3), (1, 9, 2, 2)]
+)
+def test_epochs_are_whole_mini_batches(client: int, size: int, epochs: int, steps: int):
+    """An epoch of 7 samples in batches of 2 is three steps, none shorter; its steps see no sample twice."""
+    found = SHUFFLED.steps(ClientPlan(client, local_steps=99, local_epochs=epochs), size)
+    assert found == steps
+    rows = SHUFFLED.rows(client, Batches(0, 0, found, size)).reshape(epochs, -1)
+    assert all(len(set(epoch)) == epoch.size for epoch in rows.tolist() for epoch in [np.array(epoch)])
+    assert SHUFFLED.steps(ClientPlan(client, local_steps=5), size) == 5
 
 
 def test_work_of_layers():

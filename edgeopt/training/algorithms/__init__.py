@@ -1,7 +1,7 @@
-"""Learning algorithms, one per file; `edgeopt.training.algorithms.base` says what an algorithm is."""
+"""Learning algorithms, one per file; `edgeopt.training.algorithm` says what an algorithm is."""
 
-from edgeopt.training.algorithms.base import Algorithm as Algorithm
-from edgeopt.training.algorithms.base import Outcome as Outcome
+from edgeopt.training.algorithm import Algorithm as Algorithm
+from edgeopt.training.algorithm import Outcome as Outcome
 from edgeopt.training.algorithms.fedavg import FedAvg as FedAvg
 from edgeopt.training.algorithms.fedprox import FedProx as FedProx
 from edgeopt.training.algorithms.multi_server import MultiServerFedAvg as MultiServerFedAvg

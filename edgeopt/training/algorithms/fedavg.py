@@ -4,25 +4,62 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from edgeopt.errors import InvalidProblemError
 from edgeopt.schedule import RoundPlan
-from edgeopt.training.algorithms.base import Outcome
-from edgeopt.training.algorithms.common import (
-    Weighting,
-    check_batch_size,
-    check_weighting,
-    client_weight,
-    tensors_of,
-)
-from edgeopt.training.messages import Batches, Message, Phase, Replies, State, Tensors, reply
+from edgeopt.training.algorithm import Models, Outcome
+from edgeopt.training.messages import Message, Phase, Replies, State, Tensors, reply
 from edgeopt.training.optimizers import Optimizer, Sgd
-from edgeopt.training.rules.average import weighted_average
-from edgeopt.training.rules.local import train_locally
+from edgeopt.training.rules.common import Weighting, check_batch_size, check_weighting, tensors_of
+from edgeopt.training.rules.local import LocalLoss, minimise
+from edgeopt.training.rules.whole_model import Content, average_of_replies, losses_of, train_messages
 from edgeopt.training.task import Batch, Task
 
 
+class AveragedModel:
+    """What FedAvg and its relatives do: send the model, train it on a `local_loss`, average what comes back.
+
+    It has no fields, so that each of them orders its own: `optimizer`, `batch_size`, `weighting`, and more.
+    """
+
+    __slots__ = ()
+
+    optimizer: Optimizer
+    batch_size: int
+    weighting: Weighting
+
+    def __post_init__(self) -> None:
+        check_batch_size(self.batch_size)
+        check_weighting(self.weighting)
+
+    def local_loss(self, task: Task, received: Tensors) -> LocalLoss:
+        """Return what a client minimises, given the weights that it has received: the task's loss."""
+        return task.batch_loss
+
+    def start(self, task: Task) -> State:
+        """Return the initial weights."""
+        return {"weights": dict(task.initial_weights())}
+
+    def round(self, task: Task, state: State, plan: RoundPlan, number: int) -> Generator[Phase, Replies, Outcome]:
+        """Send the model, average what comes back; if nothing does, the state stays."""
+        content: Content = {"weights": tensors_of(state, "weights")}
+        replies = yield Phase("train", train_messages(task, content, plan, number, self.batch_size))
+        if replies:
+            state = {**state, "weights": dict(average_of_replies(task, plan, replies, self.weighting))}
+        return Outcome(state, losses_of(replies))
+
+    def client(self, task: Task, message: Message, state: State, batch: Batch | None) -> tuple[Message, State]:
+        """Train the received model."""
+        assert batch is not None
+        received = message["weights"]
+        trained = minimise(task, self.local_loss(task, received), received, batch, self.optimizer)
+        return reply(weights=trained.weights, scalars={"loss": trained.loss}), state
+
+    def models(self, task: Task, state: State, clients: Mapping[int, State]) -> Models:
+        """Return the server's model."""
+        return {None: tensors_of(state, "weights")}
+
+
 @dataclass(frozen=True, slots=True)
-class FedAvg:
+class FedAvg(AveragedModel):
     """Average of models that the clients of a round have trained on their own data.
 
     Parameters
@@ -37,52 +74,3 @@ class FedAvg:
     optimizer: Optimizer = field(default_factory=Sgd)
     batch_size: int = 16
     weighting: Weighting = "samples"
-
-    def __post_init__(self) -> None:
-        check_batch_size(self.batch_size)
-        check_weighting(self.weighting)
-
-    def start(self, task: Task) -> State:
-        """Return the initial weights."""
-        return {"weights": dict(task.initial_weights())}
-
-    def round(self, task: Task, state: State, plan: RoundPlan, number: int) -> Generator[Phase, Replies, Outcome]:
-        """Send the model, average what comes back."""
-        replies = yield Phase(
-            "train", train_messages(task, tensors_of(state, "weights"), plan, number, self.batch_size)
-        )
-        return averaged(task, state, plan, replies, self.weighting)
-
-    def client(self, task: Task, message: Message, state: State, batch: Batch | None) -> tuple[Message, State]:
-        """Train the received model."""
-        assert batch is not None
-        start = self.optimizer.start(task.trained(message["weights"]))
-        weights, _, loss = train_locally(task, message["weights"], batch, self.optimizer, start)
-        return reply(weights=weights, scalars={"loss": loss}), state
-
-    def models(self, task: Task, state: State, clients: Mapping[int, State]) -> list[Tensors]:
-        """Return the server's model."""
-        return [tensors_of(state, "weights")]
-
-
-def train_messages(task: Task, weights: Tensors, plan: RoundPlan, number: int, batch_size: int) -> dict[int, Message]:
-    """Return the messages that have every entry of the plan train the same model."""
-    if not plan.aggregate:
-        raise InvalidProblemError(
-            f"round {number}: a plan without aggregation: expected aggregation in every round; local_steps makes rounds longer"
-        )
-    flops = task.flops(1)
-    messages = {}
-    for entry, client in enumerate(plan):
-        batches = Batches(number, 0, client.local_steps, client.batch_size or batch_size)
-        samples = client.local_steps * task.samples(client.client, batches.size)
-        messages[entry] = Message("train", {"weights": weights}, {}, batches, samples * flops)
-    return messages
-
-
-def averaged(task: Task, state: State, plan: RoundPlan, replies: Replies, weighting: Weighting) -> Outcome:
-    """Return the outcome of a round whose replies are trained models; without any, the state stays."""
-    if replies:
-        shares = [client_weight(task, int(plan.client[entry]), weighting) for entry in replies]
-        state = {**state, "weights": dict(weighted_average([r["weights"] for r in replies.values()], shares))}
-    return Outcome(state, {entry: r["scalars"]["loss"] for entry, r in replies.items()})

@@ -1,22 +1,21 @@
 """FedProx: FedAvg whose clients are held near the server's model (Li et al., arXiv:1812.06127)."""
 
-from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from edgeopt.schedule import RoundPlan
-from edgeopt.training.algorithms.base import Outcome
-from edgeopt.training.algorithms.common import Weighting, check_batch_size, check_weighting, tensors_of
-from edgeopt.training.algorithms.fedavg import averaged, train_messages
-from edgeopt.training.messages import Message, Phase, Replies, State, Tensors, reply
+import torch
+
+from edgeopt.training.algorithms.fedavg import AveragedModel
+from edgeopt.training.messages import Tensors
 from edgeopt.training.optimizers import Optimizer, Sgd
-from edgeopt.training.rules.local import train_locally
-from edgeopt.training.task import Batch, Task
+from edgeopt.training.rules.common import Weighting
+from edgeopt.training.rules.local import LocalLoss, squared_distance
+from edgeopt.training.task import Task
 from edgeopt.validate import float_array
 
 
 @dataclass(frozen=True, slots=True)
-class FedProx:
+class FedProx(AveragedModel):
     """FedAvg with ``mu / 2 ||w - received w||^2`` added to every client's loss; ``mu = 0`` is FedAvg.
 
     Parameters
@@ -34,26 +33,17 @@ class FedProx:
 
     def __post_init__(self) -> None:
         float_array("mu", self.mu, (), nonnegative=True)
-        check_batch_size(self.batch_size)
-        check_weighting(self.weighting)
+        AveragedModel.__post_init__(self)
 
-    def start(self, task: Task) -> State:
-        """Return the initial weights."""
-        return {"weights": dict(task.initial_weights())}
+    def local_loss(self, task: Task, received: Tensors) -> LocalLoss:
+        """Return the task's loss, which is what is reported, with the proximal term, which is minimised with it."""
+        if self.mu == 0:
+            return task.batch_loss
 
-    def round(self, task: Task, state: State, plan: RoundPlan, number: int) -> Generator[Phase, Replies, Outcome]:
-        """Send the model, average what comes back."""
-        messages = train_messages(task, tensors_of(state, "weights"), plan, number, self.batch_size)
-        replies = yield Phase("train", messages)
-        return averaged(task, state, plan, replies, self.weighting)
+        def held_near(
+            weights: Tensors, inputs: torch.Tensor, targets: torch.Tensor
+        ) -> tuple[torch.Tensor, Tensors, torch.Tensor]:
+            loss, buffers = task.batch_loss(weights, inputs, targets)
+            return loss + 0.5 * self.mu * squared_distance(task.trained(weights), received), buffers, loss
 
-    def client(self, task: Task, message: Message, state: State, batch: Batch | None) -> tuple[Message, State]:
-        """Train the received model, held near to it."""
-        assert batch is not None
-        start = self.optimizer.start(task.trained(message["weights"]))
-        weights, _, loss = train_locally(task, message["weights"], batch, self.optimizer, start, proximal=self.mu)
-        return reply(weights=weights, scalars={"loss": loss}), state
-
-    def models(self, task: Task, state: State, clients: Mapping[int, State]) -> list[Tensors]:
-        """Return the server's model."""
-        return [tensors_of(state, "weights")]
+        return held_near

@@ -12,25 +12,18 @@ import numpy as np
 
 from edgeopt.errors import InvalidProblemError
 from edgeopt.schedule import RoundPlan
-from edgeopt.training.algorithms.base import Outcome
-from edgeopt.training.algorithms.common import (
-    Weighting,
-    check_batch_size,
-    check_weighting,
-    client_weight,
-    tensors_of,
-)
-from edgeopt.training.algorithms.fedavg import train_messages
-from edgeopt.training.messages import Message, Phase, Replies, State, Tensors, reply
+from edgeopt.training.algorithm import Models, Outcome
+from edgeopt.training.algorithms.fedavg import AveragedModel
+from edgeopt.training.messages import Phase, Replies, State
 from edgeopt.training.optimizers import Optimizer, Sgd
-from edgeopt.training.rules.average import weighted_average
-from edgeopt.training.rules.local import train_locally
-from edgeopt.training.task import Batch, Task
+from edgeopt.training.rules.common import Weighting, tensors_of
+from edgeopt.training.rules.whole_model import average_of_replies, losses_of, train_messages
+from edgeopt.training.task import Task
 from edgeopt.validate import int_array
 
 
 @dataclass(frozen=True, slots=True)
-class MultiServerFedAvg:
+class MultiServerFedAvg(AveragedModel):
     """One FedAvg per server: its model goes to the clients that the plan gives it, and becomes the mean of what arrives.
 
     Servers start from the same weights and share clients, nothing else. A client that two servers have picked trains
@@ -53,8 +46,7 @@ class MultiServerFedAvg:
 
     def __post_init__(self) -> None:
         int_array("num_servers", self.num_servers, (), low=1)
-        check_batch_size(self.batch_size)
-        check_weighting(self.weighting)
+        AveragedModel.__post_init__(self)
 
     def start(self, task: Task) -> State:
         """Return the initial weights of each server, by its number."""
@@ -67,27 +59,17 @@ class MultiServerFedAvg:
                 f"round {number}: server[{unknown[0]}] = {plan.server[unknown[0]]}: "
                 f"expected 0 to {self.num_servers - 1}, num_servers = {self.num_servers}"
             )
-        entries = {server: np.flatnonzero(plan.server == server) for server in np.unique(plan.server).tolist()}
-        messages: dict[int, Message] = {}
-        for server, own in entries.items():
-            sent = train_messages(task, tensors_of(state, str(server)), plan.take(own), number, self.batch_size)
-            messages |= {int(own[position]): message for position, message in sent.items()}
-        replies = yield Phase("train", dict(sorted(messages.items())))
+        weights = {str(server): tensors_of(state, str(server)) for server in np.unique(plan.server)}
+        messages = train_messages(
+            task, lambda entry: {"weights": weights[str(plan.server[entry])]}, plan, number, self.batch_size
+        )
+        replies = yield Phase("train", messages)
         state = dict(state)
-        for server, own in entries.items():
-            if arrived := [int(entry) for entry in own if int(entry) in replies]:
-                shares = [client_weight(task, plan[entry].client, self.weighting) for entry in arrived]
-                models = [replies[entry]["weights"] for entry in arrived]
-                state[str(server)] = dict(weighted_average(models, shares))
-        return Outcome(state, {entry: answer["scalars"]["loss"] for entry, answer in replies.items()})
+        for server in np.unique(plan.server[list(replies)]):
+            own = {entry: answer for entry, answer in replies.items() if plan.server[entry] == server}
+            state[str(server)] = dict(average_of_replies(task, plan, own, self.weighting))
+        return Outcome(state, losses_of(replies))
 
-    def client(self, task: Task, message: Message, state: State, batch: Batch | None) -> tuple[Message, State]:
-        """Train the received model."""
-        assert batch is not None
-        start = self.optimizer.start(task.trained(message["weights"]))
-        weights, _, loss = train_locally(task, message["weights"], batch, self.optimizer, start)
-        return reply(weights=weights, scalars={"loss": loss}), state
-
-    def models(self, task: Task, state: State, clients: Mapping[int, State]) -> list[Tensors]:
+    def models(self, task: Task, state: State, clients: Mapping[int, State]) -> Models:
         """Return the model of each server."""
-        return [tensors_of(state, str(server)) for server in range(self.num_servers)]
+        return {f"server {server}": tensors_of(state, str(server)) for server in range(self.num_servers)}

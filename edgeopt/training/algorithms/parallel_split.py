@@ -12,29 +12,29 @@ from typing import ClassVar
 import torch
 
 from edgeopt.schedule import RoundPlan
-from edgeopt.training.algorithms.base import Outcome
-from edgeopt.training.algorithms.common import (
+from edgeopt.training.algorithm import Models, Outcome
+from edgeopt.training.messages import Message, Phase, Replies, State, Tensors
+from edgeopt.training.optimizers import Optimizer, Sgd
+from edgeopt.training.rules.average import weighted_average
+from edgeopt.training.rules.common import (
     Weighting,
     check_batch_size,
     check_weighting,
     client_weight,
     tensors_of,
 )
-from edgeopt.training.messages import Message, Phase, Replies, State, Tensors
-from edgeopt.training.optimizers import Optimizer, Sgd
-from edgeopt.training.rules.average import weighted_average
 from edgeopt.training.rules.optimizer_state import leaves_in, overlay
 from edgeopt.training.split.exchange import (
     Answer,
-    Part,
+    Assignment,
     Smashed,
+    assign,
     check_cut_layer,
-    parts_of,
     play_steps,
     split_client,
 )
-from edgeopt.training.split.placement import Places, move_layers
-from edgeopt.training.split.server import Upper, map_cuts, upper_gradients
+from edgeopt.training.split.placement import Placement, move_layers
+from edgeopt.training.split.server import ServerGradients, map_cuts, server_gradients
 from edgeopt.training.task import Batch, Task
 
 
@@ -76,57 +76,63 @@ class ParallelSplit:
         return {
             "weights": dict(weights),
             "optimizer": self.optimizer.start(task.trained(weights)),
-            "places": Places.start(task).to_state(),
+            "placement": Placement.start(task).to_state(),
         }
 
     def round(self, task: Task, state: State, plan: RoundPlan, number: int) -> Generator[Phase, Replies, Outcome]:
         """Train for the planned steps."""
-        parts = parts_of(task, plan, number, self.cut_layer, self.batch_size)
-        if not parts:
+        assigned = assign(task, plan, number, self.cut_layer, self.batch_size)
+        if not assigned:
             return Outcome(state, {})
-        places, weights = Places.of(state), tensors_of(state, "weights")
-        ready = yield from move_layers(task, parts, places, lambda client: weights, fetch=False)
+        placement, weights = Placement.of(state), tensors_of(state, "weights")
+        ready = yield from move_layers(task, assigned, placement, lambda client: weights, fetch=False)
         for entry in ready:
-            places.trained(parts[entry])
-        found: dict[int, Upper] = {}
+            placement.trained(assigned[entry])
+        found: dict[int, ServerGradients] = {}
 
         def work(smashed: Mapping[int, Smashed]) -> dict[int, Answer]:
             whole = tensors_of(state, "weights")
-            above = {cut: task.part(whole, cut) for cut in {parts[entry].cut for entry in smashed}}
-            items = {entry: (above[parts[entry].cut], sent) for entry, sent in smashed.items()}
+            above = {cut: task.part(whole, cut) for cut in {assigned[entry].cut for entry in smashed}}
+            items = {entry: (above[assigned[entry].cut], sent) for entry, sent in smashed.items()}
             found.clear()
-            found.update(map_cuts(task, parts, items, lambda cut, item: upper_gradients(task, cut, *item)))
+            found.update(map_cuts(task, assigned, items, lambda cut, item: server_gradients(task, cut, *item)))
             return {entry: Answer(upper.gradient, upper.loss) for entry, upper in found.items()}
 
         def settle(through: Mapping[int, torch.Tensor]) -> None:
             nonlocal state
-            state = self._step(task, state, parts, {entry: found[entry] for entry in through if entry in found})
+            state = self._step(task, state, assigned, {entry: found[entry] for entry in through if entry in found})
 
-        losses = yield from play_steps(task, {entry: parts[entry] for entry in ready}, number, work, settle)
-        places.server_trained(min(part.cut for part in parts.values()))
-        return Outcome({**state, "places": places.to_state()}, losses)
+        losses = yield from play_steps(task, {entry: assigned[entry] for entry in ready}, number, work, settle)
+        placement.server_trained(min(assignment.cut for assignment in assigned.values()))
+        return Outcome({**state, "placement": placement.to_state()}, losses)
 
     def client(self, task: Task, message: Message, state: State, batch: Batch | None) -> tuple[Message, State]:
         """Work with the layers up to the cut."""
         return split_client(task, self.optimizer, message, state, batch)
 
-    def models(self, task: Task, state: State, clients: Mapping[int, State]) -> list[Tensors]:
+    def models(self, task: Task, state: State, clients: Mapping[int, State]) -> Models:
         """Return one model for each client that has trained: its own layers with the server's above them.
 
         Before anyone has trained, or where no client's state is visible, the server's model with the layers below as it
         has them.
         """
         weights = tensors_of(state, "weights")
-        own = [tensors_of(clients[client], "weights") for client in sorted(clients) if clients[client]]
-        return [{**weights, **stem} for stem in own] or [weights]
+        own: dict[int | str | None, Tensors] = {
+            client: {**weights, **tensors_of(clients[client], "weights")}
+            for client in sorted(clients)
+            if clients[client]
+        }
+        return own or {None: weights}
 
-    def _step(self, task: Task, state: State, parts: Mapping[int, Part], found: Mapping[int, Upper]) -> State:
+    def _step(
+        self, task: Task, state: State, assigned: Mapping[int, Assignment], found: Mapping[int, ServerGradients]
+    ) -> State:
         """Step with the mean gradient of each layer over the clients for which it is at the server."""
         mean: Tensors = {}
         above = {entry: {**upper.gradients, **upper.buffers} for entry, upper in found.items()}
         for layer in range(task.num_layers):
-            if entries := [entry for entry in found if parts[entry].cut <= layer]:
-                shares = [client_weight(task, parts[entry].client, self.weighting) for entry in entries]
+            if entries := [entry for entry in found if assigned[entry].cut <= layer]:
+                shares = [client_weight(task, assigned[entry].client, self.weighting) for entry in entries]
                 mean |= weighted_average([task.part(above[entry], layer, layer + 1) for entry in entries], shares)
         weights, optimizer = tensors_of(state, "weights"), state["optimizer"]
         assert isinstance(optimizer, dict)

@@ -11,36 +11,36 @@ from typing import ClassVar
 import torch
 
 from edgeopt.schedule import RoundPlan
-from edgeopt.training.algorithms.base import Outcome
-from edgeopt.training.algorithms.common import (
+from edgeopt.training.algorithm import Models, Outcome
+from edgeopt.training.messages import Message, Phase, Replies, State, Tensors
+from edgeopt.training.optimizers import Optimizer, Sgd
+from edgeopt.training.rules.average import weighted_average
+from edgeopt.training.rules.common import (
     Weighting,
     check_batch_size,
     check_weighting,
     client_weight,
     tensors_of,
 )
-from edgeopt.training.messages import Message, Phase, Replies, State, Tensors
-from edgeopt.training.optimizers import Optimizer, Sgd
-from edgeopt.training.rules.average import weighted_average
 from edgeopt.training.rules.optimizer_state import average_states, leaves_in, overlay
 from edgeopt.training.split.exchange import (
     Answer,
-    Part,
+    Assignment,
     Smashed,
+    assign,
     check_cut_layer,
-    parts_of,
     play_steps,
     split_client,
 )
 from edgeopt.training.split.placement import (
     Averaged,
-    Places,
-    average_parts,
+    Placement,
+    average_layers,
     mean_of_clients,
     move_layers,
     num_bytes,
 )
-from edgeopt.training.split.server import map_cuts, upper_step
+from edgeopt.training.split.server import map_cuts, server_step
 from edgeopt.training.task import Batch, Task
 
 Server = dict[int, tuple[Tensors, State]]  # by entry: weights and optimiser of the layers above its cut
@@ -53,7 +53,7 @@ class SplitFed:
     Every client has its own copy of the whole model: layers 1 to its cut are with it, those above at the server, which
     works with the activations of all clients in parallel. After each round, the layers above the deepest cut of the
     interval are averaged; they are common. The layers below are averaged in rounds of aggregation only, at a fed server:
-    the clients send their parts, the edge server its copies of the layers between each cut and the deepest one.
+    the clients send their assigned, the edge server its copies of the layers between each cut and the deepest one.
 
     A cut may move in any round. Layers that a client lacks are sent to it, layers that it has trained since the last
     aggregation and gives up are sent to the server, in a phase ``sync`` on the link to the edge server; right after an
@@ -91,76 +91,81 @@ class SplitFed:
         return {
             "weights": dict(weights),
             "optimizer": self.optimizer.start(task.trained(weights)),
-            "places": Places.start(task).to_state(),
+            "placement": Placement.start(task).to_state(),
             "deepest": torch.tensor(0),  # cut since the last aggregation
             "copies": {},  # by client: server's copies of layers between its cut and the deepest
         }
 
     def round(self, task: Task, state: State, plan: RoundPlan, number: int) -> Generator[Phase, Replies, Outcome]:
         """Train for the planned steps, aggregate if planned."""
-        parts = parts_of(task, plan, number, self.cut_layer, self.batch_size)
-        if not parts:
+        assigned = assign(task, plan, number, self.cut_layer, self.batch_size)
+        if not assigned:
             return Outcome(state, {})
-        places, deepest = Places.of(state), max(_deepest(state), *(part.cut for part in parts.values()))
+        placement, deepest = (
+            Placement.of(state),
+            max(_deepest(state), *(assignment.cut for assignment in assigned.values())),
+        )
         weights = tensors_of(state, "weights")
         sent_up = yield from move_layers(
-            task, parts, places, lambda client: {**weights, **_copy(state, client)[0]}, fetch=True
+            task, assigned, placement, lambda client: {**weights, **_copy(state, client)[0]}, fetch=True
         )
-        server = {entry: self._above(task, state, parts[entry], came) for entry, came in sent_up.items()}
+        server = {entry: self._above(task, state, assigned[entry], came) for entry, came in sent_up.items()}
 
         def work(smashed: Mapping[int, Smashed]) -> dict[int, Answer]:
             items = {entry: (*server[entry], sent) for entry, sent in smashed.items()}
-            found = map_cuts(task, parts, items, lambda cut, item: upper_step(task, self.optimizer, cut, *item))
+            found = map_cuts(task, assigned, items, lambda cut, item: server_step(task, self.optimizer, cut, *item))
             server.update({entry: (weights, opt) for entry, (weights, opt, _) in found.items()})
             return {entry: answer for entry, (_, _, answer) in found.items()}
 
-        losses = yield from play_steps(task, {entry: parts[entry] for entry in sent_up}, number, work)
+        losses = yield from play_steps(task, {entry: assigned[entry] for entry in sent_up}, number, work)
         copies = {entry: task.part(server[entry][0], 0, deepest) for entry in losses}
         averaged = None
         if plan.aggregate and losses:
-            averaged = yield from average_parts(
+            averaged = yield from average_layers(
                 task,
-                {entry: parts[entry] for entry in losses},
+                {entry: assigned[entry] for entry in losses},
                 copies,
-                lambda entry: client_weight(task, parts[entry].client, self.weighting),
+                lambda entry: client_weight(task, assigned[entry].client, self.weighting),
                 lambda entries: sum(num_bytes(copies[entry]) for entry in entries),
             )
             losses = {} if averaged is None else {entry: losses[entry] for entry in averaged.entries}
         server = {entry: server[entry] for entry in losses}
-        state = self._common(task, state, parts, server, deepest)
+        state = self._common(task, state, assigned, server, deepest)
         if averaged is None:
-            return Outcome(_kept(task, state, parts, server, places, deepest), losses)
-        return Outcome(self._averaged(task, state, parts, server, places, deepest, averaged), losses)
+            return Outcome(_kept(task, state, assigned, server, placement, deepest), losses)
+        return Outcome(self._averaged(task, state, assigned, server, placement, deepest, averaged), losses)
 
     def client(self, task: Task, message: Message, state: State, batch: Batch | None) -> tuple[Message, State]:
         """Work with the layers up to the cut."""
         return split_client(task, self.optimizer, message, state, batch)
 
-    def models(self, task: Task, state: State, clients: Mapping[int, State]) -> list[Tensors]:
+    def models(self, task: Task, state: State, clients: Mapping[int, State]) -> Models:
         """Return the average model.
 
         Between aggregations it is a virtual one, which nobody has: the average that would come out if all clients that
         have trained since the last aggregation were averaged now. Clients whose state is not visible do not count.
         """
         mean = mean_of_clients(
-            task, tensors_of(state, "weights"), Places.of(state), _deepest(state), clients,
+            task, tensors_of(state, "weights"), Placement.of(state), _deepest(state), clients,
             lambda client: _copy(state, client)[0], lambda client: client_weight(task, client, self.weighting),
         )  # fmt: skip
-        return [mean]
+        return {None: mean}
 
     # --- the server's layers -----------------------------------------------------------------------------------
 
-    def _above(self, task: Task, state: State, part: Part, came: Tensors) -> tuple[Tensors, State]:
+    def _above(self, task: Task, state: State, assignment: Assignment, came: Tensors) -> tuple[Tensors, State]:
         """Return weights and optimiser of a client's layers above its cut; tensors that are common are the same object."""
-        own, own_optimizer = _copy(state, part.client)
-        weights = task.part({**tensors_of(state, "weights"), **own, **came}, part.cut)
+        own, own_optimizer = _copy(state, assignment.client)
+        weights = task.part({**tensors_of(state, "weights"), **own, **came}, assignment.cut)
         return weights, leaves_in(overlay(_optimizer(state), own_optimizer), weights)
 
-    def _common(self, task: Task, state: State, parts: Mapping[int, Part], server: Server, deepest: int) -> State:
+    def _common(
+        self, task: Task, state: State, assigned: Mapping[int, Assignment], server: Server, deepest: int
+    ) -> State:
         """Average the layers above the deepest cut."""
         if not server:
             return state
-        shares = [client_weight(task, parts[entry].client, self.weighting) for entry in server]
+        shares = [client_weight(task, assigned[entry].client, self.weighting) for entry in server]
         weights = tensors_of(state, "weights")
         common = task.part(weights, deepest)
         mean = weighted_average([task.part(own, deepest) for own, _ in server.values()], shares)
@@ -171,9 +176,9 @@ class SplitFed:
         self,
         task: Task,
         state: State,
-        parts: Mapping[int, Part],
+        assigned: Mapping[int, Assignment],
         server: Server,
-        places: Places,
+        placement: Placement,
         deepest: int,
         averaged: Averaged,
     ) -> State:
@@ -181,38 +186,40 @@ class SplitFed:
         optimizer = _optimizer(state)
         for layer in range(deepest):
             names = task.part(averaged.weights, layer, layer + 1)
-            at_server = [entry for entry in server if parts[entry].cut <= layer]
+            at_server = [entry for entry in server if assigned[entry].cut <= layer]
             mean = self.optimizer.start(task.trained(names))
             if at_server:
-                shares = [client_weight(task, parts[entry].client, self.weighting) for entry in at_server]
+                shares = [client_weight(task, assigned[entry].client, self.weighting) for entry in at_server]
                 mean = average_states([leaves_in(server[entry][1], names) for entry in at_server], shares)
             optimizer = overlay(optimizer, mean)
-        places.averaged(averaged.holders)
+        placement.averaged(averaged.holders)
         return {
             "weights": {**tensors_of(state, "weights"), **averaged.weights},
             "optimizer": optimizer,
-            "places": places.to_state(),
+            "placement": placement.to_state(),
             "deepest": torch.tensor(0),
             "copies": {},
         }
 
 
-def _kept(task: Task, state: State, parts: Mapping[int, Part], server: Server, places: Places, deepest: int) -> State:
+def _kept(
+    task: Task, state: State, assigned: Mapping[int, Assignment], server: Server, placement: Placement, deepest: int
+) -> State:
     """Return the state after a round without aggregation: the clients' own layers are kept."""
     copies = state["copies"]
     assert isinstance(copies, dict)
     copies = dict(copies)
-    for entry, part in parts.items():
-        copies.pop(str(part.client), None)
+    for entry, assignment in assigned.items():
+        copies.pop(str(assignment.client), None)
         if entry not in server:
-            places.forget(part.client)
+            placement.forget(assignment.client)
             continue
-        places.trained(part)
+        placement.trained(assignment)
         weights, optimizer = server[entry]
         if own := task.part(weights, 0, deepest):
-            copies[str(part.client)] = {"weights": dict(own), "optimizer": leaves_in(optimizer, own)}
-    places.server_trained(deepest)
-    return {**state, "places": places.to_state(), "deepest": torch.tensor(deepest), "copies": copies}
+            copies[str(assignment.client)] = {"weights": dict(own), "optimizer": leaves_in(optimizer, own)}
+    placement.server_trained(deepest)
+    return {**state, "placement": placement.to_state(), "deepest": torch.tensor(deepest), "copies": copies}
 
 
 def _deepest(state: State) -> int:

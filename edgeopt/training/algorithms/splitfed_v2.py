@@ -7,18 +7,18 @@ from typing import ClassVar
 import torch
 
 from edgeopt.schedule import RoundPlan
-from edgeopt.training.algorithms.base import Outcome
-from edgeopt.training.algorithms.common import (
+from edgeopt.training.algorithm import Models, Outcome
+from edgeopt.training.messages import Message, Phase, Replies, State, Tensors
+from edgeopt.training.optimizers import Optimizer, Sgd
+from edgeopt.training.rules.common import (
     Weighting,
     check_batch_size,
     check_weighting,
     client_weight,
     tensors_of,
 )
-from edgeopt.training.messages import Message, Phase, Replies, State, Tensors
-from edgeopt.training.optimizers import Optimizer, Sgd
-from edgeopt.training.split.exchange import check_cut_layer, parts_of, play_steps, split_client
-from edgeopt.training.split.placement import Places, average_parts, mean_of_clients, move_layers, num_bytes
+from edgeopt.training.split.exchange import assign, check_cut_layer, play_steps, split_client
+from edgeopt.training.split.placement import Placement, average_layers, mean_of_clients, move_layers, num_bytes
 from edgeopt.training.split.server import SharedModel
 from edgeopt.training.task import Batch, Task
 
@@ -27,7 +27,7 @@ from edgeopt.training.task import Batch, Task
 class SplitFedV2:
     """SplitFed V2: clients in parallel, while the server takes one step after another with their activations.
 
-    In each local step the server works through the clients in the order of the plan. In rounds of aggregation the parts
+    In each local step the server works through the clients in the order of the plan. In rounds of aggregation the assigned
     of the clients are averaged. With different cuts, a layer may be at some clients and, for the others, at the server:
     the server's version then counts for each of those others.
 
@@ -64,46 +64,46 @@ class SplitFedV2:
         return {
             "weights": dict(weights),
             "optimizer": self.optimizer.start(task.trained(weights)),
-            "places": Places.start(task).to_state(),
+            "placement": Placement.start(task).to_state(),
             "deepest": torch.tensor(0),  # cut since the last aggregation
         }
 
     def round(self, task: Task, state: State, plan: RoundPlan, number: int) -> Generator[Phase, Replies, Outcome]:
         """Train for the planned steps, aggregate if planned."""
-        parts = parts_of(task, plan, number, self.cut_layer, self.batch_size)
-        if not parts:
+        assigned = assign(task, plan, number, self.cut_layer, self.batch_size)
+        if not assigned:
             return Outcome(state, {})
-        places, (weights, optimizer, deepest) = Places.of(state), _read(state)
-        deepest = max(deepest, *(part.cut for part in parts.values()))
-        ready = yield from move_layers(task, parts, places, lambda client: weights, fetch=False)
-        server = SharedModel(task, self.optimizer, parts, weights, optimizer)
-        losses = yield from play_steps(task, {entry: parts[entry] for entry in ready}, number, server.work)
+        placement, (weights, optimizer, deepest) = Placement.of(state), _read(state)
+        deepest = max(deepest, *(assignment.cut for assignment in assigned.values()))
+        ready = yield from move_layers(task, assigned, placement, lambda client: weights, fetch=False)
+        server = SharedModel(task, self.optimizer, assigned, weights, optimizer)
+        losses = yield from play_steps(task, {entry: assigned[entry] for entry in ready}, number, server.work)
         averaged = None
         if plan.aggregate and losses:
-            copies = {entry: task.part(server.weights, parts[entry].cut, deepest) for entry in losses}
-            averaged = yield from average_parts(
+            copies = {entry: task.part(server.weights, assigned[entry].cut, deepest) for entry in losses}
+            averaged = yield from average_layers(
                 task,
-                {entry: parts[entry] for entry in losses},
+                {entry: assigned[entry] for entry in losses},
                 copies,
-                lambda entry: client_weight(task, parts[entry].client, self.weighting),
+                lambda entry: client_weight(task, assigned[entry].client, self.weighting),
                 lambda entries: max(num_bytes(copies[entry]) for entry in entries),  # one version, from the least cut
             )
             losses = {} if averaged is None else {entry: losses[entry] for entry in averaged.entries}
         if averaged is not None:
-            places.averaged(averaged.holders)
+            placement.averaged(averaged.holders)
             weights, deepest = {**server.weights, **averaged.weights}, 0
         else:
-            for entry, part in parts.items():
+            for entry, assignment in assigned.items():
                 if entry in losses:
-                    places.trained(part)
+                    placement.trained(assignment)
                 else:
-                    places.forget(part.client)
-            places.server_trained(min(part.cut for part in parts.values()))
+                    placement.forget(assignment.client)
+            placement.server_trained(min(assignment.cut for assignment in assigned.values()))
             weights = server.weights
         found: State = {
             "weights": dict(weights),
             "optimizer": server.state,
-            "places": places.to_state(),
+            "placement": placement.to_state(),
             "deepest": torch.tensor(deepest),
         }
         return Outcome(found, losses)
@@ -112,14 +112,14 @@ class SplitFedV2:
         """Work with the layers up to the cut."""
         return split_client(task, self.optimizer, message, state, batch)
 
-    def models(self, task: Task, state: State, clients: Mapping[int, State]) -> list[Tensors]:
+    def models(self, task: Task, state: State, clients: Mapping[int, State]) -> Models:
         """Return the average model; between aggregations a virtual one, as in `edgeopt.training.SplitFed`."""
         weights, _, deepest = _read(state)
         mean = mean_of_clients(
-            task, weights, Places.of(state), deepest, clients,
+            task, weights, Placement.of(state), deepest, clients,
             lambda client: {}, lambda client: client_weight(task, client, self.weighting),
         )  # fmt: skip
-        return [mean]
+        return {None: mean}
 
 
 def _read(state: State) -> tuple[Tensors, State, int]:

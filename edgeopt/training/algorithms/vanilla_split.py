@@ -7,11 +7,11 @@ from typing import ClassVar
 import torch
 
 from edgeopt.schedule import RoundPlan
-from edgeopt.training.algorithms.base import Outcome
-from edgeopt.training.algorithms.common import check_batch_size, tensors_of
-from edgeopt.training.messages import Message, Phase, Replies, State, Tensors
+from edgeopt.training.algorithm import Models, Outcome
+from edgeopt.training.messages import Message, Phase, Replies, State
 from edgeopt.training.optimizers import Optimizer, Sgd
-from edgeopt.training.split.exchange import check_cut_layer, parts_of, play_steps, split_client
+from edgeopt.training.rules.common import check_batch_size, tensors_of
+from edgeopt.training.split.exchange import assign, check_cut_layer, play_steps, split_client
 from edgeopt.training.split.server import SharedModel
 from edgeopt.training.task import Batch, Task
 
@@ -50,20 +50,20 @@ class VanillaSplit:
 
     def round(self, task: Task, state: State, plan: RoundPlan, number: int) -> Generator[Phase, Replies, Outcome]:
         """Give each client its turn."""
-        parts = parts_of(task, plan, number, self.cut_layer, self.batch_size)
+        assigned = assign(task, plan, number, self.cut_layer, self.batch_size)
         losses: dict[int, torch.Tensor] = {}
-        for entry, part in parts.items():
+        for entry, assignment in assigned.items():
             weights, optimizer = tensors_of(state, "weights"), state["optimizer"]
             assert isinstance(optimizer, dict)
-            server = SharedModel(task, self.optimizer, parts, weights, optimizer)
-            layers = task.part(weights, 0, part.cut)
-            given = yield Phase("hand over", {entry: Message("place", {"weights": layers}, {"cut": part.cut})})
+            server = SharedModel(task, self.optimizer, assigned, weights, optimizer)
+            layers = task.part(weights, 0, assignment.cut)
+            given = yield Phase("hand over", {entry: Message("place", {"weights": layers}, {"cut": assignment.cut})})
             if entry not in given:
                 continue
-            trained = yield from play_steps(task, {entry: part}, number, server.work)
+            trained = yield from play_steps(task, {entry: assignment}, number, server.work)
             if entry not in trained:
                 continue
-            back = yield Phase("hand back", {entry: Message("fetch", {}, {"first": 0, "last": part.cut})})
+            back = yield Phase("hand back", {entry: Message("fetch", {}, {"first": 0, "last": assignment.cut})})
             if entry not in back:
                 continue
             state = {"weights": {**server.weights, **back[entry]["weights"]}, "optimizer": server.state}
@@ -74,6 +74,6 @@ class VanillaSplit:
         """Work with the layers up to the cut."""
         return split_client(task, self.optimizer, message, state, batch)
 
-    def models(self, task: Task, state: State, clients: Mapping[int, State]) -> list[Tensors]:
+    def models(self, task: Task, state: State, clients: Mapping[int, State]) -> Models:
         """Return the model as it was handed back last."""
-        return [tensors_of(state, "weights")]
+        return {None: tensors_of(state, "weights")}

@@ -44,7 +44,8 @@ def update_cost(task: Task, *, batch_size: int, local_steps: int = 1) -> UpdateC
     size = int_array("batch_size", batch_size, (), low=1).item()
     steps = int_array("local_steps", local_steps, (), low=1).item()
     work = [task.flops(steps * task.samples(client, size)) for client in range(task.num_clients)]
-    payload = 8.0 * sum(tensor.nbytes for tensor in task.model.state_dict().values())
+    state = task.model.state_dict()
+    payload = 8.0 * sum(state[name].nbytes for name in task.weight_names)
     return UpdateCost(np.array(work), payload)
 
 

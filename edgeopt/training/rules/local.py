@@ -1,4 +1,8 @@
-"""Local training of a whole model on a client's own mini-batches."""
+"""Local training of a model on a client's own mini-batches."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch.func import grad_and_value
@@ -7,34 +11,55 @@ from edgeopt.training.messages import State, Tensors
 from edgeopt.training.optimizers import Optimizer
 from edgeopt.training.task import Batch, Task
 
+LocalLoss = Callable[
+    [Tensors, torch.Tensor, torch.Tensor],
+    tuple[torch.Tensor, Tensors] | tuple[torch.Tensor, Tensors, torch.Tensor],
+]
+"""A loss of weights, inputs [samples, ...] and targets [samples, ...]: the scalar that is minimised, the buffers
+afterwards, and, where it is not the same, the scalar that is reported. `Task.batch_loss` is one."""
 
-def train_locally(
-    task: Task, weights: Tensors, batch: Batch, optimizer: Optimizer, state: State, *, proximal: float = 0.0
-) -> tuple[Tensors, State, torch.Tensor]:
-    """Take one optimiser step per mini-batch; return weights, the optimiser's state, and the mean loss.
+
+class Trained(NamedTuple):
+    """What local training leaves: weights, the optimiser's state, and the mean over the steps of what is reported."""
+
+    weights: Tensors
+    state: State
+    loss: torch.Tensor
+
+
+def minimise(
+    task: Task, loss: LocalLoss, weights: Tensors, batch: Batch, optimizer: Optimizer, state: State | None = None
+) -> Trained:
+    """Take one step of the optimiser on a loss for each mini-batch.
 
     Parameters
     ----------
-    proximal : mu of the term mu / 2 ||w - weights||^2 that is added to the loss.
+    loss : what is minimised; gradients are taken by the parameters among the weights that it is called with.
+    weights : where training starts.
+    state : of the optimiser. Default: as before its first step.
     """
     buffers = {name: value for name, value in weights.items() if name not in task.parameters}
-    start = parameters = task.trained(weights)
+    parameters = task.trained(weights)
+    state = optimizer.start(parameters) if state is None else state
 
-    def loss_of(
+    def objective(
         parameters: Tensors, inputs: torch.Tensor, targets: torch.Tensor
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, Tensors]]:
-        loss, changed = task.batch_loss({**parameters, **buffers}, inputs, targets)
-        penalised = loss
-        if proximal:
-            distance = sum(((value - start[name]) ** 2).sum() for name, value in parameters.items())
-            penalised = loss + 0.5 * proximal * distance
-        return penalised, (loss.detach(), changed)
+        found = loss({**parameters, **buffers}, inputs, targets)
+        reported = found[2] if len(found) == 3 else found[0]
+        return found[0], (reported.detach(), found[1])
 
     losses = []
     for step in range(batch.inputs.shape[0]):
-        gradients, (_, (loss, buffers)) = grad_and_value(loss_of, has_aux=True)(
+        gradients, (_, (reported, changed)) = grad_and_value(objective, has_aux=True)(
             parameters, batch.inputs[step], batch.targets[step]
         )
         parameters, state = optimizer.step(parameters, gradients, state)
-        losses.append(loss)
-    return {**parameters, **buffers}, state, torch.stack(losses).mean()
+        buffers = {**buffers, **changed}
+        losses.append(reported)
+    return Trained({**parameters, **buffers}, state, torch.stack(losses).mean())
+
+
+def squared_distance(first: Tensors, second: Tensors) -> torch.Tensor:
+    """Return the sum of the squared differences of tensors of the same names."""
+    return functools.reduce(torch.add, (((value - second[name]) ** 2).sum() for name, value in first.items()))

@@ -19,8 +19,8 @@ import torch
 
 from edgeopt import storage
 from edgeopt.errors import EdgeOptError, InvalidFileError, MissingDependencyError
-from edgeopt.schedule import Planner, RoundPlan
-from edgeopt.training.algorithms.base import Algorithm
+from edgeopt.schedule import COLUMNS, Planner, RoundPlan
+from edgeopt.training.algorithm import Algorithm
 from edgeopt.training.costs.timing import Timing
 from edgeopt.training.loop import train
 from edgeopt.training.messages import CATEGORIES, Batches, Message, Replies, State, Tensors, to_device
@@ -210,8 +210,10 @@ def serve(
 
     A client that fails, such as one without samples, is named in the answer with its reason; the others are not touched.
     """
-    entries, clients, servers = (list(request["plan"][name]) for name in ("entry", "client", "server"))
-    plan = RoundPlan(client=np.array(clients, np.int32), server=np.array(servers, np.int32))
+    entries = list(request["plan"]["entry"])
+    columns: Any = {column.name: np.array(request["plan"][column.name], column.dtype) for column in COLUMNS}
+    plan = RoundPlan(**columns)
+    clients = plan.client.tolist()
     runner = LocalRunner(batched=batched)
     source = {c: request if f"{c} state" in request else memory for c in clients}
     runner.restore({c: state_from_records(r, f"{c} ") for c, r in source.items() if f"{c} state" in r})
@@ -331,7 +333,7 @@ class FlowerRunner:
         return {entry: replies[entry] for entry in messages if entry in replies}
 
     def _request(self, plan: RoundPlan, messages: Mapping[int, Message]) -> "RecordDict":
-        columns = {name: [int(getattr(plan, name)[e]) for e in messages] for name in ("client", "server")}
+        columns = {name: array.tolist() for name, array in plan.take(list(messages)).columns().items()}
         request = RecordDict({"plan": ConfigRecord({"entry": list(messages), **columns})})
         made: dict[int, ArrayRecord] = {}  # what goes to many clients is written down once
         for entry, message in messages.items():

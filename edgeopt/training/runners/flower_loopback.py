@@ -19,6 +19,7 @@ from typing import Any, Self
 from edgeopt.errors import EdgeOptError, InvalidFileError, MissingDependencyError
 from edgeopt.training import tether
 from edgeopt.training.history import History
+from edgeopt.training.judging import judged, models_of, personal
 from edgeopt.training.run_state import RunState
 from edgeopt.training.runners.flower import CHECKPOINT, OUTCOME, Buildable, describe, require_flower
 
@@ -172,7 +173,9 @@ class Loopback:
         run = RunState.load(folder / CHECKPOINT, task, start.identity, start.server)
         history = History(rows=run.rows, server=run.server, clients=run.clients, interrupted=interrupted)
         history.reason = "interrupted" if interrupted else outcome["reason"]
-        history.models = algorithm.models(task, run.server, run.clients)
+        models = models_of(algorithm, task, run.server, run.clients)
+        history.models = [task.whole(weights) for weights in judged(models)]
+        history.personal = {client: task.whole(weights) for client, weights in personal(models).items()}
         return history
 
     def log_tail(self, lines: int = 30) -> str:

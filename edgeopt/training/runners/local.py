@@ -9,7 +9,7 @@ import torch
 
 from edgeopt.rng import stream
 from edgeopt.schedule import RoundPlan
-from edgeopt.training.algorithms.base import Algorithm
+from edgeopt.training.algorithm import Algorithm
 from edgeopt.training.messages import Category, Message, Replies, State, Tensors, kept
 from edgeopt.training.runners.batched import try_batched
 from edgeopt.training.task import Batch, Task

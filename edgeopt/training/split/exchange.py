@@ -4,7 +4,7 @@ A client has layers 1 to its cut and sends what they return, with the labels; th
 the gradient of the loss by the activations back. Clients keep no graph between the two messages: they run their layers
 again on the same mini-batch. Time is charged for one forward and one backward pass, as a device that keeps it would take.
 Buffers, such as those of batch normalisation, change in the backward message. A client whose cut is the last layer
-trains alone: it sends nothing but its loss.
+trains alone: it sends nothing but its loss. A client whose layers are all frozen gets no gradient.
 
 All clients have the model's initial weights from the start: they come with the task and cost no bytes.
 """
@@ -18,11 +18,12 @@ from torch.func import grad_and_value
 
 from edgeopt.errors import InvalidProblemError
 from edgeopt.schedule import RoundPlan
-from edgeopt.training.algorithms.common import tensors_of
 from edgeopt.training.messages import Batches, Message, Phase, Replies, State, Tensors, reply
 from edgeopt.training.optimizers import Optimizer
+from edgeopt.training.rules.common import tensors_of
 from edgeopt.training.rules.optimizer_state import leaves_in, overlay
 from edgeopt.training.task import Batch, Task
+from edgeopt.training.trouble import TrainingError
 from edgeopt.validate import int_array
 
 Smashed = tuple[torch.Tensor, torch.Tensor]
@@ -30,9 +31,12 @@ Smashed = tuple[torch.Tensor, torch.Tensor]
 
 
 class Answer(NamedTuple):
-    """What the server makes of it: the gradient by the activations [samples, ...], and the loss."""
+    """What the server makes of it: the gradient by the activations [samples, ...], and the loss.
 
-    gradient: torch.Tensor
+    Without a gradient nothing is sent back, and nothing moves at the client in this step.
+    """
+
+    gradient: torch.Tensor | None
     loss: torch.Tensor
 
 
@@ -41,7 +45,7 @@ Work = Callable[[Mapping[int, Smashed]], Mapping[int, Answer]]
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Assignment:
     """What one client does in a round, with the algorithm's defaults filled in.
 
     Parameters
@@ -64,7 +68,7 @@ def check_cut_layer(cut_layer: int) -> None:
     int_array("cut_layer", cut_layer, (), low=1)
 
 
-def parts_of(task: Task, plan: RoundPlan, number: int, cut_layer: int, batch_size: int) -> dict[int, Part]:
+def assign(task: Task, plan: RoundPlan, number: int, cut_layer: int, batch_size: int) -> dict[int, Assignment]:
     """Return what each entry of a plan does.
 
     Parameters
@@ -76,7 +80,7 @@ def parts_of(task: Task, plan: RoundPlan, number: int, cut_layer: int, batch_siz
     InvalidProblemError
         If a cut is above the last layer, or a client has two entries: it holds one part of one model.
     """
-    parts: dict[int, Part] = {}
+    assigned: dict[int, Assignment] = {}
     for entry, planned in enumerate(plan):
         cut, size = planned.cut_layer or cut_layer, planned.batch_size or batch_size
         if cut > task.num_layers:
@@ -84,12 +88,12 @@ def parts_of(task: Task, plan: RoundPlan, number: int, cut_layer: int, batch_siz
                 f"round {number}: cut_layer[{entry}] = {cut}: expected 1 to {task.num_layers}, the layers of the model"
             )
         samples = task.samples(planned.client, size)
-        parts[entry] = Part(planned.client, cut, size, samples, planned.local_steps)
+        assigned[entry] = Assignment(planned.client, cut, size, samples, task.steps(planned, size))
     if (twice := plan.conflicts).size:
         raise InvalidProblemError(
             f"round {number}: client {twice[0]} is planned by two servers: split learning has one, expected one entry"
         )
-    return parts
+    return assigned
 
 
 # --- the client's side -------------------------------------------------------------------------------------------
@@ -116,7 +120,7 @@ def split_client(
     if message.kind == "forward":
         if cut == task.num_layers:
             return reply(), state
-        outputs = task.forward(weights, inputs, 0, cut).outputs
+        outputs = task.as_sent(task.forward(weights, inputs, 0, cut).outputs)
         return reply(activations={"outputs": outputs}, labels={"targets": targets}), state
     return _backward(task, optimizer, message, cut, weights, state, inputs, targets)
 
@@ -166,7 +170,7 @@ def _optimizer(task: Task, optimizer: Optimizer, weights: Tensors, state: State)
 
 def play_steps(
     task: Task,
-    parts: Mapping[int, Part],
+    assigned: Mapping[int, Assignment],
     number: int,
     work: Work,
     settle: Callable[[Mapping[int, torch.Tensor]], None] | None = None,
@@ -182,9 +186,9 @@ def play_steps(
     -------
     Mean loss of those that got through all their steps.
     """
-    losses: dict[int, list[torch.Tensor]] = {entry: [] for entry in parts}
-    for step in range(max((part.steps for part in parts.values()), default=0)):
-        working = {entry: parts[entry] for entry in losses if step < parts[entry].steps}
+    losses: dict[int, list[torch.Tensor]] = {entry: [] for entry in assigned}
+    for step in range(max((assignment.steps for assignment in assigned.values()), default=0)):
+        working = {entry: assigned[entry] for entry in losses if step < assigned[entry].steps}
         through = yield from _play_step(task, working, number, step, work)
         if settle is not None:
             settle(through)
@@ -197,28 +201,43 @@ def play_steps(
 
 
 def _play_step(
-    task: Task, parts: Mapping[int, Part], number: int, step: int, work: Work
+    task: Task, assigned: Mapping[int, Assignment], number: int, step: int, work: Work
 ) -> Generator[Phase, Replies, dict[int, torch.Tensor]]:
-    if not parts:
+    if not assigned:
         return {}
     messages, served = {}, {}
-    for entry, part in parts.items():
-        forward = task.flops(part.samples, 0, part.cut, backward=False)
-        messages[entry] = _message("forward", part, number, step, forward)
-        served[entry] = task.flops(part.samples, part.cut)
+    for entry, assignment in assigned.items():
+        forward = task.flops(assignment.samples, 0, assignment.cut, backward=False)
+        messages[entry] = _message("forward", assignment, number, step, forward)
+        served[entry] = task.flops(assignment.samples, assignment.cut)
     sent = yield Phase("forward", messages, server_flops=served)
     smashed = {e: (r["activations"]["outputs"], r["labels"]["targets"]) for e, r in sent.items() if "activations" in r}
     answers = work(smashed) if smashed else {}
+    if missing := smashed.keys() - answers.keys():
+        client = assigned[min(missing)].client
+        raise TrainingError(
+            f"client {client}: the server has no answer to its activations, expected one for each client"
+        )
     messages = {}
     for entry in sent:
-        part = parts[entry]
-        gradients = {"outputs": answers[entry].gradient} if entry in answers else None
-        backward = part.samples * float(task.profile.backward_flops[: part.cut].sum())
-        messages[entry] = _message("backward", part, number, step, backward, gradients)
+        assignment, gradients = assigned[entry], None
+        if entry in answers:
+            gradient = answers[entry].gradient
+            if gradient is None or not task.trains(0, assignment.cut):
+                continue
+            gradients = {"outputs": gradient}
+        backward = assignment.samples * float(task.profile.backward_flops[: assignment.cut].sum())
+        messages[entry] = _message("backward", assignment, number, step, backward, gradients)
     done = (yield Phase("backward", messages)) if messages else {}
-    return {e: answers[e].loss if e in answers else answer["scalars"]["loss"] for e, answer in done.items()}
+    return {
+        entry: answers[entry].loss if entry in answers else done[entry]["scalars"]["loss"]
+        for entry in sent
+        if entry in done or entry not in messages
+    }
 
 
-def _message(kind: str, part: Part, number: int, step: int, flops: float, gradients: Tensors | None = None) -> Message:
-    batches = Batches(number, step, 1, part.batch_size)
-    return Message(kind, {} if gradients is None else {"gradients": gradients}, {"cut": part.cut}, batches, flops)
+def _message(
+    kind: str, assignment: Assignment, number: int, step: int, flops: float, gradients: Tensors | None = None
+) -> Message:
+    batches = Batches(number, step, 1, assignment.batch_size)
+    return Message(kind, {} if gradients is None else {"gradients": gradients}, {"cut": assignment.cut}, batches, flops)

@@ -1,4 +1,4 @@
-"""Which layers of the model are where in split learning, how they move, and how the clients' parts are averaged."""
+"""Which layers of the model are where in split learning, how they move, and how the clients' layers are averaged."""
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
@@ -6,15 +6,15 @@ from typing import NamedTuple, Self
 
 import torch
 
-from edgeopt.training.algorithms.common import tensors_of
 from edgeopt.training.messages import Message, Phase, Replies, State, Tensors
 from edgeopt.training.rules.average import weighted_average
-from edgeopt.training.split.exchange import Part
+from edgeopt.training.rules.common import tensors_of
+from edgeopt.training.split.exchange import Assignment
 from edgeopt.training.task import Task
 
 
 @dataclass(slots=True)
-class Places:
+class Placement:
     """Which layers the clients hold.
 
     Parameters
@@ -34,16 +34,16 @@ class Places:
     @classmethod
     def of(cls, state: State) -> Self:
         """Read what `to_state` wrote."""
-        found = tensors_of(state, "places")
+        found = tensors_of(state, "placement")
         return cls([int(n) for n in found["held"].tolist()], [bool(c) for c in found["changed"].tolist()])
 
     def to_state(self) -> State:
         """Return int64 tensors [N]."""
         return {"held": torch.tensor(self.held), "changed": torch.tensor(self.changed, dtype=torch.int64)}
 
-    def trained(self, part: Part) -> None:
+    def trained(self, assignment: Assignment) -> None:
         """Note that a client has trained its part."""
-        self.held[part.client], self.changed[part.client] = part.cut, True
+        self.held[assignment.client], self.changed[assignment.client] = assignment.cut, True
 
     def forget(self, client: int) -> None:
         """Note that nothing is known of a client any more: it gets its part anew when it comes back."""
@@ -54,13 +54,18 @@ class Places:
         self.held = [held if changed else min(held, cut) for held, changed in zip(self.held, self.changed, strict=True)]
 
     def averaged(self, holders: Mapping[int, int]) -> None:
-        """Note that the parts were averaged, and who has the average: layers by client."""
+        """Note that the layers were averaged, and who has the average: layers by client."""
         self.held = [holders.get(client, 0) for client in range(len(self.held))]
         self.changed = [False] * len(self.held)
 
 
 def move_layers(
-    task: Task, parts: Mapping[int, Part], places: Places, source: Callable[[int], Tensors], *, fetch: bool
+    task: Task,
+    assigned: Mapping[int, Assignment],
+    placement: Placement,
+    source: Callable[[int], Tensors],
+    *,
+    fetch: bool,
 ) -> Generator[Phase, Replies, dict[int, Tensors]]:
     """Bring the layers to where the plan wants them; only who lacks some, or has to hand some over, gets a message.
 
@@ -74,17 +79,17 @@ def move_layers(
     For each entry that did not fail, the layers that it has sent up.
     """
     messages: dict[int, Message] = {}
-    for entry, part in parts.items():
-        held = places.held[part.client]
-        if part.cut > held:
-            missing = task.part(source(part.client), held, part.cut)
-            messages[entry] = Message("place", {"weights": missing}, {"cut": part.cut})
-        elif fetch and part.cut < held and places.changed[part.client]:
-            messages[entry] = Message("fetch", {}, {"first": part.cut, "last": held})
+    for entry, assignment in assigned.items():
+        held = placement.held[assignment.client]
+        if assignment.cut > held:
+            missing = task.part(source(assignment.client), held, assignment.cut)
+            messages[entry] = Message("place", {"weights": missing}, {"cut": assignment.cut})
+        elif fetch and assignment.cut < held and placement.changed[assignment.client]:
+            messages[entry] = Message("fetch", {}, {"first": assignment.cut, "last": held})
     replies = (yield Phase("sync", messages)) if messages else {}
     return {
         entry: replies[entry]["weights"] if entry in replies else {}
-        for entry in parts
+        for entry in assigned
         if entry in replies or entry not in messages
     }
 
@@ -97,9 +102,9 @@ class Averaged(NamedTuple):
     holders: dict[int, int]
 
 
-def average_parts(
+def average_layers(
     task: Task,
-    parts: Mapping[int, Part],
+    assigned: Mapping[int, Assignment],
     server: Mapping[int, Tensors],
     shares: Callable[[int], float],
     server_bytes: Callable[[list[int]], int],
@@ -108,7 +113,7 @@ def average_parts(
 
     Parameters
     ----------
-    parts : of the clients that take part.
+    assigned : of the clients that take part.
     server : what the edge server has of each of these models: the layers from its cut to the deepest.
     shares : weight of an entry.
     server_bytes : what the edge server sends to the fed server, and gets back, for some entries.
@@ -117,25 +122,28 @@ def average_parts(
     -------
     None if no client's part has arrived.
     """
-    asked = {entry: Message("fetch", {}, {"first": 0, "last": part.cut}) for entry, part in parts.items()}
-    replies = yield Phase("collect", asked, link="fed", server_up_bytes=server_bytes(list(parts)))
+    asked = {
+        entry: Message("fetch", {}, {"first": 0, "last": assignment.cut}) for entry, assignment in assigned.items()
+    }
+    replies = yield Phase("collect", asked, link="fed", server_up_bytes=server_bytes(list(assigned)))
     if not replies:
         return None
     entries = list(replies)
     models = [{**replies[entry]["weights"], **server[entry]} for entry in entries]
     mean = weighted_average(models, [shares(entry) for entry in entries])
-    by_cut = {cut: task.part(mean, 0, cut) for cut in {parts[entry].cut for entry in entries}}
+    by_cut = {cut: task.part(mean, 0, cut) for cut in {assigned[entry].cut for entry in entries}}
     messages = {
-        entry: Message("place", {"weights": by_cut[parts[entry].cut]}, {"cut": parts[entry].cut}) for entry in entries
+        entry: Message("place", {"weights": by_cut[assigned[entry].cut]}, {"cut": assigned[entry].cut})
+        for entry in entries
     }
     told = yield Phase("distribute", messages, link="fed", server_down_bytes=server_bytes(entries))
-    return Averaged(mean, entries, {parts[entry].client: parts[entry].cut for entry in told})
+    return Averaged(mean, entries, {assigned[entry].client: assigned[entry].cut for entry in told})
 
 
 def mean_of_clients(
     task: Task,
     weights: Tensors,
-    places: Places,
+    placement: Placement,
     deepest: int,
     clients: Mapping[int, State],
     copy_of: Callable[[int], Tensors],
@@ -150,13 +158,18 @@ def mean_of_clients(
     copy_of : what the server has of a client's own layers, by id.
     share : weight of a client.
     """
-    counted = [client for client, changed in enumerate(places.changed) if changed and clients.get(client)]
+    counted = [
+        client
+        for client, changed in enumerate(placement.changed)
+        if changed and (clients.get(client) or not task.part(weights, 0, placement.held[client]))  # all frozen
+    ]
     if not counted:
         return weights
     below = task.part(weights, 0, deepest)
     models = []
     for client in counted:
-        own = task.part(tensors_of(clients[client], "weights"), 0, places.held[client])
+        known = tensors_of(clients[client], "weights") if clients.get(client) else {}
+        own = task.part(known, 0, placement.held[client])
         models.append({**below, **copy_of(client), **own})
     return {**weights, **weighted_average(models, [share(client) for client in counted])}
 

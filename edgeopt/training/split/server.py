@@ -11,7 +11,7 @@ from edgeopt.training.messages import State, Tensors
 from edgeopt.training.optimizers import Optimizer
 from edgeopt.training.rules.optimizer_state import leaves_in, overlay
 from edgeopt.training.runners.batched import try_batched
-from edgeopt.training.split.exchange import Answer, Part, Smashed
+from edgeopt.training.split.exchange import Answer, Assignment, Smashed
 from edgeopt.training.task import Task
 from edgeopt.training.trouble import blaming
 
@@ -19,7 +19,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Upper(NamedTuple):
+class ServerGradients(NamedTuple):
     """What the server computes for one mini-batch: gradients and buffers of its layers, and its answer."""
 
     gradients: Tensors
@@ -28,7 +28,7 @@ class Upper(NamedTuple):
     loss: torch.Tensor
 
 
-def upper_gradients(task: Task, cut: int, weights: Tensors, smashed: Smashed) -> Upper:
+def server_gradients(task: Task, cut: int, weights: Tensors, smashed: Smashed) -> ServerGradients:
     """Run the layers above a cut forward and backward."""
     activations, targets = smashed
     buffers = {name: value for name, value in weights.items() if name not in task.parameters}
@@ -42,31 +42,31 @@ def upper_gradients(task: Task, cut: int, weights: Tensors, smashed: Smashed) ->
 
     found = grad_and_value(loss_of, has_aux=True)((task.trained(weights), activations))
     (gradients, gradient), (_, (loss, changed)) = found
-    return Upper(gradients, changed, gradient, loss)
+    return ServerGradients(gradients, changed, gradient, loss)
 
 
-def upper_step(
+def server_step(
     task: Task, optimizer: Optimizer, cut: int, weights: Tensors, state: State, smashed: Smashed
 ) -> tuple[Tensors, State, Answer]:
     """Take one step with the layers above a cut; return their weights, the optimiser's state, and the answer."""
-    found = upper_gradients(task, cut, weights, smashed)
+    found = server_gradients(task, cut, weights, smashed)
     parameters, state = optimizer.step(task.trained(weights), found.gradients, state)
     stepped = {**parameters, **found.buffers}
     return {name: stepped[name] for name in weights}, state, Answer(found.gradient, found.loss)
 
 
-def _above(part: Part) -> str:
+def _above(assignment: Assignment) -> str:
     """Return whose layers the server is at work on, for messages."""
-    return f"client {part.client}, layers above cut {part.cut} at the server"
+    return f"client {assignment.client}, layers above cut {assignment.cut} at the server"
 
 
 def map_cuts(
-    task: Task, parts: Mapping[int, Part], items: Mapping[int, Item], function: Callable[[int, Item], Result]
+    task: Task, assigned: Mapping[int, Assignment], items: Mapping[int, Item], function: Callable[[int, Item], Result]
 ) -> dict[int, Result]:
     """Return ``function(cut, item)`` for each entry; those of equal cuts and shapes as one batch where possible."""
     groups: dict[int, list[int]] = {}
     for entry in items:
-        groups.setdefault(parts[entry].cut, []).append(entry)
+        groups.setdefault(assigned[entry].cut, []).append(entry)
     results: dict[int, Result] = {}
     for cut, entries in groups.items():
 
@@ -78,7 +78,7 @@ def map_cuts(
             results |= zip(entries, found, strict=True)
             continue
         for entry in entries:
-            with blaming(_above(parts[entry])):
+            with blaming(_above(assigned[entry])):
                 results[entry] = work(items[entry])
     return {entry: results[entry] for entry in items}
 
@@ -95,7 +95,7 @@ class SharedModel:
 
     task: Task
     optimizer: Optimizer
-    parts: Mapping[int, Part]
+    assigned: Mapping[int, Assignment]
     weights: Tensors
     state: State
 
@@ -103,10 +103,10 @@ class SharedModel:
         """Step with each client's activations, in the order of the plan."""
         answers = {}
         for entry, sent in smashed.items():
-            cut = self.parts[entry].cut
+            cut = self.assigned[entry].cut
             own = self.task.part(self.weights, cut)
-            with blaming(_above(self.parts[entry])):
-                weights, state, answers[entry] = upper_step(
+            with blaming(_above(self.assigned[entry])):
+                weights, state, answers[entry] = server_step(
                     self.task, self.optimizer, cut, own, leaves_in(self.state, own), sent
                 )
             self.weights, self.state = {**self.weights, **weights}, overlay(self.state, state)

@@ -1,6 +1,7 @@
 """FedAvg and FedProx: plain torch loops give the same models."""
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,21 @@ from torch import nn
 
 from edgeopt import RoundPlan, StaticPlanner
 from edgeopt.errors import InvalidProblemError
-from edgeopt.training import Adam, Batches, FedAvg, FedProx, LocalRunner, Sgd, Task, train
-from edgeopt.training.messages import Tensors
-from edgeopt.training.rules.local import train_locally
+from edgeopt.training import (
+    Adam,
+    Batches,
+    FedAvg,
+    FedProx,
+    LocalRunner,
+    Message,
+    Sgd,
+    Task,
+    TrainingError,
+    reply,
+    train,
+)
+from edgeopt.training.messages import State, Tensors
+from edgeopt.training.rules.local import minimise
 from tests.training.small_tasks import (
     assert_near,
     assert_same,
@@ -135,8 +148,9 @@ def test_the_gradient_of_the_proximal_term():
     """The second step of local training follows autograd's gradient of loss plus mu / 2 ||w - start||^2."""
     task = small_task((6,))
     batch, start, mu = task.batch(0, Batches(0, 0, 2, 3)), task.initial_weights(), 0.8
-    after, _, _ = train_locally(task, start, batch, Sgd(1.0), {}, proximal=mu)
-    first, _, _ = train_locally(task, start, type(batch)(*(x[:1] for x in batch)), Sgd(1.0), {}, proximal=mu)
+    near = FedProx(mu).local_loss(task, start)
+    after = minimise(task, near, start, batch, Sgd(1.0)).weights
+    first = minimise(task, near, start, type(batch)(*(x[:1] for x in batch)), Sgd(1.0)).weights
     leaves = {name: value.clone().requires_grad_() for name, value in first.items()}
     loss = nn.functional.cross_entropy(
         torch.func.functional_call(small_model(), leaves, batch.inputs[1]), batch.targets[1]
@@ -153,9 +167,10 @@ def test_the_loss_is_the_mean_over_steps_without_the_term():
     batch, weights, losses = task.batch(0, Batches(0, 0, 2, 2)), task.initial_weights(), []
     for step in range(2):
         losses.append(float(task.batch_loss(weights, batch.inputs[step], batch.targets[step])[0]))
-        weights, _, _ = train_locally(
-            task, task.initial_weights(), type(batch)(*(x[: step + 1] for x in batch)), Sgd(0.3), {}, proximal=5.0
-        )
+        near = FedProx(5.0).local_loss(task, task.initial_weights())
+        weights = minimise(
+            task, near, task.initial_weights(), type(batch)(*(x[: step + 1] for x in batch)), Sgd(0.3)
+        ).weights
     assert history.rows[0]["train_loss"] == pytest.approx(np.mean(losses))
 
 
@@ -178,6 +193,34 @@ def test_open_batch_sizes_are_the_algorithms():
     task = small_task((8, 8))
     left = run(task, FedAvg(Sgd(0.3), batch_size=4), plan=small_plan(2, batch_size=[0, 2]))
     assert_same(left, run(task, FedAvg(Sgd(0.3)), plan=small_plan(2, batch_size=[4, 2])))
+
+
+def test_epochs_in_place_of_steps():
+    """Two epochs of clients with 8 and 5 samples in batches of 2 are eight and four steps: weights, bytes and time."""
+    task, timing = small_task((8, 5)), small_timing(2)
+    epochs, steps = small_plan(2, local_epochs=2), small_plan(2, local_steps=[8, 4])
+    first, second = (train(task, FedAvg(Sgd(0.3)), StaticPlanner(p), timing, rounds=2) for p in (epochs, steps))
+    assert_same(first.models[0], second.models[0])
+    assert str(first.rows) == str(second.rows)
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_weights_of_the_wrong_shape_are_told_of_their_client(batched: bool):
+    """An average of unequal models says in which round, of which client, which tensor, and what was expected."""
+
+    @dataclass(frozen=True, slots=True)
+    class Cutting(FedAvg):
+        def client(self, task: Task, message: Message, state: State, batch: Any) -> tuple[Message, State]:
+            answer, state = FedAvg.client(self, task, message, state, batch)
+            weights = {**answer["weights"]}
+            if batch.inputs.shape[1] == 1:
+                weights["0.bias"] = weights["0.bias"][:2]
+            return reply(weights=weights, scalars=answer["scalars"]), state
+
+    plan = StaticPlanner(small_plan(batch_size=[2, 2, 1]))
+    expected = r"^round 0, fedavg, client 2: 0.bias: shape \[2\], expected \[5\] as of client 0$"
+    with pytest.raises(TrainingError, match=expected):
+        train(small_task(), Cutting(), plan, small_timing(), rounds=1, runner=LocalRunner(batched=batched))
 
 
 def test_random_layers_need_no_care():

@@ -24,7 +24,7 @@ def plan(**options: Any) -> RoundPlan:
 
 
 def stored(history: Any) -> dict[str, Any]:
-    return {name: history.server["places"][name].tolist() for name in ("held", "changed")}
+    return {name: history.server["placement"][name].tolist() for name in ("held", "changed")}
 
 
 # --- what it computes --------------------------------------------------------------------------------------------

@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeopt.errors import InvalidProblemError
-from edgeopt.training.rules.average import weighted_average
+from edgeopt.training.messages import Tensors
+from edgeopt.training.rules.average import average_update, masked_average, weighted_average
+from edgeopt.training.trouble import TrainingError
 
 
 @given(st.lists(st.floats(0.01, 1e6), min_size=1, max_size=6), st.integers(0, 1000))
@@ -48,6 +50,75 @@ def test_half_precision_is_averaged_in_single():
     found = weighted_average([{"w": value} for value in values], [1.0] * 501)["w"]
     assert found.dtype == torch.bfloat16
     assert found == values.double().mean().bfloat16()
+
+
+def random_models(count: int, seed: int = 0) -> list[Tensors]:
+    rng = np.random.default_rng(seed)
+    return [
+        {"w": torch.tensor(rng.normal(size=(4, 3))), "b": torch.tensor(rng.normal(size=2)), "n": torch.tensor(i)}
+        for i in range(count)
+    ]
+
+
+def test_shares_by_tensor():
+    """Where weights have a name, each tensor is averaged with its own; one without is refused by name."""
+    models = random_models(3)
+    found = weighted_average(models, {"w": [1, 2, 0], "b": [0, 0, 5], "n": [1, 1, 1]})
+    np.testing.assert_allclose(found["w"], np.average([m["w"] for m in models], axis=0, weights=[1, 2, 0]))
+    np.testing.assert_allclose(found["b"], models[2]["b"])
+    assert found["n"] == 2
+    with pytest.raises(InvalidProblemError, match="weights: b: expected how much each model counts"):
+        weighted_average(models, {"w": [1, 1, 1]})
+    with pytest.raises(InvalidProblemError, match=r"weights\['w'\] = \[0, 0, 0\]"):
+        weighted_average(models, {"w": [0, 0, 0]})
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_an_average_of_what_was_trained(axis: int):
+    """Each row, or column, is the average over those who trained it; one that nobody trained stays; others in full."""
+    rng = np.random.default_rng(3)
+    before, models, shares = random_models(1, seed=9)[0], random_models(5), rng.uniform(0.5, 2, 5)
+    trained = rng.random((5, (4, 3)[axis])) < 0.5
+    trained[:, 1] = False
+    masks: list[Tensors] = [{"w": torch.tensor(own if axis == 0 else own[None])} for own in trained]
+    found = masked_average(before, models, shares.tolist(), [*masks[:4], {}])
+    trained[4] = True  # no mask
+    for index in range(trained.shape[1]):
+        own = found["w"].select(axis, index)
+        who = np.flatnonzero(trained[:, index])
+        parts = [models[i]["w"].select(axis, index) for i in who]
+        np.testing.assert_allclose(own, np.average(parts, axis=0, weights=shares[who]))
+    np.testing.assert_allclose(found["b"], np.average([m["b"] for m in models], axis=0, weights=shares))
+    none = [{"w": torch.zeros(4, dtype=torch.bool)}] * 5
+    assert torch.equal(masked_average(before, models, [1] * 5, none)["w"], before["w"])
+    whole = [{"w": torch.ones(4, dtype=torch.bool)}] * 5
+    torch.testing.assert_close(masked_average(before, models, [1] * 5, whole), weighted_average(models, [1] * 5))
+
+
+@pytest.mark.parametrize("step", [1.0, 0.3])
+def test_an_average_of_updates(step: float):
+    """The weights move by the average difference; with a full step they become the average."""
+    before, models = random_models(1, seed=9)[0], random_models(3)
+    found, mean = average_update(before, models, [1, 2, 3], step=step), weighted_average(models, [1, 2, 3])
+    for name in ("w", "b"):
+        torch.testing.assert_close(found[name], before[name] + step * (mean[name] - before[name]))
+    assert found["n"] == 2
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({"w": torch.ones(3)}, r"^client 7: w: shape \[3\], expected \[2\] as of client 5$"),
+        ({"w": torch.ones(2), "x": torch.ones(1)}, "^client 7: x: client 5 has none, expected equal names"),
+        ({}, "^client 5: w: client 7 has none, expected equal names"),
+    ],
+)
+def test_models_that_do_not_fit_each_other(second: Tensors, message: str):
+    """The message names the model, the tensor, and what was expected."""
+    with pytest.raises(TrainingError, match=message):
+        weighted_average([{"w": torch.ones(2)}, second], [1, 1], whose=["client 5", "client 7"])
+    with pytest.raises(TrainingError, match="before"):
+        average_update(second, [{"w": torch.ones(2)}], [1])
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from edgeopt.models import moe_decoder
 from edgeopt.training import Algorithm, Batches, EdgeTiming, LocalRunner, Message, Sgd, Task
 from edgeopt.training.algorithms import ParallelSplit, SplitFed, SplitFedV2, VanillaSplit
 from edgeopt.training.rules.optimizer_state import average_states, leaves_in, overlay
-from edgeopt.training.split.server import upper_gradients
+from edgeopt.training.split.server import server_gradients
 from tests.training.small_tasks import assert_near, assert_same
 from tests.training.split_tasks import Replica, problem_of, run, set_to_mean, task
 
@@ -44,7 +44,7 @@ def split_gradient(own: Task, cut: int, client: int = 0) -> tuple[dict[str, torc
     down, gradients, loss = {}, {}, torch.zeros(())
     if cut < own.num_layers:
         smashed = (sent["activations"]["outputs"], sent["labels"]["targets"])
-        found = upper_gradients(own, cut, own.part(weights, cut), smashed)
+        found = server_gradients(own, cut, own.part(weights, cut), smashed)
         down, gradients, loss = {"gradients": {"outputs": found.gradient}}, found.gradients, found.loss
     _, state = algorithm.client(own, Message("backward", down, values), state, batch)  # type: ignore[arg-type]
     below = {name: weights[name] - new for name, new in state["weights"].items() if name in own.parameters}  # type: ignore[union-attr]

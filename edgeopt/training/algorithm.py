@@ -1,14 +1,18 @@
 """What a learning algorithm is: pure functions of explicit state, on the server's side and on the client's."""
 
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 
 from edgeopt.schedule import RoundPlan
 from edgeopt.training.messages import Message, Phase, Replies, State, Tensors
 from edgeopt.training.task import Batch, Task
+
+Models = Mapping[int | str | None, Tensors]
+"""Weights of models: by id those that clients have of their own, under None the common one; where several servers have
+one each, by texts such as ``server 0``."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,10 +23,12 @@ class Outcome:
     ----------
     state : of the server, after the round.
     loss : mean training loss by entry of the plan, scalars; of those entries only whose update arrived.
+    measured : numbers of this round by name, for its row, for TensorBoard and for the planner; nan where there is none.
     """
 
     state: State
     loss: Mapping[int, torch.Tensor]
+    measured: Mapping[str, float | torch.Tensor] = field(default_factory=dict)
 
 
 class Algorithm(Protocol):
@@ -63,11 +69,34 @@ class Algorithm(Protocol):
         """
         ...
 
-    def models(self, task: Task, state: State, clients: Mapping[int, State]) -> list[Tensors]:
-        """Return the models that are judged after a round; their mean score counts.
+    def models(self, task: Task, state: State, clients: Mapping[int, State]) -> Models:
+        """Return the models that are judged after a round, see `Models`.
 
         Parameters
         ----------
         clients : the states of the clients that have any, by id.
+        """
+        ...
+
+
+@runtime_checkable
+class PredictingAlgorithm(Algorithm, Protocol):
+    """An algorithm whose models, when they are used, are more than their weights: a code at the cut, a steered output."""
+
+    def predict(
+        self,
+        task: Task,
+        weights: Tensors,
+        inputs: torch.Tensor,
+        key: int | str | None,
+        state: State,
+        clients: Mapping[int, State],
+    ) -> torch.Tensor:
+        """Return the outputs [samples, ...] of one of the models for held-out inputs, in place of `Task.predict`.
+
+        Parameters
+        ----------
+        weights : of the model that `models` gave under `key`.
+        state, clients : as `models` was given them.
         """
         ...

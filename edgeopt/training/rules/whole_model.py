@@ -1,0 +1,66 @@
+"""What algorithms share that send a model to clients and take what comes back: messages, averages, losses."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from edgeopt.errors import InvalidProblemError
+from edgeopt.schedule import RoundPlan
+from edgeopt.training.messages import Batches, Category, Message, Replies, Tensors, Value
+from edgeopt.training.rules.average import weighted_average
+from edgeopt.training.rules.common import Weighting, client_weight
+from edgeopt.training.task import Task
+
+Content = Mapping[Category, Tensors]
+
+
+def train_messages(
+    task: Task,
+    content: Content | Callable[[int], Content],
+    plan: RoundPlan,
+    number: int,
+    batch_size: int,
+    *,
+    values: Callable[[int], Mapping[str, Value]] | None = None,
+    flops: Callable[[int], float] | None = None,
+) -> dict[int, Message]:
+    """Return messages ``train`` that have every entry of the plan work through its mini-batches.
+
+    Parameters
+    ----------
+    content : what is sent, such as ``{"weights": weights}``: to everybody, or by entry.
+    batch_size : where the plan leaves it open.
+    values : plain values of the message, by entry. Default: none.
+    flops : work per sample, by entry. Default: a forward and a backward pass through the whole model.
+    """
+    if not plan.aggregate:
+        raise InvalidProblemError(
+            f"round {number}: a plan without aggregation: expected aggregation in every round; local_steps makes rounds longer"
+        )
+    whole = task.flops(1)
+    messages = {}
+    for entry, client in enumerate(plan):
+        size = client.batch_size or batch_size
+        batches = Batches(number, 0, task.steps(client, size), size)
+        samples = batches.count * task.samples(client.client, size)
+        messages[entry] = Message(
+            "train",
+            content(entry) if callable(content) else content,
+            {} if values is None else values(entry),
+            batches,
+            samples * (whole if flops is None else flops(entry)),
+        )
+    return messages
+
+
+def average_of_replies(task: Task, plan: RoundPlan, replies: Replies, weighting: Weighting) -> Tensors:
+    """Return the average of the weights in some replies, at least one."""
+    clients = [int(plan.client[entry]) for entry in replies]
+    shares = [client_weight(task, client, weighting) for client in clients]
+    models = [answer["weights"] for answer in replies.values()]
+    return weighted_average(models, shares, whose=[f"client {client}" for client in clients])
+
+
+def losses_of(replies: Replies) -> dict[int, torch.Tensor]:
+    """Return the scalar ``loss`` of each reply."""
+    return {entry: answer["scalars"]["loss"] for entry, answer in replies.items()}
