@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Collection, Iterator, KeysView, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 from edgeopt.errors import InvalidFileError, InvalidProblemError, quoted
 
@@ -175,10 +175,3 @@ class Fields:
         """Refuse any other value, such as another version of a format."""
         if type(found := self.value(name, repr(value))) is not type(value) or found != value:
             raise self.wrong(name, repr(value))
-
-    def only(self, names: Collection[str], what: Literal["value", "array"] = "value") -> None:
-        """Refuse names that mean nothing here."""
-        if (unknown := next((name for name in self._values if name not in names), None)) is not None:
-            raise InvalidFileError(
-                f"{self._prefix}{quoted(unknown)[1:-1]}: unknown, expected one of the {what}s {', '.join(names)}"
-            )

@@ -57,8 +57,8 @@ def flags(*dimensions: int) -> Form:
 
 
 def numbers(*dimensions: int) -> Form:
-    """Return the form of an array of numbers with so many dimensions; whether they are whole, the reader finds out."""
-    return Form("fiu", dimensions)
+    """Return the form of an array of numbers with so many dimensions, by default any; the reader finds out more."""
+    return Form("fiu", dimensions or None)
 
 
 Layout = Mapping[str, Form]

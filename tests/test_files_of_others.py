@@ -229,6 +229,42 @@ def test_small_files_with_large_tables(tmp_path):
         edgeopt.load(tmp_path / "x.npz")
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("train --set model.width=1000000000000", "width = 1000000000000: expected at most 32768 channels"),
+        ("train --set model.width=1e12", "width = 1000000000000.0: expected a whole number"),
+        (
+            "train --set model.width=30000 --model resnet18 --data coloured-digits",
+            "weights, expected at most 268435456",
+        ),
+        ("train --set network.servers=100000000", "20 x 100000000 devices x servers: expected at most"),
+        ("train --set network.rate_sigma=1e300", "rate_sigma = 1e+300: expected at most 10.0"),
+        ("train --set algorithm.optimizer.name=[]", "name = []: expected one of sgd, adam"),
+        ("train --set rounds=1e400", "rounds = inf: expected a finite number"),
+        (
+            "solve facility-tiny --solver max-convolution --param surrogates=1,1,2",
+            "surrogates = '1,1,2': expected a list",
+        ),
+        (
+            "generate client-selection -o x.npz --servers 1000000 --clients 1000000",
+            "devices x servers: expected at most",
+        ),
+        ("generate expert-caching -o x.npz --experts 100000 --layers 100000 --top-k 1", "experts: expected at most"),
+    ],
+)
+def test_absurd_numbers_on_the_command_line(words, message, tmp_path, monkeypatch, capsys):
+    """Numbers that would take terabytes or minutes are one line and status 2, before anything is made."""
+    from edgeopt.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        app(words.split())
+    error = capsys.readouterr().err
+    assert (ended.value.code, error.count("\n")) == (2, 1), error
+    assert message in error
+
+
 # --- values ------------------------------------------------------------------------------------------------------
 
 

@@ -172,7 +172,7 @@ def _layout(header: dict[str, Any]) -> storage.Layout:
     given = Fields(header)
     given.expect("kind", _KIND)
     given.expect("schema_version", _SCHEMA_VERSION)
-    return {"experts": numbers(4)}
+    return {"experts": numbers()}
 
 
 def record_users(

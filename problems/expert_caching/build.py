@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edgeopt.errors import InvalidProblemError
+from edgeopt.fields import check_table
 from edgeopt.network import EdgeNetwork
 from edgeopt.problems.expert_caching.moe_models import MoEModel, moe_model
 from edgeopt.problems.expert_caching.routed_model import RoutedModel
@@ -169,6 +170,7 @@ def random_problem(
     num_profiles = (
         min(network.num_devices, 32) if num_profiles is None else integer("num_profiles", num_profiles, low=1)
     )
+    check_table("profiles x layers x experts", num_profiles, num_layers, experts_per_layer)
     routed, work = [], []
     for m in range(num_models):
         width, hidden = ((768, 3072), (1024, 2816), (2048, 1408), (1024, 4096))[m % 4]

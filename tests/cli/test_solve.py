@@ -98,7 +98,7 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[object], str]]:
         "solver": (["solve", tiny, "--solver", "gredy"], "did you mean 'greedy'"),
         "output": ([*solve, "--output", folder / "no" / "r.json"], "there is no folder"),
         "output folder": ([*solve, "--output", folder], "is a folder"),
-        "initial": ([*solve, "--initial-solution", tiny], "tiny.json: problem = None"),
+        "initial": ([*solve, "--initial-solution", tiny], "tiny.json: problem: value is missing"),
         "option": ([*solve, "--time-limit", "soon"], "--time-limit"),
         "command": (["slove"], "slove"),
         "param": ([*solve, "--param", "steps"], "expected KEY=VALUE"),

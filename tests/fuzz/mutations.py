@@ -86,7 +86,11 @@ def _edited(draw: Draw, value: Any) -> Any:
 
 
 def _json(draw: Draw, data: bytes) -> bytes:
-    return json.dumps(_document(draw, json.loads(data))).encode("utf-8", "surrogatepass")
+    try:
+        document = json.loads(data)
+    except ValueError:  # spoilt before, as an array
+        return _bytes(draw, data)
+    return json.dumps(_document(draw, document)).encode("utf-8", "surrogatepass")
 
 
 def _toml(draw: Draw, data: bytes) -> bytes:

@@ -212,11 +212,11 @@ def test_missing_fields(tmp_path):
     """A file that lacks a field or the array names it."""
     header = {"kind": "routing-record", "schema_version": 1, "name": "x", "num_experts": 4, "meta": {}}
     storage.save(path := tmp_path / "record.npz", header, {})
-    with pytest.raises(InvalidFileError, match=r"experts: (value|array) is missing"):
+    with pytest.raises(InvalidFileError, match="experts: array is missing"):
         RoutingRecord.load(path)
     del header["meta"]
     storage.save(path, header, {"experts": np.zeros((1, 1, 1, 1), int)})
-    with pytest.raises(InvalidFileError, match=r"meta: (value|array) is missing"):
+    with pytest.raises(InvalidFileError, match="meta: value is missing"):
         RoutingRecord.load(path)
 
 

@@ -431,7 +431,9 @@ def test_plans_as_plain_values():
     assert one.solution_from_json(made.to_json()) == made
     assert made != plan(bandwidth_hz=[4.0, 5.0])
     assert made != "plan"
-    with pytest.raises(InvalidProblemError, match="solution: bandwidth_hz: expected a list of numbers"):
+    with pytest.raises(
+        InvalidProblemError, match="solution: bandwidth_hz: value is missing: expected a list of numbers"
+    ):
         one.solution_from_json({"model": [0, 1]})
     with pytest.raises(InvalidProblemError, match=r"frequency_hz: expected shape \[3\], one for each layer"):
         one.solution_from_json(made.to_json() | {"frequency_hz": [1.0]})
