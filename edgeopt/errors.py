@@ -1,4 +1,4 @@
-"""Everything edgeopt raises on purpose."""
+"""Everything edgeopt raises on purpose, and warns of."""
 
 
 class EdgeOptError(Exception):
@@ -23,6 +23,10 @@ class NoSolutionError(EdgeOptError):
 
 class SolverError(EdgeOptError):
     """A solver or its back end failed; carries the raw text of the back end."""
+
+
+class SequentialWarning(UserWarning):
+    """Clients that could not be computed as one batch have run one after another; the message says why."""
 
 
 class MissingDependencyError(EdgeOptError, ImportError):
