@@ -24,6 +24,7 @@ from edgeopt.training.messages import Phase as Phase
 from edgeopt.training.messages import Replies as Replies
 from edgeopt.training.messages import State as State
 from edgeopt.training.messages import Tensors as Tensors
+from edgeopt.training.messages import received as received
 from edgeopt.training.messages import reply as reply
 from edgeopt.training.optimizers import Adam as Adam
 from edgeopt.training.optimizers import Optimizer as Optimizer

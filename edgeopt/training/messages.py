@@ -110,6 +110,19 @@ def reply(*, rows: Mapping[str, torch.Tensor] | None = None, **tensors: Tensors)
     return message
 
 
+def received(message: Message, own: Tensors) -> Tensors:
+    """Return the weights that a message is about: what it brings, and what it names as held, from the client's own.
+
+    Raises
+    ------
+    TrainingError
+        If the client has not got what it is said to have.
+    """
+    if missing := message.held - own.keys():
+        raise TrainingError(f"held: {min(missing)}: expected weights that the client has")
+    return {**{name: value for name, value in own.items() if name in message.held}, **message["weights"]}
+
+
 def check_message(message: Message) -> None:
     """Refuse what cannot be sent, or would be sent uncounted.
 

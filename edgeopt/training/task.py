@@ -133,7 +133,11 @@ class Task:
         profile: ModelProfile | None = getattr(self, "profile", None)
         if profile is None:
             pair = self.train.inputs[:1].repeat_interleave(2, dim=0)  # batch normalisation refuses a single sample
-            object.__setattr__(self, "profile", ModelProfile.from_module(self.model, pair))
+            try:
+                object.__setattr__(self, "profile", ModelProfile.from_module(self.model, pair))
+            except InvalidProblemError as error:
+                told = f"model: its layers cannot be measured: {error}; expected one that can, or a profile with it"
+                raise InvalidProblemError(told) from error
         if self.profile.num_layers != len(self.model):
             raise InvalidProblemError(f"profile: {self.profile.num_layers} layers, the model has {len(self.model)}")
         index = {name: i for i, name in enumerate(self.model._modules)}
@@ -163,6 +167,8 @@ class Task:
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise InvalidProblemError(f"model: does not run on a test sample of {inputs.dtype}: {reason}") from None
+        if not isinstance(scores, torch.Tensor):
+            raise InvalidProblemError(f"model: returns a {type(scores).__name__}: expected one tensor of scores")
         if scores.shape[:-1] != targets.shape:
             raise InvalidProblemError(
                 f"model: returns shape {list(scores.shape)} for targets of shape {list(targets.shape)}: expected a score "
