@@ -14,7 +14,7 @@ from edgeopt.training.algorithm import Algorithm, Outcome
 from edgeopt.training.checks import check_entries, check_phase, check_scalar, check_state
 from edgeopt.training.costs.ledger import Ledger
 from edgeopt.training.costs.timing import PhaseTime, Timing, Traffic
-from edgeopt.training.history import COLUMNS_OF_ROWS, client_seconds
+from edgeopt.training.history import COLUMNS_OF_ROWS, PERSONAL, client_seconds
 from edgeopt.training.keys import fold_in
 from edgeopt.training.messages import Message, Phase, Replies, State
 from edgeopt.training.run_state import RunState
@@ -141,7 +141,7 @@ def _checked(outcome: object, plan: RoundPlan) -> Outcome:
     for entry, loss in outcome.loss.items():
         check_scalar(f"client {plan.client[entry]}: loss", loss)
     for name, value in outcome.measured.items():
-        if not isinstance(name, str) or name in COLUMNS_OF_ROWS:
+        if not isinstance(name, str) or name in (*COLUMNS_OF_ROWS, *PERSONAL):
             raise TrainingError(f"measured: {name!r}: expected a name that no column of a row has")
         check_scalar(f"measured: {name}", value)
     return outcome

@@ -16,7 +16,7 @@ from edgeopt.training.runners.batched import map_clients
 from edgeopt.training.task import Batch, Task
 from edgeopt.training.trouble import blaming
 
-Result = tuple[dict[Category, Tensors], dict[str, torch.Tensor], State]  # a reply's content and rows; the new state
+Result = tuple[dict[Category, Tensors], State, Tensors]  # a reply's content, the new state, the reply's rows
 
 
 class Runner(Protocol):
@@ -97,10 +97,10 @@ class LocalRunner:
         for entries in groups.values():
             results |= self._together(algorithm, task, plan, {entry: messages[entry] for entry in entries}, states)
         for entry in messages:
-            client, state = int(plan.client[entry]), results[entry][2]
+            client, state = int(plan.client[entry]), results[entry][1]
             if state or client in states:
                 self._changed[client] = state
-        return {entry: Message("reply", results[entry][0], rows=results[entry][1]) for entry in messages}
+        return {entry: Message("reply", results[entry][0], rows=results[entry][2]) for entry in messages}
 
     def _together(
         self,
@@ -118,16 +118,17 @@ class LocalRunner:
         items = []
         for client, message in zip(clients, messages.values(), strict=True):
             batch = () if message.batches is None else tuple(task.batch(client, message.batches))
-            key = () if message.key is None else (message.key,)
-            items.append((dict(message.tensors), dict(message.rows), key, states.get(client, {}), batch))
+            extra: dict[str, Any] = {} if message.key is None else {"key": message.key}
+            extra |= {"rows": dict(message.rows)} if message.rows else {}  # no more than there is: it is taken apart
+            items.append((dict(message.tensors), states.get(client, {}), batch, extra))
 
         def work(item: Any) -> Result:
-            tensors, rows, key, state, data = item
-            message = replace(first, tensors=tensors, flops=0.0, rows=rows, key=key[0] if key else None)
+            tensors, state, data, extra = item
+            message = replace(first, tensors=tensors, flops=0.0, rows=extra.get("rows", {}), key=extra.get("key"))
             found = algorithm.client(task, message, state, Batch(*data) if data else None)
             check_answer(found)
             answer, new = found
-            return dict(answer.tensors), dict(answer.rows), new
+            return dict(answer.tensors), new, dict(answer.rows)
 
         @contextmanager
         def alone(index: int) -> Iterator[None]:
@@ -137,7 +138,7 @@ class LocalRunner:
         with seeded_layers(task, "clients", *at):
             found = map_clients(task.model, work, items, alone, chunk=self.chunk)
         if len(items) > 1:  # one client's share of a batch would keep the whole of it
-            found = [(tensors, rows, copied(state)) for tensors, rows, state in found]
+            found = [(tensors, copied(state), rows) for tensors, state, rows in found]
         return dict(zip(messages, found, strict=True))
 
 
