@@ -1,7 +1,7 @@
 """Where clients run: here, one after another, or many as one batch."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -135,7 +135,7 @@ class LocalRunner:
             with blaming(where % clients[index]), seeded_layers(task, "client", clients[index], *at):
                 yield
 
-        with seeded_layers(task, "clients", *at):
+        with seeded_layers(task, "clients", *at) if len(items) > 1 else nullcontext():
             found = map_clients(task.model, work, items, alone, chunk=self.chunk)
         if len(items) > 1:  # one client's share of a batch would keep the whole of it
             found = [(tensors, copied(state), rows) for tensors, state, rows in found]
