@@ -1,4 +1,4 @@
-"""Everything edgeopt raises on purpose, and how values are quoted in its messages."""
+"""Everything edgeopt raises on purpose and warns of, and how values are quoted in its messages."""
 
 import math
 import reprlib
@@ -29,6 +29,10 @@ class NoSolutionError(EdgeOptError):
 
 class SolverError(EdgeOptError):
     """A solver or its back end failed; carries the raw text of the back end."""
+
+
+class SequentialWarning(UserWarning):
+    """Clients that could not be computed as one batch have run one after another; the message says why."""
 
 
 class MissingDependencyError(EdgeOptError, ImportError):

@@ -5,25 +5,25 @@ The messages say what was given and what was expected; round and client are put 
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 
 from edgeopt.schedule import RoundPlan
-from edgeopt.training.trouble import TrainingError
+from edgeopt.training.messages import Message, Phase, check_message
+from edgeopt.training.trouble import TrainingError, described, shown
 
 
 def check_state(state: object, name: str = "state") -> None:
     """Refuse a state that is no dictionary of tensors by name, nested."""
     if not isinstance(state, Mapping):
-        raise TrainingError(f"{name} is {_described(state)}: expected a dictionary of tensors, or of such dictionaries")
+        raise TrainingError(f"{name} is {described(state)}: expected a dictionary of tensors, or of such dictionaries")
     for key, value in state.items():
         if not isinstance(key, str):
-            raise TrainingError(f"{name}: key {_shown(key)}: expected a name")
+            raise TrainingError(f"{name}: key {shown(key)}: expected a name")
         if not isinstance(value, torch.Tensor):
             if not isinstance(value, Mapping):
                 raise TrainingError(
-                    f"{name}[{key!r}] is {_described(value)}: expected a tensor, or a dictionary of them"
+                    f"{name}[{key!r}] is {described(value)}: expected a tensor, or a dictionary of them"
                 )
             check_state(value, f"{name}[{key!r}]")
 
@@ -32,9 +32,34 @@ def check_scalar(name: str, value: object) -> None:
     """Refuse what is no single number; nan stands for one that was not measured."""
     single = isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_complex()
     if not single and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise TrainingError(f"{name} is {_described(value)}: expected a single number")
+        raise TrainingError(f"{name} is {described(value)}: expected a single number")
     if not isinstance(value, torch.Tensor) and isinstance(value, int | float) and math.isinf(value):
         raise TrainingError(f"{name} = {value}: expected a finite number")
+
+
+def check_answer(answer: object) -> None:
+    """Refuse what a client's work returns if it is no pair of a reply and a state."""
+    if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[0], Message):
+        raise TrainingError(f"the client returned {described(answer)}: expected a pair, reply and state")
+    check_message(answer[0])
+    check_state(answer[1])
+
+
+def check_phase(phase: object, plan: RoundPlan) -> None:
+    """Refuse what a round yields if it is no phase of this plan."""
+    if not isinstance(phase, Phase):
+        raise TrainingError(f"the round yielded {described(phase)}: expected a Phase")
+    check_entries(f"phase {phase.name!r}: messages", phase.messages, plan)
+    check_entries(f"phase {phase.name!r}: server_flops", phase.server_flops, plan)
+    for entry, message in phase.messages.items():
+        if not isinstance(message, Message):
+            raise TrainingError(
+                f"client {plan.client[entry]}: phase {phase.name!r}: {described(message)}: expected a Message"
+            )
+        try:
+            check_message(message)
+        except TrainingError as error:
+            raise TrainingError(f"client {plan.client[entry]}: phase {phase.name!r}: {error}") from None
 
 
 def check_entries(what: str, entries: Iterable[object], plan: RoundPlan) -> None:
@@ -43,16 +68,4 @@ def check_entries(what: str, entries: Iterable[object], plan: RoundPlan) -> None
         if not isinstance(entry, int) or isinstance(entry, bool) or not 0 <= entry < len(plan):
             last = len(plan) - 1
             expected = f"0 to {last}, positions in the plan" if len(plan) else "none, the plan is empty"
-            raise TrainingError(f"{what}: entry {_shown(entry)}: expected {expected}")
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, torch.Tensor):
-        return f"a tensor of shape {list(value.shape)}"
-    article = "an" if type(value).__name__[:1] in "aeiou" else "a"
-    return f"{article} {type(value).__name__}"
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+            raise TrainingError(f"{what}: entry {shown(entry)}: expected {expected}")

@@ -23,10 +23,13 @@ if TYPE_CHECKING:
 
 Row = dict[str, float | int]
 
+PERSONAL = ("personal_accuracy", "personal_accuracy_worst_tenth")
+"""Columns of the rows in which clients' own models were judged."""
+
 COLUMNS_OF_ROWS: frozenset[str] = frozenset(
     (
         "round", "seconds", "round_seconds", "energy_j", "bytes_up", "bytes_down", "train_loss", "test_loss", "accuracy",
-        "personal_accuracy", "personal_accuracy_worst_tenth", "planned", "completed", "conflicts", "straggler",
+        "planned", "completed", "conflicts", "straggler",
         *(f"{category}_{direction}" for category in CATEGORIES for direction in DIRECTIONS),
     )
 )  # fmt: skip
@@ -99,7 +102,7 @@ class History:
     rows : one per round: ``round``; ``seconds``, ``energy_j``, ``bytes_up``, ``bytes_down`` so far; ``round_seconds``;
         ``train_loss``; ``test_loss`` and ``accuracy`` (nan in rounds without evaluation); ``personal_accuracy`` of the
         clients' own models, each on held-out samples with the labels of its own data, and that of the worst tenth of
-        them, ``personal_accuracy_worst_tenth`` (nan where clients have none); ``planned``, ``completed``,
+        them, ``personal_accuracy_worst_tenth`` (where clients have any); ``planned``, ``completed``,
         ``conflicts``: entries of the round; ``straggler``: a client, -1 for none; the bytes so far of each category
         and direction, such as ``activations_up``; and what the algorithm has measured, see `edgeopt.training.Outcome`.
     last : the last round of this process.
@@ -121,8 +124,8 @@ class History:
     reason: str = ""
 
     def column(self, name: str) -> NDArray[np.float64]:
-        """Return one number of every round, float64 [rounds]; nan in rounds in which the algorithm did not measure it."""
-        if name not in COLUMNS_OF_ROWS and not any(name in row for row in self.rows):
+        """Return one number of every round, float64 [rounds]; nan in rounds in which it was not measured."""
+        if name not in (*COLUMNS_OF_ROWS, *PERSONAL) and not any(name in row for row in self.rows):
             raise KeyError(name)
         return np.array([row.get(name, np.nan) for row in self.rows], np.float64)
 

@@ -1,10 +1,13 @@
 """What crosses between a server and its clients: messages of named tensors, and phases in which they are exchanged."""
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
+
+from edgeopt.training.trouble import TrainingError, described, shown
 
 Tensors = dict[str, torch.Tensor]
 """Tensors by name: the weights of a model, or a part of them."""
@@ -12,8 +15,8 @@ Tensors = dict[str, torch.Tensor]
 State = dict[str, "torch.Tensor | State"]
 """What a client or a server remembers between rounds: tensors by name, nested."""
 
-Category = Literal["weights", "activations", "gradients", "labels", "scalars"]
-CATEGORIES: tuple[Category, ...] = ("weights", "activations", "gradients", "labels", "scalars")
+Category = Literal["weights", "activations", "gradients", "labels", "scalars", "statistics"]
+CATEGORIES: tuple[Category, ...] = ("weights", "activations", "gradients", "labels", "scalars", "statistics")
 """What a tensor that is sent may be; bytes are counted for each of them."""
 
 Value = int | float | str | bool
@@ -50,7 +53,11 @@ class Message:
     tensors : content by category; each tensor counts with its bytes.
     values : plain values that control the work. They are part of the plan and count no bytes.
     batches : the client's own data that is needed.
-    flops : work that the message causes at the client.
+    flops : work that the message causes at the client; it does not see the number.
+    held : names of weights that the message is about and does not bring, as the client has them already.
+    rows : of tensors that do not count in full, by name: which rows do, bool [R], or [1, C] for columns; see `nbytes`.
+    key : for random numbers at the client, an int64 scalar, see `edgeopt.training.keys`. It is given to every message on
+        its way, another one for each client, round and phase, and counts no bytes.
     """
 
     kind: str
@@ -58,6 +65,9 @@ class Message:
     values: Mapping[str, Value] = field(default_factory=dict)
     batches: Batches | None = None
     flops: float = 0.0
+    held: frozenset[str] = frozenset()
+    rows: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    key: torch.Tensor | None = None
 
     def __getitem__(self, category: Category) -> Tensors:
         return self.tensors.get(category, {})
@@ -65,19 +75,93 @@ class Message:
     def __iter__(self) -> Iterator[Category]:
         return iter(self.tensors)
 
+    def nbytes(self, category: Category) -> int:
+        """Return what the tensors of a category take; of those with `rows`, the rows that count alone."""
+        return sum(
+            tensor.nbytes if name not in self.rows else _count(self.rows[name], tensor) * tensor.element_size()
+            for name, tensor in self[category].items()
+        )
 
-def reply(**tensors: Tensors) -> Message:
+
+def _count(rows: torch.Tensor, of: torch.Tensor) -> int:
+    """Return how many entries of a tensor count."""
+    each = math.prod(of.shape[rows.ndim :])
+    return int(rows.expand(of.shape[: rows.ndim]).sum()) * each
+
+
+def reply(*, rows: Mapping[str, torch.Tensor] | None = None, **tensors: Tensors) -> Message:
     """Return a client's answer; the keywords are categories.
+
+    Parameters
+    ----------
+    rows : of tensors with rows that are padding, or experts that have not learnt, which rows are charged: see `Message`.
 
     Examples
     --------
     >>> reply(scalars={"loss": torch.tensor(0.5)}).kind
     'reply'
+    >>> padded = reply(weights={"a": torch.zeros(4, 3)}, rows={"a": torch.tensor([True, True, False, False])})
+    >>> padded.nbytes("weights")
+    24
     """
-    content: dict[Category, Tensors] = {name: tensors[name] for name in CATEGORIES if name in tensors}
-    if len(content) < len(tensors):
-        raise TypeError(f"reply: expected categories {', '.join(CATEGORIES)}, got {', '.join(tensors)}")
-    return Message("reply", content)
+    content: Any = tensors
+    message = Message("reply", content, rows=rows or {})
+    check_message(message)
+    return message
+
+
+def received(message: Message, own: Tensors) -> Tensors:
+    """Return the weights that a message is about: what it brings, and what it names as held, from the client's own.
+
+    Raises
+    ------
+    TrainingError
+        If the client has not got what it is said to have.
+    """
+    if missing := message.held - own.keys():
+        raise TrainingError(f"held: {min(missing)}: expected weights that the client has")
+    return {**{name: value for name, value in own.items() if name in message.held}, **message["weights"]}
+
+
+def check_message(message: Message) -> None:
+    """Refuse what cannot be sent, or would be sent uncounted.
+
+    Raises
+    ------
+    TrainingError
+        Naming category, entry, what was given and what was expected.
+    """
+    for category, tensors in message.tensors.items():
+        if category not in CATEGORIES:
+            raise TrainingError(f"{message.kind}: category {shown(category)}: expected one of {', '.join(CATEGORIES)}")
+        if not isinstance(tensors, Mapping):
+            raise TrainingError(f"{message.kind}: {category} is {described(tensors)}: expected tensors by name")
+        for name, tensor in tensors.items():
+            if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+                raise TrainingError(
+                    f"{message.kind}: {category}[{shown(name)}] is {described(tensor)}: expected a tensor under a name"
+                )
+    for name, value in message.values.items():
+        if not isinstance(name, str) or not isinstance(value, Value):
+            raise TrainingError(
+                f"{message.kind}: values[{shown(name)}] is {described(value)}: expected a number, a text or a truth value"
+            )
+    _check_rows(message)
+
+
+def _check_rows(message: Message) -> None:
+    tensors = {name: tensor for category in message for name, tensor in message[category].items()}
+    for name, rows in message.rows.items():
+        if name not in tensors:
+            raise TrainingError(f"{message.kind}: rows[{shown(name)}]: expected the name of a tensor in the message")
+        if not isinstance(rows, torch.Tensor) or rows.dtype != torch.bool:
+            raise TrainingError(f"{message.kind}: rows[{name!r}] is {described(rows)}: expected booleans")
+        shape = tensors[name].shape
+        fits = rows.ndim <= len(shape) and all(n in (1, m) for n, m in zip(rows.shape, shape, strict=False))
+        if rows.ndim == 0 or not fits:
+            raise TrainingError(
+                f"{message.kind}: rows[{name!r}] has shape {list(rows.shape)}: expected the first axes of {list(shape)}, or 1"
+            )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,4 +211,5 @@ def to_device(message: Message, device: torch.device) -> Message:
         category: {name: tensor.to(device) for name, tensor in tensors.items()}
         for category, tensors in message.tensors.items()
     }
-    return Message(message.kind, moved, message.values, message.batches, message.flops)
+    rows = {name: rows.to(device) for name, rows in message.rows.items()}
+    return replace(message, tensors=moved, rows=rows, key=None if message.key is None else message.key.to(device))

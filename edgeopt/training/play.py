@@ -1,6 +1,6 @@
 """One round: the conversation of an algorithm with its clients, each exchange delivered and charged."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -8,13 +8,15 @@ from numpy.typing import NDArray
 
 from edgeopt.convergence import ConvergenceEstimate
 from edgeopt.errors import InvalidProblemError
+from edgeopt.rng import stream
 from edgeopt.schedule import Feedback, RoundPlan
 from edgeopt.training.algorithm import Algorithm, Outcome
-from edgeopt.training.checks import check_entries, check_scalar, check_state
+from edgeopt.training.checks import check_entries, check_phase, check_scalar, check_state
 from edgeopt.training.costs.ledger import Ledger
 from edgeopt.training.costs.timing import PhaseTime, Timing, Traffic
-from edgeopt.training.history import COLUMNS_OF_ROWS, client_seconds
-from edgeopt.training.messages import Phase, Replies, State, kept
+from edgeopt.training.history import COLUMNS_OF_ROWS, PERSONAL, client_seconds
+from edgeopt.training.keys import fold_in
+from edgeopt.training.messages import Message, Phase, Replies, State, kept
 from edgeopt.training.run_state import RunState
 from edgeopt.training.runners.local import Runner, seeded_layers
 from edgeopt.training.task import Task
@@ -81,12 +83,23 @@ def play_round(
                 outcome = _checked(end.value, plan)
             break
         with blaming(where):
+            check_phase(phase, plan)
+            phase = replace(phase, messages=_with_keys(task, phase, plan, run.round, len(phases)))
             replies, traffic = _exchange(task, algorithm, phase, plan, lost, runner, ledger)
         phases.append(timing.phase(run.round, plan, phase.name, start, traffic))
         start += phases[-1].seconds
     loss = dict(zip(outcome.loss, _finite(outcome, plan, run.round), strict=True))
     measured = {name: float(value) for name, value in outcome.measured.items()}
     return RoundResult(kept(outcome.state), tuple(phases), loss, ledger.bytes, measured)
+
+
+def _with_keys(task: Task, phase: Phase, plan: RoundPlan, number: int, index: int) -> dict[int, Message]:
+    """Return the messages of a phase with a key for each client, which seed, round and phase decide."""
+    seed = torch.tensor(int(stream(task.seed, "keys of clients", number, index).integers(1 << 62)))
+    entries = list(phase.messages)
+    keys = fold_in(seed, torch.from_numpy(plan.client[entries]), torch.from_numpy(plan.server[entries]))
+    moved = keys.to(task.device).unbind()
+    return {entry: replace(phase.messages[entry], key=key) for entry, key in zip(entries, moved, strict=True)}
 
 
 def _exchange(
@@ -128,7 +141,7 @@ def _checked(outcome: object, plan: RoundPlan) -> Outcome:
     for entry, loss in outcome.loss.items():
         check_scalar(f"client {plan.client[entry]}: loss", loss)
     for name, value in outcome.measured.items():
-        if not isinstance(name, str) or name in COLUMNS_OF_ROWS:
+        if not isinstance(name, str) or name in (*COLUMNS_OF_ROWS, *PERSONAL):
             raise TrainingError(f"measured: {name!r}: expected a name that no column of a row has")
         check_scalar(f"measured: {name}", value)
     return outcome

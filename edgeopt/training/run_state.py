@@ -5,10 +5,8 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import quote
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from edgeopt.convergence import ConvergenceEstimate, Estimate
@@ -24,14 +22,13 @@ from edgeopt.training.history import Row, plain_row, plain_rows, straggler
 from edgeopt.training.judging import Scores
 from edgeopt.training.messages import State, kept
 from edgeopt.training.runners.local import Runner
+from edgeopt.training.states import flatten, unflatten
 from edgeopt.training.task import Task
 from edgeopt.validate import float_array, int_array
 
 if TYPE_CHECKING:
     from edgeopt.training.loop import Estimator
     from edgeopt.training.play import RoundResult
-
-_Tree = dict[str, "str | _Tree"]
 
 _KIND = "training"
 _SCHEMA_VERSION = 2
@@ -95,8 +92,7 @@ class RunState:
             "train_loss": float(np.mean(list(result.loss.values()))) if result.loss else float("nan"),
             "test_loss": scores.loss,
             "accuracy": scores.accuracy,
-            "personal_accuracy": scores.personal_accuracy,
-            "personal_accuracy_worst_tenth": scores.personal_accuracy_worst_tenth,
+            **scores.personal(),
             "planned": len(feedback.plan),
             "completed": int(feedback.completed.sum()),
             "conflicts": int(feedback.conflict.sum()),
@@ -134,7 +130,7 @@ class RunState:
             Without safetensors.
         """
         tree: State = {"server": self.server, "clients": {str(client): s for client, s in runner.states.items()}}
-        arrays, names = _flatten(tree)
+        arrays, names = flatten(tree)
         arrays |= {f"memory/{name}": value for name, value in self.memory.items()}
         arrays["ledger"] = self.ledger.bytes
         header: dict[str, Any] = {
@@ -172,7 +168,7 @@ class RunState:
         header, arrays = load_tensors(path, _KIND, layout)
         with in_file(path):
             given = Fields(header, _INCOMPLETE)
-            tree = _unflatten(arrays, given.table("state"), task.device)
+            tree = unflatten(arrays, given.table("state"), task.device)
             check_state(tree, start)
             ledger = Ledger(task.num_clients)
             ledger.bytes = int_array("ledger", arrays["ledger"], ledger.bytes.shape, low=0, dtype=np.int64).copy()
@@ -199,7 +195,8 @@ def _identity(
     task: Task, algorithm: Algorithm, planner: Planner | None, estimator: "Estimator | None"
 ) -> dict[str, Any]:
     """Return plain values that two runs must share for the one to continue the other."""
-    frozen = zlib.crc32(b"".join(value.cpu().view(torch.uint8).numpy().tobytes() for value in task.frozen.values()))
+    held, _ = flatten(dict(task.frozen))
+    frozen = zlib.crc32(b"".join(name.encode() + array.tobytes() for name, array in held.items()))
     owners = zlib.crc32(b"".join(own.tobytes() + b"|" for own in task.partition.indices))
     return {
         "algorithm": repr(algorithm),
@@ -218,42 +215,6 @@ def _identity(
 
 def _below(arrays: Mapping[str, NDArray[Any]], prefix: str) -> Arrays:
     return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
-
-
-def _flatten(state: State, prefix: str = "") -> tuple[Arrays, _Tree]:
-    """Return the tensors of a nested state by path, and its tree of names with the types at the leaves.
-
-    The tree keeps the order of the names, which the file does not. NumPy has no bfloat16: its bits are kept as int16.
-    """
-    arrays: Arrays = {}
-    tree: _Tree = {}
-    for name, value in state.items():
-        path = f"{prefix}{quote(name, safe='.')}"
-        if isinstance(value, torch.Tensor):
-            plain = value.detach().cpu()
-            tree[name] = str(plain.dtype).removeprefix("torch.")
-            arrays[path] = (plain.view(torch.int16) if plain.dtype == torch.bfloat16 else plain).numpy()
-        else:
-            below, tree[name] = _flatten(value, f"{path}/")
-            arrays |= below
-    return arrays, tree
-
-
-def _unflatten(arrays: Mapping[str, NDArray[Any]], tree: Fields, device: str, prefix: str = "") -> State:
-    state: State = {}
-    for name in tree:
-        path = f"{prefix}{quote(name, safe='.')}"
-        if not isinstance(tree.value(name), str):
-            state[name] = _unflatten(arrays, tree.table(name), device, f"{path}/")
-        elif path not in arrays:
-            raise InvalidFileError(f"{path}: array is missing")
-        else:
-            kind, array = tree.text(name), arrays[path]
-            if str(array.dtype) != ("int16" if kind == "bfloat16" else kind):
-                raise InvalidFileError(f"{path}: {array.dtype}, expected {quoted(kind)}")
-            tensor = torch.tensor(array)
-            state[name] = (tensor.view(torch.bfloat16) if kind == "bfloat16" else tensor).to(device)
-    return state
 
 
 def _branch(state: State, *names: str) -> State:

@@ -164,7 +164,11 @@ class Task:
         profile: ModelProfile | None = getattr(self, "profile", None)
         if profile is None:
             pair = self.train.inputs[:1].repeat_interleave(2, dim=0)  # batch normalisation refuses a single sample
-            object.__setattr__(self, "profile", ModelProfile.from_module(self.model, pair))
+            try:
+                object.__setattr__(self, "profile", ModelProfile.from_module(self.model, pair))
+            except InvalidProblemError as error:
+                told = f"model: its layers cannot be measured: {error}; expected one that can, or a profile with it"
+                raise InvalidProblemError(told) from error
         if self.profile.num_layers != len(self.model):
             raise InvalidProblemError(f"profile: {self.profile.num_layers} layers, the model has {len(self.model)}")
 

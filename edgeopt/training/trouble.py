@@ -145,3 +145,17 @@ def _expected_ids(layer: nn.Embedding, given: torch.Tensor) -> str | None:
     if low >= 0 and high < layer.num_embeddings:
         return None
     return f"token ids from 0 to {layer.num_embeddings - 1}, found {low if low < 0 else high}"
+
+
+def described(value: object) -> str:
+    """Return in words what was given in place of something else."""
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {list(value.shape)}"
+    kind = type(value).__name__
+    return f"{'an' if kind[:1] in 'aeiou' else 'a'} {kind}"
+
+
+def shown(value: object) -> str:
+    """Return a value as code, cut to readable length."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -33,6 +33,23 @@ class OwnForward(Subclass):
         return super().forward(x) + 1
 
 
+class Odd(nn.Module):
+    """A whole model in one layer, of which nothing can be measured."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.inner = kind, nn.Linear(FEATURES, CLASSES)
+        if kind == "unused":
+            self.unused = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """Look at values, or return more than one tensor."""
+        y = self.inner(x)
+        if self.kind == "tuple":
+            return y, y
+        return -y if self.kind == "value" and y.sum() > 0 else y
+
+
 # --- forward ------------------------------------------------------------------------------------------------------
 
 
@@ -179,6 +196,15 @@ def tied_model() -> nn.Sequential:
             {"model": nn.Sequential(nn.Linear(4, 3), nn.Unflatten(1, (3, 1)))},
             r"shape \[2, 3, 1\] for targets of shape \[2\]",
         ),
+        (
+            {"model": nn.Sequential(Odd("value"))},
+            "model: its layers cannot be measured: .*; expected one that can, or a profile",
+        ),
+        (
+            {"model": nn.Sequential(Odd("unused"))},
+            "model: its layers cannot be measured: 0.unused: expected a parameter",
+        ),
+        ({"model": nn.Sequential(Odd("tuple"))}, "model: returns a tuple: expected one tensor of scores"),
         ({"precision": "fp16"}, "precision = 'fp16'"),
         ({"device": "abacus"}, "device = 'abacus': expected one that torch can use here"),
         ({"profile": ModelProfile.from_module(nn.Sequential(nn.Linear(4, 3)), torch.ones(1, 4))}, "profile: 1 layers"),

@@ -21,7 +21,7 @@ class Ledger:
 
     Attributes
     ----------
-    bytes : int64 [N, 2, 5], columns as in `DIRECTIONS` and `edgeopt.training.messages.CATEGORIES`.
+    bytes : int64 [N, 2, 6], columns as in `DIRECTIONS` and `edgeopt.training.messages.CATEGORIES`.
 
     Examples
     --------
@@ -29,7 +29,7 @@ class Ledger:
     >>> ledger = Ledger(num_clients=2)
     >>> sent = Message("reply", {"activations": {"x": torch.zeros(4, 3)}, "labels": {"y": torch.zeros(4).long()}})
     >>> ledger.charge([1], "up", [sent]).tolist()
-    [[0, 48, 0, 32, 0]]
+    [[0, 48, 0, 32, 0, 0]]
     >>> ledger.total("up", "activations"), ledger.total("down")
     (48, 0)
     """
@@ -40,13 +40,16 @@ class Ledger:
     def charge(
         self, clients: Sequence[int] | NDArray[np.int32], direction: Direction, messages: Sequence[Message | None]
     ) -> NDArray[np.int64]:
-        """Charge a message to each client, None for nothing sent; return the bytes of each by category, int64 [P, 5]."""
+        """Charge a message to each client, None for nothing sent; return the bytes of each by category, int64 [P, 6]."""
         sizes = np.zeros((len(messages), len(CATEGORIES)), np.int64)
-        counted: dict[int, int] = {}  # tensors that go to many clients are counted once
+        counted: dict[tuple[int, int], int] = {}  # tensors that go to many clients are counted once
         for row, message in enumerate(messages):
-            for category, tensors in () if message is None else message.tensors.items():
-                if (size := counted.get(id(tensors))) is None:
-                    size = counted[id(tensors)] = sum(tensor.nbytes for tensor in tensors.values())
+            if message is None:
+                continue
+            for category, tensors in message.tensors.items():
+                key = (id(tensors), id(message.rows) if message.rows else 0)
+                if (size := counted.get(key)) is None:
+                    size = counted[key] = message.nbytes(category)
                 sizes[row, CATEGORIES.index(category)] = size
         np.add.at(self.bytes[:, DIRECTIONS.index(direction)], np.asarray(clients, np.int64), sizes)
         return sizes
@@ -58,7 +61,7 @@ class Ledger:
 
     def by_category(self) -> dict[str, int]:
         """Return the bytes of all clients, ``weights_up`` and so on."""
-        totals = self.bytes.sum(axis=0)  # (2, 5)
+        totals = self.bytes.sum(axis=0)  # (2, 6)
         return {
             f"{category}_{direction}": int(totals[d, c])
             for c, category in enumerate(CATEGORIES)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-TIMED: frozenset[Category] = frozenset({"weights", "activations", "gradients"})
+TIMED: frozenset[Category] = frozenset({"weights", "activations", "gradients", "statistics"})
 """What takes time by default: labels and scalars are left out, as in the latency models of the problems."""
 
 
@@ -31,7 +31,7 @@ class Traffic:
     Parameters
     ----------
     entry : int64 [P], positions in the plan.
-    down_bytes, up_bytes : int64 [P, 5], bytes of messages and replies by category.
+    down_bytes, up_bytes : int64 [P, 6], bytes of messages and replies by category.
     flops : float64 [P], work of the clients.
     served : int64 [R], the entries that have replied.
     server_flops : float64 [R], work of the server for each of those.

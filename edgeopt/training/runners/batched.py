@@ -4,8 +4,9 @@ Convolutions by columns and matrix products, by shifted views and by kernels of 
 grouped convolution that ``vmap`` makes of a layer with weights per client; none of them was faster.
 """
 
-import logging
+import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import torch
@@ -13,12 +14,11 @@ from torch import nn
 from torch.func import vmap
 from torch.utils import _pytree as pytree
 
-from edgeopt.training.trouble import is_out_of_memory
+from edgeopt.errors import SequentialWarning
+from edgeopt.training.trouble import in_words, is_out_of_memory
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-logger = logging.getLogger("edgeopt")
 
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 _DROPOUTS = (nn.modules.dropout._DropoutNd,)
@@ -63,23 +63,48 @@ def map_batched(function: Callable[[Item], Result], items: Sequence[Item], *, ch
     return [results[index] for index in range(len(items))]
 
 
+def map_clients(
+    model: nn.Module,
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    alone: Callable[[int], AbstractContextManager[object]],
+    *,
+    chunk: int | None = None,
+) -> list[Result]:
+    """Return ``[function(item) for item in items]``, as one batch if model and function allow it.
+
+    If not, they run one after another, each in the context that `alone` gives for its position, and a warning says why.
+    """
+    found = try_batched(model, function, items, chunk=chunk)
+    if not isinstance(found, str):
+        return found
+    results = []
+    for index, item in enumerate(items):
+        with alone(index):
+            results.append(function(item))
+    if found:
+        warnings.warn(f"clients run one after another, not as one batch: {found}", SequentialWarning, stacklevel=2)
+    return results
+
+
 def try_batched(
     model: nn.Module, function: Callable[[Item], Result], items: Sequence[Item], *, chunk: int | None = None
-) -> list[Result] | None:
-    """Return what `map_batched` returns; None if there is nothing to batch, or model or function cannot be batched.
+) -> list[Result] | str:
+    """Return what `map_batched` returns, or why not: nothing if there are less than two items.
 
-    An error of the function itself gives None too: it comes again when the items run one after another, and can then be
+    An error of the function itself is such a reason: it comes again when the items run one after another, and can then be
     told of one of them.
     """
-    if len(items) < 2 or can_batch(model) is not None:
-        return None
+    if len(items) < 2:
+        return ""
+    if (reason := can_batch(model)) is not None:
+        return reason
     try:
         return map_batched(function, items, chunk=chunk)
     except Exception as error:  # what vmap refuses, for example a loss that looks at the value of a tensor
         if is_out_of_memory(error):  # one after another they would need less, but take the time that nobody asked for
             raise
-        logger.info("clients run one after another, not as a batch: %s", error)
-        return None
+        return in_words(error)
 
 
 def _together(function: Callable[[Any], Any], leaves: Sequence[list[torch.Tensor]], structure: Any) -> list[Any]:

@@ -10,7 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -19,12 +19,14 @@ import torch
 
 from edgeopt import storage
 from edgeopt.errors import EdgeOptError, InvalidFileError, MissingDependencyError
+from edgeopt.fields import Fields
 from edgeopt.schedule import COLUMNS, Planner, RoundPlan
 from edgeopt.training.algorithm import Algorithm
 from edgeopt.training.costs.timing import Timing
 from edgeopt.training.loop import train
-from edgeopt.training.messages import CATEGORIES, Batches, Message, Replies, State, Tensors, to_device
+from edgeopt.training.messages import CATEGORIES, Batches, Message, Replies, State, to_device
 from edgeopt.training.runners.local import LocalRunner
+from edgeopt.training.states import flatten, unflatten
 from edgeopt.training.task import Task
 
 if TYPE_CHECKING:
@@ -118,13 +120,15 @@ def to_records(message: Message, prefix: str = "") -> "RecordDict":
     ----------
     prefix : of the names of the records, so that several messages fit into one RecordDict.
     """
-    plain: dict[str, Any] = {"kind": message.kind, "flops": message.flops}
+    plain: dict[str, Any] = {"kind": message.kind, "flops": message.flops, "held": sorted(message.held)}
     plain |= {f"{_VALUE}{name}": value for name, value in message.values.items()}
     if message.batches is not None:
         plain |= {name: getattr(message.batches, name) for name in _BATCHES}
-    records = RecordDict({f"{prefix}plain": ConfigRecord(plain)})
+    if message.key is not None:
+        plain["key"] = int(message.key)
+    records = RecordDict({f"{prefix}plain": ConfigRecord(plain), **_packed(f"{prefix}rows", dict(message.rows))})
     for category in message:
-        records[f"{prefix}{category}"] = _to_arrays(message[category])
+        records.update(_packed(f"{prefix}{category}", dict(message[category])))
     return records
 
 
@@ -133,63 +137,31 @@ def from_records(records: "RecordDict", prefix: str = "") -> Message:
     plain = records[f"{prefix}plain"]
     values = {name.removeprefix(_VALUE): value for name, value in plain.items() if name.startswith(_VALUE)}
     batches = Batches(*(plain[name] for name in _BATCHES)) if _BATCHES[0] in plain else None
-    tensors = {c: _from_arrays(records[f"{prefix}{c}"]) for c in CATEGORIES if f"{prefix}{c}" in records}
-    return Message(plain["kind"], tensors, values, batches, plain["flops"])
+    content: Any = {c: _unpacked(records, f"{prefix}{c}") for c in CATEGORIES if f"{prefix}{c}" in records}
+    rows: Any = _unpacked(records, f"{prefix}rows")
+    key = torch.tensor(plain["key"]) if "key" in plain else None
+    return Message(plain["kind"], content, values, batches, plain["flops"], frozenset(plain["held"]), rows, key)
 
 
 def state_to_records(state: State, prefix: str = "") -> "RecordDict":
     """Return a nested state as Flower's records; tensors are named by their path."""
-    tensors, empty = _flatten(state, ())
-    return RecordDict({f"{prefix}state": _to_arrays(tensors), f"{prefix}empty": ConfigRecord({"paths": empty})})
+    return RecordDict(_packed(f"{prefix}state", state))
 
 
 def state_from_records(records: "RecordDict", prefix: str = "") -> State:
     """Return the state that `state_to_records` was given."""
-    found: list[tuple[str, torch.Tensor | None]] = [*_from_arrays(records[f"{prefix}state"]).items()]
-    state: State = {}
-    for path, value in [*found, *((path, None) for path in records[f"{prefix}empty"]["paths"])]:
-        *above, name = json.loads(path)
-        place: Any = state
-        for step in above:
-            place = place.setdefault(step, {})
-        place[name] = {} if value is None else value
-    return state
+    return _unpacked(records, f"{prefix}state")
 
 
-def _flatten(state: State, above: tuple[str, ...]) -> tuple[Tensors, list[str]]:
-    tensors: Tensors = {}
-    empty: list[str] = []
-    for name, value in state.items():
-        path = (*above, name)
-        if isinstance(value, torch.Tensor):
-            tensors[json.dumps(path)] = value
-        elif value:
-            below, none = _flatten(value, path)
-            tensors |= below
-            empty += none
-        else:
-            empty.append(json.dumps(path))
-    return tensors, empty
+def _packed(name: str, state: State) -> "dict[str, ArrayRecord | ConfigRecord]":
+    arrays, tree = flatten(state)
+    record = ArrayRecord({path: Array(array) for path, array in arrays.items()})
+    return {name: record, f"{name} tree": ConfigRecord({"tree": json.dumps(tree)})}
 
 
-def _to_arrays(tensors: Tensors) -> "ArrayRecord":
-    return ArrayRecord({name: _to_array(tensor) for name, tensor in tensors.items()})
-
-
-def _to_array(tensor: torch.Tensor) -> "Array":
-    tensor = tensor.detach().cpu()
-    if tensor.dtype != torch.bfloat16:
-        return Array(tensor.numpy())
-    bits = Array(tensor.view(torch.int16).numpy())  # NumPy has no bfloat16
-    return Array(dtype="bfloat16", shape=bits.shape, stype=bits.stype, data=bits.data)
-
-
-def _from_arrays(record: "ArrayRecord") -> Tensors:
-    tensors: Tensors = {}
-    for name, array in record.items():
-        tensor = torch.from_numpy(np.asarray(array.numpy()))
-        tensors[name] = tensor.view(torch.bfloat16) if array.dtype == "bfloat16" else tensor
-    return tensors
+def _unpacked(records: "RecordDict", name: str) -> State:
+    arrays = {path: np.asarray(array.numpy()) for path, array in records[name].items()}
+    return unflatten(arrays, Fields(json.loads(records[f"{name} tree"]["tree"])))
 
 
 # --- the clients' side ---------------------------------------------------------------------------------------------
@@ -335,15 +307,15 @@ class FlowerRunner:
     def _request(self, plan: RoundPlan, messages: Mapping[int, Message]) -> "RecordDict":
         columns = {name: array.tolist() for name, array in plan.take(list(messages)).columns().items()}
         request = RecordDict({"plan": ConfigRecord({"entry": list(messages), **columns})})
-        made: dict[int, ArrayRecord] = {}  # what goes to many clients is written down once
+        made: dict[int, tuple[ArrayRecord, ConfigRecord]] = {}  # what goes to many clients is written down once
         for entry, message in messages.items():
-            plain = Message(message.kind, {}, message.values, message.batches, message.flops)
-            request.update(to_records(plain, f"{entry} "))
+            request.update(to_records(replace(message, tensors={}), f"{entry} "))
             for category in message:
                 tensors = message[category]
                 if id(tensors) not in made:
-                    made[id(tensors)] = _to_arrays(tensors)
-                request[f"{entry} {category}"] = made[id(tensors)]
+                    arrays, tree = _packed("", dict(tensors)).values()
+                    made[id(tensors)] = (arrays, tree)
+                request[f"{entry} {category}"], request[f"{entry} {category} tree"] = made[id(tensors)]
         for client in set(columns["client"]) - self._agreed:
             request.update(state_to_records(self.states.get(client, {}), f"{client} "))
         return request

@@ -1,8 +1,8 @@
 """Where clients run: here, one after another, or many as one batch."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -10,13 +10,14 @@ import torch
 from edgeopt.rng import stream
 from edgeopt.schedule import RoundPlan
 from edgeopt.training.algorithm import Algorithm
+from edgeopt.training.checks import check_answer
 from edgeopt.training.messages import Category, Message, Replies, State, Tensors, kept
-from edgeopt.training.runners.batched import try_batched
+from edgeopt.training.runners.batched import map_clients
 from edgeopt.training.task import Batch, Task
 from edgeopt.training.trouble import blaming
 from edgeopt.validate import flag, integer
 
-Result = tuple[dict[Category, Tensors], State]  # content of a reply, and what the client remembers
+Result = tuple[dict[Category, Tensors], State, Tensors]  # a reply's content, the new state, the reply's rows
 
 
 class Runner(Protocol):
@@ -93,8 +94,9 @@ class LocalRunner:
         groups: dict[tuple[Any, ...], list[int]] = {}
         for entry, message in messages.items():
             values = tuple(sorted(message.values.items()))
+            plain = (message.kind, values, message.held, message.batches)  # what is the same for a batch
             together = self.batched and message.batches is not None  # without data there is nothing to compute
-            groups.setdefault((message.kind, values) if together else (entry,), []).append(entry)
+            groups.setdefault(plain if together else (entry,), []).append(entry)
         states = self.states
         results: dict[int, Result] = {}
         for entries in groups.values():
@@ -103,7 +105,7 @@ class LocalRunner:
             client, state = int(plan.client[entry]), results[entry][1]
             if state or client in states:
                 self._changed[client] = kept(state)
-        return {entry: Message("reply", results[entry][0]) for entry in messages}
+        return {entry: Message("reply", results[entry][0], rows=results[entry][2]) for entry in messages}
 
     def _together(
         self,
@@ -113,35 +115,34 @@ class LocalRunner:
         messages: Mapping[int, Message],
         states: Mapping[int, State],
     ) -> dict[int, Result]:
-        """Run clients whose messages have the same kind and values; return replies and new states."""
+        """Run clients whose messages are alike in all but their tensors; return replies and new states."""
         first = next(iter(messages.values()))
+        clients = [int(plan.client[entry]) for entry in messages]
+        at = (0, 0) if first.batches is None else (first.batches.round, first.batches.first)
+        where = f"round {at[0]}, client %d, {algorithm.name}, message {first.kind!r}"
         items = []
-        for entry, message in messages.items():
-            client = int(plan.client[entry])
-            batch = None if message.batches is None else task.batch(client, message.batches)
-            items.append((dict(message.tensors), states.get(client, {}), () if batch is None else tuple(batch)))
+        for client, message in zip(clients, messages.values(), strict=True):
+            batch = () if message.batches is None else tuple(task.batch(client, message.batches))
+            extra: dict[str, Any] = {} if message.key is None else {"key": message.key}
+            extra |= {"rows": dict(message.rows)} if message.rows else {}  # no more than there is: it is taken apart
+            items.append((dict(message.tensors), states.get(client, {}), batch, extra))
 
         def work(item: Any) -> Result:
-            tensors, state, data = item
-            message = Message(first.kind, tensors, first.values)
-            answer, new = algorithm.client(task, message, state, Batch(*data) if data else None)
-            return dict(answer.tensors), new
+            tensors, state, data, extra = item
+            message = replace(first, tensors=tensors, flops=0.0, rows=extra.get("rows", {}), key=extra.get("key"))
+            found = algorithm.client(task, message, state, Batch(*data) if data else None)
+            check_answer(found)
+            answer, new = found
+            return dict(answer.tensors), new, dict(answer.rows)
 
-        at = (0, 0) if first.batches is None else (first.batches.round, first.batches.first)
-        if len(items) > 1:
-            with seeded_layers(task, "clients", *at):
-                found = try_batched(task.model, work, items, chunk=self.chunk)
-            if found is not None:
-                return dict(zip(messages, found, strict=True))
-        results = {}
-        for entry, item in zip(messages, items, strict=True):
-            client = int(plan.client[entry])
-            with (
-                blaming(f"round {at[0]}, client {client}, {algorithm.name}, message {first.kind!r}"),
-                seeded_layers(task, "client", client, *at),
-            ):
-                results[entry] = work(item)
-        return results
+        @contextmanager
+        def alone(index: int) -> Iterator[None]:
+            with blaming(where % clients[index]), seeded_layers(task, "client", clients[index], *at):
+                yield
+
+        with seeded_layers(task, "clients", *at) if len(items) > 1 else nullcontext():
+            found = map_clients(task.model, work, items, alone, chunk=self.chunk)
+        return dict(zip(messages, found, strict=True))
 
 
 @contextmanager

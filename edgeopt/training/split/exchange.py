@@ -18,7 +18,7 @@ from torch.func import grad_and_value
 
 from edgeopt.errors import InvalidProblemError
 from edgeopt.schedule import RoundPlan
-from edgeopt.training.messages import Batches, Message, Phase, Replies, State, Tensors, reply
+from edgeopt.training.messages import Batches, Message, Phase, Replies, State, Tensors, received, reply
 from edgeopt.training.optimizers import Optimizer
 from edgeopt.training.rules.common import tensors_of
 from edgeopt.training.rules.optimizer_state import leaves_in, overlay
@@ -104,7 +104,7 @@ def split_client(
 ) -> tuple[Message, State]:
     """Do a client's work for one message; its state is its own layers and their optimiser.
 
-    ``place`` brings layers, which replace its own, ``fetch`` asks for some. The optimiser's state is never sent: it
+    ``place`` brings layers and names those that the client holds and keeps, ``fetch`` asks for some. The optimiser's state is never sent: it
     starts at zero for layers that are new to the client, and goes on for the others.
     """
     if message.kind == "fetch":
@@ -112,7 +112,7 @@ def split_client(
         return reply(weights=task.part(_own(task, state, last), first, last)), state
     cut = int(message.values["cut"])
     if message.kind == "place":
-        weights = {**_own(task, state, cut), **message["weights"]}
+        weights = received(message, _own(task, state, cut))
         weights = {name: weights[name] for name in task.layer_of if name in weights}
         return reply(), {"weights": dict(weights), "optimizer": _optimizer(task, optimizer, weights, state)}
     assert batch is not None

@@ -82,8 +82,10 @@ def move_layers(
     for entry, assignment in assigned.items():
         held = placement.held[assignment.client]
         if assignment.cut > held:
-            missing = task.part(source(assignment.client), held, assignment.cut)
-            messages[entry] = Message("place", {"weights": missing}, {"cut": assignment.cut})
+            should_have = source(assignment.client)
+            missing = task.part(should_have, held, assignment.cut)
+            kept = frozenset(task.part(should_have, 0, held))
+            messages[entry] = Message("place", {"weights": missing}, {"cut": assignment.cut}, held=kept)
         elif fetch and assignment.cut < held and placement.changed[assignment.client]:
             messages[entry] = Message("fetch", {}, {"first": assignment.cut, "last": held})
     replies = (yield Phase("sync", messages)) if messages else {}

@@ -10,7 +10,7 @@ from torch.func import grad_and_value
 from edgeopt.training.messages import State, Tensors
 from edgeopt.training.optimizers import Optimizer
 from edgeopt.training.rules.optimizer_state import leaves_in, overlay
-from edgeopt.training.runners.batched import try_batched
+from edgeopt.training.runners.batched import map_clients
 from edgeopt.training.split.exchange import Answer, Assignment, Smashed
 from edgeopt.training.task import Task
 from edgeopt.training.trouble import blaming
@@ -73,13 +73,9 @@ def map_cuts(
         def work(item: Item, cut: int = cut) -> Result:
             return function(cut, item)
 
-        found = try_batched(task.model, work, [items[entry] for entry in entries])
-        if found is not None:
-            results |= zip(entries, found, strict=True)
-            continue
-        for entry in entries:
-            with blaming(_above(assigned[entry])):
-                results[entry] = work(items[entry])
+        own = [items[entry] for entry in entries]
+        found = map_clients(task.model, work, own, lambda i, who=entries: blaming(_above(assigned[who[i]])))  # type: ignore[misc]
+        results |= zip(entries, found, strict=True)
     return {entry: results[entry] for entry in items}
 
 

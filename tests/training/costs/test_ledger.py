@@ -1,13 +1,16 @@
 """The byte ledger: what is charged is what the tensors take."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeopt.training import Ledger, Message, reply
+from edgeopt.training import Ledger, Message, TrainingError, reply
 from edgeopt.training.costs.ledger import DIRECTIONS
+from edgeopt.training.costs.timing import TIMED
 from edgeopt.training.messages import CATEGORIES, Tensors, to_device
 
 DTYPES = [torch.float32, torch.bfloat16, torch.int64, torch.bool]
@@ -27,7 +30,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.int64, torch.bool]
 )
 def test_bytes_are_tensor_sizes(sent: list[tuple[int, str, str, torch.dtype, list[int]]]):
     """Every message counts elements times size, for its client, direction and category, and for nothing else."""
-    ledger, expected = Ledger(5), np.zeros((5, 2, 5), np.int64)
+    ledger, expected = Ledger(5), np.zeros((5, 2, len(CATEGORIES)), np.int64)
     for client, direction, category, dtype, shape in sent:
         tensor = torch.zeros(shape, dtype=dtype)
         size = tensor.numel() * tensor.element_size()
@@ -61,8 +64,28 @@ def test_control_values_cost_nothing():
 
 def test_unknown_categories_are_refused():
     """An answer has the known categories only: nothing leaves uncounted."""
-    with pytest.raises(TypeError, match="secrets"):
+    with pytest.raises(TrainingError, match="reply: category 'secrets': expected one of weights, activations"):
         reply(secrets={"x": torch.ones(1)})
+
+
+@pytest.mark.parametrize(("mask", "numbers"), [
+    ([True, False, True, True], 18), ([[True, False]], 12), ([[True, False]] * 2 + [[True, True]] * 2, 18), ([False] * 4, 0),
+])  # fmt: skip
+def test_rows_that_do_not_count_are_not_charged(mask: list[Any], numbers: int):
+    """Of a tensor [4, 2, 3], rows, columns or both: the entries that the mask leaves, in both directions."""
+    sent = reply(weights={"a": torch.zeros(4, 2, 3), "b": torch.zeros(5)}, rows={"a": torch.tensor(mask)})
+    ledger = Ledger(1)
+    for direction in DIRECTIONS:
+        charged = ledger.charge([0, 0], direction, [sent, Message("x", sent.tensors)])
+        assert charged.sum(axis=1).tolist() == [4 * (numbers + 5), 4 * (24 + 5)]
+
+
+def test_statistics_have_a_category_of_their_own():
+    """They are counted apart, and take time as weights do."""
+    ledger = Ledger(1)
+    ledger.charge([0], "up", [reply(statistics={"routing": torch.zeros(8)})])
+    assert ledger.by_category()["statistics_up"] == ledger.total("up") == 32
+    assert "statistics" in TIMED
 
 
 def test_messages_read_by_category():

@@ -17,6 +17,7 @@ from edgeopt.training import ArrayData, Partition, Sgd, Task, train
 from edgeopt.training.algorithms.multi_server import MultiServerFedAvg
 from edgeopt.training.costs.selection_timing import SelectionTiming, selection_schedule, update_cost
 from edgeopt.training.costs.timing import Traffic
+from edgeopt.training.messages import CATEGORIES
 
 LOCAL = ("random", "fastest", "round-robin", "power-of-choice")
 
@@ -170,7 +171,7 @@ def hand_made(**changes) -> ClientSelection:
 
 def traffic(size: int, lost: tuple[int, ...] = ()) -> Traffic:
     """Return what `size` entries exchange, each with 1e9 FLOP of work; some without a reply."""
-    nothing = np.zeros((size, 5), np.int64)
+    nothing = np.zeros((size, len(CATEGORIES)), np.int64)
     return Traffic(
         np.arange(size), nothing, nothing, np.full(size, 1e9), np.empty(0, np.int64), np.empty(0),
         np.isin(np.arange(size), lost),

@@ -1,3 +1,6 @@
+import warnings
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +10,9 @@ from torch import nn
 from torch.func import functional_call, grad_and_value
 from torch.utils import _pytree as pytree
 
-from edgeopt.training.runners.batched import can_batch, map_batched, try_batched
+from edgeopt.errors import SequentialWarning
+from edgeopt.training.runners.batched import can_batch, map_batched, map_clients, try_batched
+from edgeopt.training.trouble import blaming
 
 
 class Attention(nn.Module):
@@ -195,14 +200,58 @@ def test_decision_by_value_is_an_error():
         map_batched(lambda x: x if x.sum() > 0 else -x, [torch.ones(2), torch.zeros(2)])
 
 
-def test_what_cannot_be_batched_gives_none():
-    """A model or a function that vmap refuses, or a single item, is left to the caller."""
+def test_what_cannot_be_batched_gives_the_reason():
+    """A model or a function that vmap refuses is left to the caller with the reason, a single item without one."""
     items = [torch.ones(2), torch.zeros(2)]
     assert_equal(try_batched(nn.Linear(1, 1), torch.sum, items), [torch.tensor(2.0), torch.tensor(0.0)])
-    assert try_batched(nn.Dropout(0.5), torch.sum, items) is None
-    assert try_batched(nn.Linear(1, 1), lambda x: x if x.sum() > 0 else -x, items) is None
-    assert try_batched(nn.Linear(1, 1), lambda x: F.dropout(x, 0.5), items) is None
-    assert try_batched(nn.Linear(1, 1), torch.sum, items[:1]) is None
+    assert try_batched(nn.Dropout(0.5), torch.sum, items) == can_batch(nn.Dropout(0.5))
+    assert "data-dependent control flow" in try_batched(nn.Linear(1, 1), lambda x: x if x.sum() > 0 else -x, items)
+    assert "random" in try_batched(nn.Linear(1, 1), lambda x: F.dropout(x, 0.5), items)
+    assert try_batched(nn.Linear(1, 1), torch.sum, items[:1]) == ""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("can't allocate memory: you tried to allocate 8 bytes"),
+    ],
+)
+def test_out_of_memory_is_never_swallowed(error):
+    """Where memory runs out, in a batch or alone, the error is the one that was raised."""
+    calls = []
+
+    def greedy(x):
+        calls.append(x)
+        raise error
+
+    for items in ([torch.ones(1), torch.zeros(1)], [torch.ones(1)]):
+        with pytest.raises(type(error)) as caught:
+            map_clients(nn.Linear(1, 1), greedy, items, lambda _: blaming("round 0, client 3"))
+        assert caught.value is error
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(("model", "function", "reason"), [
+    (nn.Linear(1, 1), lambda x: x if x.sum() > 0 else -x, "data-dependent control flow"),
+    (nn.Dropout(0.5), lambda x: 2 * x, "Dropout draws random numbers, which vmap refuses"),
+])  # fmt: skip
+def test_one_after_another_is_a_warning_that_says_why(model, function, reason):
+    """The results are those of each alone, and the warning has the reason; an error of the work is no warning."""
+    items = [torch.ones(2), -torch.ones(2), torch.zeros(2)]
+    with pytest.warns(SequentialWarning, match=f"clients run one after another, not as one batch: .*{reason}"):
+        found = map_clients(model, function, items, lambda _: nullcontext())
+    assert_equal(found, [function(item) for item in items])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match="broken"):
+            map_clients(model, _broken, items, lambda _: nullcontext())
+        map_clients(nn.Linear(1, 1), torch.sum, items, lambda _: nullcontext())
+
+
+def _broken(x):
+    raise ValueError("broken")
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from edgeopt.data.arrays import ArrayData
 from edgeopt.errors import EdgeOptError, InvalidFileError
 from edgeopt.schedule import RoundPlan, StaticPlanner
 from edgeopt.training import ALGORITHMS, EdgeTiming, FedAvg, LocalRunner, Partition, Task, train
-from edgeopt.training.messages import Batches, Message, reply
+from edgeopt.training.messages import CATEGORIES, Batches, Message, reply
 
 pytest.importorskip("flwr")
 with warnings.catch_warnings():  # of flwr and what it imports
@@ -54,12 +54,15 @@ MESSAGES = st.builds(
     Message,
     st.text(max_size=8),
     st.dictionaries(
-        st.sampled_from(("weights", "activations", "gradients", "labels", "scalars")),
+        st.sampled_from(CATEGORIES),
         st.dictionaries(NAMES, tensors(), max_size=3),
     ),
     st.dictionaries(NAMES, VALUES, max_size=3),
     st.none() | st.builds(Batches, *[st.integers(0, 1000)] * 4),
     st.floats(0, 1e18),
+    st.frozensets(NAMES, max_size=3),
+    st.dictionaries(NAMES, tensors(), max_size=2),
+    st.none() | st.integers(-(2**63), 2**63 - 1).map(torch.tensor),
 )
 STATES = st.recursive(tensors(), lambda inner: st.dictionaries(NAMES, inner, max_size=3), max_leaves=6)
 
@@ -76,9 +79,10 @@ def same(one, other):
 def test_messages_come_back_bit_for_bit(message):
     """Every field and every bit of a message survives the way through Flower's records, empty categories included."""
     back = flower.from_records(flower.to_records(message, "7 "), "7 ")
-    assert (back.kind, dict(back.values), back.batches, back.flops) == (
-        message.kind, message.values, message.batches, message.flops,
+    assert (back.kind, dict(back.values), back.batches, back.flops, back.held, back.key) == (
+        message.kind, message.values, message.batches, message.flops, message.held, message.key,
     )  # fmt: skip
+    assert same(dict(back.rows), dict(message.rows))
     assert [type(v) for v in back.values.values()] == [type(v) for v in message.values.values()]
     assert same(dict(back.tensors), dict(message.tensors))
 

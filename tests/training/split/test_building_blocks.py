@@ -31,6 +31,7 @@ from edgeopt.training import (
     assign,
     map_cuts,
     play_steps,
+    received,
     server_gradients,
     split_client,
     tensors_of,
@@ -111,6 +112,19 @@ def test_a_server_without_an_answer_is_an_error():
     """To forget a client is not to decline: the message names round and client."""
     with pytest.raises(TrainingError, match="round 0, choosing, client 2: the server has no answer to its activations"):
         run(task(), Choosing(silent=True), PLAN)
+
+
+def test_what_a_client_holds_is_not_sent_again():
+    """When the cut moves up, the layers that the client lacks are brought, those it has trained are named and stay."""
+    of, deep = task(), PLAN.replace(cut_layer=3)
+    history = run(of, ParallelSplit(), PLAN.replace(cut_layer=1), PLAN.replace(cut_layer=1), deep)
+    between = sum(value.nbytes for value in of.part(of.initial_weights(), 1, 3).values())
+    assert [row["weights_down"] for row in history.rows] == [0, 0, 3 * between]
+    message = Message("place", {"weights": {"b": torch.ones(1)}}, held=frozenset({"a"}))
+    own = {"a": torch.zeros(1), "b": torch.zeros(1), "c": torch.zeros(1)}
+    assert_same(received(message, own), {"a": torch.zeros(1), "b": torch.ones(1)})
+    with pytest.raises(TrainingError, match="held: a: expected weights that the client has"):
+        received(message, {"c": torch.zeros(1)})
 
 
 NORMED = nn.Sequential(nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.GroupNorm(2, 4)), nn.Flatten(), nn.Linear(64, 4))
