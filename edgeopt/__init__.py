@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from edgeopt import inference as inference
     from edgeopt import models as models
     from edgeopt import problems as problems
+    from edgeopt import rl as rl
     from edgeopt import solvers as solvers
     from edgeopt import training as training
     from edgeopt.network import EdgeNetwork as EdgeNetwork
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
     from edgeopt.schedule import StatefulPlanner as StatefulPlanner
     from edgeopt.schedule import StaticPlanner as StaticPlanner
 
-_PACKAGES = ("data", "evaluation", "experiment", "inference", "models", "problems", "solvers", "training")
+_PACKAGES = ("data", "evaluation", "experiment", "inference", "models", "problems", "rl", "solvers", "training")
 _LAZY = {name: (f"edgeopt.{name}", None) for name in _PACKAGES} | {
     "EdgeNetwork": ("edgeopt.network", "EdgeNetwork"),
     "load": ("edgeopt.problems", "load"),
