@@ -23,7 +23,8 @@ from edgeopt.evaluation.plots.selection.rounds import (
 from edgeopt.evaluation.plots.selection.training import plot_selection_training
 from edgeopt.evaluation.plots.solutions import SOLUTION_PICTURES, draw_solution
 from edgeopt.evaluation.plots.style import COLOURS
-from edgeopt.evaluation.studies.selection_quality import METRICS, log_loss
+from edgeopt.evaluation.benchmarks.held_out_selection import METRICS
+from edgeopt.evaluation.statistics import log_loss
 from edgeopt.problems import ClientSelection, SelectionPlan
 
 
