@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 from edgeopt import storage
 from edgeopt.errors import EdgeOptError, UnsupportedProblemError, quoted
 from edgeopt.evaluation.compare.cells import finished_rows
-from edgeopt.evaluation.compare.rows import FORMAT, Row, RowStore, merged, row_key
+from edgeopt.evaluation.compare.rows import FORMAT, RowStore, merged, row_key
+from edgeopt.evaluation.compare.rows import Row as Row
 from edgeopt.evaluation.compare.worker import machine
 from edgeopt.evaluation.studies.claims import Claim, Evidence
 from edgeopt.experiment.options import checked_options, hints_of
 from edgeopt.fields import Fields
 from edgeopt.locks import try_lock
 from edgeopt.solve import versions
-from edgeopt.validate import integer
+from edgeopt.validate import integer, listed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -244,10 +245,12 @@ def run_study(
     """
     setting = study.setting(quick=quick, changes=changes)
     usual = (quick and study.quick_tasks) or study.tasks
-    chosen = tuple(dict.fromkeys(usual if tasks is None else tasks))
+    chosen = tuple(dict.fromkeys(usual if tasks is None else listed("tasks", tasks)))
     for i, task in enumerate(chosen):
         if task not in study.tasks:
             raise EdgeOptError(f"tasks[{i}] = {quoted(task)}: expected one of {', '.join(study.tasks)}")
+    if not chosen:
+        raise EdgeOptError(f"tasks: expected at least one of {', '.join(study.tasks)}")
     number = integer("seeds", (study.quick_seeds if quick else study.seeds) if seeds is None else seeds, low=1)
     with _folder(out) as folder:
         store = None if out is None else RowStore(folder / "rows", check_row)
