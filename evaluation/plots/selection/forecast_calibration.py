@@ -6,12 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.evaluation.plots.style import GREY, legend_beside, line_styles, new_axes
-from edgeopt.evaluation.studies.selection_quality import log_loss
+from edgeopt.evaluation.statistics import log_loss
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from edgeopt.evaluation.studies.selection_quality import Forecasts
+    from edgeopt.evaluation.benchmarks.held_out_selection import Forecasts
 
 
 def plot_forecast_calibration(forecasts: "Forecasts", ax: "Axes | None" = None, *, bins: int = 10) -> "Axes":
@@ -19,7 +19,7 @@ def plot_forecast_calibration(forecasts: "Forecasts", ax: "Axes | None" = None, 
 
     Parameters
     ----------
-    forecasts : probabilities and what happened, by name, as `edgeopt.evaluation.studies.selection_quality.gapped_forecasts` returns.
+    forecasts : probabilities and what happened, by name, as `edgeopt.evaluation.benchmarks.held_out_selection.gapped_forecasts` returns.
     ax : axes to draw on; a new figure without.
     bins : of each forecast; equal forecasts are never parted, so that there may be fewer.
     """

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from edgeopt.errors import EdgeOptError
 from edgeopt.evaluation.compare.rows import as_rows
 from edgeopt.evaluation.plots.style import GREY, legend_beside, line_styles, new_axes
-from edgeopt.evaluation.studies.selection_quality import intervals
+from edgeopt.evaluation.statistics import intervals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,11 +17,11 @@ def plot_selection_frontier(rows: Iterable[Mapping[str, Any]], ax: "Axes | None"
 
     Parameters
     ----------
-    rows : what `edgeopt.evaluation.studies.selection_quality.evaluate` returned, for several weights of fairness.
+    rows : what `edgeopt.evaluation.benchmarks.held_out_selection.evaluate` returned, for several weights of fairness.
     ax : axes to draw on; a new figure without.
     """
     groups: dict[str, list[dict[str, Any]]] = {}
-    for row in intervals(as_rows(rows), ("solver", "fairness_weight")):
+    for row in intervals(as_rows(rows), ("jain_index", "conflict_rate"), ("solver", "fairness_weight")):
         groups.setdefault(row["solver"], []).append(row)
     if not groups:
         raise EdgeOptError("rows: expected at least one")
