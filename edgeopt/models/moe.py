@@ -5,10 +5,11 @@ for K >= 2 the weights of the chosen experts are made to sum to one, as in Mixtr
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,10 +28,14 @@ class LayerRouting:
     ----------
     logits : (B, T, E), output of the router.
     experts : int64 (B, T, K), the chosen experts, best first; ties go to the lowest index.
+    hidden : (B, T, C), what entered the layer.
+    layer : the layer.
     """
 
     logits: torch.Tensor
     experts: torch.Tensor
+    hidden: torch.Tensor | None = None
+    layer: "Experts | None" = None
 
     @property
     def balance_loss(self) -> torch.Tensor:
@@ -82,6 +87,40 @@ def record_routing() -> Iterator[list[LayerRouting]]:
         _RECORDER.reset(token)
 
 
+Learners = Sequence[bool] | torch.Tensor
+"""Which experts of a layer learn, [E]: plain truth values, or a tensor of them."""
+
+_LEARNERS: ContextVar[Mapping["Experts", Learners]] = ContextVar("edgeopt_learners")
+
+
+@contextmanager
+def limit_learners(learners: Mapping["Experts", Learners]) -> Iterator[None]:
+    """Let only some experts learn in the passes inside; layers without an entry learn as a whole, see `Experts`."""
+    token = _LEARNERS.set(learners)
+    try:
+        yield
+    finally:
+        _LEARNERS.reset(token)
+
+
+class _StandIn(torch.autograd.Function):
+    """The value of one tensor, with the gradients of another."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: torch.Tensor, other: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, torch.Tensor]:  # type: ignore[override]
+        return None, gradient
+
+
 class Experts(nn.Module):
     r"""A router and E feed-forward networks of which each token uses K.
 
@@ -92,6 +131,12 @@ class Experts(nn.Module):
     Weights of all experts are stacked, and every expert computes every token with the weight of the unchosen ones at
     zero. That is E / K times the work that is needed, but no shape depends on the data: the layer runs inside
     `torch.func.vmap`, and on the meta device.
+
+    Inside `limit_learners` some experts do not learn: the output is the same to the last bit, but to their networks it is
+    a constant. Their gradients are exactly zero, and none goes through them to x; the router learns from the outputs of
+    all K experts of a token. Where the choice is plain values, these experts run without a graph and keep nothing for the
+    backward pass but those K outputs, at the cost of running the learning ones twice; where it is a tensor, which may
+    differ from client to client within `torch.func.vmap`, their gradients are set to zero.
 
     Parameters
     ----------
@@ -116,15 +161,59 @@ class Experts(nn.Module):
         order = logits.argsort(dim=-1, descending=True, stable=True)  # (B, T, E)
         chosen = order[..., : self.top_k]  # (B, T, K)
         if (routing := _RECORDER.get()) is not None:
-            routing.append(LayerRouting(logits, chosen))
+            routing.append(LayerRouting(logits, chosen, x, self))
         is_chosen = _one_hot(chosen, logits.shape[-1]).any(dim=-2)  # (B, T, E)
         weight = _probability(logits) * is_chosen  # (B, T, E)
         if self.top_k > 1:
             weight = weight / weight.sum(dim=-1, keepdim=True)  # (B, T, E)
         weight = weight.to(x.dtype)  # (B, T, E)
-        inner = F.gelu(torch.einsum("btc,ecd->bted", x, self.up) + self.up_bias)  # (B, T, E, D)
-        y: torch.Tensor = torch.einsum("bted,edc->btc", inner * weight[..., None], self.down)  # (B, T, C)
-        return y + weight @ self.down_bias  # (B, T, C)
+        learners = _LEARNERS.get({}).get(self)
+        if learners is None or not torch.is_grad_enabled():
+            return _mixture(weight, _inner(x, self.up, self.up_bias), self.down, self.down_bias)
+        if isinstance(learners, torch.Tensor):
+            return self._masked(x, weight, learners)
+        own = torch.tensor([e for e, learns in enumerate(learners) if learns], dtype=torch.int64, device=x.device)
+        return self._skipping(x, weight, chosen, own)
+
+    def _masked(self, x: torch.Tensor, weight: torch.Tensor, learners: torch.Tensor) -> torch.Tensor:
+        """Return (B, T, C); gradients of and through the networks of experts outside of `learners` (E,) are zero."""
+        inner = _constant_but(learners[:, None], _inner(x, self.up, self.up_bias))  # (B, T, E, D)
+        down = _constant_but(learners[:, None, None], self.down)  # (E, D, C)
+        return _mixture(weight, inner, down, _constant_but(learners[:, None], self.down_bias))
+
+    def _skipping(
+        self, x: torch.Tensor, weight: torch.Tensor, chosen: torch.Tensor, own: torch.Tensor
+    ) -> torch.Tensor:
+        """Return (B, T, C); only the experts `own` (n,) have a graph."""
+        with torch.no_grad():
+            inner = _inner(x, self.up, self.up_bias)  # (B, T, E, D)
+            value = _mixture(weight, inner, self.down, self.down_bias)  # (B, T, C)
+            answers = torch.einsum("bted,edc->btec", inner, self.down) + self.down_bias  # (B, T, E, C)
+            of_token = chosen[..., None].expand(*chosen.shape, x.shape[-1])  # (B, T, K, C)
+            constant = ~(chosen[..., None] == own).any(dim=-1)  # (B, T, K)
+            answers = answers.gather(-2, of_token) * constant[..., None]  # (B, T, K, C)
+        through_router = torch.einsum("btk,btkc->btc", weight.gather(-1, chosen), answers)  # (B, T, C)
+        learning = _mixture(
+            weight[..., own], _inner(x, self.up[own], self.up_bias[own]), self.down[own], self.down_bias[own]
+        )  # (B, T, C)
+        y: torch.Tensor = _StandIn.apply(value, (learning + through_router).to(value.dtype))
+        return y
+
+
+def _inner(x: torch.Tensor, up: torch.Tensor, up_bias: torch.Tensor) -> torch.Tensor:
+    """Return (B, T, E, D), what is inside of the experts."""
+    return F.gelu(torch.einsum("btc,ecd->bted", x, up) + up_bias)
+
+
+def _mixture(weight: torch.Tensor, inner: torch.Tensor, down: torch.Tensor, down_bias: torch.Tensor) -> torch.Tensor:
+    """Return (B, T, C), the weighted sum of what experts return."""
+    y: torch.Tensor = torch.einsum("bted,edc->btc", inner * weight[..., None], down)  # (B, T, C)
+    return y + weight @ down_bias
+
+
+def _constant_but(learners: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Return the values; where `learners` is False, they have no gradient."""
+    return torch.where(learners, values, values.detach())
 
 
 def moe_decoder(
