@@ -109,7 +109,7 @@ class _StandIn(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(value: torch.Tensor, other: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def forward(value: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         return value.clone()
 
     @staticmethod
@@ -117,7 +117,7 @@ class _StandIn(torch.autograd.Function):
         pass
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, torch.Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, torch.Tensor]:
         return None, gradient
 
 
@@ -168,10 +168,10 @@ class Experts(nn.Module):
             weight = weight / weight.sum(dim=-1, keepdim=True)  # (B, T, E)
         weight = weight.to(x.dtype)  # (B, T, E)
         learners = _LEARNERS.get({}).get(self)
-        if learners is None or not torch.is_grad_enabled():
-            return _mixture(weight, _inner(x, self.up, self.up_bias), self.down, self.down_bias)
         if isinstance(learners, torch.Tensor):
             return self._masked(x, weight, learners)
+        if learners is None or all(learners) or not torch.is_grad_enabled():
+            return _mixture(weight, _inner(x, self.up, self.up_bias), self.down, self.down_bias)
         own = torch.tensor([e for e, learns in enumerate(learners) if learns], dtype=torch.int64, device=x.device)
         return self._skipping(x, weight, chosen, own)
 
@@ -181,9 +181,7 @@ class Experts(nn.Module):
         down = _constant_but(learners[:, None, None], self.down)  # (E, D, C)
         return _mixture(weight, inner, down, _constant_but(learners[:, None], self.down_bias))
 
-    def _skipping(
-        self, x: torch.Tensor, weight: torch.Tensor, chosen: torch.Tensor, own: torch.Tensor
-    ) -> torch.Tensor:
+    def _skipping(self, x: torch.Tensor, weight: torch.Tensor, chosen: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
         """Return (B, T, C); only the experts `own` (n,) have a graph."""
         with torch.no_grad():
             inner = _inner(x, self.up, self.up_bias)  # (B, T, E, D)
@@ -196,7 +194,7 @@ class Experts(nn.Module):
         learning = _mixture(
             weight[..., own], _inner(x, self.up[own], self.up_bias[own]), self.down[own], self.down_bias[own]
         )  # (B, T, C)
-        y: torch.Tensor = _StandIn.apply(value, (learning + through_router).to(value.dtype))
+        y: torch.Tensor = _StandIn.apply(value, (learning + through_router).to(value.dtype))  # type: ignore[no-untyped-call]
         return y
 
 

@@ -51,6 +51,7 @@ class Message:
     values : plain values that control the work. They are part of the plan and count no bytes.
     batches : the client's own data that is needed.
     flops : work that the message causes at the client.
+    peak_bytes : memory that the client needs at the peak of it, see `edgeopt.training.client_peak_bytes`.
     """
 
     kind: str
@@ -58,6 +59,7 @@ class Message:
     values: Mapping[str, Value] = field(default_factory=dict)
     batches: Batches | None = None
     flops: float = 0.0
+    peak_bytes: float = 0.0
 
     def __getitem__(self, category: Category) -> Tensors:
         return self.tensors.get(category, {})
@@ -127,4 +129,4 @@ def to_device(message: Message, device: torch.device) -> Message:
         category: {name: tensor.to(device) for name, tensor in tensors.items()}
         for category, tensors in message.tensors.items()
     }
-    return Message(message.kind, moved, message.values, message.batches, message.flops)
+    return Message(message.kind, moved, message.values, message.batches, message.flops, message.peak_bytes)

@@ -30,6 +30,7 @@ class RoundResult:
     state : of the server, after the round.
     phases : in the order of time.
     loss : by entry whose update arrived.
+    peak_bytes : float64 [M], memory of each entry's client at the peak of its work; nan where none is charged.
     bytes : int64 [N, 2, 6], see `edgeopt.training.Ledger`.
     measured : what the algorithm reports, by name.
     """
@@ -37,6 +38,7 @@ class RoundResult:
     state: State
     phases: tuple[PhaseTime, ...]
     loss: dict[int, float]
+    peak_bytes: NDArray[np.float64]
     bytes: NDArray[np.int64]
     measured: dict[str, float]
 
@@ -49,6 +51,7 @@ class RoundResult:
             seconds=sum(phase.seconds for phase in self.phases),
             client_seconds=np.where(seconds > 0, seconds, np.nan),
             completed=np.isin(np.arange(len(plan)), list(self.loss)),
+            client_peak_bytes=self.peak_bytes,
             conflict=timing.conflicts(number, plan),
             constants=constants,
             measured=self.measured,
@@ -68,6 +71,7 @@ def play_round(
     lost = timing.lost(run.round, plan)
     ledger = Ledger(task.num_clients)
     phases: list[PhaseTime] = []
+    peak_bytes = np.full(len(plan), np.nan)
     start = 0.0
     conversation = algorithm.round(task, run.server, plan, run.round)
     replies: Replies | None = None
@@ -82,11 +86,13 @@ def play_round(
             break
         with blaming(where):
             replies, traffic = _exchange(task, algorithm, phase, plan, lost, runner, ledger)
+        charged = [message.peak_bytes or np.nan for message in phase.messages.values()]
+        peak_bytes[traffic.entry] = np.fmax(peak_bytes[traffic.entry], charged)
         phases.append(timing.phase(run.round, plan, phase.name, start, traffic))
         start += phases[-1].seconds
     loss = dict(zip(outcome.loss, _finite(outcome, plan, run.round), strict=True))
     measured = {name: float(value) for name, value in outcome.measured.items()}
-    return RoundResult(kept(outcome.state), tuple(phases), loss, ledger.bytes, measured)
+    return RoundResult(kept(outcome.state), tuple(phases), loss, peak_bytes, ledger.bytes, measured)
 
 
 def _exchange(
