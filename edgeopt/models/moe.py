@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from edgeopt.errors import InvalidProblemError
 from edgeopt.models.attention import SelfAttention, initialise
@@ -172,8 +173,7 @@ class Experts(nn.Module):
             return self._masked(x, weight, learners)
         if learners is None or all(learners) or not torch.is_grad_enabled():
             return _mixture(weight, _inner(x, self.up, self.up_bias), self.down, self.down_bias)
-        own = torch.tensor([e for e, learns in enumerate(learners) if learns], dtype=torch.int64, device=x.device)
-        return self._skipping(x, weight, chosen, own)
+        return self._skipping(x, weight, chosen.contiguous(), learners)
 
     def _masked(self, x: torch.Tensor, weight: torch.Tensor, learners: torch.Tensor) -> torch.Tensor:
         """Return (B, T, C); gradients of and through the networks of experts outside of `learners` (E,) are zero."""
@@ -181,20 +181,22 @@ class Experts(nn.Module):
         down = _constant_but(learners[:, None, None], self.down)  # (E, D, C)
         return _mixture(weight, inner, down, _constant_but(learners[:, None], self.down_bias))
 
-    def _skipping(self, x: torch.Tensor, weight: torch.Tensor, chosen: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-        """Return (B, T, C); only the experts `own` (n,) have a graph."""
+    def _skipping(
+        self, x: torch.Tensor, weight: torch.Tensor, chosen: torch.Tensor, learners: Sequence[bool]
+    ) -> torch.Tensor:
+        """Return (B, T, C); only the experts among `learners` [E] have a graph."""
+        own = [e for e, learns in enumerate(learners) if learns]
         with torch.no_grad():
             inner = _inner(x, self.up, self.up_bias)  # (B, T, E, D)
             value = _mixture(weight, inner, self.down, self.down_bias)  # (B, T, C)
             answers = torch.einsum("bted,edc->btec", inner, self.down) + self.down_bias  # (B, T, E, C)
+            constant = ~torch.tensor(learners, device=x.device)[chosen]  # (B, T, K)
             of_token = chosen[..., None].expand(*chosen.shape, x.shape[-1])  # (B, T, K, C)
-            constant = ~(chosen[..., None] == own).any(dim=-1)  # (B, T, K)
             answers = answers.gather(-2, of_token) * constant[..., None]  # (B, T, K, C)
-        through_router = torch.einsum("btk,btkc->btc", weight.gather(-1, chosen), answers)  # (B, T, C)
-        learning = _mixture(
-            weight[..., own], _inner(x, self.up[own], self.up_bias[own]), self.down[own], self.down_bias[own]
-        )  # (B, T, C)
-        y: torch.Tensor = _StandIn.apply(value, (learning + through_router).to(value.dtype))  # type: ignore[no-untyped-call]
+        y = (weight.gather(-1, chosen)[..., None] * answers).sum(dim=-2)  # (B, T, C), what the router learns from them
+        for e in (slice(e, e + 1) for e in own):  # views: copies of the weights would be kept
+            y = y + _mixture(weight[..., e], _inner(x, self.up[e], self.up_bias[e]), self.down[e], self.down_bias[e])
+        y = _StandIn.apply(value, y.to(value.dtype))  # type: ignore[no-untyped-call]
         return y
 
 
@@ -212,6 +214,27 @@ def _mixture(weight: torch.Tensor, inner: torch.Tensor, down: torch.Tensor, down
 def _constant_but(learners: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """Return the values; where `learners` is False, they have no gradient."""
     return torch.where(learners, values, values.detach())
+
+
+def expert_shares(model: nn.Sequential, inputs: torch.Tensor) -> dict[str, float]:
+    """Return, by name of each layer of experts, which share of the FLOPs of the child that it is in are its networks'.
+
+    The router is not one of them.
+
+    Parameters
+    ----------
+    inputs : (B, ...), of the model.
+    """
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model(inputs)
+    flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
+    root = type(model).__name__
+    shares = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, Experts):
+            networks = flops[f"{root}.{name}"] - flops[f"{root}.{name}.router"]
+            shares[name] = networks / flops[f"{root}.{name.split('.', 1)[0]}"]
+    return shares
 
 
 def moe_decoder(

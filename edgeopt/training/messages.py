@@ -1,7 +1,7 @@
 """What crosses between a server and its clients: messages of named tensors, and phases in which they are exchanged."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -50,7 +50,7 @@ class Message:
     tensors : content by category; each tensor counts with its bytes.
     values : plain values that control the work. They are part of the plan and count no bytes.
     batches : the client's own data that is needed.
-    flops : work that the message causes at the client.
+    flops : work that the message causes at the client. In a reply, what it really was, where it says so: not 0.
     peak_bytes : memory that the client needs at the peak of it, see `edgeopt.training.client_peak_bytes`.
     """
 
@@ -58,7 +58,7 @@ class Message:
     tensors: Mapping[Category, Tensors] = field(default_factory=dict)
     values: Mapping[str, Value] = field(default_factory=dict)
     batches: Batches | None = None
-    flops: float = 0.0
+    flops: float | torch.Tensor = 0.0
     peak_bytes: float = 0.0
 
     def __getitem__(self, category: Category) -> Tensors:
@@ -68,8 +68,12 @@ class Message:
         return iter(self.tensors)
 
 
-def reply(**tensors: Tensors) -> Message:
+def reply(*, flops: float | torch.Tensor = 0.0, **tensors: Tensors) -> Message:
     """Return a client's answer; the keywords are categories.
+
+    Parameters
+    ----------
+    flops : the work that was really done, a scalar: it takes the place of what the message was charged with.
 
     Examples
     --------
@@ -79,7 +83,7 @@ def reply(**tensors: Tensors) -> Message:
     content: dict[Category, Tensors] = {name: tensors[name] for name in CATEGORIES if name in tensors}
     if len(content) < len(tensors):
         raise TypeError(f"reply: expected categories {', '.join(CATEGORIES)}, got {', '.join(tensors)}")
-    return Message("reply", content)
+    return Message("reply", content, flops=flops)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,4 +133,4 @@ def to_device(message: Message, device: torch.device) -> Message:
         category: {name: tensor.to(device) for name, tensor in tensors.items()}
         for category, tensors in message.tensors.items()
     }
-    return Message(message.kind, moved, message.values, message.batches, message.flops, message.peak_bytes)
+    return replace(message, tensors=moved)

@@ -14,7 +14,7 @@ from edgeopt.training.checks import check_entries, check_scalar, check_state
 from edgeopt.training.costs.ledger import Ledger
 from edgeopt.training.costs.timing import PhaseTime, Timing, Traffic
 from edgeopt.training.history import COLUMNS_OF_ROWS, client_seconds
-from edgeopt.training.messages import Phase, Replies, State, kept
+from edgeopt.training.messages import Message, Phase, Replies, State, kept
 from edgeopt.training.run_state import RunState
 from edgeopt.training.runners.local import Runner, seeded_layers
 from edgeopt.training.task import Task
@@ -114,7 +114,7 @@ def _exchange(
         entry=entry,
         down_bytes=ledger.charge(clients, "down", list(phase.messages.values())),
         up_bytes=ledger.charge(clients, "up", [replies.get(e) for e in phase.messages]),
-        flops=np.array([message.flops for message in phase.messages.values()], np.float64),
+        flops=np.array([_work(plan.client[e], m, replies.get(e)) for e, m in phase.messages.items()], np.float64),
         server_flops=np.array([phase.server_flops.get(e, 0.0) for e in replies], np.float64),
         served=np.fromiter(replies, np.int64, len(replies)),
         lost=np.array([e not in replies for e in phase.messages], np.bool_),
@@ -123,6 +123,14 @@ def _exchange(
         server_down_bytes=phase.server_down_bytes,
     )
     return replies, traffic
+
+
+def _work(client: int, message: Message, answer: Message | None) -> float:
+    """Return the FLOPs of a client: what it says that it has computed, or what it was asked to."""
+    said = 0.0 if answer is None else float(answer.flops)
+    if not 0 <= said < np.inf:
+        raise TrainingError(f"client {client}: reply to {message.kind!r}: flops = {said}: expected a finite number >= 0")
+    return said or float(message.flops)
 
 
 def _checked(outcome: object, plan: RoundPlan) -> Outcome:

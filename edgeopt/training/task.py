@@ -18,7 +18,7 @@ from torch.func import functional_call
 from edgeopt.data.arrays import ArrayData, described
 from edgeopt.data.partition import Partition
 from edgeopt.errors import InvalidProblemError, quoted
-from edgeopt.models.moe import Experts, LayerRouting, Learners, limit_learners, record_routing
+from edgeopt.models.moe import Experts, LayerRouting, Learners, expert_shares, limit_learners, record_routing
 from edgeopt.profile import ModelProfile
 from edgeopt.rng import stream
 from edgeopt.schedule import ClientPlan
@@ -115,6 +115,7 @@ class Task:
     """Experts of each mixture-of-experts layer, by its name in ``model.named_modules()``."""
     _modes: dict[bool, nn.Sequential] = field(init=False, repr=False)  # in training mode or not
     _parts: dict[tuple[bool, int, int], nn.Sequential] = field(init=False, repr=False, default_factory=dict)
+    _shares: dict[str, float] = field(init=False, repr=False, default_factory=dict)  # of experts in FLOPs of layers
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Sequential) or len(self.model) == 0:
@@ -229,12 +230,40 @@ class Task:
         own = self.partition.indices[plan.client].size
         return plan.local_epochs * max(1, own // max(1, self.samples(plan.client, batch_size)))
 
-    def flops(self, samples: int, first: int = 0, last: int | None = None, *, backward: bool = True) -> float:
-        """Return the work of a forward pass and, unless told otherwise, a backward pass through layers `first` to `last`."""
-        work = float(self.profile.forward_flops[first:last].sum())
+    def flops(
+        self,
+        samples: int,
+        first: int = 0,
+        last: int | None = None,
+        *,
+        backward: bool = True,
+        runs: Mapping[str, float] | None = None,
+        learns: Mapping[str, float] | None = None,
+    ) -> float:
+        """Return the work of a forward pass and, unless told otherwise, a backward pass through layers `first` to `last`.
+
+        Parameters
+        ----------
+        samples : of the mini-batch.
+        runs : how many experts compute a token, by mixture-of-experts layer. Default: all, as the layers do here.
+        learns : how many have a backward pass, see `forward`. Default: as many as compute.
+        """
+        passes = [(self.profile.forward_flops, runs or {})]
         if backward:
-            work += float(self.profile.backward_flops[first:last].sum())
+            passes.append((self.profile.backward_flops, {**(runs or {}), **(learns or {})}))
+        work = 0.0
+        for flops, counts in passes:
+            work += float(flops[first:last].sum())
+            for name, count in counts.items():
+                share, layer = 1 - count / self.num_experts(name), self.layer_of[f"{name}.up"]
+                if first <= layer < (self.num_layers if last is None else last):
+                    work -= share * self._expert_shares()[name] * float(flops[layer])
         return samples * work
+
+    def _expert_shares(self) -> dict[str, float]:
+        if not self._shares:
+            self._shares.update(expert_shares(self._modes[False], self.test.inputs[:1]))
+        return self._shares
 
     @property
     def weight_names(self) -> list[str]:

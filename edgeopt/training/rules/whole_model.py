@@ -57,7 +57,7 @@ def train_messages(
             {} if values is None else values(entry),
             batches,
             batches.count * samples * (whole if flops is None else flops(entry)),
-            peak(samples) if peak_bytes is None else peak_bytes(entry),
+            peak_bytes=peak(samples) if peak_bytes is None else peak_bytes(entry),
         )
     return messages
 

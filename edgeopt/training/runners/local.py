@@ -16,7 +16,7 @@ from edgeopt.training.task import Batch, Task
 from edgeopt.training.trouble import blaming
 from edgeopt.validate import flag, integer
 
-Result = tuple[dict[Category, Tensors], State]  # content of a reply, and what the client remembers
+Result = tuple[dict[Category, Tensors], State, torch.Tensor]  # a reply's content; the new state; a reply's FLOPs
 
 
 class Runner(Protocol):
@@ -103,7 +103,10 @@ class LocalRunner:
             client, state = int(plan.client[entry]), results[entry][1]
             if state or client in states:
                 self._changed[client] = kept(state)
-        return {entry: Message("reply", results[entry][0]) for entry in messages}
+        return {
+            entry: Message("reply", content, flops=float(flops))
+            for entry, (content, _, flops) in ((entry, results[entry]) for entry in messages)
+        }
 
     def _together(
         self,
@@ -125,7 +128,9 @@ class LocalRunner:
             tensors, state, data = item
             message = Message(first.kind, tensors, first.values)
             answer, new = algorithm.client(task, message, state, Batch(*data) if data else None)
-            return dict(answer.tensors), new
+            flops = answer.flops
+            said = flops if isinstance(flops, torch.Tensor) else torch.tensor(flops, dtype=torch.float64)
+            return dict(answer.tensors), new, said
 
         at = (0, 0) if first.batches is None else (first.batches.round, first.batches.first)
         if len(items) > 1:

@@ -249,4 +249,4 @@ def _message(
 ) -> Message:
     batches = Batches(number, step, 1, assignment.batch_size)
     tensors: dict[Category, Tensors] = {} if gradients is None else {"gradients": gradients}
-    return Message(kind, tensors, {"cut": assignment.cut}, batches, flops, assignment.peak_bytes)
+    return Message(kind, tensors, {"cut": assignment.cut}, batches, flops, peak_bytes=assignment.peak_bytes)
