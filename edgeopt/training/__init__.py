@@ -11,6 +11,7 @@ from edgeopt.training.algorithm import Algorithm as Algorithm
 from edgeopt.training.algorithm import Models as Models
 from edgeopt.training.algorithm import Outcome as Outcome
 from edgeopt.training.algorithm import PredictingAlgorithm as PredictingAlgorithm
+from edgeopt.training.algorithm import SplitAlgorithm as SplitAlgorithm
 from edgeopt.training.constants import GradientEstimator as GradientEstimator
 from edgeopt.training.costs.ledger import Ledger as Ledger
 from edgeopt.training.costs.selection_timing import SelectionTiming as SelectionTiming
