@@ -1,9 +1,17 @@
-"""Keep pytest from importing the root folders a second time: they are edgeopt.problems, edgeopt.solvers, ..."""
+"""Keep pytest from importing the root folders a second time, and say how property tests draw their examples."""
 
 import os
 import signal
 
-collect_ignore = ["problems", "solvers", "evaluation"]
+from hypothesis import HealthCheck, settings
+
+collect_ignore = ["problems", "solvers", "evaluation"]  # they are edgeopt.problems, edgeopt.solvers, ...
+
+# No clock decides about a test. The examples are always the same; `make explore` draws others.
+_COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}
+settings.register_profile("repeat", derandomize=True, **_COMMON)
+settings.register_profile("explore", derandomize=False, max_examples=500, **_COMMON)
+settings.load_profile("repeat")
 
 
 def pytest_configure():

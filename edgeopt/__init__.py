@@ -1,6 +1,6 @@
 """Optimisation and scheduling of AI at the wireless edge.
 
-Problems, solvers and evaluation load on first use, so that ``import edgeopt`` stays light.
+The packages load on first use, so that ``import edgeopt`` stays light; each says which extra it lacks, if any.
 """
 
 import importlib
@@ -37,9 +37,14 @@ from edgeopt.stop import StopCriterion as StopCriterion
 from edgeopt.stop import TargetGap as TargetGap
 
 if TYPE_CHECKING:
+    from edgeopt import data as data
     from edgeopt import evaluation as evaluation
+    from edgeopt import experiment as experiment
+    from edgeopt import inference as inference
+    from edgeopt import models as models
     from edgeopt import problems as problems
     from edgeopt import solvers as solvers
+    from edgeopt import training as training
     from edgeopt.network import EdgeNetwork as EdgeNetwork
     from edgeopt.problems import load as load
     from edgeopt.profile import ModelProfile as ModelProfile
@@ -53,10 +58,8 @@ if TYPE_CHECKING:
     from edgeopt.schedule import StatefulPlanner as StatefulPlanner
     from edgeopt.schedule import StaticPlanner as StaticPlanner
 
-_LAZY = {
-    "evaluation": ("edgeopt.evaluation", None),
-    "problems": ("edgeopt.problems", None),
-    "solvers": ("edgeopt.solvers", None),
+_PACKAGES = ("data", "evaluation", "experiment", "inference", "models", "problems", "solvers", "training")
+_LAZY = {name: (f"edgeopt.{name}", None) for name in _PACKAGES} | {
     "EdgeNetwork": ("edgeopt.network", "EdgeNetwork"),
     "load": ("edgeopt.problems", "load"),
     "ModelProfile": ("edgeopt.profile", "ModelProfile"),

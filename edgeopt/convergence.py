@@ -25,6 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import EdgeOptError
+from edgeopt.foreign import as_array
+from edgeopt.validate import integer
 
 Gradients = Sequence[Any]
 """One entry per layer: an array, a torch tensor, or a list of those (weight and bias)."""
@@ -118,8 +120,7 @@ class GradientMoments:
     """
 
     def __init__(self, num_layers: int, *, block: int = _BLOCK) -> None:
-        if num_layers < 1:
-            raise EdgeOptError(f"num_layers = {num_layers!r}: expected an integer >= 1")
+        num_layers, block = integer("num_layers", num_layers, low=1), integer("block", block)
         if block < 2:
             raise EdgeOptError(f"block = {block!r}: expected at least 2 mini-batches, or there is no variance")
         self.num_layers, self.block = num_layers, block
@@ -144,8 +145,7 @@ class GradientMoments:
         EdgeOptError
             If layers are missing, change their size, or hold NaN or infinities; nothing is folded in then.
         """
-        if batch_size < 1:
-            raise EdgeOptError(f"batch_size = {batch_size!r}: expected an integer >= 1")
+        batch_size = integer("batch_size", batch_size, low=1)
         flat = _flat_layers("gradients", gradients, self._sizes)
         if len(flat) != self.num_layers:
             raise EdgeOptError(f"gradients: expected {self.num_layers} layers, got {len(flat)}")
@@ -356,6 +356,4 @@ def _flat_layers(name: str, layers: Gradients, sizes: list[int] | None = None) -
 def _flat(layer: Any) -> NDArray[np.float64]:
     if isinstance(layer, list | tuple):
         return np.concatenate([_flat(part) for part in layer]) if layer else np.empty(0)
-    if hasattr(layer, "detach"):  # a torch tensor, on whatever device and in whatever precision
-        layer = layer.detach().cpu().double().numpy()
-    return np.asarray(layer, np.float64).ravel()
+    return np.asarray(as_array("gradients", layer), np.float64).ravel()

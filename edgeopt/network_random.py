@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edgeopt.errors import InvalidProblemError
+from edgeopt.fields import check_table
 from edgeopt.rng import stream
-from edgeopt.validate import float_array, int_array
+from edgeopt.validate import float_array, int_array, real
 
 if TYPE_CHECKING:
     from edgeopt.network import EdgeNetwork
@@ -83,11 +84,13 @@ def random_network(
     """
     n = int_array("num_servers", num_servers, (), low=1).item()
     u = int_array("num_devices", num_devices, (), low=1).item()
+    check_table("devices x servers", u, n)
+    check_table("servers x servers", n, n)
     int_array("seed", seed, (), low=0, dtype=np.int64)
     int_array("neighbours", neighbours, (), low=0)
     float_array("area_m", area_m, (), positive=True, unit="m")
     float_array("shadowing_db", shadowing_db, (), nonnegative=True, unit="dB")
-    if not 0.5 <= carrier_ghz <= 100:
+    if not 0.5 <= real("carrier_ghz", carrier_ghz) <= 100:
         raise InvalidProblemError(f"carrier_ghz = {carrier_ghz!r}: expected a number from 0.5 to 100 (GHz)")
     server = place_servers(stream(seed, "server_position_m"), n, area_m, layout)
     device = area_m * stream(seed, "device_position_m").random((u, 2))
@@ -204,7 +207,7 @@ def geometric_links(position_m: NDArray[np.float64], neighbours: int) -> NDArray
 
 def draw(rng: np.random.Generator, name: str, limits: Range | float, size: int) -> NDArray[np.float64]:
     """Return `size` numbers uniform in ``(low, high)``; a single number stands for itself."""
-    low, high = limits if isinstance(limits, tuple) else (limits, limits)
-    if not 0 <= low <= high < np.inf:
+    low, high = float_array(name, limits, (2,)).tolist()
+    if not 0 <= low <= high:
         raise InvalidProblemError(f"{name} = ({low!r}, {high!r}): expected 0 <= low <= high")
     return rng.uniform(low, high, size)

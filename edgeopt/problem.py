@@ -55,6 +55,14 @@ class Problem(ABC):
     schema_version: ClassVar[int] = 1
     """Version of the file format."""
 
+    @property
+    def largest_term(self) -> float:
+        """Size of the terms of the objective where they can cancel; 0 where all have one sign.
+
+        Objectives and bounds are exact up to a relative rounding of themselves, and of this.
+        """
+        return 0.0
+
     @abstractmethod
     def objective(self, solution: Any) -> float:
         """Return the objective value of a solution."""
@@ -75,6 +83,11 @@ class Problem(ABC):
     @abstractmethod
     def from_data(cls, values: dict[str, Any], arrays: storage.Arrays) -> Self:
         """Build the problem from what `to_data` returned."""
+
+    @classmethod
+    def layout(cls, values: dict[str, Any]) -> storage.Layout:
+        """Return which arrays a file with these plain values may hold; kinds with arrays say so."""
+        return {}
 
     def is_feasible(self, solution: Any) -> bool:
         """Return whether a solution violates nothing."""

@@ -11,7 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt import storage
-from edgeopt.errors import InvalidFileError, InvalidProblemError, MissingDependencyError
+from edgeopt.errors import InvalidProblemError, quoted
+from edgeopt.extras import needs
+from edgeopt.fields import Fields, in_file
+from edgeopt.npz import numbers
 from edgeopt.validate import float_array
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ BUNDLED_PROFILES = (
 _BYTES_PER_VALUE = {"fp32": 4, "fp16": 2, "int8": 1}
 _KIND, _SCHEMA_VERSION = "model-profile", 1
 _ARRAYS = ("parameter_bytes", "forward_flops", "backward_flops", "activation_bytes", "memory_bytes")
+_MOST = float(np.finfo(np.float64).max) / max(_BYTES_PER_VALUE.values())  # of a sum, in any precision
 _SCALED = ("parameter_bytes", "activation_bytes", "memory_bytes")
 
 
@@ -75,12 +79,17 @@ class ModelProfile:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
-            raise InvalidProblemError(f"name = {self.name!r}: expected a name")
+            raise InvalidProblemError(f"name = {quoted(self.name)}: expected a name")
         _check_precision(self.precision)
         object.__setattr__(self, "layer_names", _layer_names(self.layer_names))
         for name in _ARRAYS:
             unit = "FLOP" if name.endswith("flops") else "byte"
             array = float_array(name, getattr(self, name), (self.num_layers,), nonnegative=True, unit=unit)
+            if array.max() > _MOST / self.num_layers:
+                layer = int(array.argmax())
+                raise InvalidProblemError(
+                    f"{name}[{layer}] = {array[layer]:g}: expected numbers with a finite sum ({unit})"
+                )
             object.__setattr__(self, name, array)
         input_bytes = float_array("input_bytes", self.input_bytes, (), nonnegative=True, unit="byte").item()
         object.__setattr__(self, "input_bytes", input_bytes)
@@ -124,14 +133,8 @@ class ModelProfile:
         The module is measured in training mode. Buffers, such as the running means of batch normalisation, are not part
         of `parameter_bytes`.
         """
-        try:
+        with needs("measuring a module", "train"):
             from edgeopt.models.measure import measure_module
-        except ModuleNotFoundError as error:
-            if error.name != "torch":
-                raise
-            raise MissingDependencyError(
-                "measuring a module needs torch: install it with `pip install 'edgeopt[train]'`"
-            ) from None
         if isinstance(module, Sized) and len(module) == 0:
             raise InvalidProblemError(f"module: expected layers, got an empty {type(module).__name__}")
         measured = measure_module(module, sample, layers=layers)
@@ -226,12 +229,9 @@ class ModelProfile:
         OSError
             If the file cannot be opened.
         """
-        try:
-            return cls._from_data(*storage.load(path))
-        except InvalidFileError:
-            raise
-        except InvalidProblemError as error:
-            raise InvalidFileError(f"{path}: {error}") from None
+        header, arrays = storage.load(path, lambda header: dict.fromkeys(_ARRAYS, numbers(1)))
+        with in_file(path):
+            return cls._from_data(header, arrays)
 
     def _header(self) -> dict[str, Any]:
         return {
@@ -241,16 +241,20 @@ class ModelProfile:
 
     @classmethod
     def _from_data(cls, header: Mapping[str, Any], arrays: object) -> Self:
-        for key, expected in (("kind", _KIND), ("schema_version", _SCHEMA_VERSION)):
-            if header.get(key) != expected:
-                raise InvalidProblemError(f"{key} = {header.get(key)!r}: expected {expected!r}")
-        fields = {"name", "precision", "layer_names", "input_bytes"}
-        if missing := fields - set(header):
-            raise InvalidProblemError(f"{min(missing)}: expected a value, got nothing")
+        given = Fields(header)
+        given.expect("kind", _KIND)
+        given.expect("schema_version", _SCHEMA_VERSION)
         if not isinstance(arrays, Mapping) or set(arrays) != set(_ARRAYS):
-            found = sorted(arrays) if isinstance(arrays, Mapping) else type(arrays).__name__
+            found = quoted(sorted(map(str, arrays))) if isinstance(arrays, Mapping) else type(arrays).__name__
             raise InvalidProblemError(f"arrays: expected {', '.join(_ARRAYS)}, got {found}")
-        return cls(**{field: header[field] for field in fields}, **{name: arrays[name] for name in _ARRAYS})
+        precision: Any = given.choice("precision", tuple(_BYTES_PER_VALUE))
+        return cls(
+            name=given.text("name"),
+            precision=precision,
+            layer_names=given.texts("layer_names"),
+            input_bytes=given.number("input_bytes"),
+            **{name: arrays[name] for name in _ARRAYS},
+        )
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ModelProfile):
@@ -294,15 +298,17 @@ def model_profile(name: str, precision: Precision = "fp32") -> ModelProfile:
 
 def _check_precision(precision: object) -> None:
     if not isinstance(precision, str) or precision not in _BYTES_PER_VALUE:
-        raise InvalidProblemError(f"precision = {precision!r}: expected one of {', '.join(_BYTES_PER_VALUE)}")
+        raise InvalidProblemError(f"precision = {quoted(precision)}: expected one of {', '.join(_BYTES_PER_VALUE)}")
 
 
 def _layer_names(names: object) -> tuple[str, ...]:
     if not isinstance(names, list | tuple) or not names:
-        raise InvalidProblemError(f"layer_names = {names!r}: expected at least one name")
+        raise InvalidProblemError(f"layer_names = {quoted(names)}: expected at least one name")
+    before = set[str]()
     for index, name in enumerate(names):
         if not isinstance(name, str) or not name:
-            raise InvalidProblemError(f"layer_names[{index}] = {name!r}: expected a name")
-        if name in names[:index]:
-            raise InvalidProblemError(f"layer_names[{index}] = {name!r}: expected distinct names")
+            raise InvalidProblemError(f"layer_names[{index}] = {quoted(name)}: expected a name")
+        if name in before:
+            raise InvalidProblemError(f"layer_names[{index}] = {quoted(name)}: expected distinct names")
+        before.add(name)
     return tuple(names)

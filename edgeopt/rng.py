@@ -4,6 +4,8 @@ import zlib
 
 import numpy as np
 
+from edgeopt.validate import seed_number
+
 Seed = int | np.random.Generator | None
 
 
@@ -21,4 +23,4 @@ def stream(seed: int, *keys: int | str) -> np.random.Generator:
     True
     """
     numbers = [zlib.crc32(key.encode()) if isinstance(key, str) else int(key) for key in keys]
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=tuple(numbers)))
+    return np.random.default_rng(np.random.SeedSequence(seed_number("seed", seed), spawn_key=tuple(numbers)))

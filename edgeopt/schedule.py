@@ -17,8 +17,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from edgeopt import storage
 from edgeopt.convergence import ConvergenceEstimate
-from edgeopt.errors import EdgeOptError, InvalidFileError, InvalidProblemError
-from edgeopt.validate import bool_array, float_array, int_array
+from edgeopt.errors import EdgeOptError, InvalidFileError, InvalidProblemError, quoted
+from edgeopt.fields import Fields, in_file
+from edgeopt.foreign import as_array
+from edgeopt.npz import flags, numbers
+from edgeopt.validate import bool_array, flag, float_array, int_array, listed
 
 _KIND = "schedule"
 _SCHEMA_VERSION = 2  # version 1 lacked the columns that came later
@@ -147,9 +150,7 @@ class RoundPlan:
         size = int_array("client", self.client, (None,), low=0).size
         for column in COLUMNS:
             object.__setattr__(self, column.name, column.array(getattr(self, column.name), size))
-        if not isinstance(self.aggregate, bool | np.bool_):
-            raise InvalidProblemError(f"aggregate = {self.aggregate!r}: expected True or False")
-        object.__setattr__(self, "aggregate", bool(self.aggregate))
+        object.__setattr__(self, "aggregate", flag("aggregate", self.aggregate))
         order = np.lexsort((self.client, self.server))
         client, server = self.client[order], self.server[order]
         if (twice := np.flatnonzero((client[1:] == client[:-1]) & (server[1:] == server[:-1]))).size:
@@ -265,7 +266,7 @@ class Feedback:
 def _measured(name: str, value: ArrayLike, size: int) -> NDArray[np.float64]:
     """Return float64 [M], positive or nan."""
     unit = {"client_seconds": "s", "device_flops": "FLOP/s"}.get(name, "bit/s")
-    given = np.asarray(value)
+    given = as_array(name, value)
     missing = np.isnan(given) if given.dtype.kind == "f" else np.zeros(given.shape, bool)
     known = np.where(missing, 1.0, given) if missing.any() else given
     found = np.where(missing, np.nan, float_array(name, known, (size,), positive=True, unit=unit))
@@ -397,7 +398,11 @@ class Schedule:
     rounds: Sequence[RoundPlan]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rounds", tuple(self.rounds))
+        rounds = tuple(listed("rounds", self.rounds, single=RoundPlan))
+        for i, plan in enumerate(rounds):
+            if not isinstance(plan, RoundPlan):
+                raise InvalidProblemError(f"rounds[{i}]: expected a RoundPlan, got {quoted(plan)}")
+        object.__setattr__(self, "rounds", rounds)
 
     def __len__(self) -> int:
         return len(self.rounds)
@@ -442,19 +447,19 @@ class Schedule:
         InvalidFileError
             If the file is corrupt, too large, no schedule, or of another version; the message starts with the path.
         """
-        values, arrays = storage.load(path)
-        if values.get("kind") != _KIND:
-            raise InvalidFileError(f"{path}: kind = {values.get('kind')!r}: expected {_KIND!r}")
-        version = values.get("schema_version")
-        if type(version) is not int or not 1 <= version <= _SCHEMA_VERSION:
-            raise InvalidFileError(f"{path}: schema_version = {version!r}: expected 1 to {_SCHEMA_VERSION}")
-        columns = [column.name for column in COLUMNS if column.since <= version]
-        if missing := [name for name in ("plan_of_round", "indptr", "aggregate", *columns) if name not in arrays]:
+        header, arrays = storage.load(path, _layout)
+        if missing := [name for name in _layout(header) if name not in arrays]:
             raise InvalidFileError(f"{path}: {missing[0]}: array is missing")
-        try:
+        with in_file(path):
             return cls(_rounds(arrays))
-        except ValueError as error:  # our own errors: say which file they are about
-            raise InvalidFileError(f"{path}: {error}") from None
+
+
+def _layout(header: dict[str, Any]) -> storage.Layout:
+    given = Fields(header)
+    given.expect("kind", _KIND)
+    version = given.integer("schema_version", low=1, high=_SCHEMA_VERSION)
+    columns = {column.name: numbers(1) for column in COLUMNS if column.since <= version}
+    return {"plan_of_round": numbers(1), "indptr": numbers(1), "aggregate": flags(1)} | columns
 
 
 def _rounds(arrays: storage.Arrays) -> list[RoundPlan]:
@@ -462,6 +467,8 @@ def _rounds(arrays: storage.Arrays) -> list[RoundPlan]:
     indptr = int_array("indptr", arrays["indptr"], (None,), low=0, high=entries, dtype=np.int64)
     if indptr.size == 0 or indptr[0] != 0 or indptr[-1] != entries or (np.diff(indptr) < 0).any():
         raise InvalidFileError(f"indptr: expected starts ascending from 0 to {entries}")
+    if (np.diff(indptr) == 0).sum() > 2:  # one with and one without aggregation: equal rounds are written once
+        raise InvalidFileError("indptr: expected distinct rounds, of which two at most have no entries")
     columns = {column.name: column.array(arrays[column.name], entries) for column in COLUMNS if column.name in arrays}
     aggregate = bool_array("aggregate", arrays["aggregate"], (indptr.size - 1,))
     which = int_array("plan_of_round", arrays["plan_of_round"], (None,), low=0, high=indptr.size - 2)

@@ -15,16 +15,22 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 
-from edgeopt.errors import EdgeOptError, InvalidProblemError, SolverError, UnsupportedProblemError
+from edgeopt.errors import EdgeOptError, InvalidProblemError, SolverError, UnsupportedProblemError, quoted
+from edgeopt.interrupts import interrupted, interrupts_noted, is_interrupt
 from edgeopt.problem import Problem
 from edgeopt.progress import Callback, ProgressLine
 from edgeopt.result import Guarantee, History, Record, Result, Seconds, Status, relative_gap
 from edgeopt.stop import AnyOf, Limit, MaxTime, Progress, StopCriterion
+from edgeopt.validate import flag, real, seed_number
 
 logger = logging.getLogger("edgeopt")
 logger.addHandler(logging.NullHandler())
 
 S = TypeVar("S")
+
+TOLERANCE = 1e-7  # relative, by which a reported objective or bound may contradict the problem
+NO_GAP = 1e-9  # relative: a smaller gap is none
+ROUNDING = 1e-15  # relative to the terms of an objective that cancel
 
 
 class Solver(Protocol):
@@ -64,21 +70,42 @@ class SolveOptions:
     callback: Callback | None = None
     display: bool = False
     deterministic: bool = False
+    started: float | None = None
+    """When the call began, by `time.perf_counter`; None: when the solver's `Run` is made."""
 
     def __post_init__(self) -> None:
-        if not self.time_limit >= 0:
-            raise EdgeOptError(f"time_limit = {self.time_limit!r}: expected seconds >= 0")
-        if self.seed is not None and (not isinstance(self.seed, int | np.integer) or self.seed < 0):
-            raise EdgeOptError(f"seed = {self.seed!r}: expected an integer >= 0 or None")
-        if self.seed is not None:
-            object.__setattr__(self, "seed", int(self.seed))  # NumPy's integers are no JSON
+        object.__setattr__(self, "time_limit", time_limit_s(self.time_limit))
+        if self.seed is not None:  # NumPy's integers are no JSON
+            object.__setattr__(self, "seed", seed_number("seed", self.seed, "an integer >= 0 or None"))
+        for name in ("display", "deterministic"):
+            object.__setattr__(self, name, flag(name, getattr(self, name)))
+        if self.stop is not None:
+            refuse_other("stop", self.stop, StopCriterion, "check")
+        if self.callback is not None:
+            refuse_other("callback", self.callback, Callback, "on_start", "on_iteration", "on_best", "on_end")
+
+
+def time_limit_s(value: float | None) -> float:
+    """Return a time limit in seconds; None is no limit."""
+    try:
+        return math.inf if value is None else real("time_limit", value, nonnegative=True, finite=False)
+    except InvalidProblemError:
+        raise EdgeOptError(f"time_limit = {quoted(value)}: expected seconds >= 0, or None for no limit") from None
+
+
+def refuse_other(name: str, value: object, kind: type, *methods: str) -> None:
+    """Refuse an argument that is no object with the methods of its kind, such as a class or a name."""
+    if isinstance(value, type) or not all(hasattr(value, method) for method in methods):
+        got = f"the class {value.__name__}" if isinstance(value, type) else quoted(value)
+        article = "an" if kind.__name__[0] in "AEIO" else "a"
+        raise InvalidProblemError(f"{name}: expected {article} {kind.__name__}, got {got}")
 
 
 def solve(
     problem: Problem,
     solver: "str | Solver",
     *,
-    time_limit: float = math.inf,
+    time_limit: float | None = math.inf,
     stop: StopCriterion | None = None,
     seed: int | None = 0,
     initial_solution: Any | None = None,
@@ -88,11 +115,16 @@ def solve(
 ) -> Result[Any]:
     """Solve a problem.
 
+    Ctrl-C, whenever it comes, ends the solve as a limit does: the best solution so far is returned, with the limit
+    ``interrupt``; a second one is raised. Where Ctrl-C has a handler of the caller's, that is called instead.
+
     Parameters
     ----------
     problem : the problem.
     solver : a solver object, or the name of one with its default hyper-parameters.
-    time_limit : seconds for the whole call, compilation included. Never an error: the best solution so far is returned.
+    time_limit : seconds for the whole call, compilation included; None for no limit. Never an error: the best solution
+        so far is returned. A kernel that is being compiled is not interrupted: the first call on a machine may take that
+        much longer.
     stop : further stop criteria, for example ``TargetGap(1e-4)``.
     seed : same seed, same result. None draws a fresh seed and reports it.
     initial_solution : feasible solution to start from (warm start); the result is never worse.
@@ -119,39 +151,47 @@ def solve(
     >>> result.status, result.objective <= result.bound
     (<Status.FEASIBLE: 'feasible'>, True)
     """
-    if isinstance(solver, str):
-        from edgeopt import solvers  # late: the core does not depend on the solvers
+    started = time.perf_counter()
+    with interrupts_noted() as noted:
+        if not isinstance(problem, Problem):
+            raise InvalidProblemError(f"problem: expected a problem, got {quoted(problem)}")
+        if isinstance(solver, str):
+            from edgeopt import solvers  # late: the core does not depend on the solvers
 
-        solver = solvers.get_solver(problem.kind, solver)
-    if (reason := solver.supports(problem)) is not None:
-        raise UnsupportedProblemError(f"{solver.name}: {reason}")
-    if initial_solution is not None and (violations := problem.violations(initial_solution)):
-        raise InvalidProblemError(f"initial_solution: {violations[0].message}")
-    if seed is None:
-        seed = int(np.random.SeedSequence().generate_state(1)[0])
-    options = SolveOptions(
-        time_limit=time_limit,
-        stop=stop,
-        seed=seed,
-        initial_solution=initial_solution,
-        callback=callback,
-        display=display,
-        deterministic=deterministic,
-    )
-    return solver.solve(problem, options)
+            solver = solvers.get_solver(problem.kind, solver)
+        refuse_other("solver", solver, Solver, "supports", "solve")
+        if (reason := solver.supports(problem)) is not None:
+            raise UnsupportedProblemError(f"{solver.name}: {reason}")
+        if initial_solution is not None and (violations := problem.violations(initial_solution)):
+            raise InvalidProblemError(f"initial_solution: {violations[0].message}")
+        if seed is None:
+            seed = int(np.random.SeedSequence().generate_state(1)[0])
+        options = SolveOptions(
+            time_limit=time_limit_s(time_limit),
+            stop=stop,
+            seed=seed,
+            initial_solution=initial_solution,
+            callback=callback,
+            display=display,
+            deterministic=deterministic,
+            started=started,
+        )
+        result = solver.solve(problem, options)
+    return dataclasses.replace(result, limit=Limit.INTERRUPT) if noted.pressed else result
 
 
 class Run(Generic[S]):
     """One solve in progress: clock, limits, incumbent, bound, history. Used as a context manager by every solver.
 
     Inside the ``with`` block the solver calls `offer` for solutions, `tighten` for bounds and `step` once an
-    iteration; Ctrl-C leaves the block quietly, and `result` returns the incumbent.
+    iteration, and looks at `stopped`, often: Ctrl-C is a limit like others. One that is raised, by a callback or a handler
+    of the caller's, leaves the block quietly, and `result` returns the incumbent.
     """
 
     def __init__(self, solver: Solver, problem: Problem, options: SolveOptions) -> None:
         self.problem, self.options, self._solver = problem, options, solver
         self._sign = 1.0 if problem.sense == "max" else -1.0
-        self._start = time.perf_counter()
+        self._start = time.perf_counter() if options.started is None else options.started
         self._build = 0.0
         self.solution: S | None = None
         self.objective: float | None = None
@@ -256,7 +296,7 @@ class Run(Generic[S]):
     def stopped(self) -> bool:
         """Return whether a limit has been reached."""
         if self.limit is None:
-            self.limit = self._criteria.check(self.progress())
+            self.limit = Limit.INTERRUPT if interrupted() else self._criteria.check(self.progress())
         return self.limit is not None
 
     def result(
@@ -279,14 +319,15 @@ class Run(Generic[S]):
             objective = self.problem.objective(self.solution)
             violations = self.problem.violations(self.solution)
             feasible = not violations
-            tolerance = 1e-7 * max(abs(objective), 1e-9)
+            rounding = ROUNDING * self.problem.largest_term
+            tolerance = max(TOLERANCE * abs(objective), rounding)
             if violations:
                 error, bound = f"returned an infeasible solution: {violations[0].message}", math.inf * self._sign
             elif self.objective is not None and abs(objective - self.objective) > tolerance:
                 error = f"reported objective {self.objective!r}, the problem says {objective!r}"
             if error:
                 optimal = False
-            elif optimal or abs(bound - objective) <= max(1e-9 * abs(objective), 1e-15):
+            elif optimal or abs(bound - objective) <= max(NO_GAP * abs(objective), rounding):
                 optimal, bound = True, objective
             elif self._sign * (objective - bound) > tolerance:
                 error = f"reported the bound {bound!r}, which its own solution of {objective!r} beats"
@@ -323,16 +364,6 @@ class Run(Generic[S]):
     def _record(self) -> None:
         bound = self.bound if math.isfinite(self.bound) else None
         self.history.append(Record(self.seconds, self.iteration, self.objective, bound))
-
-
-def is_interrupt(error: BaseException | None) -> bool:
-    """Return whether an exception is Ctrl-C.
-
-    When the signal comes inside a compiled kernel, numba raises SystemError with KeyboardInterrupt as its cause.
-    """
-    return isinstance(error, KeyboardInterrupt) or (
-        isinstance(error, SystemError) and isinstance(error.__cause__, KeyboardInterrupt)
-    )
 
 
 def versions() -> dict[str, str]:

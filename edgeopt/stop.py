@@ -1,11 +1,11 @@
 """When to stop: immutable specifications that look at a snapshot of the run and keep no state of their own."""
 
-import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from edgeopt.errors import EdgeOptError
+from edgeopt.errors import EdgeOptError, InvalidProblemError, quoted
+from edgeopt.validate import listed, real
 
 
 class Limit(StrEnum):
@@ -50,9 +50,12 @@ class StopCriterion(Protocol):
         ...
 
 
-def _positive(name: str, value: float) -> None:
-    if not value >= 0 or math.isnan(value):
-        raise EdgeOptError(f"{name} = {value!r}: expected a number >= 0")
+def _positive(name: str, value: float | None) -> None:
+    try:
+        if value is not None:
+            real(name, value, nonnegative=True, finite=False)
+    except InvalidProblemError:
+        raise EdgeOptError(f"{name} = {quoted(value)}: expected a number >= 0") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +96,8 @@ class NoImprovement:
     def __post_init__(self) -> None:
         if self.iterations is None and self.seconds is None:
             raise EdgeOptError("NoImprovement: expected iterations or seconds, got neither")
-        _positive("NoImprovement.iterations", self.iterations or 0)
-        _positive("NoImprovement.seconds", self.seconds or 0)
+        _positive("NoImprovement.iterations", self.iterations)
+        _positive("NoImprovement.seconds", self.seconds)
 
     def check(self, progress: Progress) -> Limit | None:
         """Return `Limit.NO_PROGRESS` once nothing has improved for that long."""
@@ -124,6 +127,13 @@ class AnyOf:
     """Stop when any of the given criteria does."""
 
     criteria: tuple[StopCriterion, ...]
+
+    def __post_init__(self) -> None:
+        criteria = tuple(listed("AnyOf.criteria", self.criteria))
+        for i, criterion in enumerate(criteria):
+            if isinstance(criterion, type) or not hasattr(criterion, "check"):
+                raise InvalidProblemError(f"AnyOf.criteria[{i}] = {quoted(criterion)}: expected a StopCriterion")
+        object.__setattr__(self, "criteria", criteria)
 
     def check(self, progress: Progress) -> Limit | None:
         """Return the first limit that is reached."""

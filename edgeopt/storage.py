@@ -3,31 +3,35 @@
 Nothing is unpickled, sizes are checked before memory is taken, and a file appears under its name only when it is whole.
 """
 
+import contextlib
 import json
-import math
 import os
-import struct
 import tempfile
-import warnings
-import zipfile
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.errors import InvalidFileError
+from edgeopt.errors import InvalidFileError, quoted
+from edgeopt.fields import in_file
+from edgeopt.files import open_file
+from edgeopt.json_text import fits, parse_json_object
+from edgeopt.locks import try_lock
+from edgeopt.npz import Arrays, Form, Layout, open_archive, write_arrays
 
-Arrays = dict[str, NDArray[Any]]
+__all__ = [
+    "Arrays", "Layout", "LayoutOf", "known", "load", "parse_json_object", "read_arrays", "read_json", "save",
+    "write_arrays", "write_atomic", "write_text",
+]  # fmt: skip
+
+LayoutOf = Callable[[dict[str, Any]], Layout]
+"""What says from the header of a file which arrays it may hold."""
 
 MAX_BYTES = 8 << 30  # refuse files whose contents would take more memory than this
 _HEADER = "header"
-_FOREIGN = 0x1 | 0x20 | 0x40  # flags of a zip member: encrypted, patched, strongly encrypted
-_BAD_ZIP = (  # what `zipfile` raises on damaged archives
-    zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, OverflowError, RuntimeError, ValueError,
-)  # fmt: skip
+_PARTIAL = ".part"
 
 
 def write_atomic(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
@@ -49,22 +53,55 @@ def write_atomic(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
 
 
 def _write_beside(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    file, temporary = _open_partial(path)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+            if os.name != "nt":  # under its lock, which tells `open_folder` that the file is no leftover
+                _put(temporary, path)
+        if os.name == "nt":  # there, an open file can be neither moved nor taken for a leftover
+            _put(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
 
 
+def _open_partial(path: Path) -> tuple[BinaryIO, str]:
+    while True:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL)
+        file = os.fdopen(handle, "wb")
+        if os.name == "nt":
+            return file, temporary
+        try_lock(file)
+        if os.fstat(handle).st_nlink:
+            return file, temporary
+        file.close()  # it was taken for a leftover before it was locked
+
+
+def _put(temporary: str, path: Path) -> None:
+    os.chmod(temporary, 0o666 & ~_umask())
+    os.replace(temporary, path)
+
+
+def open_folder(path: str | os.PathLike[str]) -> Path:
+    """Make a folder if it is not there, and remove what killed processes have left half written in it."""
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    if os.name != "nt":
+        for leftover in folder.glob(f".*.????????{_PARTIAL}"):
+            with contextlib.suppress(OSError):  # another has just removed or finished it, or it is not ours to remove
+                if leftover.is_file():
+                    with open(leftover, "r+b") as file:
+                        if try_lock(file):  # nobody writes it
+                            leftover.unlink()
+    return folder
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write UTF-8 text atomically."""
-    write_atomic(path, lambda file: file.write(text.encode()))
+    """Write UTF-8 text atomically; what UTF-8 cannot hold, such as bytes of a strange file name, is escaped."""
+    write_atomic(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
 def save(path: str | os.PathLike[str], header: dict[str, Any], arrays: Arrays) -> None:
@@ -72,7 +109,10 @@ def save(path: str | os.PathLike[str], header: dict[str, Any], arrays: Arrays) -
     suffix = Path(path).suffix
     if suffix == ".json":
         document = header | {"arrays": {name: _to_lists(array) for name, array in arrays.items()}}
-        write_text(path, json.dumps(document, allow_nan=False) + "\n")
+        text = f"{json.dumps(document, allow_nan=False)}\n".encode()
+        if not fits(text):
+            raise InvalidFileError(f"{path}: too many numbers for JSON: expected a name that ends in .npz")
+        write_atomic(path, lambda file: file.write(text))
     elif suffix == ".npz":
         packed = np.frombuffer(json.dumps(header, allow_nan=False).encode(), np.uint8)
         write_atomic(path, lambda file: write_arrays(file, {_HEADER: packed} | arrays))
@@ -80,109 +120,67 @@ def save(path: str | os.PathLike[str], header: dict[str, Any], arrays: Arrays) -
         raise InvalidFileError(f"{path}: expected a name that ends in .json or .npz")
 
 
-def load(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Arrays]:
+def load(path: str | os.PathLike[str], layout: LayoutOf | None = None) -> tuple[dict[str, Any], Arrays]:
     """Read what `save` wrote.
+
+    Parameters
+    ----------
+    layout : says from the header which arrays the file may hold; others are refused before any array is read.
+        Default: those that there are.
 
     Raises
     ------
     InvalidFileError
-        If the file is corrupt, truncated, too large, holds objects, or is neither JSON nor NPZ.
+        If the file is corrupt, truncated, too large, holds objects or arrays that are not in the layout, or is neither
+        JSON nor NPZ.
     """
     suffix = Path(path).suffix
     if suffix == ".json":
         document = read_json(path)
-        arrays = document.pop("arrays", None)
-        if not isinstance(arrays, dict):
-            raise InvalidFileError(f"{path}: arrays: expected an object of arrays, got {type(arrays).__name__}")
-        return document, {name: _from_lists(path, name, value) for name, value in arrays.items()}
+        lists = document.pop("arrays", None)
+        if not isinstance(lists, dict):
+            raise InvalidFileError(f"{path}: arrays: expected an object of arrays, got {type(lists).__name__}")
+        wanted = _wanted(path, layout, document, lists)
+        return document, {name: _from_lists(path, name, value, wanted[name]) for name, value in lists.items()}
     if suffix == ".npz":
-        arrays = read_arrays(path)
-        if _HEADER not in arrays:
-            raise InvalidFileError(f"{path}: no array {_HEADER!r}: not a file written by edgeopt")
-        return parse_json_object(path, arrays.pop(_HEADER)), arrays
+        with open_archive(path, MAX_BYTES) as archive:
+            if _HEADER not in archive.names:
+                raise InvalidFileError(f"{path}: no array {_HEADER!r}: not a file written by edgeopt")
+            header = parse_json_object(path, archive.read({_HEADER: Form("u", (1,))})[_HEADER].tobytes())
+            return header, archive.read(_wanted(path, layout, header, [n for n in archive.names if n != _HEADER]))
     raise InvalidFileError(f"{path}: expected a name that ends in .json or .npz")
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a JSON object from a file."""
-    if (size := os.stat(path).st_size) > MAX_BYTES // 8:  # a parsed number takes several times its text
-        raise InvalidFileError(f"{path}: {size} bytes of JSON, expected at most {MAX_BYTES // 8}; use .npz")
-    return parse_json_object(path, Path(path).read_bytes())
+    with open_file(path) as file:
+        size, most = os.fstat(file.fileno()).st_size, MAX_BYTES // 8  # a parsed number takes several times its text
+        if size > most:
+            raise InvalidFileError(f"{path}: {size} bytes of JSON, expected at most {most}; use .npz")
+        return parse_json_object(path, file.read(size))
 
 
-def parse_json_object(path: str | os.PathLike[str], data: bytes | NDArray[Any]) -> dict[str, Any]:
-    """Parse the bytes of a JSON object that was read from `path`."""
-    try:
-        document = json.loads(bytes(data))
-    except (ValueError, RecursionError, TypeError) as error:
-        raise InvalidFileError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise InvalidFileError(f"{path}: expected a JSON object, got {type(document).__name__}")
-    return document
+def read_arrays(path: str | os.PathLike[str], layout: Layout | None = None) -> Arrays:
+    """Read those plain arrays of an ``.npz`` file that are in the layout, by default all."""
+    with open_archive(path, MAX_BYTES) as archive:
+        return archive.read(dict.fromkeys(archive.names, Form()) if layout is None else layout)
 
 
-def write_arrays(file: BinaryIO, arrays: Arrays) -> None:
-    """Write plain arrays to an open file as a compressed ``.npz``; the same arrays give the same bytes.
-
-    `numpy.savez_compressed` can refuse objects only since NumPy 2.2, and takes some names for options of its own.
-    """
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, array in arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, np.asanyarray(array), version=(1, 0), allow_pickle=False)
+def known(path: str | os.PathLike[str], names: Iterable[str], layout: Layout) -> Layout:
+    """Return the layout; refuse arrays that it does not have."""
+    if unknown := sorted(set(names) - set(layout)):
+        expected = quoted(", ".join(layout))[1:-1]
+        raise InvalidFileError(f"{path}: {quoted(unknown[0])}: unknown array, expected {expected}")
+    return layout
 
 
-def read_arrays(path: str | os.PathLike[str]) -> Arrays:
-    """Read the plain arrays of an ``.npz`` file, checking every declared size first."""
-    with open(path, "rb") as file:  # outside: a missing file is an OSError, a seek to nowhere is a bad file
-        try:
-            with zipfile.ZipFile(file) as archive:
-                return _read_members(path, archive)
-        except InvalidFileError:
-            raise
-        except _BAD_ZIP as error:
-            raise InvalidFileError(f"{path}: not a readable .npz file: {error}") from None
-
-
-def _read_members(path: str | os.PathLike[str], archive: zipfile.ZipFile) -> Arrays:
-    members = archive.infolist()
-    if (total := sum(member.file_size for member in members)) > MAX_BYTES:
-        raise InvalidFileError(f"{path}: arrays of {total} bytes, expected at most {MAX_BYTES}")
-    arrays: Arrays = {}
-    for member in members:
-        name = member.filename.removesuffix(".npy")
-        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or member.flag_bits & _FOREIGN:
-            raise InvalidFileError(
-                f"{path}: {name}: expected plain or deflated data, not encrypted or packed otherwise"
-            )
-        if name in arrays:
-            raise InvalidFileError(f"{path}: {name}: the array is there twice")
-        with archive.open(member) as file:
-            shape, fortran, dtype = _read_array_header(path, name, file)
-            size = math.prod(shape) * dtype.itemsize
-            if min(shape, default=0) < 0 or file.tell() + size != member.file_size:  # before the memory is taken
-                raise InvalidFileError(f"{path}: {name}: shape {shape} does not fit {member.file_size} bytes")
-            if len(data := file.read(size)) != size:
-                raise InvalidFileError(f"{path}: {name}: {len(data)} bytes of data, expected {size}")
-        array = np.frombuffer(data, dtype)
-        arrays[name] = array.reshape(shape[::-1]).T if fortran else array.reshape(shape)
-    return arrays
-
-
-def _read_array_header(
-    path: str | os.PathLike[str], name: str, file: IO[bytes]
-) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    try:
-        if (version := np.lib.format.read_magic(file)) != (1, 0):  # later versions allow headers of gigabytes
-            raise ValueError(f"version {version}, expected (1, 0)")
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    except Exception as error:  # noqa: BLE001 - on hostile text NumPy's parser raises half a dozen kinds
-        raise InvalidFileError(f"{path}: {name}: not a plain array: {error}") from None
-    if dtype.hasobject or dtype.kind not in "biuf":
-        raise InvalidFileError(f"{path}: {name}: expected numbers, got dtype {dtype}")
-    return shape, fortran, dtype
+def _wanted(
+    path: str | os.PathLike[str], layout: LayoutOf | None, header: dict[str, Any], names: Collection[str]
+) -> Layout:
+    if layout is None:
+        return dict.fromkeys(names, Form())
+    with in_file(path):
+        return known(path, names, layout(header))
 
 
 def _to_lists(array: NDArray[Any]) -> Any:
@@ -191,7 +189,7 @@ def _to_lists(array: NDArray[Any]) -> Any:
     return array.tolist()
 
 
-def _from_lists(path: str | os.PathLike[str], name: str, value: Any) -> NDArray[Any]:
+def _from_lists(path: str | os.PathLike[str], name: str, value: Any, form: Form) -> NDArray[Any]:
     try:
         types = _leaf_types(value)
         if not types <= {bool, int, float, str}:
@@ -202,6 +200,7 @@ def _from_lists(path: str | os.PathLike[str], name: str, value: Any) -> NDArray[
         raise InvalidFileError(f"{path}: {name}: not a rectangular array of numbers: {str(error)[:200]}") from None
     if array.dtype.kind not in "biuf":
         raise InvalidFileError(f"{path}: {name}: expected numbers, got {array.dtype}")
+    form.check(path, name, array.dtype, array.shape)
     return array
 
 

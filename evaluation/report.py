@@ -3,14 +3,16 @@
 import io
 import os
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from edgeopt import storage
-from edgeopt.errors import EdgeOptError, MissingDependencyError
+from edgeopt.errors import EdgeOptError
 from edgeopt.evaluation.compare.performance import summarise, with_gaps
 from edgeopt.evaluation.compare.rows import Row
+from edgeopt.extras import needs
 from edgeopt.problem import Problem
 
 if TYPE_CHECKING:
@@ -42,12 +44,11 @@ def write_report(
     MissingDependencyError
         Without jinja2 or matplotlib.
     """
-    try:
+    with needs("a report", "report"):
         import jinja2
         import matplotlib  # noqa: F401 - missing now is better than missing halfway
-    except ImportError as error:
-        raise MissingDependencyError(f"reports need {error.name}: pip install 'edgeopt[report]'") from None
-    flat = with_gaps(rows)
+    flat = [row | {name: _printable(row[name]) for name in ("instance", "solver")} for row in with_gaps(rows)]
+    problems = {_printable(name): problem for name, problem in (problems or {}).items()}
     if not flat:
         raise EdgeOptError("rows: expected at least one run to report on")
     environment = jinja2.Environment(
@@ -65,7 +66,7 @@ def write_report(
         num_solvers=len({row["solver"] for row in flat}),
         num_failed=len(failures(flat)),
         overview=_overview(flat) if len(names) > 1 else [],
-        sections=[_section(name, [r for r in flat if r["instance"] == name], problems or {}) for name in names],
+        sections=[_section(name, [r for r in flat if r["instance"] == name], problems) for name in names],
         versions=_merged(flat, "versions"),
         machine=_merged(flat, "machine"),
         limits=sorted({"none" if row.get("time_limit") is None else f"{row['time_limit']:g} s" for row in flat}),
@@ -114,6 +115,7 @@ def fact(value: Any) -> str:
 def _overview(rows: list[Row]) -> list[dict[str, str]]:
     from edgeopt.evaluation.plots.comparison.performance_profile import plot_performance_profile
 
+    rows = _drawable(rows)
     return [
         _picture("Share of runs within a gap to the best known value", lambda: plot_performance_profile(rows)),
         _picture("Share of runs by time", lambda: plot_performance_profile(rows, metric="time")),
@@ -124,11 +126,11 @@ def _section(name: str, rows: list[Row], problems: Mapping[str, Problem]) -> dic
     from edgeopt.evaluation.plots.comparison.bounds import plot_bounds
     from edgeopt.evaluation.plots.comparison.gap_against_time import plot_gap_against_time
 
-    pictures = []
+    pictures, drawn = [], _drawable(rows)
     if any(row["feasible"] for row in rows):
-        pictures.append(_picture("Objective and certified bound", lambda: plot_bounds(rows)))
+        pictures.append(_picture("Objective and certified bound", lambda: plot_bounds(drawn)))
         if any(row.get("history") for row in rows):
-            pictures.append(_picture("Gap to the best known value against time", lambda: plot_gap_against_time(rows)))
+            pictures.append(_picture("Gap to the best known value against time", lambda: plot_gap_against_time(drawn)))
         if name in problems:
             pictures += _solution_pictures(problems[name], rows)
     facts = problems[name].describe() if name in problems else next((r["facts"] for r in rows if r.get("facts")), {})
@@ -166,20 +168,31 @@ def _picture(caption: str, draw: Callable[[], "Axes"]) -> dict[str, str]:
 
     import matplotlib
 
-    figure = draw().get_figure(root=True)
-    assert figure is not None
-    text = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": caption, "svg.fonttype": "path"}):
+    text, data = io.StringIO(), io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": caption, "svg.fonttype": "path"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph ")  # of a name's letters that the font lacks: boxes
+        figure = draw().get_figure(root=True)
+        assert figure is not None
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+        if len(text.getvalue()) > MAX_VECTOR_BYTES:
+            figure.savefig(data, format="png", dpi=150)
     svg = text.getvalue()
-    if len(svg) > MAX_VECTOR_BYTES:
-        data = io.BytesIO()
-        figure.savefig(data, format="png", dpi=150)
+    if data.getvalue():
         encoded = base64.b64encode(data.getvalue()).decode()
         return {"caption": caption, "png": encoded, "svg": ""}
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     return {"caption": caption, "svg": svg, "png": ""}
+
+
+def _printable(name: str) -> str:
+    """Return a name with what no file can hold escaped, as bytes of a file name that are no text."""
+    return name.encode(errors="backslashreplace").decode()
+
+
+def _drawable(rows: list[Row]) -> list[Row]:
+    """Return rows whose names matplotlib does not take for formulas."""
+    return [row | {name: row[name].replace("$", r"\$") for name in ("instance", "solver")} for row in rows]
 
 
 def _merged(rows: list[Row], name: str) -> dict[str, str]:

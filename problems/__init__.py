@@ -1,9 +1,10 @@
 """Problems: frozen data that knows its own objective and constraints, one package each."""
 
 import os
+from typing import Any
 
 from edgeopt import storage
-from edgeopt.errors import InvalidFileError
+from edgeopt.fields import Fields, in_file
 from edgeopt.problem import Problem
 from edgeopt.problems.client_selection import ClientSelection as ClientSelection
 from edgeopt.problems.client_selection import SelectionPlan as SelectionPlan
@@ -46,14 +47,15 @@ def load(path: str | os.PathLike[str]) -> Problem:
     InvalidProblemError
         If what it holds is not a valid problem.
     """
-    values, arrays = storage.load(path)
+    values, arrays = storage.load(path, lambda header: _kind_of(header).layout(header))
+    with in_file(path):
+        return _kind_of(values).from_data(values, arrays)
+
+
+def _kind_of(values: dict[str, Any]) -> type[Problem]:
+    """Return the class of the problem whose plain values a file has."""
     kinds = {problem.kind: problem for problem in PROBLEMS}
-    kind, version = values.pop("kind", None), values.pop("schema_version", None)
-    if kind not in kinds:
-        raise InvalidFileError(f"{path}: kind = {kind!r}: expected one of {', '.join(kinds)}")
-    if version != kinds[kind].schema_version:
-        raise InvalidFileError(f"{path}: schema_version = {version!r}: expected {kinds[kind].schema_version}")
-    try:
-        return kinds[kind].from_data(values, arrays)
-    except ValueError as error:  # our own errors: say which file they are about
-        raise InvalidFileError(f"{path}: {error}") from None
+    given = Fields(values)
+    kind = kinds[given.choice("kind", kinds)]
+    given.expect("schema_version", kind.schema_version)
+    return kind

@@ -38,7 +38,7 @@ def get_solver(kind: str, name: str) -> Solver:
     """
     found = {solver.name: solver for solver in solvers_of(kind)}
     if name not in found:
-        close = difflib.get_close_matches(name, found, 1)
+        close = difflib.get_close_matches(str(name), found, 1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise EdgeOptError(f"solver = {name!r}: {hint}{kind} has {', '.join(found)}")
     return found[name]

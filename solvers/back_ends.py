@@ -17,8 +17,8 @@ _CURE = "import highspy (or solve once with HiGHS) before ortools is imported"
 def highs_module() -> Any:
     """Return the module `highspy`.
 
-    OR-Tools brings an older HiGHS under the same library name, and the first one loaded serves both
-    (google/or-tools issue 5246). So highspy must come first.
+    OR-Tools brings an older HiGHS under the library name that highspy uses, too, before 1.16, and the first one loaded
+    serves both (google/or-tools issue 5246). So highspy must come first.
 
     Raises
     ------
@@ -29,10 +29,27 @@ def highs_module() -> Any:
         import highspy
     except ImportError as error:
         raise SolverError(f"HiGHS cannot be loaded: {error}; {_CURE}") from error
-    found, wanted = highspy.Highs().version(), importlib.metadata.version("highspy")
+    found, wanted = _quiet(highspy)().version(), importlib.metadata.version("highspy")
     if found.split(".")[:2] != wanted.split(".")[:2]:
         raise SolverError(f"highspy {wanted} would run on HiGHS {found} of another package; {_CURE}")
     return highspy
+
+
+@functools.cache
+def highs_class() -> Any:
+    """Return the class `highspy.Highs`, silent from the start. Make every HiGHS by it."""
+    return _quiet(highs_module())
+
+
+def _quiet(highspy: Any) -> Any:
+    class Quiet(highspy.Highs):  # type: ignore[misc]
+        """HiGHS without output, that of its constructor included: HiGHS 1.16 introduces itself there."""
+
+        def enableCallbacks(self) -> None:
+            self.setOptionValue("output_flag", False)
+            super().enableCallbacks()
+
+    return Quiet
 
 
 def cp_model_module() -> Any:

@@ -6,9 +6,9 @@ import itertools
 import json
 import math
 import os
+import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +44,7 @@ from edgeopt.problem import Problem, Sense, Violation
 from edgeopt.result import Exact, History, Record, Seconds, relative_gap
 from edgeopt.rng import as_generator, stream
 from edgeopt.solve import configure
+from tests.clock import install
 
 # --- a problem and a solver to misbehave with ---------------------------------------------------------------------
 
@@ -117,7 +118,7 @@ def snapshot(**changes: Any) -> Progress:
 def run_python(code: str, **environment: str) -> str:
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
-        env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False,
+        env=os.environ | environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -358,6 +359,36 @@ def test_an_objective_that_is_no_number_is_caught():
         play(lambda run: run.offer(Number(1.0), objective=math.nan))
 
 
+@pytest.mark.parametrize("unit", [2.0**-300, 1e-40, 1.0, 1e40])
+@pytest.mark.parametrize(
+    ("bound", "status"),
+    [(2.0, Status.FEASIBLE), (1.0 + 1e-6, Status.FEASIBLE), (1.0 + 1e-12, Status.OPTIMAL), (0.5, Status.ERROR)],
+)
+def test_gaps_and_contradictions_have_no_unit(unit: float, bound: float, status: Status):
+    """A bound is reached, beaten or contradicted relative to the objective, however small or large that is."""
+
+    def script(run):
+        run.offer(Number(unit))
+        run.tighten(bound * unit)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PickANumber, "violations", lambda self, solution: ())
+        assert play(script).status is status
+
+
+@pytest.mark.parametrize(("terms", "status"), [(0.0, Status.ERROR), (3.0, Status.OPTIMAL)])
+def test_terms_that_cancel_round(terms: float, status: Status):
+    """An objective of 0 that is left of terms of size 3 is as exact as they are; one of terms of one sign is exact."""
+
+    def script(run):
+        run.offer(Number(0.0))
+        run.tighten(-1e-16)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PickANumber, "largest_term", terms)
+        assert play(script).status is status
+
+
 def test_an_infeasible_solution_is_caught():
     """A solution that violates a constraint is an error, never optimal, and takes no bound with it."""
 
@@ -396,29 +427,32 @@ def test_a_bound_missed_by_rounding_is_mended():
     assert result.bound >= result.objective
 
 
-def test_a_time_limit_is_not_an_error():
-    """The best solution so far comes back; time zero stops at once."""
+def test_a_time_limit_is_not_an_error(monkeypatch):
+    """The best solution so far comes back, in the step in which the time is over; time zero stops at once."""
+    clock = install(monkeypatch)
 
     def script(run):
         run.offer(Number(1.0))
         while run.step():
-            assert run.seconds < 5
+            clock.advance(0.25)
 
-    result = play(script, time_limit=0.05)
+    result = play(script, time_limit=1.0)
     assert (result.status, result.limit) == (Status.FEASIBLE, Limit.TIME)
-    assert 0.05 <= result.seconds.total < 5
-    assert play(script, time_limit=0).limit is Limit.TIME
+    assert result.seconds.total == 1.0
+    result = play(script, time_limit=0)
+    assert (result.limit, result.seconds.total) == (Limit.TIME, 0.0)
 
 
-def test_remaining_seconds():
+def test_remaining_seconds(monkeypatch):
     """What is left is never negative, and infinite without a limit."""
+    clock = install(monkeypatch)
 
     def script(run):
+        clock.advance(2.0)
         return {"message": str(run.remaining)}
 
-    assert play(script).message == "inf"
-    assert play(script, time_limit=0).message == "0.0"
-    assert 0 < float(play(script, time_limit=60).message) <= 60
+    for time_limit, left in ((math.inf, "inf"), (60, "58.0"), (2, "0.0"), (0, "0.0")):
+        assert play(script, time_limit=time_limit).message == left
 
 
 @pytest.mark.parametrize("bad", [-1.0, math.nan, -math.inf])
@@ -500,20 +534,17 @@ def test_other_exceptions_pass():
         play(other)
 
 
-def test_build_time_is_charged_apart():
-    """What happens while building counts as building, and the parts add up to the total."""
+def test_build_time_is_charged_apart(monkeypatch):
+    """What happens while building counts as building, the rest as solving, and the parts add up to the total."""
+    clock = install(monkeypatch)
 
     def script(run):
         with run.building():
-            end = time.perf_counter() + 0.05
-            while time.perf_counter() < end:
-                pass
+            clock.advance(2.0)
+        clock.advance(1.0)
         run.offer(Number(1.0))
 
-    seconds = play(script).seconds
-    assert seconds.build >= 0.05
-    assert seconds.solve >= 0
-    assert seconds.total == pytest.approx(seconds.build + seconds.compile + seconds.solve)
+    assert play(script).seconds == Seconds(build=2.0, compile=0.0, solve=1.0)
 
 
 def test_history_of_a_run():
@@ -695,7 +726,7 @@ def test_no_home_costs_time_only(tmp_path: Path):
 def test_other_packages_caches_are_left_alone(tmp_path: Path):
     """Numba's own setting is the same before and after."""
     code = (
-        "from numba.core import config; before = config.CACHE_DIR; from edgeopt.problems import expert_caching_kernels; "
+        "from numba.core import config; before = config.CACHE_DIR; from edgeopt.problems.expert_caching import kernels; "
         "print(before == config.CACHE_DIR)"
     )
     assert run_python(code, EDGEOPT_CACHE_DIR=str(tmp_path)).strip() == "True"
@@ -723,3 +754,70 @@ def test_unknown_attribute():
     with pytest.raises(AttributeError, match="module 'edgeopt' has no attribute 'nothing'"):
         _ = edgeopt.nothing
     assert {"solvers", "problems", "evaluation", "EdgeNetwork", "load", "solve"} <= set(dir(edgeopt))
+
+
+# --- arguments of other types -----------------------------------------------------------------------------------------
+
+
+def test_no_time_limit():
+    """None is no limit, as infinity is; a limit may be any kind of number."""
+    assert SolveOptions(time_limit=None).time_limit == math.inf
+    for limit in (3, np.float32(3), np.int64(3), np.array(3.0)):
+        assert SolveOptions(time_limit=limit).time_limit == 3.0
+    assert play(lambda run: {"message": str(run.remaining)}, time_limit=None).message == "inf"
+
+
+@pytest.mark.parametrize("seed", [np.int64(7), np.array(7), 7.0, 2**70])
+def test_seeds_of_any_type(seed):
+    """Seeds are kept as Python's integers, however large."""
+    options = SolveOptions(seed=seed)
+    assert type(options.seed) is int
+    assert options.seed == seed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"time_limit": "5"}, "time_limit = '5': expected seconds >= 0, or None for no limit"),
+        ({"time_limit": True}, "time_limit = True: expected seconds >= 0, or None for no limit"),
+        ({"time_limit": [5]}, "time_limit = [5]: expected seconds >= 0, or None for no limit"),
+        ({"seed": True}, "seed = True: expected an integer >= 0 or None"),
+        ({"seed": np.arange(2)}, "seed = array([0, 1]): expected an integer >= 0 or None"),
+        ({"stop": 5}, "stop: expected a StopCriterion, got 5"),
+        ({"stop": MaxTime}, "stop: expected a StopCriterion, got the class MaxTime"),
+        ({"callback": print}, "callback: expected a Callback, got <built-in function print>"),
+        ({"deterministic": 1}, "deterministic = 1: expected True or False"),
+        ({"display": "no"}, "display = 'no': expected True or False"),
+    ],
+)
+def test_options_of_the_wrong_type(options, message):
+    """What cannot be an option is refused in one line before any work."""
+    with pytest.raises(EdgeOptError, match=f"^{re.escape(message)}$"):
+        SolveOptions(**options)
+
+
+def test_what_is_no_problem_and_no_solver():
+    """A file name in place of a problem, or a class in place of a solver, is told as that."""
+    problem = edgeopt.problems.ExpertCaching.random(num_servers=2, num_users=3, seed=1)
+    greedy = edgeopt.solvers.get_solver("expert-caching", "greedy")
+    with pytest.raises(EdgeOptError, match=r"^problem: expected a problem, got 'caching.json'$"):
+        edgeopt.solve("caching.json", "greedy")
+    with pytest.raises(EdgeOptError, match=r"^solver: expected a Solver, got the class Greedy"):
+        edgeopt.solve(problem, type(greedy))
+    with pytest.raises(EdgeOptError, match=r"^solver: expected a Solver, got 5$"):
+        edgeopt.solve(problem, 5)
+
+
+def test_criteria_of_any_iterable():
+    """Criteria may come from a generator, and are looked at as often as there are steps."""
+    stop = AnyOf(MaxIterations(limit) for limit in (np.int64(4), 2))
+    assert [stop.check(progress(iteration)) for iteration in (1, 2, 3)] == [None, Limit.ITERATION, Limit.ITERATION]
+    for wrong in (MaxTime(1), [MaxTime], "time", [5]):
+        with pytest.raises(EdgeOptError, match=r"^AnyOf.criteria"):
+            AnyOf(wrong)
+    with pytest.raises(EdgeOptError, match=r"^MaxIterations.iterations = '5': expected a number >= 0$"):
+        MaxIterations("5")
+
+
+def progress(iteration: int) -> Progress:
+    return Progress(0.0, iteration, None, math.inf, math.inf, 0.0, 0)

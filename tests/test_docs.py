@@ -107,6 +107,7 @@ def test_the_reference_has_every_public_name(module: types.ModuleType):
 
 
 def _covers(module: types.ModuleType, name: str, directive: str) -> bool:
+    """Whether a directive is this very name: here, where it is defined, or in the package that it comes from."""
     where, _, last = directive.rpartition(".")
     return last == name and getattr(importlib.import_module(where), name, None) is getattr(module, name)
 
@@ -125,7 +126,7 @@ EXAMPLES = ["README.md", *(f"docs/{page.name}" for page in sorted(DOCS.glob("*.m
 
 @pytest.mark.parametrize("page", [page for page in EXAMPLES if code_blocks(text(page))])
 def test_examples_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The Python blocks of a page run one after another, with short time limits."""
+    """The Python blocks of a page run one after another, with time limits as short as the machine lets them be."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(edgeopt, "solve", _hurried(edgeopt.solve))
     module = {"__name__": "example"}
@@ -135,7 +136,10 @@ def test_examples_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def _hurried(solve: Any) -> Any:
     def hurried(*arguments: Any, time_limit: float = 1.0, **options: Any) -> Any:
-        return solve(*arguments, time_limit=min(1.0, time_limit), **options).raise_for_status()
+        limit = min(1.0, time_limit)
+        while (result := solve(*arguments, time_limit=limit, **options)).solution is None and result.limit == "time":
+            limit *= 4
+        return result.raise_for_status()
 
     return hurried
 
@@ -267,7 +271,7 @@ def test_packages_are_all_listed():
 def test_import_is_light():
     """`import edgeopt` loads no back end, no compiler, no data frames and no pictures."""
     code = f"import sys, edgeopt; print([name for name in {HEAVY!r} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 

@@ -204,7 +204,7 @@ def test_access_server():
 
 
 @given(st.integers(0, 10_000), st.floats(1.0, 100.0))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_more_power_or_gain_never_slows(seed, factor):
     """Rates grow with gain and power, and more coverage never lengthens an offload."""
     network = small_random(seed, 4, 6)
@@ -235,7 +235,7 @@ def test_links_without_delay():
 
 
 @given(st.integers(0, 10_000), st.integers(1, 9), st.sampled_from([0.0, 1e6, 1e9]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_backhaul_is_the_shortest_path(seed, num_servers, payload):
     """All-pairs delays equal networkx's Dijkstra, also where a link is missing and where a payload reroutes."""
     network = EdgeNetwork.random(num_servers, 1, seed=seed, neighbours=3)
@@ -290,7 +290,7 @@ def naive_offload(network, up, down, work):
 
 
 @given(st.integers(0, 10_000), st.integers(1, 5), st.integers(1, 6), st.floats(0, 1e7), st.floats(0, 1e7))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_offload_equals_the_naive_loop(seed, num_servers, num_devices, up, down):
     """The vectorised minimum over access servers equals a triple loop, uncovered devices included."""
     network = small_random(seed, num_servers, num_devices)
@@ -485,7 +485,7 @@ def test_more_devices_leave_the_earlier_ones():
 
 
 @given(st.integers(0, 10_000), st.integers(1, 30), st.sampled_from(["grid", "uniform"]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_random_networks_are_usable(seed, num_servers, layout):
     """All is inside the area, the backhaul connected, each device covered by its nearest server and more."""
     network = EdgeNetwork.random(num_servers, 20, seed=seed, layout=layout, area_m=700.0, neighbours=1)
@@ -536,7 +536,7 @@ def test_channel_statistics():
 
 
 @given(st.integers(0, 10_000), st.integers(2, 12))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_backhaul_links_are_tree_and_neighbours(seed, num_points):
     """The links are the Euclidean minimum spanning tree (networkx) joined with each point's nearest neighbours."""
     points = np.random.default_rng(seed).random((num_points, 2))

@@ -359,7 +359,7 @@ def test_without_torch(monkeypatch):
         "try: edgeopt.ModelProfile.from_module(None, None)\n"
         "except edgeopt.MissingDependencyError as error: print(error)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
         "26", "measuring a module needs torch: install it with `pip install 'edgeopt[train]'`",
     ]  # fmt: skip
@@ -451,7 +451,7 @@ def test_merging_empty_layers_by_hand():
         small(parameter_bytes=0).without_empty_layers()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 3), *[st.integers(0, 100)] * 4), min_size=1, max_size=12))
 def test_merging_keeps_totals(layers):
     """Merged layers all have parameters, and totals and the last output are the same."""
@@ -500,9 +500,9 @@ def test_equality_sees_every_field():
         ({"forward_flops": [1, np.nan, 0]}, r"forward_flops\[1\] = nan"),
         ({"backward_flops": [1, np.inf, 0]}, r"backward_flops\[1\] = inf"),
         ({"memory_bytes": [1, 2]}, r"memory_bytes: expected shape \[3\], got \[2\]"),
-        ({"activation_bytes": ["1", "2", "3"]}, "activation_bytes: expected an array of numbers"),
+        ({"activation_bytes": ["1", "2", "3"]}, r"activation_bytes\[0\] = '1': expected a non-negative number"),
         ({"input_bytes": -1}, "input_bytes = -1.0"),
-        ({"input_bytes": None}, "input_bytes: expected an array of numbers"),
+        ({"input_bytes": None}, "input_bytes = None: expected a non-negative number"),
     ],
 )
 def test_bad_values(change, message):
@@ -546,7 +546,7 @@ def test_files_that_lack_something(tmp_path):
     """A missing field is named; a missing file is an OSError."""
     values = small().to_json()
     del values["input_bytes"]
-    with pytest.raises(InvalidProblemError, match="input_bytes: expected a value, got nothing"):
+    with pytest.raises(InvalidProblemError, match="input_bytes: value is missing"):
         ModelProfile.from_json(values)
     with pytest.raises(InvalidProblemError, match="arrays: expected"):
         ModelProfile.from_json({key: value for key, value in small().to_json().items() if key != "arrays"})

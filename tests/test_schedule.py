@@ -232,7 +232,7 @@ def round_plans(draw: st.DrawFn) -> RoundPlan:
 
 
 @pytest.mark.parametrize("suffix", [".json", ".npz"])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(plans=st.lists(round_plans(), max_size=4), data=st.data())
 def test_files_round_trip(
     tmp_path_factory: pytest.TempPathFactory, suffix: str, plans: list[RoundPlan], data: st.DataObject
@@ -362,7 +362,7 @@ def test_a_server_sees_its_own():
         ({"device_flops": [1.0, np.inf, 1.0]}, r"device_flops\[1\] = inf"),
         ({"client_seconds": [1.0]}, r"client_seconds: expected shape \[3\], got \[1\]"),
         ({"completed": [1, 1, 0]}, "completed: expected booleans"),
-        ({"downlink_bps": ["a"] * 3}, "downlink_bps: expected an array of numbers"),
+        ({"downlink_bps": ["a"] * 3}, r"downlink_bps\[0\] = 'a': expected a positive number"),
     ],
 )
 def test_bad_feedback(fields: dict[str, Any], message: str):

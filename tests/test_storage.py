@@ -3,8 +3,11 @@ import io
 import json
 import os
 import pickle
+import signal
 import stat
 import struct
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -231,14 +234,14 @@ def test_shape_that_does_not_fit_is_refused_before_memory_is_taken(tmp_path, sha
 
 
 def test_directory_that_declares_more_than_the_content_is_refused(tmp_path):
-    """A zip directory that claims 1 GB for 24 bytes is refused after reading the 24 bytes."""
-    data = npy_header("{'descr': '<f8', 'fortran_order': False, 'shape': (125000000,)}")
+    """A zip directory that claims 40 MB for 24 bytes is refused after reading the 24 bytes."""
+    data = npy_header("{'descr': '<f8', 'fortran_order': False, 'shape': (5000000,)}")
     path = write_zip(tmp_path / "file.npz", {"a.npy": data + bytes(24)})
     raw = path.read_bytes()
     true_size = struct.pack("<I", len(data) + 24)
     assert raw.count(true_size) >= 2
-    path.write_bytes(raw.replace(true_size, struct.pack("<I", len(data) + 1_000_000_000)))
-    with pytest.raises(InvalidFileError, match="a: 24 bytes of data, expected 1000000000"):
+    path.write_bytes(raw.replace(true_size, struct.pack("<I", len(data) + 40_000_000)))
+    with pytest.raises(InvalidFileError, match="a: 24 bytes of data, expected 40000000"):
         storage.read_arrays(path)
 
 
@@ -421,3 +424,66 @@ def test_full_disk_names_the_file() -> None:
     with pytest.raises(OSError, match="No space left") as caught:
         storage.write_text("/dev/full", "hello")
     assert caught.value.filename == "/dev/full"
+
+
+DIE_WRITING = """
+import os, signal, sys
+from edgeopt import storage
+def write(file):
+    file.write(b"half")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+storage.write_atomic(sys.argv[1], write)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_a_writer_that_is_killed_changes_nothing(tmp_path):
+    """After kill -9 half-way the old file is whole, and what was half written goes when the folder is opened again."""
+    path = tmp_path / "checkpoint"
+    storage.write_text(path, "old")
+    done = subprocess.run([sys.executable, "-c", DIE_WRITING, str(path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert path.read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 2
+    storage.open_folder(tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_opening_a_folder_leaves_living_writers_and_other_files_alone(tmp_path):
+    """What is being written, in this process or another, is finished; files with names like ours are kept."""
+    for name in (".part", ".notes.part", "download.12345678.part"):
+        (tmp_path / name).write_text("mine")
+    (tmp_path / ".folder.12345678.part").mkdir()
+
+    def write(file):
+        file.write(b"first ")
+        storage.open_folder(tmp_path)
+        file.write(b"second")
+
+    storage.write_atomic(tmp_path / "file", write)
+    assert (tmp_path / "file").read_text() == "first second"
+    names = {".part", ".notes.part", "download.12345678.part", ".folder.12345678.part", "file"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def test_a_file_taken_for_a_leftover_is_begun_again(tmp_path, monkeypatch):
+    """A partial file that is removed before its writer could lock it costs nothing."""
+    removed = []
+
+    def lose_the_first(file):
+        if not removed:
+            removed.extend(tmp_path.glob(".*.part"))
+            removed[0].unlink()
+        return True
+
+    monkeypatch.setattr(storage, "try_lock", lose_the_first)
+    storage.write_text(tmp_path / "file", "text")
+    assert len(removed) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_text_that_is_no_utf8_is_escaped(tmp_path):
+    """Bytes of a file name that are no text, as Python hands them over, do not keep a file from being written."""
+    storage.write_text(tmp_path / "file", "a\udce9é")
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "a\\udce9é"

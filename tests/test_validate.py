@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from edgeopt.errors import InvalidProblemError
-from edgeopt.validate import bool_array, float_array, int_array
+from edgeopt.validate import bool_array, flag, float_array, int_array, integer, probabilities, real
 
 
 def refused(message: str):
@@ -87,9 +87,10 @@ def test_bounds_hold_for_what_passes(values, low, high):
         ([1, 2], {}, "x: expected shape [3], got [2]"),
         ([[1, 2, 3]], {}, "x: expected shape [3], got [1, 3]"),
         (None, {}, "x: expected an array of numbers: got nothing"),
-        (["1", "2", "3"], {}, "x: expected an array of numbers: got <U1"),
+        (["1", "2", "3"], {}, "x[0] = '1': expected a finite number"),
         ([1j, 0, 0], {}, "x: expected an array of numbers: got complex128"),
-        ([1, None, 2], {}, "x: expected an array of numbers: got object"),
+        ([1, None, 2], {}, "x[1] = None: expected a value"),
+        (True, {}, "x = True: expected a finite number"),
     ],
 )  # fmt: skip
 def test_bad_floats(value, options, message):
@@ -115,7 +116,7 @@ def test_infinity_is_allowed_on_request():
 
 def test_ragged_lists():
     """Rows of different lengths are no array."""
-    with pytest.raises(InvalidProblemError, match=r"^x: expected an array of numbers: "):
+    with refused("x[1]: expected 2 entries as in x[0], got 1"):
         float_array("x", [[1, 2], [3]], (2, 2))
 
 
@@ -133,8 +134,8 @@ def test_ragged_lists():
         (np.uint64([0, 2**64 - 1]), {"dtype": np.int64}, f"i[1] = {2**64 - 1}: expected an integer"),
         ([0, 2**40], {}, f"i[1] = {2**40}: expected an integer from -2147483648 to 2147483647"),
         ([0, 2**31], {"low": 1}, "i[1] = 2147483648: expected an integer from 1 to 2147483647"),
-        ([0, 2**80], {}, "i: expected an array of numbers: got object"),
-        (["a", "b"], {}, "i: expected an array of numbers: got <U1"),
+        ([0, 2**80], {}, f"i[1] = {2.0**80}: expected an integer"),
+        (["a", "b"], {}, "i[0] = 'a': expected an integer"),
         ([0], {}, "i: expected shape [2], got [1]"),
     ],
 )
@@ -144,9 +145,105 @@ def test_bad_integers(value, options, message):
         int_array("i", value, (2,), **options)
 
 
+@pytest.mark.parametrize(
+    ("value", "options", "message"),
+    [
+        ([1.0, 1e-51], {}, "f[1] = 1e-51: expected 0 or a magnitude from 1e-50 to 1e+50"),
+        ([1.0, -2e50], {"unit": "m"}, "f[1] = -2e+50: expected 0 or a magnitude from 1e-50 to 1e+50 (m)"),
+        ([5e-324, 1.0], {"positive": True}, "f[0] = 5e-324: expected a magnitude from 1e-50 to 1e+50"),
+        ([1e308, np.inf], {"finite": False}, "f[0] = 1e+308: expected 0 or a magnitude from 1e-50 to 1e+50 or inf"),
+    ],
+)
+def test_out_of_range(value, options, message):
+    """Numbers whose products could under- or overflow are refused where that matters; 0 and the ends are in range."""
+    with refused(message):
+        float_array("f", value, (2,), ranged=True, **options)
+    assert float_array("f", value, (2,), **options).tolist() == value
+    ends = [0.0, 1e-50, -1e50, np.inf]
+    assert float_array("f", ends, (4,), ranged=True, finite=False).tolist() == ends
+
+
 def test_bad_booleans():
     """Numbers are not truth values: a matrix of gains given as coverage is a mistake."""
     with refused("b: expected booleans, got int64"):
         bool_array("b", [0, 1], (2,))
     with refused("b: expected shape [2], got [1]"):
         bool_array("b", [True], (2,))
+
+
+# --- scalars
+
+
+@pytest.mark.parametrize("value", [5, np.int64(5), np.uint8(5), np.array(5), 5.0, np.float32(5)])
+def test_whole_numbers_of_any_type(value):
+    """A count may come as any type of integer, as a whole float, or as an array without axes; a plain int comes out."""
+    assert integer("n", value, low=1, high=5) == 5
+    assert type(integer("n", value)) is int
+    assert type(real("x", value)) is float
+
+
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [
+        (True, "n = True"),
+        (np.True_, "n = True"),
+        ("5", "n = '5'"),
+        (None, "n = None"),
+        (0, "n = 0"),
+        (1.5, "n = 1.5"),
+        ({"a": 1}, "n = {'a': 1}"),
+        ("x" * 999, f"n = '{'x' * 56}..."),
+    ],
+)
+def test_what_is_no_count(value, got):
+    """Truth values, text, nothing and fractions are refused in one line that quotes no more than fits it."""
+    with refused(f"{got}: expected an integer >= 1"):
+        integer("n", value, low=1)
+
+
+def test_one_number_is_no_list_of_one():
+    """An array with an axis is no scalar, even if it has one entry."""
+    with refused("n: expected shape [], got [1]"):
+        integer("n", [3])
+
+
+def test_flags():
+    """Truth values of Python and NumPy pass; a number, which `if` would take for one, does not."""
+    assert flag("aggregate", np.False_) is False
+    with refused("aggregate = 1: expected True or False"):
+        flag("aggregate", 1)
+
+
+# --- probabilities
+
+
+@given(hnp.arrays(np.float64, st.tuples(st.integers(1, 4), st.integers(1, 200)), elements=st.floats(0.01, 1)))
+def test_probabilities_computed_in_float32(weights):
+    """What a division in float32 leaves, in any wrapping, is accepted, and sums to 1 as exactly as float64 can."""
+    narrow = weights.astype(np.float32)
+    shares = narrow / narrow.sum(axis=1, keepdims=True)
+    for given_as in (shares, shares.tolist(), shares.astype(np.float64)):
+        found = probabilities("p", given_as, shares.shape, tolerance=1e-9)
+        assert np.abs(found.sum(axis=1) - 1).max() <= 1e-9
+        np.testing.assert_allclose(found, shares, rtol=1e-4)
+
+
+def test_exact_probabilities_keep_their_bits():
+    """Sums within the tolerance are left alone, so that a distribution read back equals the one that was written."""
+    shares = np.array([[0.1, 0.2, 0.7], [1 / 3, 1 / 3, 1 / 3]])
+    assert probabilities("p", shares, (2, 3), tolerance=1e-9).tobytes() == shares.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([[0.5, 0.5], [0.5, 0.50000001]], "p[1] sums to 1.00000001: expected probabilities that sum to 1"),
+        ([[0.5, 0.5], [0.5, 0.5000000002]], "p[1] sums to 1.0000000002: expected probabilities that sum to 1"),
+        (np.float32([[0.5, 0.5], [0.5, 0.25]]), "p[1] sums to 0.75: expected probabilities that sum to 1"),
+        ([[0.5, 0.5], [1.5, -0.5]], "p[1, 1] = -0.5: expected a non-negative number"),
+    ],
+)  # fmt: skip
+def test_bad_probabilities(value, message):
+    """The digits by which a sum is wrong are in the message; float32 excuses its rounding only."""
+    with refused(message):
+        probabilities("p", value, (2, 2), tolerance=1e-10)

@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -21,6 +21,8 @@ from edgeopt.cli.generate import SeedOption, check_writable, generate_app
 from edgeopt.cli.trace import trace
 from edgeopt.cli.train import train
 from edgeopt.errors import EdgeOptError, MissingDependencyError, NoSolutionError, SolverError
+from edgeopt.interrupts import interrupted, interrupts_noted
+from edgeopt.streams import discard_output, one_line_messages, prepare_streams, reserve_stdout, say
 
 if TYPE_CHECKING:
     from edgeopt.problem import Problem
@@ -41,9 +43,11 @@ class _Group(TyperGroup):
             words.remove("--debug")
             debug = True
         standalone = kwargs.pop("standalone_mode", True)
-        status = self._run(words, debug, kwargs)
+        prepare_streams()
+        with one_line_messages():
+            status = self._run(words, debug, kwargs)
         if standalone:
-            sys.exit(status)
+            _leave(status)
         return status
 
     def _run(self, words: list[str], debug: bool, kwargs: Any) -> int:
@@ -53,18 +57,31 @@ class _Group(TyperGroup):
             return status if isinstance(status, int) else 0
         except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001 - the last stop before the user
             if isinstance(error, OSError) and error.errno == errno.EPIPE:  # the reader has gone: `edgeopt ... | head`
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                discard_output()
                 return 1
             if debug:
                 traceback.print_exc()
             message, status = _explain(error)
-            print(" ".join(f"edgeopt: {message}".split()), file=sys.stderr)
+            discard_output()
+            say(message)
             return status
 
 
-def _explain(error: BaseException) -> tuple[str, int]:
-    from edgeopt.solve import is_interrupt
+def _leave(status: int) -> NoReturn:
+    """Exit; past Python's own ending where a back end has been left behind, which would take that down when it returns."""
+    background = sys.modules.get("edgeopt.solvers.background")
+    if background is not None and background.left_behind():
+        sys.stderr.flush()
+        sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)
 
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    from edgeopt.interrupts import is_interrupt
+
+    if type(error).__name__ == "Abort" and isinstance(error.__cause__, EOFError):  # click takes it for Ctrl-D
+        error = error.__cause__
     if is_interrupt(error) or type(error).__name__ == "Abort":
         return "interrupted", INTERRUPTED
     if hasattr(error, "format_message"):  # wrong use of the command line
@@ -75,6 +92,10 @@ def _explain(error: BaseException) -> tuple[str, int]:
         return str(error), 2
     if isinstance(error, OSError) and error.filename is not None:
         return f"{os.fspath(error.filename)}: {error.strerror}", 2
+    if isinstance(error, OSError) and error.errno is not None:  # what the system lacks: processes, room, a connection
+        return str(error.strerror), 1
+    if isinstance(error, MemoryError):
+        return f"not enough memory: {error or 'the input is too large for this machine'}", 1
     return f"{type(error).__name__}: {error} (a bug: --debug shows where)", 1
 
 
@@ -97,6 +118,7 @@ def _top(
 
 
 @app.command()
+@interrupts_noted()  # from the first line to the last: what has been found is written and printed
 def solve(
     instance: InstanceArgument,
     solver: Annotated[str, typer.Option(help="Name of the solver, see `edgeopt solvers`.")],
@@ -124,7 +146,7 @@ def solve(
     if output is not None:
         result.save(output)
     print(dumps(result.to_json(), indent=1) if as_json else result.summary())
-    if result.limit is Limit.INTERRUPT:
+    if result.limit is Limit.INTERRUPT or interrupted():
         raise typer.Exit(INTERRUPTED)
     if result.status in ("error", "no-solution"):
         raise typer.Exit(1)
@@ -134,7 +156,7 @@ def solve(
 def compare(
     instances: Annotated[list[str] | None, typer.Argument(help="Files or names of the library.")] = None,
     solvers: Annotated[str | None, typer.Option(help="Names with commas between; default: all.")] = None,
-    seeds: Annotated[int, typer.Option(help="Number of seeds: 0, 1, ...", min=1)] = 1,
+    seeds: Annotated[int, typer.Option(help="Number of seeds: 0, 1, ...", min=1, max=100_000)] = 1,
     time_limit: Annotated[float, typer.Option(help="Seconds for each run.", min=0)] = 60.0,
     jobs: Annotated[int, typer.Option(help="Worker processes.", min=1)] = 1,
     out: Annotated[Path | None, typer.Option(help="Folder for rows, pictures and report; resumes from it.")] = None,
@@ -162,12 +184,12 @@ def compare(
         executor=executor,
         jobs=jobs,
     )
-    if out is not None:
-        _write_report(rows, out, problems)
     if as_json:
         print(dumps([public_row(row) for row in rows], indent=1))
     else:
         _print_table(rows)
+    if out is not None:
+        _write_report(rows, out, problems)
     if interrupted:
         print(f"edgeopt: interrupted after {len(rows)} runs" + (f", kept in {out}" if out else ""), file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
@@ -225,18 +247,12 @@ def info(as_json: JsonOption = False) -> None:
     from importlib.metadata import PackageNotFoundError, version
 
     from edgeopt.evaluation.compare.worker import machine
+    from edgeopt.extras import EXTRAS
     from edgeopt.jit import cache_dir
     from edgeopt.solve import versions
 
     extras: dict[str, str] = {}
-    for extra, packages in {
-        "report": ("pandas", "matplotlib", "jinja2"),
-        "cluster": ("distributed",),
-        "train": ("torch", "safetensors"),
-        "tensorboard": ("tensorboard",),
-        "flower": ("flwr",),
-        "rl": ("pettingzoo", "gymnasium"),
-    }.items():
+    for extra, packages in EXTRAS.items():
         try:
             extras[extra] = ", ".join(f"{package} {version(package)}" for package in packages)
         except PackageNotFoundError:
@@ -251,7 +267,8 @@ def info(as_json: JsonOption = False) -> None:
 
 
 def main() -> None:
-    """Run the command line of this process."""
+    """Run the command line of this process. What native code prints goes to standard error."""
+    reserve_stdout()
     app()
 
 
@@ -259,9 +276,12 @@ def main() -> None:
 
 
 def _configured(solver: "Solver", params: Iterable[str]) -> "Solver":
+    from edgeopt.errors import quoted
+    from edgeopt.experiment.options import checked, hints_of
     from edgeopt.solve import configure
 
     changes: dict[str, Any] = {}
+    hints = hints_of(type(solver))
     for text in params:
         key, equals, value = text.partition("=")
         if not equals or not key:
@@ -275,7 +295,10 @@ def _configured(solver: "Solver", params: Iterable[str]) -> "Solver":
         if (numeric and not isinstance(changes[key], int | float)) or (
             isinstance(default, bool) and not isinstance(changes[key], bool)
         ):
-            raise EdgeOptError(f"{solver.name}: {key} = {value!r}: expected {type(default).__name__}, like {default}")
+            expected = f"{type(default).__name__}, like {default}"
+            raise EdgeOptError(f"{solver.name}: {key} = {quoted(value)}: expected {expected}")
+        if key in hints:
+            changes[key] = checked(solver.name, "", key, changes[key], hints[key])
     return configure(solver, **changes)
 
 

@@ -92,9 +92,8 @@ def _trained(experiment: "Experiment", checkpoint: Path | None) -> "tuple[Setup,
         from edgeopt.training.run_state import RunState
 
         path = checkpoint / "checkpoint.safetensors"
-        identity = RunState.start(setup.task, setup.algorithm, setup.planner, setup.estimator).identity
-
-        run = RunState.load(path, setup.task, identity)
+        start = RunState.start(setup.task, setup.algorithm, setup.planner, setup.estimator)
+        run = RunState.load(path, setup.task, start.identity, start.server)
         models = models_of(setup.algorithm, setup.task, run.server, run.clients)
         return setup, setup.task.whole(judged(models)[0]), None
     history: History = setup.train(display=True)

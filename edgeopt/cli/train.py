@@ -239,20 +239,22 @@ def _run(
     if files is not None:
         files.check(experiment, resume=resume)
     setup = experiment.build()
-    if files is not None:
-        files.open(experiment, resume=resume)
-    if runner == "flower":
-        if tensorboard is not None:
-            raise EdgeOptError("--tensorboard: expected a runner in this process, not --runner flower")
-        history = _on_flower(experiment, files, resume)
-    else:
-        history = _here(setup, files, every, resume, runner, tensorboard)
-    if files is not None:
-        files.write(setup, history)
-        try:
-            files.draw(setup, history)
-        except MissingDependencyError as error:  # the rows are there; pictures can be made later
-            print(f"edgeopt: no pictures: {error}", file=sys.stderr)
+    with ExitStack() as stack:
+        if files is not None:
+            files.open(experiment, resume=resume)
+            stack.callback(files.close)
+        if runner == "flower":
+            if tensorboard is not None:
+                raise EdgeOptError("--tensorboard: expected a runner in this process, not --runner flower")
+            history = _on_flower(experiment, files, resume)
+        else:
+            history = _here(setup, files, every, resume, runner, tensorboard)
+        if files is not None:
+            files.write(setup, history)
+            try:
+                files.draw(setup, history)
+            except MissingDependencyError as error:  # the rows are there; pictures can be made later
+                print(f"edgeopt: no pictures: {error}", file=sys.stderr)
     return setup, history
 
 

@@ -7,12 +7,15 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from edgeopt.data.arrays import ArrayData, DataSplit, from_dataset
-from edgeopt.data.handwritten import coloured_digits, digits
-from edgeopt.data.image_files import cifar10, fashion_mnist, mnist
-from edgeopt.data.partition import Partition, by_column, dirichlet, iid, shards
-from edgeopt.data.text import byte_text
 from edgeopt.errors import InvalidFileError, InvalidProblemError
+from edgeopt.extras import needs
+
+with needs("edgeopt.data", "train"):
+    from edgeopt.data.arrays import ArrayData, DataSplit, from_dataset
+    from edgeopt.data.handwritten import coloured_digits, digits
+    from edgeopt.data.image_files import cifar10, fashion_mnist, mnist
+    from edgeopt.data.partition import Partition, by_column, dirichlet, iid, shards
+    from edgeopt.data.text import byte_text
 
 __all__ = [
     "ArrayData", "DataSplit", "from_dataset",

@@ -9,8 +9,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from edgeopt.errors import InvalidProblemError
+from edgeopt.foreign import as_array
 from edgeopt.storage import MAX_BYTES
-from edgeopt.validate import int_array
+from edgeopt.validate import int_array, integer
+
+_MOST_CLASSES = 1 << 20  # that a target alone can make; the last layer of a model grows with them
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,9 +51,7 @@ class ArrayData:
     def __post_init__(self) -> None:
         for field in ("inputs", "targets"):
             if not isinstance(value := getattr(self, field), torch.Tensor) or value.ndim == 0:
-                raise InvalidProblemError(
-                    f"{field}: expected a tensor with one row per sample, got {_described(value)}"
-                )
+                raise InvalidProblemError(f"{field}: expected a tensor with one row per sample, got {described(value)}")
         samples, targets = len(self.inputs), self.targets
         if not (self.inputs.is_floating_point() or self.inputs.dtype == torch.int64):
             raise InvalidProblemError(f"inputs: expected floating-point numbers or int64, got {self.inputs.dtype}")
@@ -62,8 +63,8 @@ class ArrayData:
             )
         if targets.device != self.inputs.device:
             raise InvalidProblemError(f"targets: on {targets.device}, expected {self.inputs.device} as the inputs")
-        if not isinstance(self.num_classes, int) or self.num_classes < 1:
-            raise InvalidProblemError(f"num_classes = {self.num_classes!r}: expected an integer >= 1")
+        object.__setattr__(self, "num_classes", integer("num_classes", self.num_classes, low=1))
+        object.__setattr__(self, "inputs", self.inputs.detach())  # or every round would extend the caller's graph
         if targets.numel():
             low, high = (int(end) for end in torch.aminmax(targets))
             if low < 0 or high >= self.num_classes:
@@ -181,13 +182,19 @@ def from_dataset(
             whole[index] = part
         if (target < 0).any():
             raise InvalidProblemError(f"dataset[{index}]: target {int(target.min())}: expected classes from 0 on")
-    return ArrayData(inputs, targets, int(targets.max()) + 1 if num_classes is None else num_classes, name)
+    largest = int(targets.max())
+    if num_classes is None and largest >= _MOST_CLASSES:
+        raise InvalidProblemError(
+            f"dataset: found target {largest}, expected below {_MOST_CLASSES}: classes are numbered from 0; "
+            "give num_classes if there are so many"
+        )
+    return ArrayData(inputs, targets, largest + 1 if num_classes is None else num_classes, name)
 
 
 def _pair(dataset: Any, index: int) -> tuple[torch.Tensor, torch.Tensor]:
     sample = dataset[index]
     if not isinstance(sample, tuple | list) or len(sample) != 2:
-        raise InvalidProblemError(f"dataset[{index}]: expected a pair (input, target), got {_described(sample)}")
+        raise InvalidProblemError(f"dataset[{index}]: expected a pair (input, target), got {described(sample)}")
     value, target = (_tensor(index, field, part) for field, part in zip(("input", "target"), sample, strict=True))
     if value.is_floating_point():
         value = value.float()
@@ -198,7 +205,7 @@ def _pair(dataset: Any, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         )
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool or target.ndim > 1:
         raise InvalidProblemError(
-            f"dataset[{index}]: target: expected a whole number or a vector, got {_described(target)}"
+            f"dataset[{index}]: target: expected a whole number or a vector, got {described(target)}"
         )
     return value, target.to(torch.int64)
 
@@ -206,15 +213,18 @@ def _pair(dataset: Any, index: int) -> tuple[torch.Tensor, torch.Tensor]:
 def _tensor(index: int, field: str, value: Any) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         return value.detach().cpu()
-    if isinstance(value, bool | int | float | np.number | np.ndarray):
-        return torch.tensor(value)
+    if isinstance(value, bool | int | float | np.generic | np.ndarray):  # in an order of bytes and a layout torch reads
+        array = as_array(f"dataset[{index}]: {field}", value)
+        if array.dtype.kind in "biuf":
+            return torch.tensor(np.array(array))
     raise InvalidProblemError(
         f"dataset[{index}]: {field} is a {type(value).__name__}: expected a tensor, an array or a number; "
         "images need a transform to tensors"
     )
 
 
-def _described(value: object) -> str:
+def described(value: object) -> str:
+    """Return in words what was given in place of the right tensor."""
     if isinstance(value, torch.Tensor):
         return f"{value.dtype} of shape {list(value.shape)}"
     return f"{type(value).__name__}" + (f" of length {len(value)}" if isinstance(value, tuple | list) else "")

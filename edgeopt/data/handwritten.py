@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from edgeopt.data.arrays import ArrayData, DataSplit
-from edgeopt.errors import InvalidProblemError
 from edgeopt.rng import stream
 from edgeopt.storage import read_arrays
+from edgeopt.validate import integer
 
 TRAIN_SHARE = 0.75
 
@@ -65,8 +65,7 @@ def coloured_digits(seed: int = 0, num_train: int = 4000, num_test: int = 1000) 
     source = digits(seed)
     parts = []
     for part, data, count in (("train", source.train, num_train), ("test", source.test, num_test)):
-        if not isinstance(count, int) or count < 1:
-            raise InvalidProblemError(f"num_{part} = {count!r}: expected an integer >= 1")
+        count = integer(f"num_{part}", count, low=1)
         rng = stream(seed, "coloured digits", part)
         order = np.concatenate([rng.permutation(len(data)) for _ in range(-(-count // len(data)))])
         chosen = data.take(order[:count])

@@ -20,6 +20,8 @@ from edgeopt.errors import InvalidFileError
 MAX_SAMPLES = 1_000_000
 """Samples that one file may have."""
 _IDX_BYTES = 0x08  # type code of unsigned bytes
+_FREE_BYTES = 64 << 20  # pixels may be unpacked to as many bytes, however small their file,
+_MOST_TIMES = 32  # or to so many times its bytes
 _RECORD = 1 + 3 * 32 * 32  # CIFAR-10: a label and an image
 
 Folder = str | os.PathLike[str]
@@ -139,9 +141,14 @@ def _read_idx_from(path: Path, file: IO[bytes], shape: tuple[int, ...]) -> NDArr
             f"{path}: images of {' x '.join(map(str, sizes))}, expected {' x '.join(map(str, shape))}"
         )
     size = count * math.prod(shape)
+    most = max(_FREE_BYTES, _MOST_TIMES * path.stat().st_size) if path.suffix == ".gz" else size
     if path.suffix != ".gz" and (found := path.stat().st_size - file.tell()) != size:
         raise InvalidFileError(f"{path}: {found} bytes of data, expected {size} for {count} samples")
-    data = file.read(size)
+    data = file.read(min(size, most + 1))
+    if len(data) > most:
+        raise InvalidFileError(
+            f"{path}: {count} samples in {path.stat().st_size} bytes, expected at most {most} unpacked"
+        )
     if len(data) != size or file.read(1):
         found_bytes = f"{len(data)}" if len(data) != size else f"more than {size}"
         raise InvalidFileError(f"{path}: {found_bytes} bytes of data, expected {size} for {count} samples")

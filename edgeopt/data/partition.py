@@ -1,13 +1,18 @@
 """Who holds which samples: a partition of data over clients, and the usual ways to make one."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edgeopt.errors import InvalidProblemError
+from edgeopt.foreign import as_array
 from edgeopt.rng import stream
-from edgeopt.validate import int_array
+from edgeopt.validate import int_array, integer, real
+
+MAX_ENTRIES = 1 << 27
+"""Entries that an array may have whose size an argument decides, not the data: 1 GiB of numbers."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,14 +39,17 @@ class Partition:
     num_samples: int | None = None
 
     def __post_init__(self) -> None:
-        if not len(self.indices):
+        if isinstance(self.indices, Mapping) or not isinstance(self.indices, Iterable):
+            raise InvalidProblemError(f"indices: expected one array per client, got a {type(self.indices).__name__}")
+        given = tuple(self.indices)
+        if not given:
             raise InvalidProblemError("indices: expected at least one client")
-        own = [int_array(f"indices[{i}]", x, (None,), low=0, dtype=np.int64) for i, x in enumerate(self.indices)]
+        own = [int_array(f"indices[{i}]", x, (None,), low=0, dtype=np.int64) for i, x in enumerate(given)]
         object.__setattr__(self, "indices", tuple(own))
         everything, owner = np.concatenate(own), self._owners()
-        count = int(everything.max(initial=-1)) + 1 if self.num_samples is None else self.num_samples
-        if not isinstance(count, int) or count < 0:
-            raise InvalidProblemError(f"num_samples = {count!r}: expected an integer >= 0")
+        count = int(everything.max(initial=-1)) + 1
+        if self.num_samples is not None:
+            count = integer("num_samples", self.num_samples, low=0)
         object.__setattr__(self, "num_samples", count)
         if (wrong := everything >= count).any():
             at = int(wrong.argmax())
@@ -87,8 +95,10 @@ class Partition:
         labels : int [num_samples], from 0 to K - 1.
         num_labels : K. Default: the largest label plus one.
         """
-        label = _labels(labels, num_labels, self.num_samples)
-        count = int(label.max(initial=0)) + 1 if num_labels is None else num_labels
+        given = None if num_labels is None else integer("num_labels", num_labels, low=1)
+        label = _labels(labels, given, self.num_samples)
+        count = int(label.max(initial=0)) + 1 if given is None else given
+        _refuse_large("num_labels", count, self.num_clients, "clients; number the labels from 0 without holes")
         code = self._owners() * count + label[np.concatenate(self.indices)]
         return np.bincount(code, minlength=self.num_clients * count).reshape(-1, count)
 
@@ -117,10 +127,11 @@ def iid(samples: int | ArrayLike, num_clients: int, seed: int = 0, *, allow_empt
     >>> iid(10, 3).sizes
     array([4, 3, 3])
     """
-    count = samples if isinstance(samples, int) else len(_labels(samples))
-    _check(count, num_clients, int(not allow_empty))
+    given = as_array("samples", samples)
+    count = _labels(given).size if given.ndim else integer("samples", samples, low=0, high=MAX_ENTRIES)
+    clients = _num_clients(num_clients, count, int(not allow_empty))
     order = stream(seed, "iid").permutation(count)
-    return Partition(tuple(map(np.sort, np.array_split(order, num_clients))), count)
+    return Partition(tuple(map(np.sort, np.array_split(order, clients))), count)
 
 
 def dirichlet(labels: ArrayLike, num_clients: int, alpha: float, seed: int = 0, *, min_samples: int = 1) -> Partition:
@@ -157,12 +168,11 @@ def dirichlet(labels: ArrayLike, num_clients: int, alpha: float, seed: int = 0, 
     >>> int(split.sizes.sum()), bool(split.sizes.min() >= 1)
     (100, True)
     """
-    label = _labels(labels)
-    if not (np.isfinite(alpha) and alpha > 0):
-        raise InvalidProblemError(f"alpha = {alpha!r}: expected a positive finite number")
-    _check(label.size, num_clients, min_samples)
+    _, label, totals = np.unique(_labels(labels), return_inverse=True, return_counts=True)  # (n,) below K, and (K,)
+    alpha, least = real("alpha", alpha, positive=True), integer("min_samples", min_samples, low=0)
+    num_clients = _num_clients(num_clients, label.size, least)
+    _refuse_large("num_clients", num_clients, totals.size, "different labels")
     rng = stream(seed, "dirichlet")
-    totals = np.bincount(label)  # (K,)
     # Gamma(a) = Gamma(a + 1) * U^(1/a), in logarithms: no underflow and no 0 / 0 for any a
     log_share = np.log(rng.standard_gamma(alpha + 1, (totals.size, num_clients)))  # (K, N)
     log_share -= rng.standard_exponential(log_share.shape) / max(alpha, 1e-300)
@@ -175,7 +185,7 @@ def dirichlet(labels: ArrayLike, num_clients: int, alpha: float, seed: int = 0, 
     by_label = np.argsort(label[mix := rng.permutation(label.size)], kind="stable")  # equal labels in random order
     owner = np.empty(label.size, np.int64)
     owner[mix[by_label]] = np.repeat(order.ravel(), counts.ravel())
-    return _from_owner(_filled_up(owner, num_clients, min_samples, rng), num_clients)
+    return _from_owner(_filled_up(owner, num_clients, least, rng), num_clients)
 
 
 def shards(
@@ -208,13 +218,13 @@ def shards(
     array([6, 6])
     """
     label = _labels(labels)
-    if not isinstance(shards_per_client, int) or shards_per_client < 1:
-        raise InvalidProblemError(f"shards_per_client = {shards_per_client!r}: expected an integer >= 1")
-    _check(label.size, num_clients, 0 if allow_empty else shards_per_client)
+    each = integer("shards_per_client", shards_per_client, low=1)
+    num_clients = _num_clients(num_clients, label.size, 0 if allow_empty else each)
+    _refuse_large("shards_per_client", each, num_clients, "clients")
     rng = stream(seed, "shards")
     mix = rng.permutation(label.size)
     by_label = mix[np.argsort(label[mix], kind="stable")]
-    dealt = rng.permutation(np.repeat(np.arange(num_clients), shards_per_client))
+    dealt = rng.permutation(np.repeat(np.arange(num_clients), each))
     number = (
         np.arange(label.size) * dealt.size // max(1, label.size)
     )  # shard of each sample: sizes differ by one at most
@@ -228,15 +238,15 @@ def by_column(column: ArrayLike) -> Partition:
 
     Parameters
     ----------
-    column : [n], whole numbers or strings.
+    column : [n], whole numbers or strings, such as a column of a table.
 
     Examples
     --------
     >>> by_column(["b", "a", "b"]).indices
     (array([1]), array([0, 2]))
     """
-    values = np.asarray(column)
-    if values.ndim != 1 or not values.size or values.dtype.kind not in "iuU":
+    values = as_array("column", column)
+    if values.ndim != 1 or not values.size or values.dtype.kind not in "iuUO":
         raise InvalidProblemError(
             f"column: expected a vector of whole numbers or strings, got {values.dtype} of shape {list(values.shape)}"
         )
@@ -249,15 +259,22 @@ def _labels(labels: ArrayLike, num_labels: int | None = None, count: int | None 
     return int_array("labels", labels, (count,), low=0, high=high, dtype=np.int64)
 
 
-def _check(samples: int, num_clients: int, min_samples: int) -> None:
-    for name, value, low in (("num_clients", num_clients, 1), ("min_samples", min_samples, 0)):
-        if not isinstance(value, int) or value < low:
-            raise InvalidProblemError(f"{name} = {value!r}: expected an integer >= {low}")
-    if samples < num_clients * min_samples:
+def _num_clients(num_clients: int, samples: int, min_samples: int) -> int:
+    clients = integer("num_clients", num_clients, low=1)
+    if samples < clients * min_samples:
         raise InvalidProblemError(
-            f"num_clients = {num_clients}: {samples} samples, expected at least {num_clients * min_samples}, "
+            f"num_clients = {clients}: {samples} samples, expected at least {clients * min_samples}, "
             f"{min_samples} for each client; use fewer clients, or allow empty ones"
         )
+    _refuse_large("num_clients", clients)
+    return clients
+
+
+def _refuse_large(name: str, value: int, times: int = 1, what: str = "") -> None:
+    """Refuse an argument that alone would decide how much memory is taken."""
+    if value * times > MAX_ENTRIES:
+        each = f" for {times} {what}" if what else ""
+        raise InvalidProblemError(f"{name} = {value}: expected at most {MAX_ENTRIES // times}{each}")
 
 
 def _from_owner(owner: NDArray[np.int64], num_clients: int) -> Partition:

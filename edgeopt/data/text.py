@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from edgeopt.data.arrays import ArrayData, DataSplit
 from edgeopt.errors import InvalidFileError, InvalidProblemError
 from edgeopt.rng import stream
+from edgeopt.validate import integer, listed, real
 
 MAX_TEXT_BYTES = 64 << 20
 """Bytes of text that are read at most; samples take sixteen times as much memory."""
@@ -58,9 +59,8 @@ def byte_text(
     >>> bool((data.inputs[0, 1:] == data.targets[0, :-1]).all())
     True
     """
-    if not isinstance(context, int) or context < 1:
-        raise InvalidProblemError(f"context = {context!r}: expected an integer >= 1")
-    if not 0 < test_share < 1:
+    context = integer("context", context, low=1)
+    if not 0 < (test_share := real("test_share", test_share)) < 1:
         raise InvalidProblemError(f"test_share = {test_share!r}: expected a number between 0 and 1")
     if held_out not in ("position", "group"):
         raise InvalidProblemError(f"held_out = {held_out!r}: expected 'position' or 'group'")
@@ -108,7 +108,7 @@ def _python_topics() -> list[bytes]:
 
 
 def _read(files: Sequence[str | os.PathLike[str]], max_bytes: int) -> list[bytes]:
-    paths = [Path(file) for file in ([files] if isinstance(files, str | os.PathLike) else files)]
+    paths = [Path(file) for file in listed("files", files, single=(str, os.PathLike))]
     if not paths:
         raise InvalidProblemError("files: expected at least one")
     for path in paths:

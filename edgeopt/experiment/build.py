@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgeopt.errors import InvalidProblemError, MissingDependencyError
+from edgeopt.errors import InvalidProblemError
 from edgeopt.experiment.options import (
     Options,
     about,
@@ -16,13 +16,14 @@ from edgeopt.experiment.options import (
     unknown_name,
 )
 from edgeopt.experiment.planners import kind_of_solver, planner_for
+from edgeopt.extras import needs
 from edgeopt.problem import Problem
 from edgeopt.problems import ClientSelection, SplitTraining, load
 from edgeopt.profile import ModelProfile
 from edgeopt.rng import stream
 from edgeopt.schedule import Planner
 
-try:
+with needs("training", "train"):
     import torch
 
     from edgeopt.data import DATA_SETS, load_data
@@ -46,10 +47,6 @@ try:
     from edgeopt.training.optimizers import Adam, Optimizer, Sgd
     from edgeopt.training.runners.local import Runner
     from edgeopt.training.task import Task
-except ModuleNotFoundError as missing:
-    if missing.name is None or missing.name.split(".")[0] != "torch":
-        raise
-    raise MissingDependencyError("training needs torch: pip install 'edgeopt[train]'") from None
 
 if TYPE_CHECKING:
     from edgeopt.experiment import Experiment
@@ -150,8 +147,8 @@ def optimizer_from(options: Options, source: str, table: str) -> Optimizer:
     """Return the optimiser that a table with ``name`` and the optimiser's fields describes."""
     given = dict(options)
     name = given.pop("name", "sgd")
-    if name not in OPTIMIZERS:
-        raise unknown_name(source, table, str(name), OPTIMIZERS)
+    if not isinstance(name, str) or name not in OPTIMIZERS:
+        raise unknown_name(source, table, name, OPTIMIZERS)
     kind = OPTIMIZERS[name]
     with about(source, table):
         return kind(**checked_options(source, table, given, hints_of(kind)))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -9,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from edgeopt import storage
-from edgeopt.errors import InvalidFileError, InvalidProblemError
+from edgeopt.errors import InvalidFileError, InvalidProblemError, quoted
 from edgeopt.experiment.options import Options, checked, hints_of, label, plain, unknown
+from edgeopt.files import read_file
 
 if TYPE_CHECKING:
     from edgeopt.experiment.build import Setup
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
 
 PARTITIONS = ("iid", "dirichlet", "shards", "column")
 KINDS = ("split-training", "client-selection")
-MAX_CONFIG_BYTES = 1 << 20
+MAX_CONFIG_BYTES = 1 << 18
+MAX_PARTS = 64
+"""Parts of a name such as ``algorithm.optimizer.lr``; the parser's work grows with their square."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +153,7 @@ class Experiment:
     def wrong(self, table: str, key: str, value: object, expected: str) -> InvalidProblemError:
         """Return the error about a value of this experiment."""
         kind = InvalidFileError if self.source else InvalidProblemError
-        return kind(f"{label(self.source, table)}{key} = {value!r}: expected {expected}")
+        return kind(f"{label(self.source, table)}{key} = {quoted(value)}: expected {expected}")
 
     # --- reading and writing -----------------------------------------------------------------------------------
 
@@ -157,7 +161,7 @@ class Experiment:
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read a ``.toml`` file, or a ``.json`` file that `save` wrote."""
         if Path(path).suffix == ".json":
-            document = storage.parse_json_object(path, _content(path))
+            document = storage.parse_json_object(path, read_file(path, MAX_CONFIG_BYTES))
             return cls.from_dict(document, source=os.fspath(path), folder=Path(path).absolute().parent)
         return cls.from_toml(path)
 
@@ -172,10 +176,13 @@ class Experiment:
         OSError
             If the file cannot be opened.
         """
+        data = read_file(path, MAX_CONFIG_BYTES)
+        if max(part.count(b".") for part in re.split(rb"[=\n{,]", data)) > MAX_PARTS:
+            raise InvalidFileError(f"{path}: not valid TOML: expected no name of more than {MAX_PARTS} parts")
         try:
-            document = tomllib.loads(_content(path).decode())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise InvalidFileError(f"{path}: not valid TOML: {error}") from None
+            document = tomllib.loads(data.decode())
+        except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
+            raise InvalidFileError(f"{path}: not valid TOML: {quoted(str(error))[1:-1]}") from None
         return cls.from_dict(document, source=os.fspath(path), folder=Path(path).absolute().parent)
 
     @classmethod
@@ -197,11 +204,11 @@ class Experiment:
                 raise unknown(source, "", key, value, [name for name in hints if name != "source"])
             if key in _TABLES or key == "problem":
                 if not isinstance(value, Mapping):
-                    raise InvalidFileError(f"{label(source, '')}{key} = {value!r}: expected a table [{key}]")
+                    raise InvalidFileError(f"{label(source, '')}{key} = {quoted(value)}: expected a table [{key}]")
                 table = plain(source, key, value)
                 fields_[key] = table if key == "problem" else _table(_TABLES[key], table, source, key, folder)
             else:
-                fields_[key] = checked(source, "", key, value, hints[key])
+                fields_[key] = checked(source, "", key, plain(source, "", {key: value})[key], hints[key])
         return cls(**fields_)
 
     def to_dict(self) -> dict[str, Any]:
@@ -287,9 +294,3 @@ def _table(
         raise InvalidFileError(f"{label(source, table)}name: expected a value, got nothing")
     made: Any = cls
     return made(**own) if cls is DataChoice else made(**own, options=others)
-
-
-def _content(path: str | os.PathLike[str]) -> bytes:
-    if (size := os.path.getsize(path)) > MAX_CONFIG_BYTES:
-        raise InvalidFileError(f"{path}: {size} bytes, expected at most {MAX_CONFIG_BYTES}")
-    return Path(path).read_bytes()

@@ -1,5 +1,6 @@
 """The folder that a training run writes: enough to look at it, to go on with it, and to play its plans again."""
 
+import io
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from edgeopt import storage
 from edgeopt.errors import EdgeOptError, InvalidFileError
 from edgeopt.evaluation.compare.rows import dumps
 from edgeopt.experiment import Experiment
+from edgeopt.locks import LOCK_NAME, FolderLock
 from edgeopt.schedule import RoundPlan, Schedule
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ class RunFolder:
 
     ``experiment.json`` what was run; ``rows.csv``, ``history.json`` its rounds; ``checkpoint.safetensors`` all that it
     goes on with; ``schedule.npz`` the plans that were played; ``problem.npz`` what the planner solved; pictures, if
-    matplotlib is there.
+    matplotlib is there. From `open` to `close` it is kept for this run: its lock names the process.
 
     Parameters
     ----------
@@ -41,6 +43,7 @@ class RunFolder:
     save_every: int = 10
     _plans: list[RoundPlan] = field(init=False, default_factory=list)
     _old: list[RoundPlan] = field(init=False, default_factory=list)
+    _lock: FolderLock | None = field(init=False, default=None)
 
     @property
     def checkpoint(self) -> Path:
@@ -68,13 +71,19 @@ class RunFolder:
         Raises
         ------
         EdgeOptError
-            If the folder cannot be written, holds a run already and it is not to go on, or is a run of another experiment.
+            If the folder cannot be written, is in use by another run, holds one already and it is not to go on, or is one
+            of another experiment.
         """
         there = next(path for path in (self.path.absolute(), *self.path.absolute().parents) if path.exists())
         if not there.is_dir():
             raise EdgeOptError(f"{self.path}: {there} is a file, expected a folder")
         if not os.access(there, os.W_OK):
             raise EdgeOptError(f"{self.path}: no permission to write in {there}")
+        if (self.path / LOCK_NAME).exists():
+            FolderLock(self.path).release()
+        self._check_contents(experiment, resume=resume)
+
+    def _check_contents(self, experiment: Experiment, *, resume: bool) -> None:
         if not resume:
             if self.checkpoint.exists() or self.flower.exists():
                 raise EdgeOptError(f"{self.path}: holds a run already: expected --resume, or another folder")
@@ -82,7 +91,7 @@ class RunFolder:
             _check_same(Experiment.load(self.experiment), experiment, self.path)
 
     def open(self, experiment: Experiment, *, resume: bool) -> None:
-        """Get ready for a run.
+        """Get ready for a run, and keep others out until `close`.
 
         Raises
         ------
@@ -91,8 +100,20 @@ class RunFolder:
         """
         self.check(experiment, resume=resume)
         self.path.mkdir(parents=True, exist_ok=True)
-        self._old = list(Schedule.load(self.schedule).rounds) if resume and self.schedule.exists() else []
-        experiment.save(self.experiment)
+        self._lock = FolderLock(self.path)
+        try:
+            self._check_contents(experiment, resume=resume)  # another run may have come and gone since
+            storage.open_folder(self.path)
+            self._old = list(Schedule.load(self.schedule).rounds) if resume and self.schedule.exists() else []
+            experiment.save(self.experiment)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let others have the folder."""
+        if self._lock is not None:
+            self._lock.release()
 
     def on_round(self, record: "RoundRecord") -> None:
         """Note the plan of a round."""
@@ -139,7 +160,9 @@ class RunFolder:
 
     def _save(self, name: str, axes: "Axes") -> str:
         figure: Any = axes.figure
-        storage.write_atomic(self.path / f"{name}.png", lambda file: figure.savefig(file, format="png", dpi=120))
+        data = io.BytesIO()  # a picture that writes its file itself does not say why it cannot
+        figure.savefig(data, format="png", dpi=120)
+        storage.write_atomic(self.path / f"{name}.png", lambda file: file.write(data.getvalue()))
         return f"{name}.png"
 
 

@@ -66,8 +66,9 @@ class InferenceRun:
             if blocks < 2:
                 raise InvalidProblemError(f"block = {block}: expected 1 to half of the {seconds.shape[1]} tokens")
             means = seconds[:, : blocks * block].reshape(len(seconds), blocks, block).mean(axis=2)  # (U, blocks)
-            of_text = np.zeros((int(self.text[:, m].max()) + 1, blocks))
-            np.add.at(of_text, self.text[:, m], self.share[:, [m]] * means)
+            texts, which = np.unique(self.text[:, m], return_inverse=True)
+            of_text = np.zeros((texts.size, blocks))
+            np.add.at(of_text, which, self.share[:, [m]] * means)
             variance += float((of_text.var(axis=1, ddof=1) / blocks).sum())
         return float(np.sqrt(variance))
 

@@ -8,15 +8,19 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import nn
 from torch.func import functional_call
 
 from edgeopt import storage
-from edgeopt.errors import InvalidFileError, InvalidProblemError
+from edgeopt.data.arrays import described
+from edgeopt.errors import InvalidFileError, InvalidProblemError, quoted
+from edgeopt.fields import Fields, in_file
 from edgeopt.models.moe import Experts, record_routing
-from edgeopt.problems.expert_caching.routing_trace import RoutingTrace
-from edgeopt.validate import int_array
+from edgeopt.npz import numbers
+from edgeopt.problems.expert_caching.routing_trace import RoutingTrace, counted_tokens
+from edgeopt.training.trouble import in_words, is_out_of_memory
+from edgeopt.validate import int_array, integer
 
 _KIND, _SCHEMA_VERSION = "routing-record", 1
 _MOST_EXPERTS = int(np.iinfo(np.int16).max)
@@ -53,9 +57,8 @@ class RoutingRecord:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
-            raise InvalidProblemError(f"name = {self.name!r}: expected a string")
-        if type(self.num_experts) is not int or not 1 <= self.num_experts <= _MOST_EXPERTS:
-            raise InvalidProblemError(f"num_experts = {self.num_experts!r}: expected an integer 1 to {_MOST_EXPERTS}")
+            raise InvalidProblemError(f"name = {quoted(self.name)}: expected a string")
+        object.__setattr__(self, "num_experts", integer("num_experts", self.num_experts, low=1, high=_MOST_EXPERTS))
         if not isinstance(self.meta, dict):
             raise InvalidProblemError(f"meta: expected a dictionary, got {type(self.meta).__name__}")
         experts = int_array(
@@ -96,10 +99,18 @@ class RoutingRecord:
 
     # --- use ---------------------------------------------------------------------------------------------------
 
-    def to_trace(self) -> RoutingTrace:
-        """Count the sets of experts per user and layer: what `ExpertCaching.from_traces` takes."""
-        layer = np.tile(np.arange(self.num_layers), self.num_tokens)  # (T * L,)
-        rows = [np.column_stack((layer, own.reshape(-1, self.top_k))) for own in self.experts]  # (T * L, 1 + K)
+    def to_trace(self, mask: ArrayLike | None = None) -> RoutingTrace:
+        """Count the sets of experts per user and layer: what `ExpertCaching.from_traces` takes.
+
+        Parameters
+        ----------
+        mask : bool [G, T], the tokens that count, at least one of each user; the others are padding. Default: all.
+        """
+        counted = counted_tokens(mask, self.num_users, self.num_tokens)
+        rows = [
+            np.column_stack((np.tile(np.arange(self.num_layers), len(own)), own.reshape(-1, self.top_k)))
+            for own in (experts[which] for experts, which in zip(self.experts, counted, strict=True))
+        ]  # (T * L, 1 + K)
         sets = [np.unique(own, axis=0, return_counts=True) for own in rows]
         found = np.concatenate([chosen for chosen, _ in sets])  # (R, 1 + K)
         return RoutingTrace(
@@ -110,7 +121,7 @@ class RoutingRecord:
             set_layer=found[:, 0],
             set_experts=found[:, 1:],
             set_count=np.concatenate([count for _, count in sets]),
-            tokens_per_user=np.full(self.num_users, self.num_tokens),
+            tokens_per_user=counted.sum(axis=1),
             meta=self.meta,
         )
 
@@ -136,17 +147,17 @@ class RoutingRecord:
         OSError
             If the file cannot be opened.
         """
-        header, arrays = storage.load(path)
-        for key, expected in (("kind", _KIND), ("schema_version", _SCHEMA_VERSION)):
-            if header.get(key) != expected:
-                raise InvalidFileError(f"{path}: {key} = {header.get(key)!r}: expected {expected!r}")
-        if missing := {"name", "num_experts", "meta"} - set(header) | {"experts"} - set(arrays):
-            raise InvalidFileError(f"{path}: {min(missing)}: expected a value, got nothing")
-        fields: dict[str, Any] = {key: header[key] for key in ("name", "num_experts", "meta")}
-        try:
-            return cls(experts=arrays["experts"], **fields)
-        except InvalidProblemError as error:
-            raise InvalidFileError(f"{path}: {error}") from None
+        header, arrays = storage.load(path, _layout)
+        with in_file(path):
+            given = Fields(header)
+            if "experts" not in arrays:
+                raise InvalidFileError("experts: array is missing")
+            return cls(
+                name=given.text("name"),
+                num_experts=given.integer("num_experts"),
+                experts=arrays["experts"],
+                meta=given.value("meta"),
+            )
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, RoutingRecord):
@@ -155,6 +166,13 @@ class RoutingRecord:
         return same and np.array_equal(self.experts, other.experts)
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def _layout(header: dict[str, Any]) -> storage.Layout:
+    given = Fields(header)
+    given.expect("kind", _KIND)
+    given.expect("schema_version", _SCHEMA_VERSION)
+    return {"experts": numbers()}
 
 
 def record_users(
@@ -178,13 +196,16 @@ def record_users(
     Returns
     -------
     RoutingRecord
-        With S * T tokens of each user. Its `meta` has what `ExpertCaching.from_traces` needs to know of the model.
+        With S * T tokens of each user, padding included: `RoutingRecord.to_trace` can leave it out. Its `meta` has what `ExpertCaching.from_traces` needs to know of the model.
 
     Raises
     ------
     InvalidProblemError
-        If the model has no such layers or several sizes of them, `tokens` has the wrong shape, or `batch_size` is below 1.
+        If the model has no such layers or several sizes of them, or a router returns NaN; `tokens` has the wrong type or
+        shape; or `batch_size` is below 1.
     """
+    if not isinstance(tokens, torch.Tensor) or tokens.is_floating_point():
+        raise InvalidProblemError(f"tokens: expected a tensor of int64, got {described(tokens)}")
     if tokens.ndim != 3 or 0 in tokens.shape:
         raise InvalidProblemError(
             f"tokens: expected [users, sequences, length], none of them 0, got {list(tokens.shape)}"
@@ -195,8 +216,7 @@ def record_users(
         raise InvalidProblemError(
             f"model: expected layers of experts, all of one size [experts, width, hidden, top_k], got {found}"
         )
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise InvalidProblemError(f"batch_size = {batch_size!r}: expected an integer >= 1")
+    batch_size = integer("batch_size", batch_size, low=1)
     ((num_experts, width, hidden, _),) = sizes
     used = dict(model.state_dict() if weights is None else weights)
     device = next(iter(used.values())).device
@@ -207,7 +227,14 @@ def record_users(
         with torch.inference_mode():
             for sequences in torch.split(tokens.flatten(0, 1), batch_size):  # (B, T)
                 with record_routing() as routing:
-                    functional_call(model, used, (sequences.to(device),))
+                    try:
+                        functional_call(model, used, (sequences.to(device),))
+                    except Exception as error:  # whatever a user's module raises
+                        if is_out_of_memory(error):
+                            raise
+                        raise InvalidProblemError(f"model: does not run on the tokens: {in_words(error)}") from error
+                if not all(bool(torch.isfinite(layer.logits).all()) for layer in routing):
+                    raise InvalidProblemError("model: a router returns NaN or infinities: expected finite numbers")
                 chosen = torch.stack([layer.experts for layer in routing], dim=2)  # (B, T, L, K)
                 parts.append(chosen.sort(dim=-1).values.to("cpu", torch.int16))  # (B, T, L, K)
     finally:

@@ -21,8 +21,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from edgeopt.errors import InvalidFileError, InvalidProblemError
+from edgeopt.errors import InvalidFileError, InvalidProblemError, quoted
 from edgeopt.inference.timeline import LayerTimeline
+from edgeopt.json_text import parse_json_object
 from edgeopt.validate import float_array
 
 MAX_HEADER_BYTES = 1 << 24
@@ -238,14 +239,7 @@ def _read_header(stream: BinaryIO) -> dict[str, Any]:
     (size,) = struct.unpack("<Q", _read(stream, 8))
     if size > MAX_HEADER_BYTES:
         raise InvalidFileError(f"stream: a header of {size} bytes, expected at most {MAX_HEADER_BYTES}")
-    data = _read(stream, size)
-    try:
-        header = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise InvalidFileError(f"stream: header: not valid JSON: {error}") from None
-    if not isinstance(header, dict):
-        raise InvalidFileError(f"stream: header: expected a JSON object, got {type(header).__name__}")
-    return header
+    return parse_json_object("stream: header", _read(stream, size))
 
 
 def _read(stream: BinaryIO, size: int) -> bytes:
@@ -257,7 +251,7 @@ def _read(stream: BinaryIO, size: int) -> bytes:
 def _check_header(header: dict[str, Any], expected: dict[str, Any]) -> None:
     for (name, place), (wanted, wanted_place) in zip(header.items(), expected.items(), strict=False):
         if name != wanted or place != wanted_place:
-            raise InvalidFileError(f"stream: tensor {name!r} {place}: expected {wanted!r} {wanted_place}")
+            raise InvalidFileError(f"stream: tensor {quoted(name)} {quoted(place)}: expected {wanted!r} {wanted_place}")
     if len(header) != len(expected):
         raise InvalidFileError(f"stream: {len(header)} tensors, expected {len(expected)}")
 

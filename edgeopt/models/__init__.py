@@ -1,30 +1,36 @@
-"""Models as ``nn.Sequential`` of named blocks: one tensor crosses every boundary, so every boundary is a valid cut."""
+"""Models as ``nn.Sequential`` of named blocks: one tensor crosses every boundary, so every boundary is a valid cut.
+
+Needs the extra ``train``.
+"""
 
 from collections.abc import Callable
 
-import torch
-from torch import nn
-
 from edgeopt.errors import InvalidProblemError
-from edgeopt.models.bert import bert as bert
-from edgeopt.models.cnn import small_cnn as small_cnn
-from edgeopt.models.decoder import gpt2 as gpt2
-from edgeopt.models.decoder import llama as llama
-from edgeopt.models.mlp import mlp as mlp
-from edgeopt.models.mobilenet import mobilenetv2 as mobilenetv2
-from edgeopt.models.moe import LayerRouting as LayerRouting
-from edgeopt.models.moe import moe_decoder as moe_decoder
-from edgeopt.models.moe import record_routing as record_routing
-from edgeopt.models.resnet import BasicBlock as BasicBlock
-from edgeopt.models.resnet import Bottleneck as Bottleneck
-from edgeopt.models.resnet import resnet as resnet
-from edgeopt.models.resnet import resnet18 as resnet18
-from edgeopt.models.resnet import resnet50 as resnet50
-from edgeopt.models.small import SMALL_MODELS as SMALL_MODELS
-from edgeopt.models.small import model_for as model_for
-from edgeopt.models.vgg import vgg as vgg
-from edgeopt.models.vgg import vgg16 as vgg16
-from edgeopt.models.vision_transformer import vision_transformer as vision_transformer
+from edgeopt.extras import needs
+
+with needs("edgeopt.models", "train"):
+    import torch
+    from torch import nn
+
+    from edgeopt.models.bert import bert as bert
+    from edgeopt.models.cnn import small_cnn as small_cnn
+    from edgeopt.models.decoder import gpt2 as gpt2
+    from edgeopt.models.decoder import llama as llama
+    from edgeopt.models.mlp import mlp as mlp
+    from edgeopt.models.mobilenet import mobilenetv2 as mobilenetv2
+    from edgeopt.models.moe import LayerRouting as LayerRouting
+    from edgeopt.models.moe import moe_decoder as moe_decoder
+    from edgeopt.models.moe import record_routing as record_routing
+    from edgeopt.models.resnet import BasicBlock as BasicBlock
+    from edgeopt.models.resnet import Bottleneck as Bottleneck
+    from edgeopt.models.resnet import resnet as resnet
+    from edgeopt.models.resnet import resnet18 as resnet18
+    from edgeopt.models.resnet import resnet50 as resnet50
+    from edgeopt.models.small import SMALL_MODELS as SMALL_MODELS
+    from edgeopt.models.small import model_for as model_for
+    from edgeopt.models.vgg import vgg as vgg
+    from edgeopt.models.vgg import vgg16 as vgg16
+    from edgeopt.models.vision_transformer import vision_transformer as vision_transformer
 
 _MODELS: dict[str, Callable[[], nn.Sequential]] = {
     "resnet18": resnet18,

@@ -21,6 +21,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
 from edgeopt.errors import InvalidProblemError
+from edgeopt.training.trouble import check_weights, in_words
+from edgeopt.validate import listed
 
 Sample = torch.Tensor | tuple[torch.Tensor, ...] | Mapping[str, torch.Tensor]
 
@@ -76,6 +78,7 @@ def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
 
 def _meta_weights(module: nn.Module) -> dict[str, torch.Tensor]:
     """Return stand-ins by name: one for all names of a tied parameter, and one name for a sub-module with several."""
+    check_weights(module)
     weights: dict[str, torch.Tensor] = {}
     made: dict[torch.Tensor, torch.Tensor] = {}
     for prefix, part in module.named_modules():  # every sub-module once: `functional_call` restores names in order
@@ -104,7 +107,7 @@ def _smallest(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]
 
 
 def _named(module: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module]:
-    known = dict(module.named_modules())
+    known, layers = dict(module.named_modules()), listed("layers", layers)
     for index, name in enumerate(layers):
         if name not in known or name == "":
             raise InvalidProblemError(f"layers[{index}] = {name!r}: expected the name of a sub-module")
@@ -150,7 +153,7 @@ class _Run:
         except Exception as error:  # whatever a user's module raises
             raise InvalidProblemError(
                 f"{type(self.module).__name__}: does not run on the meta device, where tensors have shapes but no"
-                f" values: {type(error).__name__}: {error}"
+                f" values: {in_words(error)}"
             ) from error
         finally:
             for hook in hooks:

@@ -4,7 +4,10 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 
+import numpy as np
 from torch import nn
+
+from edgeopt.validate import integer, listed
 
 
 def mlp(in_shape: int | Sequence[int], hidden: Sequence[int] = (64,), num_classes: int = 10) -> nn.Sequential:
@@ -21,10 +24,14 @@ def mlp(in_shape: int | Sequence[int], hidden: Sequence[int] = (64,), num_classe
     >>> [name for name, _ in mlp((1, 8, 8), (32, 16)).named_children()]
     ['hidden1', 'hidden2', 'head']
     """
-    features = in_shape if isinstance(in_shape, int) else math.prod(in_shape)
+    features = math.prod(
+        integer("in_shape", size, low=1) for size in listed("in_shape", in_shape, single=(int, np.integer))
+    )
+    num_classes = integer("num_classes", num_classes, low=1)
     flatten: list[nn.Module] = [nn.Flatten()]  # (B, features), in the first block
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    for index, width in enumerate(hidden):
+    for index, given in enumerate(listed("hidden", hidden, single=(int, np.integer))):
+        width = integer(f"hidden[{index}]", given, low=1)
         layers[f"hidden{index + 1}"] = nn.Sequential(*flatten, nn.Linear(features, width), nn.ReLU())  # (B, width)
         features, flatten = width, []
     layers["head"] = nn.Sequential(*flatten, nn.Linear(features, num_classes))  # (B, num_classes)

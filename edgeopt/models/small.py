@@ -2,20 +2,25 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import nn
 
-from edgeopt.errors import InvalidProblemError
+from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.models.cnn import small_cnn
 from edgeopt.models.decoder import gpt2
 from edgeopt.models.mlp import mlp
 from edgeopt.models.moe import moe_decoder
 from edgeopt.models.resnet import BasicBlock, resnet
 from edgeopt.models.vgg import vgg
+from edgeopt.validate import integer, listed, seed_number
 
 SMALL_MODELS: tuple[str, ...] = ("mlp", "small-cnn", "resnet18", "vgg16", "decoder", "moe")
 """Names that `model_for` knows."""
 
+MAX_WIDTH = 1 << 15
+MAX_WEIGHTS = 1 << 28
+"""Weights of a model, in float32 a gigabyte."""
 _WIDTH = {"mlp": 64, "small-cnn": 16, "resnet18": 64, "vgg16": 64, "decoder": 64, "moe": 64}
 _DECODERS = ("decoder", "moe")
 _VGG16 = ((1, 1), (2, 2), (4, 4, 4), (8, 8, 8), (8, 8, 8))  # channels of the convolutions over those of the first
@@ -51,16 +56,26 @@ def model_for(
     """
     if name not in SMALL_MODELS:
         raise InvalidProblemError(f"no model {name!r}: expected one of {', '.join(SMALL_MODELS)}")
-    shape, width = tuple(input_shape), _WIDTH[name] if width is None else width
+    sizes = listed("input_shape", input_shape, single=(int, np.integer))
+    shape = tuple(integer(f"input_shape[{i}]", size) for i, size in enumerate(sizes))
+    width, num_classes = integer("width", _WIDTH[name] if width is None else width), integer("num_classes", num_classes)
     _check(name, shape, width, num_classes)
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):  # what it will take, before it takes it
+        weights = sum(parameter.numel() for parameter in _build(name, num_classes, shape, width).parameters())
+    if weights > MAX_WEIGHTS:
+        raise InvalidProblemError(
+            f"width = {width}: {name} would have {weights} weights, expected at most {MAX_WEIGHTS}"
+        )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed_number("seed", seed))
         return _build(name, num_classes, shape, width)
 
 
 def _check(name: str, shape: tuple[int, ...], width: int, num_classes: int) -> None:
     if not shape or min(shape) < 1:
         raise InvalidProblemError(f"input_shape = {shape}: expected positive sizes")
+    if width > MAX_WIDTH:
+        raise InvalidProblemError(f"width = {quoted(width)}: expected at most {MAX_WIDTH} channels")
     if width < 1 or (name in _DECODERS and width % _HEADS):
         multiple = f", a multiple of {_HEADS}" if name in _DECODERS else ""
         raise InvalidProblemError(f"width = {width}: expected a positive number of channels{multiple}")

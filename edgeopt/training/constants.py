@@ -11,7 +11,7 @@ from edgeopt.convergence import ConvergenceEstimate, GradientMoments, Secant, sm
 from edgeopt.errors import InvalidProblemError
 from edgeopt.rng import stream
 from edgeopt.storage import Arrays
-from edgeopt.training.messages import Tensors
+from edgeopt.training.messages import Tensors, kept_tensor
 from edgeopt.training.runners.local import seeded_layers
 from edgeopt.training.task import Task
 from edgeopt.validate import int_array
@@ -52,7 +52,7 @@ class GradientEstimator:
         if round % self.every or not models:
             return None
         estimate = self.at(task, models[0], round, self._before or task.initial_weights())
-        self._before = models[0]
+        self._before = {name: kept_tensor(value) for name, value in models[0].items()}  # as `restore` would give them
         return estimate
 
     def at(self, task: Task, weights: Tensors, round: int, before: Tensors) -> ConvergenceEstimate:

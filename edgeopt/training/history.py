@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt import storage
-from edgeopt.errors import MissingDependencyError
+from edgeopt.extras import needs
 from edgeopt.schedule import RoundPlan
 from edgeopt.training.costs.ledger import DIRECTIONS
 from edgeopt.training.costs.timing import PhaseTime
@@ -23,10 +23,13 @@ if TYPE_CHECKING:
 
 Row = dict[str, float | int]
 
+PERSONAL = ("personal_accuracy", "personal_accuracy_worst_tenth")
+"""Columns of the rows in which clients' own models were judged."""
+
 COLUMNS_OF_ROWS: frozenset[str] = frozenset(
     (
         "round", "seconds", "round_seconds", "energy_j", "bytes_up", "bytes_down", "train_loss", "test_loss", "accuracy",
-        "personal_accuracy", "personal_accuracy_worst_tenth", "planned", "completed", "conflicts", "straggler",
+        "planned", "completed", "conflicts", "straggler",
         *(f"{category}_{direction}" for category in CATEGORIES for direction in DIRECTIONS),
     )
 )  # fmt: skip
@@ -99,7 +102,7 @@ class History:
     rows : one per round: ``round``; ``seconds``, ``energy_j``, ``bytes_up``, ``bytes_down`` so far; ``round_seconds``;
         ``train_loss``; ``test_loss`` and ``accuracy`` (nan in rounds without evaluation); ``personal_accuracy`` of the
         clients' own models, each on held-out samples with the labels of its own data, and that of the worst tenth of
-        them, ``personal_accuracy_worst_tenth`` (nan where clients have none); ``planned``, ``completed``,
+        them, ``personal_accuracy_worst_tenth`` (where clients have any); ``planned``, ``completed``,
         ``conflicts``: entries of the round; ``straggler``: a client, -1 for none; the bytes so far of each category
         and direction, such as ``activations_up``; and what the algorithm has measured, see `edgeopt.training.Outcome`.
     last : the last round of this process.
@@ -121,8 +124,8 @@ class History:
     reason: str = ""
 
     def column(self, name: str) -> NDArray[np.float64]:
-        """Return one number of every round, float64 [rounds]; nan in rounds in which the algorithm did not measure it."""
-        if name not in COLUMNS_OF_ROWS and not any(name in row for row in self.rows):
+        """Return one number of every round, float64 [rounds]; nan in rounds in which it was not measured."""
+        if name not in (*COLUMNS_OF_ROWS, *PERSONAL) and not any(name in row for row in self.rows):
             raise KeyError(name)
         return np.array([row.get(name, np.nan) for row in self.rows], np.float64)
 
@@ -132,10 +135,8 @@ class History:
 
     def to_frame(self) -> "pd.DataFrame":
         """Return the rows as a pandas table."""
-        try:
+        with needs("a table", "report"):
             import pandas as pd
-        except ImportError:
-            raise MissingDependencyError("tables need pandas: pip install 'edgeopt[report]'") from None
         return pd.DataFrame(self.rows)
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
@@ -148,21 +149,22 @@ class History:
         storage.write_atomic(path, lambda file: file.write(text.getvalue().encode()))
 
     def to_json(self) -> dict[str, Any]:
-        """Return rows and reason as plain values; what was not measured is None."""
+        """Return rows and reason as plain values; what was not measured is None, infinity the text ``inf``."""
         rows = plain_rows(self.rows)
         return {"rounds": len(rows), "interrupted": self.interrupted, "reason": self.reason, "rows": rows}
 
 
-def plain_rows(rows: Sequence[Row]) -> list[dict[str, float | int | None]]:
-    """Return rows for JSON, which has no nan: None instead."""
+def plain_rows(rows: Sequence[Row]) -> list[dict[str, float | int | str | None]]:
+    """Return rows for JSON, which has no nan and no infinity: None and ``inf`` or ``-inf`` instead."""
     return [plain_row(row) for row in rows]
 
 
-def plain_row(row: Mapping[str, float | int]) -> dict[str, float | int | None]:
+def plain_row(row: Mapping[str, float | int]) -> dict[str, float | int | str | None]:
     """Return numbers by name for JSON."""
-    return {name: None if math.isnan(value) else value for name, value in row.items()}
+    return {name: _plain(value) for name, value in row.items()}
 
 
-def row_from_plain(row: Mapping[str, float | int | None]) -> Row:
-    """Return what `plain_row` was given."""
-    return {name: math.nan if value is None else value for name, value in dict(row).items()}
+def _plain(value: float) -> float | int | str | None:
+    if math.isnan(value):
+        return None
+    return str(value) if math.isinf(value) else value

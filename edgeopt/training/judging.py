@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from edgeopt.training.algorithm import Algorithm, Models, PredictingAlgorithm
+from edgeopt.training.history import PERSONAL
 from edgeopt.training.messages import State, Tensors
 from edgeopt.training.task import Predict, Score, Task
 from edgeopt.training.trouble import TrainingError
@@ -25,6 +26,11 @@ class Scores(NamedTuple):
     accuracy: float = np.nan
     personal_accuracy: float = np.nan
     personal_accuracy_worst_tenth: float = np.nan
+
+    def personal(self) -> dict[str, float]:
+        """Return the columns of a row that are there only where clients have models of their own."""
+        names = () if np.isnan(self.personal_accuracy) else PERSONAL
+        return {name: getattr(self, name) for name in names}
 
 
 def models_of(algorithm: Algorithm, task: Task, state: State, clients: Mapping[int, State]) -> Models:

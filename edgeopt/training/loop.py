@@ -1,7 +1,7 @@
 """The training loop: plan, exchange messages with the clients, charge time, energy and bytes, evaluate, report back."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -9,9 +9,11 @@ import numpy as np
 
 from edgeopt.convergence import ConvergenceEstimate
 from edgeopt.errors import InvalidProblemError
+from edgeopt.fields import in_file
+from edgeopt.interrupts import is_interrupt
 from edgeopt.progress import TrainingBar
 from edgeopt.schedule import Planner
-from edgeopt.solve import is_interrupt
+from edgeopt.solve import refuse_other
 from edgeopt.storage import Arrays
 from edgeopt.tensors import require_safetensors
 from edgeopt.training.algorithm import Algorithm
@@ -25,7 +27,7 @@ from edgeopt.training.run_state import RunState
 from edgeopt.training.runners.local import LocalRunner, Runner
 from edgeopt.training.task import Task
 from edgeopt.training.trouble import blaming
-from edgeopt.validate import int_array
+from edgeopt.validate import integer, listed, real
 
 OnRound = Callable[[RoundRecord], bool | None]
 """Called after every round; returning False ends the run."""
@@ -59,7 +61,7 @@ def train(
     until_seconds: float | None = None,
     runner: Runner | None = None,
     estimator: Estimator | None = None,
-    on_round: OnRound | Sequence[OnRound] = (),
+    on_round: OnRound | Iterable[OnRound] | None = (),
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 10,
     resume: bool = False,
@@ -94,18 +96,26 @@ def train(
     InvalidProblemError
         If an argument or a plan does not fit.
     TrainingError
-        If a client's loss is not finite. The checkpoint is then as it was last written.
+        If a client's loss is not finite, or the model or its loss fails on a client's data, at the client or at the
+        server; round and client are named. The checkpoint is then as it was last written. Running out of memory stays
+        the error that it is.
     InvalidFileError
         If the checkpoint is of another run, or damaged.
     """
-    for name, number in (
-        ("rounds", rounds),
-        ("evaluate_every", evaluate_every),
-        ("checkpoint_every", checkpoint_every),
+    for name, value, kind, methods in (
+        ("task", task, Task, ("batch",)),
+        ("algorithm", algorithm, Algorithm, ("round", "client", "models")),
+        ("planner", planner, Planner, ("plan",)),
+        ("timing", timing, Timing, ("phase",)),
     ):
-        int_array(name, number, (), low=1)
+        refuse_other(name, value, kind, *methods)
+    rounds = integer("rounds", rounds, low=1)
+    evaluate_every = integer("evaluate_every", evaluate_every, low=1)
+    checkpoint_every = integer("checkpoint_every", checkpoint_every, low=1)
+    until_accuracy = None if until_accuracy is None else real("until_accuracy", until_accuracy)
+    until_seconds = None if until_seconds is None else real("until_seconds", until_seconds, finite=False)
     runner = LocalRunner() if runner is None else runner
-    watchers = (on_round,) if callable(on_round) else tuple(on_round)
+    watchers = () if on_round is None else (on_round,) if callable(on_round) else tuple(listed("on_round", on_round))
     run = _begin(task, algorithm, planner, estimator, runner, checkpoint, resume)
     history = History(rows=run.rows)
     with TrainingBar(algorithm.name, rounds, display=display) as bar:
@@ -169,8 +179,9 @@ def _begin(
         if not (folder := Path(checkpoint).absolute().parent).is_dir():
             raise InvalidProblemError(f"checkpoint = {os.fspath(checkpoint)!r}: there is no folder {folder}")
         if resume and os.path.exists(checkpoint):
-            run = RunState.load(checkpoint, task, run.identity)
-            run.hand_out(planner, estimator)
+            run = RunState.load(checkpoint, task, run.identity, run.server)
+            with in_file(checkpoint):
+                run.hand_out(planner, estimator)
         else:
             run.remember(planner, estimator)
     runner.restore(run.clients)

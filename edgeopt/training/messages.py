@@ -189,9 +189,20 @@ Replies = dict[int, Message]
 """Answers by entry of the plan; of clients that failed there is none."""
 
 
-def copied(state: State) -> State:
-    """Return a state in memory of its own: one client's share of a batch would keep the whole of it."""
-    return {name: value.clone() if isinstance(value, torch.Tensor) else copied(value) for name, value in state.items()}
+def kept(state: State) -> State:
+    """Return a state as a checkpoint would give it back, see `kept_tensor`."""
+    return {name: kept_tensor(v) if isinstance(v, torch.Tensor) else kept(v) for name, v in state.items()}
+
+
+def kept_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor that lies in memory of its own in the usual order; a copy only if it does not yet.
+
+    In their last bits, results depend on where and in which order a tensor lies in memory, so what is remembered lies
+    there as if it came from a file. And one client's share of a batch would keep the whole of it.
+    """
+    ordered = tensor.reshape(-1).view(tensor.shape)
+    alone = ordered.untyped_storage().nbytes() == ordered.nbytes
+    return ordered if alone else ordered.clone(memory_format=torch.contiguous_format)
 
 
 def to_device(message: Message, device: torch.device) -> Message:

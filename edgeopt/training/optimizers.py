@@ -12,7 +12,7 @@ import torch
 
 from edgeopt.errors import InvalidProblemError
 from edgeopt.training.messages import State, Tensors
-from edgeopt.validate import float_array
+from edgeopt.validate import float_array, real
 
 
 class Optimizer(Protocol):
@@ -44,7 +44,7 @@ class Sgd:
 
     def __post_init__(self) -> None:
         _check_common(self.lr, self.weight_decay)
-        if not 0 <= self.momentum < 1:
+        if not 0 <= real("momentum", self.momentum) < 1:
             raise InvalidProblemError(f"momentum = {self.momentum!r}: expected a number from 0 to below 1")
 
     def start(self, parameters: Mapping[str, torch.Tensor]) -> State:
@@ -86,7 +86,7 @@ class Adam:
         _check_common(self.lr, self.weight_decay)
         float_array("eps", self.eps, (), positive=True)
         for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
+            if not 0 <= real(name, getattr(self, name)) < 1:
                 raise InvalidProblemError(f"{name} = {getattr(self, name)!r}: expected a number from 0 to below 1")
 
     def start(self, parameters: Mapping[str, torch.Tensor]) -> State:

@@ -14,9 +14,9 @@ from edgeopt.training.algorithm import Algorithm, Outcome
 from edgeopt.training.checks import check_entries, check_phase, check_scalar, check_state
 from edgeopt.training.costs.ledger import Ledger
 from edgeopt.training.costs.timing import PhaseTime, Timing, Traffic
-from edgeopt.training.history import COLUMNS_OF_ROWS, client_seconds
+from edgeopt.training.history import COLUMNS_OF_ROWS, PERSONAL, client_seconds
 from edgeopt.training.keys import fold_in
-from edgeopt.training.messages import Message, Phase, Replies, State
+from edgeopt.training.messages import Message, Phase, Replies, State, kept
 from edgeopt.training.run_state import RunState
 from edgeopt.training.runners.local import Runner, seeded_layers
 from edgeopt.training.task import Task
@@ -90,7 +90,7 @@ def play_round(
         start += phases[-1].seconds
     loss = dict(zip(outcome.loss, _finite(outcome, plan, run.round), strict=True))
     measured = {name: float(value) for name, value in outcome.measured.items()}
-    return RoundResult(outcome.state, tuple(phases), loss, ledger.bytes, measured)
+    return RoundResult(kept(outcome.state), tuple(phases), loss, ledger.bytes, measured)
 
 
 def _with_keys(task: Task, phase: Phase, plan: RoundPlan, number: int, index: int) -> dict[int, Message]:
@@ -141,7 +141,7 @@ def _checked(outcome: object, plan: RoundPlan) -> Outcome:
     for entry, loss in outcome.loss.items():
         check_scalar(f"client {plan.client[entry]}: loss", loss)
     for name, value in outcome.measured.items():
-        if not isinstance(name, str) or name in COLUMNS_OF_ROWS:
+        if not isinstance(name, str) or name in (*COLUMNS_OF_ROWS, *PERSONAL):
             raise TrainingError(f"measured: {name!r}: expected a name that no column of a row has")
         check_scalar(f"measured: {name}", value)
     return outcome

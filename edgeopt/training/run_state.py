@@ -10,18 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.convergence import ConvergenceEstimate, Estimate
-from edgeopt.errors import InvalidFileError
+from edgeopt.errors import InvalidFileError, quoted
+from edgeopt.fields import Fields, in_file
 from edgeopt.schedule import COLUMNS, RATES, Feedback, Planner, RoundPlan, StatefulPlanner
-from edgeopt.storage import Arrays
-from edgeopt.tensors import load_tensors, save_tensors
+from edgeopt.storage import Arrays, Layout
+from edgeopt.tensors import Shapes, load_tensors, save_tensors
 from edgeopt.training.algorithm import Algorithm
+from edgeopt.training.checkpoint import check_state, checkpoint_layout, client_number, read_row, read_rows
 from edgeopt.training.costs.ledger import Ledger
-from edgeopt.training.history import Row, plain_row, plain_rows, row_from_plain, straggler
+from edgeopt.training.history import Row, plain_row, plain_rows, straggler
 from edgeopt.training.judging import Scores
-from edgeopt.training.messages import State
+from edgeopt.training.messages import State, kept
 from edgeopt.training.runners.local import Runner
 from edgeopt.training.states import flatten, unflatten
 from edgeopt.training.task import Task
+from edgeopt.validate import float_array, int_array
 
 if TYPE_CHECKING:
     from edgeopt.training.loop import Estimator
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
 _KIND = "training"
 _SCHEMA_VERSION = 2
+_INCOMPLETE = "not a complete checkpoint: "
 _MEASURED = ("client_seconds", "completed", "conflict", *RATES)
 _ESTIMATES = ("gradient_variance", "gradient_second_moment", "smoothness")
 _INTERVAL = ("value", "low", "high")
@@ -68,7 +72,7 @@ class RunState:
     ) -> Self:
         """Return the state before the first round."""
         identity = _identity(task, algorithm, planner, estimator)
-        return cls(identity, algorithm.start(task), Ledger(task.num_clients))
+        return cls(identity, kept(algorithm.start(task)), Ledger(task.num_clients))
 
     def advance(self, result: "RoundResult", feedback: Feedback, scores: Scores, runner: Runner) -> Row:
         """Let a round count, and return its row."""
@@ -88,8 +92,7 @@ class RunState:
             "train_loss": float(np.mean(list(result.loss.values()))) if result.loss else float("nan"),
             "test_loss": scores.loss,
             "accuracy": scores.accuracy,
-            "personal_accuracy": scores.personal_accuracy,
-            "personal_accuracy_worst_tenth": scores.personal_accuracy_worst_tenth,
+            **scores.personal(),
             "planned": len(feedback.plan),
             "completed": int(feedback.completed.sum()),
             "conflicts": int(feedback.conflict.sum()),
@@ -142,39 +145,50 @@ class RunState:
         save_tensors(path, header, arrays)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], task: Task, identity: dict[str, Any]) -> Self:
+    def load(
+        cls, path: str | os.PathLike[str], task: Task, identity: dict[str, Any], start: State | None = None
+    ) -> Self:
         """Read a checkpoint of a run with the same identity.
+
+        Parameters
+        ----------
+        start : the server's state before the first round, whose names, shapes and types that of the file must have.
 
         Raises
         ------
         InvalidFileError
             If the file is no checkpoint, or of another run; the message says what differs.
         """
-        header, arrays = load_tensors(path, _KIND)
-        try:
-            if header["schema_version"] != _SCHEMA_VERSION:
-                raise ValueError(f"schema_version = {header['schema_version']!r}: expected {_SCHEMA_VERSION}")
-            for name, expected in identity.items():
-                if (found := header["identity"][name]) != expected:
-                    raise InvalidFileError(f"{path}: {name} = {found!r}: this run has {expected!r}")
-            tree = unflatten(arrays, header["state"], task.device)
-            server, clients = _branch(tree, "server"), _branch(tree, "clients")
+
+        def layout(header: dict[str, Any], shapes: Shapes) -> Layout:
+            given = Fields(header, _INCOMPLETE)
+            _check_identity(given, identity)
+            return checkpoint_layout(given, shapes, task)
+
+        header, arrays = load_tensors(path, _KIND, layout)
+        with in_file(path):
+            given = Fields(header, _INCOMPLETE)
+            tree = unflatten(arrays, given.table("state"), task.device)
+            check_state(tree, start)
             ledger = Ledger(task.num_clients)
-            ledger.bytes = np.array(arrays["ledger"], np.int64).reshape(ledger.bytes.shape)
-            rows = [row_from_plain(row) for row in header["rows"]]
-            if len(rows) != header["round"]:
-                raise ValueError(f"{len(rows)} rows, expected {header['round']}")
+            ledger.bytes = int_array("ledger", arrays["ledger"], ledger.bytes.shape, low=0, dtype=np.int64).copy()
+            rows = read_rows(given)
+            clients = {client_number(name, task): _branch(tree, "clients", name) for name in _branch(tree, "clients")}
             feedback = None
-            if header["feedback"] is not None:
-                feedback = _feedback_from_data(header["feedback"], _below(arrays, "feedback/"))
+            if given.value("feedback") is not None:
+                feedback = _feedback_from_data(given.table("feedback"), _below(arrays, "feedback/"))
             return cls(
-                identity, server, ledger, len(rows), float(header["seconds"]), float(header["energy_j"]), feedback, rows,
-                _below(arrays, "memory/"), {int(client): _branch(clients, client) for client in clients},
+                identity, _branch(tree, "server"), ledger, len(rows), given.number("seconds", low=0),
+                given.number("energy_j", low=0), feedback, rows, _below(arrays, "memory/"), clients,
             )  # fmt: skip
-        except InvalidFileError:
-            raise
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise InvalidFileError(f"{path}: not a complete checkpoint: {error!r}") from None
+
+
+def _check_identity(given: Fields, identity: dict[str, Any]) -> None:
+    given.expect("schema_version", _SCHEMA_VERSION)
+    stored = given.table("identity")
+    for name, expected in identity.items():
+        if (found := stored.value(name, quoted(expected))) != expected:
+            raise InvalidFileError(f"{name} = {quoted(found)}: this run has {quoted(expected)}")
 
 
 def _identity(
@@ -203,10 +217,15 @@ def _below(arrays: Mapping[str, NDArray[Any]], prefix: str) -> Arrays:
     return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
 
 
-def _branch(state: State, name: str) -> State:
-    if not isinstance(found := state[name], dict):
-        raise TypeError(f"{name}: a tensor, expected a folder of tensors")
-    return found
+def _branch(state: State, *names: str) -> State:
+    for name in names:
+        found = state.get(name)
+        if not isinstance(found, dict):
+            raise InvalidFileError(
+                f"state.{name}: expected a folder of tensors, got {'one' if name in state else 'none'}"
+            )
+        state = found
+    return state
 
 
 def _feedback_to_data(feedback: Feedback) -> tuple[dict[str, Any], Arrays]:
@@ -224,17 +243,28 @@ def _feedback_to_data(feedback: Feedback) -> tuple[dict[str, Any], Arrays]:
     return header, arrays
 
 
-def _feedback_from_data(header: dict[str, Any], arrays: Arrays) -> Feedback:
-    plan = RoundPlan(**{column.name: arrays[column.name] for column in COLUMNS}, aggregate=header["aggregate"])
+def _feedback_from_data(given: Fields, arrays: Arrays) -> Feedback:
+    columns = [column.name for column in COLUMNS]
+    if missing := [name for name in (*columns, *_MEASURED) if name not in arrays]:
+        raise InvalidFileError(f"feedback/{missing[0]}: array is missing")
+    plan = RoundPlan(**{name: arrays[name] for name in columns}, aggregate=given.flag("aggregate"))
     constants = None
-    if header["confidence"] is not None:
-        found: dict[str, Any] = {
-            name: Estimate(*(arrays[f"{name}.{end}"] for end in _INTERVAL)) if f"{name}.value" in arrays else None
-            for name in _ESTIMATES
-        }
-        constants = ConvergenceEstimate(**found, confidence=header["confidence"])
+    if (confidence := given.optional_number("confidence", low=0)) is not None:
+        found: dict[str, Any] = {name: _estimate(arrays, name) for name in _ESTIMATES}
+        constants = ConvergenceEstimate(**found, confidence=confidence)
     measured: Any = {name: arrays[name] for name in _MEASURED}
     return Feedback(
-        round=header["round"], plan=plan, seconds=header["seconds"], constants=constants,
-        measured=row_from_plain(header["measured"]), **measured,
+        round=given.integer("round", low=0), plan=plan, seconds=given.number("seconds", low=0), constants=constants,
+        measured=read_row(given.table("measured")), **measured,
     )  # fmt: skip
+
+
+def _estimate(arrays: Arrays, name: str) -> Estimate | None:
+    if f"{name}.value" not in arrays:
+        return None
+    if missing := [end for end in _INTERVAL if f"{name}.{end}" not in arrays]:
+        raise InvalidFileError(f"feedback/{name}.{missing[0]}: array is missing")
+    shape = arrays[f"{name}.value"].shape
+    return Estimate(
+        *(float_array(f"feedback/{name}.{end}", arrays[f"{name}.{end}"], shape, finite=False) for end in _INTERVAL)
+    )

@@ -7,6 +7,8 @@ from urllib.parse import quote
 import torch
 from numpy.typing import NDArray
 
+from edgeopt.errors import InvalidFileError, quoted
+from edgeopt.fields import Fields
 from edgeopt.storage import Arrays
 from edgeopt.training.messages import State
 
@@ -33,23 +35,25 @@ def flatten(state: State, prefix: str = "") -> tuple[Arrays, Tree]:
     return arrays, tree
 
 
-def unflatten(arrays: Mapping[str, NDArray[Any]], tree: Tree, device: str = "cpu", prefix: str = "") -> State:
+def unflatten(arrays: Mapping[str, NDArray[Any]], tree: Fields, device: str = "cpu", prefix: str = "") -> State:
     """Return the state that `flatten` was given, bit for bit.
 
     Raises
     ------
-    KeyError, ValueError
+    InvalidFileError
         If an array is missing or of another type.
     """
     state: State = {}
-    for name, kind in tree.items():
+    for name in tree:
         path = f"{prefix}{quote(name, safe='.')}"
-        if isinstance(kind, dict):
-            state[name] = unflatten(arrays, kind, device, f"{path}/")
+        if not isinstance(tree.value(name), str):
+            state[name] = unflatten(arrays, tree.table(name), device, f"{path}/")
+        elif path not in arrays:
+            raise InvalidFileError(f"{path}: array is missing")
         else:
-            array = arrays[path]
-            if array.dtype != ("int16" if kind == "bfloat16" else kind):
-                raise ValueError(f"{path}: {array.dtype}, expected {kind}")
+            kind, array = tree.text(name), arrays[path]
+            if str(array.dtype) != ("int16" if kind == "bfloat16" else kind):
+                raise InvalidFileError(f"{path}: {array.dtype}, expected {quoted(kind)}")
             tensor = torch.tensor(array)
             state[name] = (tensor.view(torch.bfloat16) if kind == "bfloat16" else tensor).to(device)
     return state

@@ -15,14 +15,17 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.func import functional_call
 
-from edgeopt.data import ArrayData
+from edgeopt.data.arrays import ArrayData, described
 from edgeopt.data.partition import Partition
-from edgeopt.errors import InvalidProblemError
+from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.models.moe import record_routing
 from edgeopt.profile import ModelProfile
 from edgeopt.rng import stream
 from edgeopt.schedule import ClientPlan
+from edgeopt.storage import MAX_BYTES
 from edgeopt.training.messages import Batches, Tensors
+from edgeopt.training.trouble import check_weights, in_words, is_out_of_memory
+from edgeopt.validate import integer, real
 
 Precision = Literal["fp32", "bf16"]
 
@@ -117,30 +120,30 @@ class Task:
             )
         if self.precision not in ("fp32", "bf16"):
             raise InvalidProblemError(f"precision = {self.precision!r}: expected 'fp32' or 'bf16'")
+        for name, kind in (("train", ArrayData), ("test", ArrayData), ("partition", Partition)):
+            if not isinstance(value := getattr(self, name), kind):
+                raise InvalidProblemError(f"{name}: expected {kind.__name__}, got {described(value)}")
         if self.partition.num_samples != len(self.train):
             raise InvalidProblemError(
                 f"partition: made for {self.partition.num_samples} samples, train has {len(self.train)}"
             )
         if len(self.test) == 0:
             raise InvalidProblemError("test: expected at least one sample")
+        if not callable(self.loss):
+            raise InvalidProblemError(f"loss = {quoted(self.loss)}: expected a function of outputs and targets")
+        object.__setattr__(self, "balance", real("balance", self.balance))
+        object.__setattr__(self, "seed", integer("seed", self.seed, low=0))
         _check_device(self.device)
+        check_weights(self.model)
         state = self.model.state_dict(keep_vars=True)
+        if on_meta := next((name for name, value in state.items() if value.is_meta), ""):
+            raise InvalidProblemError(f"model: {on_meta} is on the meta device: expected weights with values")
         names: dict[int, str] = {}
         for name, tensor in state.items():
             if (other := names.setdefault(id(tensor), name)) != name:
                 raise InvalidProblemError(
                     f"model: {other} and {name} are the same tensor, expected one of its own for each"
                 )
-        profile: ModelProfile | None = getattr(self, "profile", None)
-        if profile is None:
-            pair = self.train.inputs[:1].repeat_interleave(2, dim=0)  # batch normalisation refuses a single sample
-            try:
-                object.__setattr__(self, "profile", ModelProfile.from_module(self.model, pair))
-            except InvalidProblemError as error:
-                told = f"model: its layers cannot be measured: {error}; expected one that can, or a profile with it"
-                raise InvalidProblemError(told) from error
-        if self.profile.num_layers != len(self.model):
-            raise InvalidProblemError(f"profile: {self.profile.num_layers} layers, the model has {len(self.model)}")
         index = {name: i for i, name in enumerate(self.model._modules)}
         object.__setattr__(self, "layer_of", {name: index[name.split(".", 1)[0]] for name in state})
         trained = frozenset(name for name, value in self.model.named_parameters() if value.requires_grad)
@@ -157,17 +160,33 @@ class Task:
             data = getattr(self, name)
             moved = {key: getattr(data, key).to(self.device) for key in ("inputs", "targets")}
             object.__setattr__(self, name, dataclasses.replace(data, **moved))
-        self._try()
+        for name in ("train", "test"):
+            self._try(name)
+        profile: ModelProfile | None = getattr(self, "profile", None)
+        if profile is None:
+            pair = self.train.inputs[:1].repeat_interleave(2, dim=0)  # batch normalisation refuses a single sample
+            try:
+                object.__setattr__(self, "profile", ModelProfile.from_module(self.model, pair))
+            except InvalidProblemError as error:
+                told = f"model: its layers cannot be measured: {error}; expected one that can, or a profile with it"
+                raise InvalidProblemError(told) from error
+        if self.profile.num_layers != len(self.model):
+            raise InvalidProblemError(f"profile: {self.profile.num_layers} layers, the model has {len(self.model)}")
 
-    def _try(self) -> None:
+    def _try(self, name: str) -> None:
         """Refuse a model that does not run on a sample, or returns no scores of the classes there are."""
-        inputs, targets = self.test.inputs[:1], self.test.targets[:1]
+        data: ArrayData = getattr(self, name)
+        if not len(data):
+            return
+        inputs, targets = (x[:1].repeat_interleave(2, dim=0) for x in (data.inputs, data.targets))  # as a mini-batch
         try:
             with torch.inference_mode():
                 scores = self.forward(self.initial_weights(), inputs, training=False).outputs
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise InvalidProblemError(f"model: does not run on a test sample of {inputs.dtype}: {reason}") from None
+        except Exception as error:  # whatever a user's module raises
+            if is_out_of_memory(error):
+                raise
+            reason = in_words(error)
+            raise InvalidProblemError(f"model: does not run on samples of {name}: {reason}") from error
         if not isinstance(scores, torch.Tensor):
             raise InvalidProblemError(f"model: returns a {type(scores).__name__}: expected one tensor of scores")
         if scores.shape[:-1] != targets.shape:
@@ -372,6 +391,13 @@ class Task:
         Each round shuffles the client's samples anew, and again whenever they are used up; what is left of them then and
         does not fill a mini-batch is not used. The draw depends on seed, client and round alone.
         """
+        one = self.train.inputs[:1].nbytes + self.train.targets[:1].nbytes
+        size = self.samples(client, batches.size)
+        if (needed := batches.count * size * one) > MAX_BYTES:
+            raise InvalidProblemError(
+                f"client {client}: {batches.count} mini-batches of {size} samples take {needed} bytes: expected at most "
+                f"{MAX_BYTES}, with fewer local steps"
+            )
         rows = torch.from_numpy(self.rows(client, batches)).to(self.device)  # (steps, samples)
         return Batch(self.train.inputs[rows], self.train.targets[rows])
 
@@ -404,7 +430,11 @@ def _full_precision(outputs: torch.Tensor) -> torch.Tensor:
 
 def _check_device(device: str) -> None:
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # a build without CUDA asserts
+        found = torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:  # a build without CUDA asserts
         reason = str(error).splitlines()[0]
-        raise InvalidProblemError(f"device = {device!r}: expected one that torch can use here: {reason}") from None
+        raise InvalidProblemError(
+            f"device = {quoted(device)}: expected one that torch can use here: {reason}"
+        ) from None
+    if found.is_meta:
+        raise InvalidProblemError("device = 'meta': expected one that holds values")

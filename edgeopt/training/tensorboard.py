@@ -4,7 +4,7 @@ import math
 import os
 from typing import TYPE_CHECKING, Any, Self
 
-from edgeopt.errors import MissingDependencyError
+from edgeopt.extras import needs
 
 if TYPE_CHECKING:
     from edgeopt.training.history import RoundRecord
@@ -27,12 +27,8 @@ class TensorBoardWriter:
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        try:
+        with needs("TensorBoardWriter", "tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise MissingDependencyError(
-                "TensorBoardWriter needs tensorboard: pip install 'edgeopt[tensorboard]'"
-            ) from None
         make: Any = SummaryWriter
         self._writer = make(os.fspath(folder))
 

@@ -22,6 +22,7 @@ from edgeopt.problem import Problem
 from edgeopt.result import History, Record, Result, Status, relative_gap
 from edgeopt.solve import Solver, solve, versions
 from edgeopt.solvers import get_solver, solvers_of
+from edgeopt.streams import prepare_streams, reserve_stdout
 
 Row = dict[str, Any]
 
@@ -252,6 +253,7 @@ def show_goals(goals: Iterable[Row], console: Console) -> None:
 
 def console() -> Console:
     """Return the console of a benchmark; wide where the output is not a terminal."""
+    prepare_streams()
     return Console(width=None if sys.stdout.isatty() else 170)
 
 
@@ -269,6 +271,8 @@ def script(
     parser.add_argument("--quick", action="store_true", help="small instances and short limits: does it run at all?")
     add(parser)
     options = parser.parse_args(arguments)
+    if options.json:
+        reserve_stdout()
     try:
         report = json.loads(dumps({"benchmark": name, **facts(), "quick": options.quick, **measure(options)}))
     except EdgeOptError as error:

@@ -15,6 +15,7 @@ from scipy import sparse
 
 from edgeopt.problems import SplitPlan, SplitTraining
 from edgeopt.solvers.back_ends import highs_module
+from edgeopt.solvers.highs import own_scheduler
 
 LEAST_GAIN = 1e-9  # relative: a smaller improvement ends the iteration
 SCALE = 100.0  # seconds are scaled so that a round takes at most this: HiGHS's tolerances are absolute
@@ -114,7 +115,8 @@ class _Model:
         self.ratio.value = SCALE / self.target
         limit = {"time_limit": seconds} if math.isfinite(seconds) else {}
         try:
-            self.problem.solve(solver=cp.HIGHS, mip_rel_gap=0.0, mip_abs_gap=1e-7, threads=1, **limit)
+            with own_scheduler():
+                self.problem.solve(solver=cp.HIGHS, mip_rel_gap=0.0, mip_abs_gap=1e-7, threads=1, **limit)
         except cp.error.SolverError:  # nothing found within the limit
             return None
         if self.problem.status != cp.OPTIMAL:

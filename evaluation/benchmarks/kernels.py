@@ -18,6 +18,7 @@ from rich.table import Table
 
 from edgeopt.solvers.back_ends import knapsack_module
 from edgeopt.solvers.kernels import Floats, Ints, knapsack, max_plus
+from edgeopt.streams import reserve_stdout
 
 Row = dict[str, Any]
 
@@ -217,6 +218,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--time-limit", type=float, default=5.0, help="seconds per run of an ortools solver")
     parser.add_argument("--seed", type=int, default=0, help="seed of the instances")
     options = parser.parse_args(arguments)
+    if options.json:
+        reserve_stdout()
     report = measure(options.time_limit, options.seed)
     if options.json:
         print(json.dumps(report))

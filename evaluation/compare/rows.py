@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeopt import storage
-from edgeopt.errors import InvalidFileError, MissingDependencyError
+from edgeopt.errors import InvalidFileError, InvalidProblemError, quoted
+from edgeopt.extras import needs
+from edgeopt.fields import Fields, in_file
 from edgeopt.problem import Sense
+from edgeopt.validate import listed
 
 if TYPE_CHECKING:
     import os
@@ -31,7 +34,6 @@ COLUMNS = (
 """Columns of the data frame of a comparison."""
 
 FORMAT = 1
-_REQUIRED = ("key", "problem", "sense", "solver", "seed", "status", "objective", "feasible", "seconds", "history")
 
 logger = logging.getLogger("edgeopt")
 
@@ -52,8 +54,7 @@ class RowStore:
     """
 
     def __init__(self, folder: "str | os.PathLike[str]") -> None:
-        self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder = storage.open_folder(folder)
 
     def path(self, key: str) -> Path:
         """Return the file of a row."""
@@ -95,9 +96,36 @@ def read_row(path: "str | os.PathLike[str]") -> Row:
         If the file is truncated or lacks something.
     """
     row = storage.read_json(path)
-    if row.pop("format", None) != FORMAT or (missing := [name for name in _REQUIRED if name not in row]):
-        raise InvalidFileError(f"{path}: not a row of a comparison" + (f": no {missing[0]!r}" if row else ""))
+    with in_file(path):
+        _check_row(Fields(row, "not a row of a comparison: "))
+    del row["format"]
     return row
+
+
+def _check_row(row: Fields) -> None:
+    row.expect("format", FORMAT)
+    for name in ("key", "instance", "problem", "solver", "status"):
+        row.text(name)
+    row.choice("sense", ("max", "min"))
+    row.integer("seed")
+    row.flag("feasible")
+    for name in ("limit", "guarantee", "message"):
+        if name in row and row.value(name) is not None:
+            row.text(name)
+    for name in ("objective", "bound", "gap", "time_limit"):
+        row.optional_number(name)
+    row.value("objective")
+    for name in ("versions", "machine", "facts", "seconds"):
+        if name in row:
+            row.table(name)
+    for name in (seconds := row.table("seconds")):
+        seconds.optional_number(name)
+    for i, point in enumerate(row.entries("history")):
+        if not isinstance(point, list) or len(point) != 4:
+            raise InvalidFileError(f"history[{i}] = {quoted(point)}: expected seconds, iteration, objective, bound")
+        line = Fields(dict(zip(("seconds", "iteration", "objective", "bound"), point, strict=True)), f"history[{i}].")
+        for name in line:
+            line.optional_number(name)
 
 
 def read_rows(folder: "str | os.PathLike[str]") -> list[Row]:
@@ -107,7 +135,7 @@ def read_rows(folder: "str | os.PathLike[str]") -> list[Row]:
     for path in sorted((inner if inner.is_dir() else Path(folder)).glob("*.json")):
         try:
             rows.append(read_row(path))
-        except InvalidFileError as error:
+        except (InvalidFileError, OSError) as error:
             logger.warning("left out: %s", error)
     return sorted(rows, key=lambda row: (str(row.get("instance")), row["solver"], row["seed"]))
 
@@ -124,7 +152,11 @@ def as_rows(data: Any) -> list[Row]:
         return [dict(plain(record)) for record in data.to_dict("records")]
     if isinstance(data, str) or hasattr(data, "__fspath__"):
         return add_gaps(read_rows(data))
-    return [dict(row) for row in data]
+    rows = listed("rows", data, single=Mapping)
+    for i, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise InvalidProblemError(f"rows[{i}] = {quoted(row)}: expected a row, a mapping of columns to values")
+    return [dict(row) for row in rows]
 
 
 def public_row(row: Row) -> Row:
@@ -167,10 +199,8 @@ def rows_frame(rows: Iterable[Row]) -> "pd.DataFrame":
     MissingDependencyError
         Without pandas.
     """
-    try:
+    with needs("a data frame", "report"):
         import pandas as pd
-    except ImportError:
-        raise MissingDependencyError("data frames need pandas: pip install 'edgeopt[report]'") from None
     records = [flat_row(row) for row in rows]
     frame = pd.DataFrame({name: [record.get(name) for record in records] for name in COLUMNS})
     numbers = [name for name in COLUMNS if name.startswith("seconds_")]

@@ -4,20 +4,26 @@ import dataclasses
 import logging
 import math
 import os
+import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeopt.errors import EdgeOptError
+import numpy as np
+
+from edgeopt import storage
+from edgeopt.errors import EdgeOptError, InvalidProblemError, quoted
 from edgeopt.evaluation.compare.executors import Engine, is_lost, open_engine
 from edgeopt.evaluation.compare.rows import Row, RowStore, add_gaps, plain, row_key, rows_frame
 from edgeopt.evaluation.compare.worker import Parcel, Task, common_values, failed_row, run_task
 from edgeopt.problem import Problem
-from edgeopt.solve import Solver, versions
+from edgeopt.solve import Solver, refuse_other, time_limit_s, versions
 from edgeopt.stop import StopCriterion
+from edgeopt.validate import flag, listed, seed_number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,13 +34,15 @@ Instance = Problem | str | os.PathLike[str]
 Instances = Mapping[str, Instance] | Iterable[Instance] | Instance
 
 MAX_RESUBMISSIONS = 2
+GRACE_S = 60.0
+"""How long a run may take beyond its time limit, for starting its worker, compiling kernels and evaluating the solution."""
 
 
 def compare(
     problems: Instances,
-    solvers: Sequence[str | Solver] | None = None,
-    seeds: Sequence[int] = (0,),
-    time_limit: float = math.inf,
+    solvers: Iterable[str | Solver] | str | Solver | None = None,
+    seeds: Iterable[int] | int = (0,),
+    time_limit: float | None = math.inf,
     *,
     stop: StopCriterion | None = None,
     deterministic: bool = False,
@@ -51,13 +59,16 @@ def compare(
     dies is repeated up to twice. Kernels are compiled before the clock starts, and the objective is recomputed by the
     problem after it has stopped.
 
+    A run that is still not back 60 s after a finite time limit gives ``error``, and its worker is killed; on a Dask
+    cluster that may take twice as long. Runs in this process and on executors of the caller's are waited for.
+
     Parameters
     ----------
     problems : instances by name, or a list of problems, files and names of the library (see `library_names`).
-    solvers : names, or solver objects; one with other than default parameters is labelled like ``greedy(steps=50)``.
+    solvers : names, or solver objects, or one of them; one with other than default parameters is labelled like ``greedy(steps=50)``.
         Default: all solvers of each kind of problem.
-    seeds : seeds of the runs.
-    time_limit : seconds for each run.
+    seeds : seeds of the runs, or one.
+    time_limit : seconds for each run; None for no limit.
     stop : further stop criteria for each run.
     deterministic : passed on to `edgeopt.solve`.
     out : folder that keeps ``rows/KEY.json``. Called again with the same folder, only what is missing, damaged or
@@ -110,9 +121,9 @@ def compare(
 
 def comparison_rows(
     problems: Instances,
-    solvers: Sequence[str | Solver] | None = None,
-    seeds: Sequence[int] = (0,),
-    time_limit: float = math.inf,
+    solvers: Iterable[str | Solver] | str | Solver | None = None,
+    seeds: Iterable[int] | int = (0,),
+    time_limit: float | None = math.inf,
     *,
     stop: StopCriterion | None = None,
     deterministic: bool = False,
@@ -126,7 +137,7 @@ def comparison_rows(
     named = name_instances(problems)
     known = {name: value for name in named if (value := _library_value(name, named[name])) is not None}
     known |= references or {}
-    store = RowStore(Path(out) / "rows") if out is not None else None
+    store = RowStore(storage.open_folder(out) / "rows") if out is not None else None
     rows: dict[str, Row] = {}
     order: list[str] = []
     tasks: list[Task] = []
@@ -156,33 +167,37 @@ def comparison_rows(
 
 def plan(
     problems: Mapping[str, Problem],
-    solvers: Sequence[str | Solver] | None,
-    seeds: Sequence[int],
-    time_limit: float,
+    solvers: Iterable[str | Solver] | str | Solver | None,
+    seeds: Iterable[int] | int,
+    time_limit: float | None,
     stop: StopCriterion | None,
     deterministic: bool,
 ) -> Iterator[tuple[Task, str | None]]:
     """Yield every run with None, or with the sentence that says why it is skipped."""
     chosen = choose_solvers(problems, solvers)
-    if not seeds:
+    given = listed("seeds", seeds, single=(int, np.integer))
+    numbers = [seed_number(f"seeds[{i}]", seed) for i, seed in enumerate(given)]
+    if not numbers:
         raise EdgeOptError("seeds: expected at least one")
+    seconds = time_limit_s(time_limit)
+    deterministic = flag("deterministic", deterministic)
+    if stop is not None:
+        refuse_other("stop", stop, StopCriterion, "check")
     version = versions()["edgeopt"]
     for name, problem in problems.items():
         fingerprint, parcel = problem.fingerprint(), Parcel(problem)
         for solver in chosen[name]:
             reason, label = solver.supports(problem), solver_label(solver)
-            for seed in seeds:
-                key = row_key(
-                    fingerprint, _identity(solver), int(seed), float(time_limit), repr(stop), deterministic, version
-                )
+            for seed in numbers:
+                key = row_key(fingerprint, _identity(solver), seed, seconds, repr(stop), deterministic, version)
                 task = Task(
                     key=key,
                     instance=name,
                     parcel=parcel,
                     solver=solver,
                     label=label,
-                    seed=int(seed),
-                    time_limit=time_limit,
+                    seed=seed,
+                    time_limit=seconds,
                     stop=stop,
                     deterministic=deterministic,
                 )
@@ -192,23 +207,35 @@ def plan(
 def run_all(tasks: Iterable[Task], engine: Engine, keep: Callable[[Row], None], advance: Callable[[Row], None]) -> bool:
     """Run the tasks, hand each row to `keep` as it comes, and return whether Ctrl-C ended it.
 
-    When a worker dies, every run in flight is suspect: each is repeated alone, so that the one which kills its worker
-    takes no other down with it.
+    When a worker dies, every run in flight on an executor that does not say whose it was is suspect: each is repeated
+    alone, so that the one which kills its worker takes no other down with it. A run that is `GRACE_S` behind its time
+    limit loses its worker.
     """
     queue, suspects = deque(tasks), deque[Task]()
     attempts: dict[str, int] = {}
     running: dict[Future[Row], Task] = {}
+    due: dict[Future[Row], float] = {}
     finished = False
+
+    def start(task: Task) -> None:
+        future = _submit(engine, task)
+        running[future], due[future] = task, time.monotonic() + task.time_limit + GRACE_S
+
+    def end(task: Task, row: Row) -> None:
+        if row.get("traceback"):
+            logger.error("%s on %s, seed %d:\n%s", task.label, task.instance, task.seed, row["traceback"])
+        keep(row)
+        advance(row)
+
     try:
         while queue or suspects or running:
             while queue and len(running) < engine.window:
-                task = queue.popleft()
-                running[_submit(engine, task)] = task
+                start(queue.popleft())
             if suspects and not queue and not running:
-                task = suspects.popleft()
-                running[_submit(engine, task)] = task
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                start(suspects.popleft())
+            for future in wait(running, _until(due.values()), FIRST_COMPLETED).done:
                 task = running.pop(future)
+                del due[future]
                 row = _outcome(future, task)
                 if row is None:
                     attempts[task.key] = attempts.get(task.key, 0) + 1
@@ -216,14 +243,18 @@ def run_all(tasks: Iterable[Task], engine: Engine, keep: Callable[[Row], None], 
                         suspects.append(task)
                         continue
                     message = f"its worker died {attempts[task.key]} times: {future_error(future)}"
-                    message += " (a solver of one's own must live in a module that workers can import)"
                     row = plain(failed_row(task, "error", message))
                 elif row["limit"] == "interrupt":  # not a result of the solver: it is run again next time
                     return True
-                if row.get("traceback"):
-                    logger.error("%s on %s, seed %d:\n%s", task.label, task.instance, task.seed, row["traceback"])
-                keep(row)
-                advance(row)
+                end(task, row)
+            for future in [late for late in running if due[late] <= time.monotonic() and not late.done()]:
+                task = running[future]
+                if not engine.kill(future):
+                    due[future] += task.time_limit + GRACE_S
+                    continue
+                del running[future], due[future]
+                message = f"did not return within {GRACE_S:g} s after its time limit of {task.time_limit:g} s"
+                end(task, plain(failed_row(task, "error", f"{message}: its worker was killed")))
         finished = True
         return False
     except KeyboardInterrupt:
@@ -232,7 +263,15 @@ def run_all(tasks: Iterable[Task], engine: Engine, keep: Callable[[Row], None], 
         engine.close(now=not finished)
 
 
-def choose_solvers(problems: Mapping[str, Problem], solvers: Sequence[str | Solver] | None) -> dict[str, list[Solver]]:
+def _until(due: Iterable[float]) -> float | None:
+    """Return the seconds until the first of some times, None for ever."""
+    seconds = min(due, default=math.inf) - time.monotonic()
+    return max(0.0, seconds) if seconds < threading.TIMEOUT_MAX else None
+
+
+def choose_solvers(
+    problems: Mapping[str, Problem], solvers: Iterable[str | Solver] | str | Solver | None
+) -> dict[str, list[Solver]]:
     """Return the solvers to try on each instance; a name must belong to at least one kind of problem among them."""
     from edgeopt.solvers import get_solver, solvers_of
 
@@ -240,7 +279,13 @@ def choose_solvers(problems: Mapping[str, Problem], solvers: Sequence[str | Solv
     if solvers is None:
         return {name: list(own[problem.kind]) for name, problem in problems.items()}
     chosen: dict[str, list[Solver]] = {name: [] for name in problems}
-    for wanted in solvers:
+    one = isinstance(solvers, str) or hasattr(solvers, "supports")
+    given = [solvers] if one else listed("solvers", solvers)
+    if not given:
+        raise EdgeOptError("solvers: expected at least one")
+    for i, wanted in enumerate(given):
+        if not isinstance(wanted, str):
+            refuse_other(f"solvers[{i}]", wanted, Solver, "supports", "solve", "name")
         found = {kind: solver for kind in own for solver in own[kind] if solver.name == wanted}
         if isinstance(wanted, str) and not found:
             get_solver(next(iter(own)), wanted)  # raises, with a hint
@@ -260,10 +305,10 @@ def name_instances(problems: Instances) -> dict[str, Problem]:
     """
     if isinstance(problems, Mapping):
         return {str(name): _resolve(value) for name, value in problems.items()}
-    listed = [problems] if isinstance(problems, Problem | str | os.PathLike) else list(problems)
+    given = listed("problems", problems, single=(Problem, str, os.PathLike))
     named: dict[str, Problem] = {}
-    for position, value in enumerate(listed, start=1):
-        name = f"instance-{position}" if isinstance(value, Problem) else Path(value).stem
+    for position, value in enumerate(given, start=1):
+        name = Path(value).stem if isinstance(value, str | os.PathLike) else f"instance-{position}"
         if name in named:
             name = str(value) if not isinstance(value, Problem) and str(value) not in named else f"{name}-{position}"
         named[name] = _resolve(value)
@@ -328,6 +373,8 @@ def _identity(solver: Solver) -> str:
 def _resolve(value: Instance) -> Problem:
     if isinstance(value, Problem):
         return value
+    if not isinstance(value, str | os.PathLike):
+        raise InvalidProblemError(f"problems: expected problems, files or names, got {quoted(value)}")
     from edgeopt.evaluation.instances.library import load_instance  # late: it can be run as a program
 
     return load_instance(value)

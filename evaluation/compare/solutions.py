@@ -4,7 +4,8 @@ import os
 from typing import Any
 
 from edgeopt import storage
-from edgeopt.errors import EdgeOptError, InvalidFileError
+from edgeopt.errors import EdgeOptError, InvalidProblemError
+from edgeopt.fields import Fields, in_file
 from edgeopt.problem import Problem
 
 
@@ -27,7 +28,7 @@ def solution_from_json(problem: Problem, document: Any) -> Any:
     3
     """
     if not isinstance(document, dict):
-        raise EdgeOptError(f"solution: expected a JSON object, got {type(document).__name__}")
+        raise InvalidProblemError(f"solution: expected a JSON object, got {type(document).__name__}")
     if (own := getattr(problem, "solution_from_json", None)) is None:
         raise EdgeOptError(f"solutions of {problem.kind} cannot be read back")
     return own(document)
@@ -42,9 +43,6 @@ def read_solution(problem: Problem, path: str | os.PathLike[str]) -> Any:
         If the file holds none, or one of another kind of problem.
     """
     document = storage.read_json(path)
-    if (kind := document.get("problem")) != problem.kind:
-        raise InvalidFileError(f"{path}: problem = {kind!r}: expected {problem.kind!r}")
-    try:
+    with in_file(path):
+        Fields(document).expect("problem", problem.kind)
         return solution_from_json(problem, document.get("solution"))
-    except (EdgeOptError, ValueError, TypeError) as error:
-        raise InvalidFileError(f"{path}: {error}") from None

@@ -15,7 +15,7 @@ from edgeopt.errors import EdgeOptError, MissingDependencyError
 from edgeopt.evaluation.compare.rows import Row, plain
 from edgeopt.problem import Problem
 from edgeopt.solve import Solver, solve, versions
-from edgeopt.stop import StopCriterion
+from edgeopt.stop import Limit, StopCriterion
 
 logger = logging.getLogger("edgeopt")
 
@@ -114,7 +114,10 @@ def warm_up(problem: Problem, solver: Solver) -> None:
     try:
         tiny = tiny_like(problem)
         if tiny is not None and solver.supports(tiny) is None:
-            tiny.objective(solve(tiny, solver, time_limit=WARM_UP_SECONDS).solution)
+            result = solve(tiny, solver, time_limit=WARM_UP_SECONDS)
+            if result.limit is Limit.INTERRUPT:  # it is the run that Ctrl-C is meant for
+                raise KeyboardInterrupt
+            tiny.objective(result.solution)
     except Exception:  # the run itself will say what is wrong
         logger.debug("no warm-up of %s", solver.name, exc_info=True)
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt import storage
-from edgeopt.errors import EdgeOptError, InvalidFileError
+from edgeopt.errors import EdgeOptError, InvalidFileError, quoted
 from edgeopt.evaluation.compare.rows import dumps
+from edgeopt.fields import Fields, in_file
 from edgeopt.problem import Problem, Sense
 
 FOLDER = Path(__file__).resolve().parent / "files"
@@ -61,7 +62,7 @@ class Entry:
         make = RECIPES.get(str(arguments.pop("type", None)))
         if make is None:
             raise InvalidFileError(
-                f"{self.name}: recipe: type = {self.recipe.get('type')!r}: expected {_listed(RECIPES)}"
+                f"{self.name}: recipe: type = {quoted(self.recipe.get('type'))}: expected {_listed(RECIPES)}"
             )
         try:
             return make(self.kind, arguments)
@@ -108,12 +109,33 @@ def library_entry(name: str) -> Entry:
         raise EdgeOptError(
             f"instance = {name!r}: {hint}expected a .json or .npz file, or one of {', '.join(library_names())}"
         )
-    path = FOLDER / f"{name}.json"
+    return read_entry(FOLDER / f"{name}.json")
+
+
+def read_entry(path: str | os.PathLike[str]) -> Entry:
+    """Return the entry that a file of the library holds.
+
+    Raises
+    ------
+    InvalidFileError
+        If it holds none; the message says what is wrong.
+    """
     document = storage.read_json(path)
-    try:
-        return Entry(**{**document, "best_known": BestKnown(**document["best_known"])})
-    except (KeyError, TypeError) as error:
-        raise InvalidFileError(f"{path}: not an instance of the library: {error}") from None
+    with in_file(path):
+        given = Fields(document)
+        known = given.table("best_known")
+        return Entry(
+            name=given.text("name"),
+            kind=given.text("kind"),
+            description=given.text("description"),
+            recipe=dict(given.table("recipe")),
+            best_known=BestKnown(
+                objective=known.optional_number("objective"),
+                bound=known.optional_number("bound"),
+                rounded_to=known.number("rounded_to", low=0) if "rounded_to" in known else 0.0,
+                command=known.text("command"),
+            ),
+        )
 
 
 def load_instance(name: str | os.PathLike[str]) -> Problem:

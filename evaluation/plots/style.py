@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from edgeopt.errors import MissingDependencyError
+from edgeopt.extras import needs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,10 +25,8 @@ def new_axes(ax: "Axes | None" = None, *, width: float = 9.0, height: float = 4.
     """
     if ax is not None:
         return ax
-    try:
+    with needs("a picture", "report"):
         from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingDependencyError("pictures need matplotlib: pip install 'edgeopt[report]'") from None
     axes: Axes = Figure(figsize=(width, height), dpi=100, layout="constrained").add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(visible=True, color="#DDDDDD", linewidth=0.6)

@@ -26,7 +26,7 @@ import edgeopt
 from edgeopt import EdgeNetwork, Feedback, RoundPlan, storage
 from edgeopt.data import digits
 from edgeopt.data.partition import dirichlet
-from edgeopt.evaluation.compare.executors import SerialExecutor
+from edgeopt.evaluation.compare.executors import SerialExecutor, init_worker
 from edgeopt.evaluation.studies.common import Row, parser, quiet_threads, to_csv, write
 from edgeopt.evaluation.studies.selection_quality import held_out_seeds, interval
 from edgeopt.models.small import model_for
@@ -156,7 +156,7 @@ def learn(setting: Setting, name: str, number: int, folder: Path | None) -> Trai
     if policy.facts["iterations"] < solver.iterations:
         raise KeyboardInterrupt  # which training answers with what it has learned so far
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        storage.open_folder(path.parent)
         policy.save(path)
     return policy
 
@@ -264,7 +264,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.quick:
         setting = Setting(arguments.mode, 0.2, arguments.alpha, 10, 2, 12, 2, 2, 2)
     spawn = multiprocessing.get_context("spawn")
-    pool = SerialExecutor() if arguments.jobs == 1 else ProcessPoolExecutor(arguments.jobs, spawn)
+    pool = SerialExecutor() if arguments.jobs == 1 else ProcessPoolExecutor(arguments.jobs, spawn, init_worker)
     with pool as executor:
         done = list(experiment(setting, arguments.seeds, max(1, arguments.trainings), arguments.out, executor))
     publish(arguments, setting, done)

@@ -12,6 +12,7 @@ from typing import Any
 from edgeopt import storage
 from edgeopt.errors import MissingDependencyError
 from edgeopt.evaluation.compare.rows import dumps
+from edgeopt.streams import prepare_streams, reserve_stdout
 
 Row = dict[str, Any]
 
@@ -20,6 +21,7 @@ def parser(
     text: str | None, argv: Sequence[str] | None, *, options: Callable[[argparse.ArgumentParser], None]
 ) -> argparse.Namespace:
     """Read the options of an experiment: its own, ``--out`` and ``--json``."""
+    prepare_streams()
     lines = (text or "").split("\n\n")
     found = argparse.ArgumentParser(
         description=lines[0], epilog="\n\n".join(lines[2:]), formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -27,7 +29,10 @@ def parser(
     options(found)
     found.add_argument("--out", type=Path, default=None, help="folder for tables (CSV) and pictures (PNG)")
     found.add_argument("--json", action="store_true", help="print the tables as JSON and nothing else")
-    return found.parse_args(argv)
+    arguments = found.parse_args(argv)
+    if arguments.json:
+        reserve_stdout()
+    return arguments
 
 
 def quiet_threads(number: int = 1) -> None:
@@ -50,7 +55,7 @@ def write(
             print(f"\n{name}\n{markdown(rows)}")
     if arguments.out is None:
         return
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    storage.open_folder(arguments.out)
     for name, rows in tables.items():
         data = to_csv(rows).encode()
         storage.write_atomic(arguments.out / f"{name}.csv", lambda file, data=data: file.write(data))  # type: ignore[misc]

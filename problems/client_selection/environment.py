@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from edgeopt.errors import InvalidProblemError
 from edgeopt.problems.client_selection.kernels import bonuses, first_wrong_pick, play_round
 from edgeopt.problems.client_selection.scenario import draw_scenarios
-from edgeopt.validate import int_array
+from edgeopt.validate import int_array, listed, seed_number
 
 if TYPE_CHECKING:
     from edgeopt.problems.client_selection.problem import ClientSelection
@@ -112,7 +112,9 @@ class SelectionEnvironment:
 
     def reset(self, seeds: Sequence[int]) -> None:
         """Start over with one episode per seed."""
-        if len(seeds) == 0:
+        given = listed("seeds", seeds, single=(int, np.integer))
+        seeds = [seed_number(f"seeds[{i}]", seed) for i, seed in enumerate(given)]
+        if not seeds:
             raise InvalidProblemError("seeds: expected at least one")
         problem = self.problem
         self.scenarios = draw_scenarios(problem, seeds)

@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from edgeopt.errors import InvalidProblemError
+from edgeopt.errors import InvalidProblemError, quoted
+from edgeopt.fields import check_table
+from edgeopt.foreign import as_array
 from edgeopt.validate import int_array
 
 
@@ -46,7 +48,7 @@ class SelectionPlan:
         >>> SelectionPlan.from_mask([[[True, False, True], [False, True, False]]]).picks.tolist()
         [[[0, 2], [1, -1]]]
         """
-        mask = np.asarray(picked)
+        mask = as_array("picked", picked)
         if mask.ndim != 3 or mask.dtype != np.bool_:
             raise InvalidProblemError(
                 f"picked: expected booleans [rounds, servers, clients], got {mask.dtype} {list(mask.shape)}"
@@ -58,16 +60,20 @@ class SelectionPlan:
     @classmethod
     def from_lists(cls, clients: list[list[list[int]]]) -> "SelectionPlan":
         """Build a plan from the client ids that each server picks in each round, as `to_json` writes them."""
-        try:
-            servers = {len(row) for row in clients}
-            most = max((len(chosen) for row in clients for chosen in row), default=0)
-            padded = [[[*chosen, *[-1] * (most - len(chosen))] for chosen in row] for row in clients]
-        except TypeError:
-            raise InvalidProblemError("picks: expected a list of client ids per round and server") from None
+        for t, row in enumerate(clients):
+            for s, chosen in enumerate(row if isinstance(row, list | tuple) else [row]):
+                if not isinstance(chosen, list | tuple) or not all(isinstance(c, int | np.integer) for c in chosen):
+                    raise InvalidProblemError(
+                        f"picks: expected a list of client ids per round and server, [{t}, {s}] is {quoted(chosen)}"
+                    )
+        servers = {len(row) for row in clients}
+        most = max((len(chosen) for row in clients for chosen in row), default=0)
         if len(servers) > 1:
             raise InvalidProblemError(
-                f"picks: expected one list per server in every round, got {sorted(servers)} lists"
+                f"picks: expected one list per server in every round, got {quoted(sorted(servers))[1:-1]} lists"
             )
+        check_table("rounds x servers x picks", len(clients), max(servers, default=0), most)
+        padded = [[[*chosen, *[-1] * (most - len(chosen))] for chosen in row] for row in clients]
         picks = np.array(padded, dtype=None if most else np.int32).reshape(len(clients), max(servers, default=0), most)
         return cls(picks)
 

@@ -8,17 +8,22 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edgeopt import storage
-from edgeopt.errors import InvalidFileError, InvalidProblemError
+from edgeopt.errors import InvalidFileError, InvalidProblemError, quoted
+from edgeopt.fields import Fields
+from edgeopt.foreign import as_array
+from edgeopt.npz import flags, numbers
 from edgeopt.problem import Problem, Sense, Violation
 from edgeopt.problems.client_selection.plan import SelectionPlan
 from edgeopt.problems.client_selection.report import SelectionReport
-from edgeopt.validate import bool_array, float_array, int_array
+from edgeopt.validate import bool_array, float_array, int_array, probabilities
 
 if TYPE_CHECKING:
     from edgeopt.network import EdgeNetwork
 
 Mode = Literal["fail", "share"]
 SUM_TOLERANCE = 1e-9
+MAX_RATE_SIGMA = 10.0  # beyond, fading is 0 but for a rare draw, down to numbers that underflow
+"""Largest standard deviation of the logarithm of a rate; beyond it factors leave the floating-point numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -122,19 +127,23 @@ class ClientSelection(Problem):
                 )
         rounds = int_array("rounds", self.rounds, (), low=1).item()
         if self.mode not in get_args(Mode):
-            raise InvalidProblemError(f"mode = {self.mode!r}: expected 'fail' or 'share'")
+            raise InvalidProblemError(f"mode = {quoted(self.mode)}: expected 'fail' or 'share'")
         checked: dict[str, Any] = {
             "coverage": coverage,
             "picks": picks,
-            "compute_s": float_array("compute_s", self.compute_s, (num_clients,), nonnegative=True, unit="s"),
+            "compute_s": float_array(
+                "compute_s", self.compute_s, (num_clients,), nonnegative=True, ranged=True, unit="s"
+            ),
             "rate_bps": _rates(self.rate_bps, coverage, rounds),
             "rounds": rounds,
             "seed": int_array("seed", self.seed, (), low=0, dtype=np.int64).item(),
         }
         for name, unit in (("payload_bits", "bit"), ("timeout_s", "s")):
-            checked[name] = float_array(name, getattr(self, name), (), positive=True, unit=unit).item()
+            checked[name] = float_array(name, getattr(self, name), (), positive=True, ranged=True, unit=unit).item()
         for name in ("rate_sigma", "latency_weight", "conflict_weight", "fairness_weight"):
-            checked[name] = float_array(name, getattr(self, name), (), nonnegative=True).item()
+            checked[name] = float_array(name, getattr(self, name), (), nonnegative=True, ranged=True).item()
+        if checked["rate_sigma"] > MAX_RATE_SIGMA:
+            raise InvalidProblemError(f"rate_sigma = {quoted(self.rate_sigma)}: expected at most {MAX_RATE_SIGMA:g}")
         if (self.regime_transition is None) != (self.busy_probability is None):
             raise InvalidProblemError("regime_transition, busy_probability: expected both or neither")
         if self.regime_transition is not None:
@@ -180,6 +189,11 @@ class ClientSelection(Problem):
         return np.asarray(self.rate_bps if self.rate_bps.ndim == 2 else self.rate_bps[now])
 
     # --- truth -------------------------------------------------------------------------------------------------
+
+    @property
+    def largest_term(self) -> float:
+        """Size of the terms of a reward, which may cancel: the sum of the weights."""
+        return self.latency_weight + self.conflict_weight + self.fairness_weight
 
     def objective(self, solution: SelectionPlan) -> float:
         """Return the mean reward per server and round, on the draw of the problem's seed."""
@@ -230,9 +244,7 @@ class ClientSelection(Problem):
 
     def solution_from_json(self, document: dict[str, Any]) -> SelectionPlan:
         """Return the plan that `SelectionPlan.to_json` wrote."""
-        if not isinstance(document.get("picks"), list):
-            raise InvalidProblemError("solution: picks: expected one list per round")
-        plan = SelectionPlan.from_lists(document["picks"])
+        plan = SelectionPlan.from_lists(Fields(document, "solution: ").entries("picks", "one list per round"))
         self._check_shape(plan)
         return plan
 
@@ -293,10 +305,16 @@ class ClientSelection(Problem):
         """Build the problem from what `to_data` returned."""
         if missing := [name for name in _NEEDED if name not in arrays]:
             raise InvalidFileError(f"{missing[0]}: array is missing")
-        if missing := [name for name in _VALUES if name not in values]:
-            raise InvalidFileError(f"{missing[0]}: value is missing")
-        given: dict[str, Any] = {name: values[name] for name in _VALUES}
-        return cls(**given, **{name: arrays[name] for name in _ARRAYS if name in arrays})  # type: ignore[arg-type]
+        given = Fields(values)
+        found: dict[str, Any] = {name: given.number(name) for name in _NUMBERS}
+        found |= {"mode": given.choice("mode", get_args(Mode))}
+        found |= {"rounds": given.integer("rounds"), "seed": given.integer("seed")}
+        return cls(**found, **{name: arrays[name] for name in _ARRAYS if name in arrays})  # type: ignore[arg-type]
+
+    @classmethod
+    def layout(cls, values: dict[str, Any]) -> storage.Layout:
+        """Return which arrays a file may hold."""
+        return _LAYOUT
 
     @classmethod
     def from_network(
@@ -396,8 +414,10 @@ class ClientSelection(Problem):
 
 def _rates(value: ArrayLike, coverage: NDArray[np.bool_], rounds: int) -> NDArray[np.float64]:
     """Return rates [S, C] or [T, S, C], checked to be positive where covered; elsewhere they are set to 0."""
-    table = np.ndim(value) == 3
-    rate = float_array("rate_bps", value, (None, *coverage.shape) if table else coverage.shape, nonnegative=True)
+    given = as_array("rate_bps", value)
+    table = given.ndim == 3
+    shape = (None, *coverage.shape) if table else coverage.shape
+    rate = float_array("rate_bps", given, shape, nonnegative=True, ranged=True, unit="bit/s")
     if table:
         _enough("rate_bps", rate, rounds)
     if (bad := np.argwhere((rate == 0) & coverage)).size:
@@ -418,28 +438,25 @@ def _probability(name: str, value: ArrayLike | None, shape: tuple[int | None, ..
     array = float_array(name, value, shape, nonnegative=True)
     if (bad := np.argwhere(array > 1 + SUM_TOLERANCE)).size:
         where = ", ".join(str(i) for i in bad[0])
-        raise InvalidProblemError(f"{name}[{where}] = {array[tuple(bad[0])].item()!r}: expected a probability")
+        raise InvalidProblemError(f"{name}[{where}] = {quoted(array[tuple(bad[0])].item())}: expected a probability")
     return array
 
 
 def _transition(value: ArrayLike) -> NDArray[np.float64]:
-    transition = _probability("regime_transition", value, (None, None))
+    transition = probabilities("regime_transition", value, (None, None), tolerance=SUM_TOLERANCE)
     if transition.shape[0] != transition.shape[1] or not 1 <= len(transition) <= MAX_REGIMES:
         raise InvalidProblemError(
             f"regime_transition: expected a square matrix of 1 to {MAX_REGIMES} regimes, got {list(transition.shape)}"
         )
-    for r, total in enumerate(transition.sum(axis=1)):
-        if abs(total - 1) > SUM_TOLERANCE:
-            raise InvalidProblemError(
-                f"regime_transition[{r}] sums to {total:.9g}: expected probabilities that sum to 1"
-            )
     return transition
 
 
 MAX_REGIMES = 127  # numbered in int8
+_LAYOUT = {
+    "coverage": flags(2), "picks": numbers(1), "compute_s": numbers(1), "rate_bps": numbers(2, 3),
+    "regime_transition": numbers(2), "busy_probability": numbers(1), "busy": flags(2),
+}  # fmt: skip
 _NEEDED = ("coverage", "picks", "compute_s", "rate_bps")
-_ARRAYS = (*_NEEDED, "regime_transition", "busy_probability", "busy")
-_VALUES = (
-    "payload_bits", "timeout_s", "rounds", "rate_sigma", "mode", "latency_weight", "conflict_weight",
-    "fairness_weight", "seed",
-)  # fmt: skip
+_ARRAYS = tuple(_LAYOUT)
+_NUMBERS = ("payload_bits", "timeout_s", "rate_sigma", "latency_weight", "conflict_weight", "fairness_weight")
+_VALUES = (*_NUMBERS, "rounds", "mode", "seed")

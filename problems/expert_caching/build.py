@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edgeopt.errors import InvalidProblemError
+from edgeopt.fields import check_table
 from edgeopt.network import EdgeNetwork
 from edgeopt.problems.expert_caching.moe_models import MoEModel, moe_model
 from edgeopt.problems.expert_caching.routed_model import RoutedModel
 from edgeopt.problems.expert_caching.routing_trace import RoutingTrace
 from edgeopt.rng import stream
-from edgeopt.validate import float_array, int_array
+from edgeopt.validate import LEAST, float_array, int_array, integer, listed
 
 if TYPE_CHECKING:
     from edgeopt.problems.expert_caching.problem import ExpertCaching, Latency
@@ -101,10 +102,10 @@ def from_traces(
     theta: float,
 ) -> "ExpertCaching":
     """See `ExpertCaching.from_traces`."""
-    traces = [traces] if isinstance(traces, RoutingTrace) else list(traces)
+    traces = listed("traces", traces, single=RoutingTrace)
     if not traces:
         raise InvalidProblemError("traces: expected at least one routing trace")
-    imagined = [None] * len(traces) if models is None else list(models)
+    imagined = [None] * len(traces) if models is None else listed("models", models, single=(str, MoEModel))
     if len(imagined) != len(traces):
         raise InvalidProblemError(f"models: expected one per trace ({len(traces)}), got {len(imagined)}")
     routed, work = [], []
@@ -159,16 +160,17 @@ def random_problem(
         "top_k": top_k,
         "tokens": tokens,
     }
-    for name, value in counts.items():
-        if value < 1:
-            raise InvalidProblemError(f"{name} = {value}: expected an integer >= 1")
+    num_models, num_layers, experts_per_layer, top_k, tokens = (
+        integer(name, value, low=1) for name, value in counts.items()
+    )
     if top_k > experts_per_layer:
         raise InvalidProblemError(f"top_k = {top_k}: expected at most experts_per_layer = {experts_per_layer}")
     if network is None:
         network = EdgeNetwork.random(num_servers, num_users, seed=seed)
-    num_profiles = min(network.num_devices, 32) if num_profiles is None else num_profiles
-    if num_profiles < 1:
-        raise InvalidProblemError(f"num_profiles = {num_profiles}: expected an integer >= 1")
+    num_profiles = (
+        min(network.num_devices, 32) if num_profiles is None else integer("num_profiles", num_profiles, low=1)
+    )
+    check_table("profiles x layers x experts", num_profiles, num_layers, experts_per_layer)
     routed, work = [], []
     for m in range(num_models):
         width, hidden = ((768, 3072), (1024, 2816), (2048, 1408), (1024, 4096))[m % 4]
@@ -228,6 +230,7 @@ def _popularity(
 def _top_1(model: MoEModel, logits: NDArray[np.float64]) -> RoutedModel:
     profiles, layers, experts = logits.shape
     count = layers * experts
+    probability = np.exp(logits).ravel()
     return RoutedModel(
         name=model.name,
         expert_layer=np.repeat(np.arange(layers, dtype=np.int32), experts),
@@ -235,7 +238,7 @@ def _top_1(model: MoEModel, logits: NDArray[np.float64]) -> RoutedModel:
         sets=np.arange(count, dtype=np.int32)[:, None],
         indptr=np.arange(profiles + 1) * count,
         indices=np.tile(np.arange(count, dtype=np.int32), profiles),
-        probability=np.exp(logits).ravel(),
+        probability=np.where(probability < LEAST, 0.0, probability),  # steep ones fall below what a problem takes
     )
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from edgeopt.errors import InvalidProblemError
+from edgeopt.validate import integer
 
 _SWITCH = "arXiv:2101.03961; configuration of the checkpoint google/switch-base-{}"
 
@@ -67,9 +68,7 @@ class MoEModel:
 
     def __post_init__(self) -> None:
         for field in ("num_layers", "experts_per_layer", "top_k", "d_model", "d_ff", "bits_per_value"):
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InvalidProblemError(f"{self.name}: {field} = {value!r}: expected a positive integer")
+            object.__setattr__(self, field, integer(f"{self.name}: {field}", getattr(self, field), low=1))
         if self.top_k > self.experts_per_layer:
             raise InvalidProblemError(
                 f"{self.name}: top_k = {self.top_k}: expected at most experts_per_layer = {self.experts_per_layer}"

@@ -1,12 +1,15 @@
 """`Placement`: the decision of expert caching."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from edgeopt.errors import InvalidProblemError
+from edgeopt.errors import InvalidProblemError, quoted
+from edgeopt.foreign import as_array
+from edgeopt.validate import int_array
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,7 +30,7 @@ class Placement:
 
     def __post_init__(self) -> None:
         given: ArrayLike = self.cached
-        cached = np.array(given)
+        cached = np.array(as_array("cached", given))
         if cached.ndim != 2 or cached.dtype != np.bool_:
             raise InvalidProblemError(
                 f"cached: expected a boolean array [servers, experts], got {cached.dtype} {list(cached.shape)}"
@@ -39,8 +42,11 @@ class Placement:
     def from_lists(cls, experts_of_server: list[list[int]], num_experts: int) -> "Placement":
         """Build a placement from the expert ids that each server holds, as `to_json` writes them."""
         cached = np.zeros((len(experts_of_server), num_experts), bool)
-        for server, experts in enumerate(experts_of_server):
-            ids = np.asarray(experts, np.int64)
+        given: Sequence[object] = experts_of_server
+        for server, experts in enumerate(given):
+            if not isinstance(experts, list | tuple | np.ndarray):
+                raise InvalidProblemError(f"server {server}: {quoted(experts)}: expected a list of expert ids")
+            ids = int_array(f"experts of server {server}", experts, (None,), dtype=np.int64)
             if (bad := np.flatnonzero((ids < 0) | (ids >= num_experts))).size:
                 raise InvalidProblemError(
                     f"server {server}: expert {ids[bad[0]]}: expected an id from 0 to {num_experts - 1}"

@@ -9,11 +9,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edgeopt import storage
-from edgeopt.errors import InvalidFileError, InvalidProblemError
+from edgeopt.errors import InvalidFileError, InvalidProblemError, quoted
+from edgeopt.fields import Fields, check_table
+from edgeopt.npz import numbers
 from edgeopt.problem import Problem, Sense, Violation
 from edgeopt.problems.expert_caching.placement import Placement
 from edgeopt.problems.expert_caching.routed_model import SUM_TOLERANCE, RoutedModel
-from edgeopt.validate import float_array, int_array
+from edgeopt.validate import LEAST, float_array, int_array, listed, probabilities, real
 
 if TYPE_CHECKING:
     from edgeopt.network import EdgeNetwork
@@ -115,20 +117,21 @@ class ExpertCaching(Problem):
     theta: float = 0.5
 
     def __post_init__(self) -> None:
-        models = tuple(self.models)
+        models = tuple(listed("models", self.models, single=RoutedModel))
         if not models:
             raise InvalidProblemError("models: expected at least one model")
-        storage_bytes = float_array("storage_bytes", self.storage_bytes, (None,), nonnegative=True, unit="bytes")
+        for m, model in enumerate(models):
+            if not isinstance(model, RoutedModel):
+                raise InvalidProblemError(f"models[{m}]: expected a RoutedModel, got {quoted(model)}")
+        storage_bytes = float_array(
+            "storage_bytes", self.storage_bytes, (None,), nonnegative=True, ranged=True, unit="bytes"
+        )
         if storage_bytes.size == 0:
             raise InvalidProblemError("storage_bytes: expected at least one server")
-        request = float_array("request", self.request, (None, len(models)), nonnegative=True)
+        request = probabilities("request", self.request, (None, len(models)), tolerance=SUM_TOLERANCE, ranged=True)
         num_users, num_servers = request.shape[0], storage_bytes.size
         if num_users == 0:
             raise InvalidProblemError("request: expected at least one user")
-        if (bad := np.flatnonzero(np.abs(request.sum(axis=1) - 1) > SUM_TOLERANCE)).size:
-            raise InvalidProblemError(
-                f"request[{bad[0]}] sums to {request[bad[0]].sum():.9g}: expected probabilities that sum to 1"
-            )
         profile = int_array("profile", self.profile, (num_users, len(models)), low=0)
         for m, model in enumerate(models):
             if (bad := np.flatnonzero(profile[:, m] >= model.num_profiles)).size:
@@ -137,9 +140,12 @@ class ExpertCaching(Problem):
                 )
         shape = (len(models), num_users)
         server = float_array(  # inf means out of reach
-            "server_latency_s", self.server_latency_s, (*shape, num_servers), nonnegative=True, finite=False, unit="s"
-        )
+            "server_latency_s", self.server_latency_s, (*shape, num_servers),
+            nonnegative=True, finite=False, ranged=True, unit="s",
+        )  # fmt: skip
         total = sum(model.num_experts for model in models)
+        check_table("users x experts", num_users, total)
+        check_table("servers x experts", num_servers, total)
         if (none := self.device_indptr is None) != (self.device_experts is None):
             raise InvalidProblemError("device_indptr, device_experts: expected both or neither")
         held = int_array("device_experts", [] if none else self.device_experts, (None,), low=0, high=total - 1)
@@ -149,24 +155,27 @@ class ExpertCaching(Problem):
             raise InvalidProblemError(f"device_indptr: expected starts ascending from 0 to {held.size}")
         access = np.full(num_users, -1) if self.access_server is None else self.access_server
         if self.latency not in ("sum", "max", "mix"):
-            raise InvalidProblemError(f"latency = {self.latency!r}: expected 'sum', 'max' or 'mix'")
-        if not isinstance(self.theta, int | float) or not 0 <= self.theta <= 1:
-            raise InvalidProblemError(f"theta = {self.theta!r}: expected a number from 0 to 1")
+            raise InvalidProblemError(f"latency = {quoted(self.latency)}: expected 'sum', 'max' or 'mix'")
+        theta = real("theta", self.theta)
+        if not 0 <= theta <= 1:
+            raise InvalidProblemError(f"theta = {theta!r}: expected a number from 0 to 1")
         checked = {
             "models": models,
             "storage_bytes": storage_bytes,
             "request": request,
             "profile": profile,
             "server_latency_s": server,
-            "cloud_latency_s": float_array("cloud_latency_s", self.cloud_latency_s, shape, nonnegative=True, unit="s"),
+            "cloud_latency_s": float_array(
+                "cloud_latency_s", self.cloud_latency_s, shape, nonnegative=True, ranged=True, unit="s"
+            ),
             "device_latency_s": float_array(
-                "device_latency_s", self.device_latency_s, shape, nonnegative=True, unit="s"
+                "device_latency_s", self.device_latency_s, shape, nonnegative=True, ranged=True, unit="s"
             ),
             "device_indptr": indptr,
             "device_experts": held,
-            "user_weight": float_array("user_weight", self.user_weight, (num_users,), nonnegative=True),
+            "user_weight": float_array("user_weight", self.user_weight, (num_users,), nonnegative=True, ranged=True),
             "access_server": int_array("access_server", access, (num_users,), low=-1, high=num_servers - 1),
-            "theta": float(self.theta),
+            "theta": theta,
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -361,9 +370,12 @@ class ExpertCaching(Problem):
 
     def solution_from_json(self, document: dict[str, Any]) -> Placement:
         """Return the placement that `Placement.to_json` wrote."""
-        if not isinstance(document.get("cached"), list):
-            raise InvalidProblemError("solution: cached: expected one list of expert ids per server")
-        return Placement.from_lists(document["cached"], self.num_experts)
+        cached = Fields(document, "solution: ").entries("cached", "one list of expert ids per server")
+        if len(cached) != self.num_servers:
+            raise InvalidProblemError(
+                f"solution: cached: {len(cached)} lists, expected {self.num_servers}, one per server"
+            )
+        return Placement.from_lists(cached, self.num_experts)
 
     # --- plumbing ----------------------------------------------------------------------------------------------
 
@@ -410,20 +422,22 @@ class ExpertCaching(Problem):
     @classmethod
     def from_data(cls, values: dict[str, Any], arrays: storage.Arrays) -> Self:
         """Build the problem from what `to_data` returned."""
-        names = values.get("models")
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise InvalidFileError("models: expected a list of names")
-        wanted = [*_ARRAYS, *(f"model{m}.{name}" for m in range(len(names)) for name in _MODEL_ARRAYS)]
-        if missing := [name for name in wanted if name not in arrays]:
+        given = Fields(values)
+        if missing := [name for name in cls.layout(values) if name not in arrays]:
             raise InvalidFileError(f"{missing[0]}: array is missing")
         models = tuple(
             RoutedModel(name=label, **{name: arrays[f"model{m}.{name}"] for name in _MODEL_ARRAYS})
-            for m, label in enumerate(names)
+            for m, label in enumerate(given.texts("models"))
         )
         rest: Any = {name: arrays[name] for name in _ARRAYS}
-        if not isinstance(theta := values.get("theta", 0.5), int | float):
-            raise InvalidFileError(f"theta = {theta!r}: expected a number")
-        return cls(models=models, latency=values.get("latency", "sum"), theta=theta, **rest)
+        latency: Any = given.choice("latency", ("sum", "max", "mix")) if "latency" in given else "sum"
+        return cls(models=models, latency=latency, theta=given.number("theta") if "theta" in given else 0.5, **rest)
+
+    @classmethod
+    def layout(cls, values: dict[str, Any]) -> storage.Layout:
+        """Return which arrays a file may hold: those of the problem, and those of each of its models."""
+        count = len(Fields(values).texts("models"))
+        return _LAYOUT | {f"model{m}.{name}": form for m in range(count) for name, form in _MODEL_LAYOUT.items()}
 
     @classmethod
     def from_facility(cls, gain: ArrayLike, weight: ArrayLike, size: ArrayLike, capacity: ArrayLike) -> Self:
@@ -442,13 +456,18 @@ class ExpertCaching(Problem):
         -----
         Weights need not be probabilities: each user's total goes into ``user_weight``.
         """
-        gains = float_array("gain", gain, (None, None), nonnegative=True)
-        weights = float_array("weight", weight, (gains.shape[0], None), nonnegative=True)
+        gains = float_array("gain", gain, (None, None), nonnegative=True, ranged=True)
+        weights = float_array("weight", weight, (gains.shape[0], None), nonnegative=True, ranged=True)
         num_users, num_experts = weights.shape
         if num_users == 0 or num_experts == 0:
             raise InvalidProblemError(f"weight: expected users and experts, got shape {list(weights.shape)}")
         total = weights.sum(axis=1)
         probability = weights / np.where(total > 0, total, 1.0)[:, None]
+        if (bad := np.argwhere((probability < LEAST) & (weights > 0))).size:
+            u, e = bad[0].tolist()
+            raise InvalidProblemError(
+                f"weight[{u}, {e}] = {weights[u, e]:g}: expected 0 or at least {LEAST:g} of the user's total, {total[u]:g}"
+            )
         probability[total == 0] = 1.0 / num_experts
         cloud = gains.max(axis=1, initial=0.0)
         model = RoutedModel(
@@ -567,8 +586,13 @@ class ExpertCaching(Problem):
         )  # type: ignore[return-value]  # fmt: skip
 
 
-_ARRAYS = (
-    "storage_bytes", "request", "profile", "server_latency_s", "cloud_latency_s", "device_latency_s",
-    "device_indptr", "device_experts", "user_weight", "access_server",
-)  # fmt: skip
-_MODEL_ARRAYS = ("expert_layer", "expert_bytes", "sets", "indptr", "indices", "probability")
+_LAYOUT = {
+    "storage_bytes": numbers(1), "request": numbers(2), "profile": numbers(2), "server_latency_s": numbers(3),
+    "cloud_latency_s": numbers(2), "device_latency_s": numbers(2), "device_indptr": numbers(1),
+    "device_experts": numbers(1), "user_weight": numbers(1), "access_server": numbers(1),
+}  # fmt: skip
+_MODEL_LAYOUT = {
+    "expert_layer": numbers(1), "expert_bytes": numbers(1), "sets": numbers(2), "indptr": numbers(1),
+    "indices": numbers(1), "probability": numbers(1),
+}  # fmt: skip
+_ARRAYS, _MODEL_ARRAYS = tuple(_LAYOUT), tuple(_MODEL_LAYOUT)

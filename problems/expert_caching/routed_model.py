@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import InvalidProblemError
-from edgeopt.validate import float_array, int_array
+from edgeopt.fields import check_table
+from edgeopt.validate import float32_rounding, float_array, int_array, sums_to
 
 SUM_TOLERANCE = 1e-6  # by how much the probabilities of a layer may miss one
 
@@ -63,12 +64,13 @@ class RoutedModel:
                 f"expert_layer[{bad[0]}] = {layer[bad[0]]}: expected layers to ascend from 0 without holes"
             )
         count = layer.size
-        size = float_array("expert_bytes", self.expert_bytes, (count,), positive=True, unit="bytes")
+        size = float_array("expert_bytes", self.expert_bytes, (count,), positive=True, ranged=True, unit="bytes")
         sets = int_array("sets", self.sets, (None, None), low=0, high=count - 1)
         self._check_sets(sets, layer)
         indptr = int_array("indptr", self.indptr, (None,), low=0, dtype=np.int64)
+        check_table("profiles x experts", max(indptr.size - 1, 0), count)
         indices = int_array("indices", self.indices, (None,), low=0, high=sets.shape[0] - 1)
-        probability = float_array("probability", self.probability, indices.shape, nonnegative=True)
+        probability = float_array("probability", self.probability, indices.shape, nonnegative=True, ranged=True)
         if indptr.size < 2 or indptr[0] != 0 or indptr[-1] != indices.size or (np.diff(indptr) < 0).any():
             raise InvalidProblemError(
                 f"indptr: expected profile starts ascending from 0 to {indices.size}, at least one profile"
@@ -96,10 +98,11 @@ class RoutedModel:
     def _check_sums(self) -> None:
         sums = np.zeros((self.num_profiles, self.num_layers))
         np.add.at(sums, (self.entry_profile, self.expert_layer[self.sets[self.indices, 0]]), self.probability)
-        if (bad := np.argwhere(np.abs(sums - 1) > SUM_TOLERANCE)).size:
+        most = int(np.diff(self.indptr).max(initial=0))
+        if (bad := np.argwhere(np.abs(sums - 1) > max(SUM_TOLERANCE, float32_rounding(self.probability, most)))).size:
             profile, layer = bad[0]
             raise InvalidProblemError(
-                f"probability: profile {profile}, layer {layer} sums to {sums[profile, layer]:.9g}, expected 1"
+                f"probability: profile {profile}, layer {layer} {sums_to(sums[profile, layer])}, expected 1"
             )
 
     @property

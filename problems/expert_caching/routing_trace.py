@@ -10,16 +10,23 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edgeopt import storage
-from edgeopt.errors import InvalidFileError, InvalidProblemError
+from edgeopt.errors import InvalidFileError, InvalidProblemError, quoted
+from edgeopt.fields import in_file
+from edgeopt.foreign import as_array, at
+from edgeopt.npz import Form
 from edgeopt.problems.expert_caching.routed_model import RoutedModel
-from edgeopt.validate import int_array
+from edgeopt.validate import bool_array, int_array
 
 BUNDLED_TRACES = ("switch32", "mixtral8", "fine64")
 """Names that `bundled_trace` knows."""
 
 MAX_EXPERTS = 1 << 20  # over all layers; a file cannot ask for more
 _FORMAT_VERSION = 1
-_ARRAYS = ("set_user", "set_layer", "set_experts", "set_count", "tokens_per_user")
+_LAYOUT = {
+    "set_user": Form("iu", (1,)), "set_layer": Form("iu", (1,)), "set_experts": Form("iu", (2,)),
+    "set_count": Form("iu", (1,)), "tokens_per_user": Form("iu", (1,)), "meta": Form("iu", (1,)),
+}  # fmt: skip
+_ARRAYS = tuple(name for name in _LAYOUT if name != "meta")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -67,7 +74,7 @@ class RoutingTrace:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
-            raise InvalidProblemError(f"name = {self.name!r}: expected a string")
+            raise InvalidProblemError(f"name = {quoted(self.name)}: expected a string")
         for size in ("num_layers", "num_experts"):
             object.__setattr__(self, size, _size(size, getattr(self, size)))
         if (total := self.num_layers * self.num_experts) > MAX_EXPERTS:
@@ -139,7 +146,7 @@ class RoutingTrace:
         }  # fmt: skip
         for key, value in facts.items():
             if key in meta and meta[key] != value:
-                raise InvalidProblemError(f"meta: {key} = {meta[key]!r}: expected {value!r}")
+                raise InvalidProblemError(f"meta: {key} = {quoted(meta[key])}: expected {quoted(value)}")
         return facts | meta
 
     @classmethod
@@ -158,22 +165,22 @@ class RoutingTrace:
         OSError
             If the file cannot be opened.
         """
-        arrays = storage.read_arrays(path)
-        for name in (*_ARRAYS, "meta"):
+        arrays = storage.read_arrays(path, _LAYOUT)
+        for name, form in _LAYOUT.items():
             if name not in arrays:
-                raise InvalidFileError(f"{path}: no array {name!r}: expected {', '.join(_ARRAYS)}, meta")
-            if arrays[name].dtype.kind not in "iu":
-                raise InvalidFileError(f"{path}: {name}: expected integers, got {arrays[name].dtype}")
-        if arrays["meta"].dtype != np.uint8 or arrays["meta"].ndim != 1:
+                raise InvalidFileError(f"{path}: no array {name!r}: expected {', '.join(_LAYOUT)}")
+            if arrays[name].ndim not in (form.dimensions or ()):  # a single number does not stand for a column
+                raise InvalidFileError(f"{path}: {name}: expected rows, got shape {list(arrays[name].shape)}")
+        if arrays["meta"].dtype != np.uint8:
             raise InvalidFileError(
                 f"{path}: meta: expected the bytes of a JSON object as uint8 [n],"
                 f" got {arrays['meta'].dtype} {list(arrays['meta'].shape)}"
             )
-        meta = storage.parse_json_object(f"{path}: meta", arrays["meta"])
+        meta = storage.parse_json_object(f"{path}: meta", arrays["meta"].tobytes())
         for key, kind in (("name", str), ("num_layers", int), ("num_experts", int), ("top_k", int)):
             if type(meta.get(key)) is not kind:
-                raise InvalidFileError(f"{path}: meta: {key} = {meta.get(key)!r}: expected {kind.__name__}")
-        try:
+                raise InvalidFileError(f"{path}: meta: {key} = {quoted(meta.get(key))}: expected {kind.__name__}")
+        with in_file(path):
             return cls(
                 name=meta["name"],
                 num_layers=meta["num_layers"],
@@ -181,8 +188,6 @@ class RoutingTrace:
                 meta=meta,
                 **{name: arrays[name] for name in _ARRAYS},
             )
-        except InvalidProblemError as error:
-            raise InvalidFileError(f"{path}: {error}") from None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the trace to an ``.npz`` file, atomically; `load` reads it back equal."""
@@ -197,21 +202,27 @@ class RoutingTrace:
         storage.write_atomic(path, lambda file: storage.write_arrays(file, arrays))
 
     @classmethod
-    def from_router_logits(cls, logits: ArrayLike, top_k: int, *, name: str = "routing") -> "RoutingTrace":
+    def from_router_logits(
+        cls, logits: ArrayLike, top_k: int, *, name: str = "routing", mask: ArrayLike | None = None
+    ) -> "RoutingTrace":
         """Count the sets of experts with the largest router outputs.
 
         Ties go to the expert with the lowest index. Only the order of the outputs matters, so probabilities do as well.
 
         Parameters
         ----------
-        logits : real [G, T, L, E], output of the router for each user, token, layer and expert; infinities are allowed.
+        logits : real [G, T, L, E], output of the router for each user, token, layer and expert, such as a tensor in
+            bfloat16. An expert at -inf is out of reach of the token.
         top_k : experts K that each token uses per layer.
         name : name of the model.
+        mask : bool [G, T], the tokens that count; at least one of each user. Give it where texts were padded to one
+            length. Default: all.
 
         Raises
         ------
         InvalidProblemError
-            If a value is NaN, an axis is empty, or `top_k` is not between 1 and E.
+            If a value of a token that counts is NaN, fewer than K of its experts in a layer are within reach, as in
+            padding, an axis is empty, or `top_k` is not between 1 and E.
 
         Examples
         --------
@@ -219,7 +230,7 @@ class RoutingTrace:
         >>> trace.set_experts.tolist(), trace.set_count.tolist()
         ([[0, 1], [1, 2]], [1, 1])
         """
-        values = np.asarray(logits)
+        values = as_array("logits", logits)
         if values.dtype.kind not in "iuf" or values.ndim != 4 or 0 in values.shape:
             raise InvalidProblemError(
                 "logits: expected numbers [users, tokens, layers, experts], none of them 0,"
@@ -228,10 +239,12 @@ class RoutingTrace:
         users, tokens, layers, experts = values.shape
         if (top_k := _size("top_k", top_k)) > experts:
             raise InvalidProblemError(f"top_k = {top_k}: expected at most the {experts} experts of a layer")
-        if (missing := np.isnan(values)).any():
-            index = ", ".join(str(i) for i in np.unravel_index(int(missing.argmax()), values.shape))
-            raise InvalidProblemError(f"logits[{index}] = nan: expected a number")
-        parts = [_count_sets(values[user], top_k) for user in range(users)]  # by user, to bound the memory
+        counted = counted_tokens(mask, users, tokens)
+        for user in range(users):
+            _check_logits(values[user], top_k, counted[user], user)
+        parts = [
+            _count_sets(values[user][counted[user]], top_k) for user in range(users)
+        ]  # by user, to bound the memory
         return cls(
             name=name,
             num_layers=layers,
@@ -240,7 +253,7 @@ class RoutingTrace:
             set_layer=np.concatenate([layer for layer, _, _ in parts]),
             set_experts=np.concatenate([chosen for _, chosen, _ in parts]),
             set_count=np.concatenate([count for _, _, count in parts]),
-            tokens_per_user=np.full(users, tokens),
+            tokens_per_user=counted.sum(axis=1),
         )
 
     def to_model(self, expert_bytes: ArrayLike | None = None) -> RoutedModel:
@@ -260,7 +273,7 @@ class RoutingTrace:
             expert_bytes = self.meta.get("bytes_per_expert_fp16")
             if not isinstance(expert_bytes, int | float) or isinstance(expert_bytes, bool):
                 raise InvalidProblemError(
-                    f"meta: bytes_per_expert_fp16 = {expert_bytes!r}: expected a number of bytes; give expert_bytes"
+                    f"meta: bytes_per_expert_fp16 = {quoted(expert_bytes)}: expected a number of bytes; give expert_bytes"
                 )
         code = _row_codes((self.set_layer, self.num_layers), *self._expert_columns())
         _, first, which = np.unique(code, return_index=True, return_inverse=True)
@@ -342,6 +355,28 @@ def bundled_trace(name: str) -> RoutingTrace:
         return RoutingTrace.load(path)
 
 
+def counted_tokens(mask: ArrayLike | None, users: int, tokens: int) -> NDArray[np.bool_]:
+    """Return bool [G, T], which tokens count: those of a mask that leaves each user some, or all."""
+    counted = bool_array("mask", True if mask is None else mask, (users, tokens))
+    if (silent := np.flatnonzero(~counted.any(axis=1))).size:
+        raise InvalidProblemError(f"mask[{silent[0]}]: no token of user {silent[0]} counts: expected at least one")
+    return counted
+
+
+def _check_logits(logits: NDArray[Any], top_k: int, counted: NDArray[np.bool_], user: int) -> None:
+    """Refuse NaN, and too few experts within reach, among the tokens of one user that count; `logits` is [T, L, E]."""
+    if (missing := np.isnan(logits) & counted[:, None, None]).any():
+        index = tuple(int(i) for i in np.argwhere(missing)[0])
+        raise InvalidProblemError(f"{at('logits', (user, *index))} = nan: expected a number")
+    reached = (logits > -np.inf).sum(axis=-1)  # (T, L)
+    if (padding := (reached < top_k) & counted[:, None]).any():
+        index = tuple(int(i) for i in np.argwhere(padding)[0])
+        raise InvalidProblemError(
+            f"{at('logits', (user, *index))}: {reached[index]} of {logits.shape[-1]} values are above -inf: expected at "
+            f"least top_k = {top_k}; leave padding out with mask"
+        )
+
+
 def _count_sets(
     logits: NDArray[Any], top_k: int
 ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.int64]]:  # fmt: skip
@@ -372,7 +407,7 @@ def _row_codes(*columns: tuple[NDArray[Any], int]) -> NDArray[np.int64]:
 
 def _size(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise InvalidProblemError(f"{name} = {value!r}: expected a positive integer")
+        raise InvalidProblemError(f"{name} = {quoted(value)}: expected a positive integer")
     return int(value)
 
 

@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edgeopt.errors import InvalidProblemError
+from edgeopt.foreign import as_array
 from edgeopt.network import EdgeNetwork
 from edgeopt.profile import ModelProfile, Precision, model_profile
 from edgeopt.rng import stream
-from edgeopt.validate import float_array, int_array
+from edgeopt.validate import float_array, int_array, listed
 
 if TYPE_CHECKING:
     from edgeopt.problems.model_download.problem import ModelDownload
@@ -95,9 +96,10 @@ def from_profiles(
     """
     if isinstance(profiles, str):
         raise InvalidProblemError(f"profiles = {profiles!r}: expected a sequence of models")
-    if not profiles:
+    given = listed("profiles", profiles, single=ModelProfile)
+    if not given:
         raise InvalidProblemError("profiles: expected at least one model")
-    models = [model_profile(profile) if isinstance(profile, str) else profile for profile in profiles]
+    models = [model_profile(profile) if isinstance(profile, str) else profile for profile in given]
     for index, model in enumerate(models):
         if not isinstance(model, ModelProfile):
             raise InvalidProblemError(f"profiles[{index}] = {model!r}: expected a ModelProfile or the name of one")
@@ -110,7 +112,7 @@ def from_profiles(
     snr_hz = network.server_power_w[n] * network.channel_gain[users, n] / network.noise_w_per_hz
     efficiency = np.log1p(snr_hz / band) / np.log(2)
     channel = {"snr_hz": snr_hz / users.size} if fixed_power else {"spectral_efficiency": efficiency}
-    given: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "deadline_s": float_array("deadline_s", deadline_s, (users.size,)),
         "samples": samples,
         "max_frequency_hz": top,
@@ -125,7 +127,7 @@ def from_profiles(
         "cycles_per_flop": top / network.device_flops[users],
         "bandwidth_hz": band,
     }
-    return cls(**layer_tables(models), **given, **channel)
+    return cls(**layer_tables(models), **fields, **channel)
 
 
 def random_problem(
@@ -203,7 +205,7 @@ def random_problem(
         max_frequency_hz=_draw(seed, "max_frequency_hz", (0.6e9, 1.3e9), users),
         bandwidth_hz=band,
         resource_block_hz=resource_block_hz,
-        frequency_levels=None if frequency_levels is None else np.asarray(frequency_levels),
+        frequency_levels=None if frequency_levels is None else as_array("frequency_levels", frequency_levels),
         user_weight=stream(seed, "user_weight").integers(1, 6, users) if weighted else np.array(1.0),
         **channel,
     )
@@ -229,7 +231,7 @@ def positive_hz(name: str, value: Any) -> float:
     """Return a positive number of hertz; nothing, truth values, text and arrays are no numbers."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < np.inf:
         raise InvalidProblemError(f"{name} = {value!r}: expected a positive number (Hz)")
-    return float(value)
+    return float_array(name, float(value), (), positive=True, ranged=True, unit="Hz").item()
 
 
 def _draw(

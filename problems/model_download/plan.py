@@ -6,7 +6,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.errors import InvalidProblemError
+from edgeopt.fields import Fields
 from edgeopt.validate import float_array, int_array
 
 
@@ -46,11 +46,9 @@ class DownloadPlan:
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Self:
         """Return the plan that `to_json` wrote."""
-        values: dict[str, Any] = {}
-        for name in ("model", "bandwidth_hz", "frequency_hz"):
-            if not isinstance(document.get(name), list):
-                raise InvalidProblemError(f"solution: {name}: expected a list of numbers")
-            values[name] = document[name]
+        given = Fields(document, "solution: ")
+        names = ("model", "bandwidth_hz", "frequency_hz")
+        values: dict[str, Any] = {name: given.entries(name, "a list of numbers") for name in names}
         return cls(**values)
 
     @property

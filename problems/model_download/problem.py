@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edgeopt import storage
-from edgeopt.errors import InvalidFileError, InvalidProblemError
+from edgeopt.errors import InvalidFileError, InvalidProblemError, quoted
+from edgeopt.fields import Fields, check_table
+from edgeopt.npz import numbers
 from edgeopt.problem import Problem, Sense, Violation
 from edgeopt.problems.model_download.build import from_profiles, positive_hz, random_problem
 from edgeopt.problems.model_download.plan import DownloadPlan, DownloadTimeline
@@ -145,7 +147,8 @@ class ModelDownload(Problem):
             if (given := getattr(self, name)) is not None or name not in _CHANNELS:
                 checked[name] = float_array(
                     name, given, (sizes[axis],),
-                    positive=positive, nonnegative=not positive, finite=name not in _MAY_BE_INFINITE, unit=unit,
+                    positive=positive, nonnegative=not positive, finite=name not in _MAY_BE_INFINITE, ranged=True,
+                    unit=unit,
                 )  # fmt: skip
         for name, axis in (("model_task", "I"), ("task", "K")):
             checked[name] = int_array(name, getattr(self, name), (sizes[axis],), low=0)
@@ -161,6 +164,7 @@ class ModelDownload(Problem):
             checked["frequency_levels"] = _checked_levels(
                 self.frequency_levels, checked["min_frequency_hz"], checked["max_frequency_hz"]
             )
+        check_table("users x models", sizes["K"], sizes["I"])
         model_bytes = np.add.reduceat(checked["layer_bits"], indptr[:-1]) / 8
         allowed = checked["task"][:, None] == checked["model_task"]
         allowed &= checked["min_accuracy"][:, None] <= checked["accuracy"]
@@ -417,22 +421,23 @@ class ModelDownload(Problem):
     @classmethod
     def from_data(cls, values: dict[str, Any], arrays: storage.Arrays) -> Self:
         """Build the problem from what `to_data` returned."""
-        names = values.get("models")
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise InvalidFileError("models: expected a list of names")
+        given = Fields(values)
         if missing := [name for name in _ARRAYS if name not in arrays]:
             raise InvalidFileError(f"{missing[0]}: array is missing")
         if unknown := sorted(arrays.keys() - {*_ARRAYS, *_OPTIONAL}):
-            raise InvalidFileError(f"{unknown[0]}: not an array of {cls.kind}")
-        if "bandwidth_hz" not in values:
-            raise InvalidFileError("bandwidth_hz: missing")
+            raise InvalidProblemError(f"{unknown[0]}: not an array of {cls.kind}")
         known: Any = dict(arrays)
         return cls(
-            model_names=tuple(names),
-            bandwidth_hz=values["bandwidth_hz"],
-            resource_block_hz=values.get("resource_block_hz"),
+            model_names=given.texts("models"),
+            bandwidth_hz=given.number("bandwidth_hz"),
+            resource_block_hz=given.optional_number("resource_block_hz"),
             **known,
         )
+
+    @classmethod
+    def layout(cls, values: dict[str, Any]) -> storage.Layout:
+        """Return which arrays a file may hold."""
+        return dict.fromkeys((*_ARRAYS, *_OPTIONAL), numbers(1))
 
     from_profiles = classmethod(from_profiles)
     random = classmethod(random_problem)
@@ -451,13 +456,13 @@ def _refuse_above(name: str, values: NDArray[Any], limit: Any, expected: str) ->
 
 def _checked_levels(levels: Any, low_hz: NDArray[np.float64], high_hz: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the levels, ascending shares of the maximum such that every processor has one in its range."""
-    checked = float_array("frequency_levels", levels, (None,), positive=True)
+    checked = float_array("frequency_levels", levels, (None,), positive=True, ranged=True)
     if checked.size == 0:
         raise InvalidProblemError("frequency_levels: expected at least one level, or None")
     _refuse_above("frequency_levels", checked, 1.0, "a share of the maximum frequency, in (0, 1]")
     if (bad := np.flatnonzero(np.diff(checked) <= 0)).size:
         level = checked[bad[0] + 1].item()
-        raise InvalidProblemError(f"frequency_levels[{bad[0] + 1}] = {level!r}: expected ascending levels")
+        raise InvalidProblemError(f"frequency_levels[{bad[0] + 1}] = {quoted(level)}: expected ascending levels")
     _refuse_above("min_frequency_hz", low_hz, high_hz * checked[-1], "at most the highest level, {} (Hz)")
     return checked
 

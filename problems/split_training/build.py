@@ -6,9 +6,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edgeopt.errors import InvalidProblemError
+from edgeopt.foreign import as_array
 from edgeopt.network import EdgeNetwork
 from edgeopt.rng import stream
-from edgeopt.validate import float_array
+from edgeopt.validate import float_array, integer, listed
 
 if TYPE_CHECKING:
     from edgeopt.problems.split_training.problem import SplitTraining
@@ -43,8 +44,7 @@ def from_profile(
     interval: int | tuple[int, int],
 ) -> "SplitTraining":
     """See `SplitTraining.from_profile`."""
-    if not 0 <= server < network.num_servers:
-        raise InvalidProblemError(f"server = {server}: expected an integer from 0 to {network.num_servers - 1}")
+    server = integer("server", server, low=0, high=network.num_servers - 1)
     uplink, downlink = network.uplink_rate_bps[:, server], network.downlink_rate_bps[:, server]
     if (cut_off := np.flatnonzero((uplink <= 0) | (downlink <= 0))).size:
         raise InvalidProblemError(f"server = {server}: device {cut_off[0]} has no link to it, expected one for each")
@@ -88,8 +88,7 @@ def random_problem(
     seed: int,
 ) -> "SplitTraining":
     """See `SplitTraining.random`."""
-    if num_devices < 1:
-        raise InvalidProblemError(f"num_devices = {num_devices}: expected an integer >= 1")
+    num_devices = integer("num_devices", num_devices, low=1)
     exponent = float_array("heterogeneity", heterogeneity, (), nonnegative=True).item()
     network = EdgeNetwork.random(
         1, num_devices, seed=seed, area_m=300.0, shadowing_db=4.0, fading=False, uplink_bandwidth_hz=BANDWIDTH_HZ,
@@ -134,7 +133,8 @@ def random_problem(
 def _with_target(
     cls: "type[SplitTraining]", target: float | None, interval: int | tuple[int, int], **fields: Any
 ) -> "SplitTraining":
-    given = tuple(interval) if isinstance(interval, tuple | list) else (interval, interval)
+    ends = listed("interval", interval, single=(int, np.integer))
+    given = ends * 2 if isinstance(interval, int | np.integer) else ends
     if len(given) != 2:
         raise InvalidProblemError(f"interval = {interval!r}: expected an integer, or the least and the largest one")
     low, high = given
@@ -159,8 +159,7 @@ def _layers(profile: "ModelProfile") -> dict[str, Floats]:
 
 def _random_layers(rng: np.random.Generator, num_layers: int) -> dict[str, Floats]:
     """Return a made-up convolutional model: activations shrink with depth, parameters grow, work per layer is even."""
-    if num_layers < 1:
-        raise InvalidProblemError(f"num_layers = {num_layers}: expected an integer >= 1")
+    num_layers = integer("num_layers", num_layers, low=1)
     depth = np.linspace(0.0, 1.0, num_layers)
     uneven = rng.lognormal(0.0, 0.4, (3, num_layers))
     forward = 4e9 / num_layers * uneven[0]
@@ -181,7 +180,7 @@ def _random_layers(rng: np.random.Generator, num_layers: int) -> dict[str, Float
 
 def _spread(name: str, value: ArrayLike, parameters: Floats) -> Floats:
     """Return float64 [L]: the value itself, or a total spread over the layers, half evenly, half by parameters."""
-    given = float_array(name, value, np.shape(value), nonnegative=True)
+    given = float_array(name, value, as_array(name, value).shape, nonnegative=True)
     if given.ndim:
         return given
     total = float(parameters.sum())

@@ -9,8 +9,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from edgeopt import storage
 from edgeopt.errors import InvalidFileError, InvalidProblemError
+from edgeopt.fields import Fields, check_table
+from edgeopt.npz import numbers
 from edgeopt.problem import Problem, Sense, Violation
-from edgeopt.problems.split_training.limits import reachable_target, refuse_overflow
+from edgeopt.problems.split_training.limits import reachable_target
 from edgeopt.problems.split_training.plan import SplitPlan
 from edgeopt.problems.split_training.report import STAGES, SplitReport, report_of  # noqa: F401 - STAGES for readers of reports
 from edgeopt.validate import float_array, int_array
@@ -140,10 +142,11 @@ class SplitTraining(Problem):
             sizes[axis] = float_array(name, getattr(self, name), (None,)).size
             if sizes[axis] == 0:
                 raise InvalidProblemError(f"{name}: expected at least one {what}")
+        check_table("devices x layers", sizes["N"], sizes["L"])
         for name, (axes, positive, unit) in _FLOATS.items():
             value = float_array(
                 name, getattr(self, name), tuple(sizes[axis] for axis in axes),
-                positive=positive, nonnegative=not positive, finite=name != "memory_bytes", unit=unit,
+                positive=positive, nonnegative=not positive, finite=name != "memory_bytes", ranged=True, unit=unit,
             )  # fmt: skip
             object.__setattr__(self, name, value if axes else value.item())
         object.__setattr__(self, "max_batch", int_array("max_batch", self.max_batch, (sizes["N"],), low=1))
@@ -153,7 +156,6 @@ class SplitTraining(Problem):
             raise InvalidProblemError(f"max_interval = {most}: expected at least min_interval = {least}")
         object.__setattr__(self, "min_interval", least)
         object.__setattr__(self, "max_interval", most)
-        refuse_overflow(self)
         if (bad := np.flatnonzero(self.batch_limit[:, 0] < 1)).size:
             needed = (self.memory_bits[0] + self.optimizer_states * self.parameter_bits[0]) / 8
             raise InvalidProblemError(
@@ -324,10 +326,9 @@ class SplitTraining(Problem):
 
     def solution_from_json(self, document: dict[str, Any]) -> SplitPlan:
         """Return the plan that `SplitPlan.to_json` wrote."""
-        names = ("batch_size", "cut_layer", "aggregation_interval")
-        if missing := [name for name in names if name not in document]:
-            raise InvalidProblemError(f"solution: {missing[0]}: missing")
-        plan = SplitPlan(**{name: document[name] for name in names})
+        given = Fields(document, "solution: ")
+        lists: Any = {name: given.entries(name, "a list of numbers") for name in ("batch_size", "cut_layer")}
+        plan = SplitPlan(**lists, aggregation_interval=given.integer("aggregation_interval"))
         self._check_shape(plan)
         return plan
 
@@ -367,14 +368,16 @@ class SplitTraining(Problem):
     @classmethod
     def from_data(cls, values: dict[str, Any], arrays: storage.Arrays) -> Self:
         """Build the problem from what `to_data` returned."""
-        for names, given, what in ((_ARRAYS, arrays, "array"), (_SCALARS, values, "number")):
-            if missing := [name for name in names if name not in given]:
-                raise InvalidFileError(f"{missing[0]}: {what} is missing")
-        for name in _SCALARS:
-            if isinstance(values[name], bool) or not isinstance(values[name], int | float):
-                raise InvalidFileError(f"{name} = {values[name]!r}: expected a number")
-        fields: Any = {name: values[name] for name in _SCALARS} | {name: arrays[name] for name in _ARRAYS}
+        if missing := [name for name in _ARRAYS if name not in arrays]:
+            raise InvalidFileError(f"{missing[0]}: array is missing")
+        given = Fields(values)
+        fields: Any = {name: given.number(name) for name in _SCALARS} | {name: arrays[name] for name in _ARRAYS}
         return cls(**fields)
+
+    @classmethod
+    def layout(cls, values: dict[str, Any]) -> storage.Layout:
+        """Return which arrays a file may hold."""
+        return dict.fromkeys(_ARRAYS, numbers(1))
 
     @classmethod
     def from_profile(

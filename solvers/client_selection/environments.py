@@ -10,7 +10,8 @@ from typing import Any, ClassVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.errors import InvalidProblemError, MissingDependencyError
+from edgeopt.errors import InvalidProblemError
+from edgeopt.extras import needs
 from edgeopt.problems import ClientSelection
 from edgeopt.problems.client_selection.environment import RoundResult, SelectionEnvironment
 from edgeopt.problems.client_selection.kernels import CONFLICTS, DELIVERED
@@ -20,14 +21,10 @@ from edgeopt.solvers.client_selection.forecaster import ConflictForecaster
 from edgeopt.solvers.client_selection.policy import LocalSolver
 from edgeopt.solvers.client_selection.random_picks import RandomPicks
 
-try:
+with needs("an environment of reinforcement learning", "rl"):
     from gymnasium import Env
     from gymnasium.spaces import Box, Space
     from pettingzoo import ParallelEnv  # type: ignore[import-untyped, unused-ignore]
-except ImportError as error:
-    raise MissingDependencyError(
-        f"{error.name} is needed for the environments of reinforcement learning: pip install 'edgeopt[rl]'"
-    ) from None
 
 Scores = NDArray[np.float32]
 Infos = dict[str, Any]

@@ -8,11 +8,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edgeopt.errors import InvalidProblemError
+from edgeopt.foreign import as_array
 from edgeopt.rng import stream
 from edgeopt.solvers.kernels.hmm import expected_counts, filter_beliefs
-from edgeopt.validate import float_array, int_array
+from edgeopt.validate import float_array, int_array, integer, probabilities
 
 SUM_TOLERANCE = 1e-9
+LEAST_COUNT = 1e-290  # of expected visits: smaller numbers have lost digits
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,7 +34,10 @@ class CategoricalHMM:
     Notes
     -----
     The forward-backward recursion is scaled, so that long sequences do not underflow (L. R. Rabiner, *A tutorial on
-    hidden Markov models*, Proc. IEEE 77, 1989, section V.A). One pass takes O(N T K^2).
+    hidden Markov models*, Proc. IEEE 77, 1989, section V.A). One pass takes O(N T K^2). Where that is
+    not enough, it is done in logarithms, so that no probability is too small; it then takes several times as long. That is
+    for sequences on which a state becomes less likely than 1e-180, and for all of them if the model has a probability
+    below 1e-60; if it has no move below that, only for those with a symbol of probability below 1e-150.
 
     Examples
     --------
@@ -46,14 +51,13 @@ class CategoricalHMM:
     emission: NDArray[np.float64]
 
     def __post_init__(self) -> None:
-        states = np.size(self.start)
-        if states == 0:
+        if as_array("start", self.start).size == 0:
             raise InvalidProblemError("start: expected at least one state")
-        start = _distribution("start", self.start, (None,))
+        start = probabilities("start", self.start, (None,), tolerance=SUM_TOLERANCE)
         checked = {
             "start": start,
-            "transition": _distribution("transition", self.transition, (states, states)),
-            "emission": _distribution("emission", self.emission, (states, None)),
+            "transition": probabilities("transition", self.transition, (start.size,) * 2, tolerance=SUM_TOLERANCE),
+            "emission": probabilities("emission", self.emission, (start.size, None), tolerance=SUM_TOLERANCE),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -78,6 +82,7 @@ class CategoricalHMM:
     @classmethod
     def random(cls, num_states: int, num_symbols: int, *, seed: int = 0) -> Self:
         """Return a model whose distributions are drawn evenly from all; a start for `fit`."""
+        num_states, num_symbols = integer("num_states", num_states, low=1), integer("num_symbols", num_symbols, low=1)
         rng = stream(seed, "hmm")
         return cls(
             rng.dirichlet(np.ones(num_states)),
@@ -87,6 +92,7 @@ class CategoricalHMM:
 
     def sample(self, num: int, length: int, *, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return complete sequences and their hidden states, int64 [num, length] each."""
+        num, length = integer("num", num, low=0), integer("length", length, low=0)
         moves, draws = stream(seed, "states").random((length, num)), stream(seed, "symbols").random((length, num))
         states = np.empty((length, num), np.int64)
         symbols = np.empty((length, num), np.int64)
@@ -159,7 +165,7 @@ class CategoricalHMM:
         """
         data = self._checked(sequences)
         count = int_array("iterations", iterations, (), low=0).item()
-        pseudo = float_array("prior", prior, (), nonnegative=True).item()
+        pseudo = float_array("prior", prior, (), nonnegative=True, ranged=True).item()
         parameters = [self.start[None].copy(), self.transition.copy(), self.emission.copy()]
         history: list[float] = []
         for _ in range(count):
@@ -189,17 +195,8 @@ class CategoricalHMM:
 _FIELDS = tuple(field.name for field in dataclasses.fields(CategoricalHMM))
 
 
-def _distribution(name: str, value: ArrayLike, shape: tuple[int | None, ...]) -> NDArray[np.float64]:
-    array = float_array(name, value, shape, nonnegative=True)
-    sums = np.atleast_1d(array.sum(axis=-1))
-    if (bad := np.flatnonzero(np.abs(sums - 1) > SUM_TOLERANCE)).size:
-        where = f"{name}[{bad[0]}]" if array.ndim > 1 else name
-        raise InvalidProblemError(f"{where} sums to {sums[bad[0]]:.9g}: expected probabilities that sum to 1")
-    return array
-
-
 def _refuse_impossible(value: NDArray[np.float64]) -> None:
-    if (bad := np.flatnonzero(value == -np.inf)).size:
+    if (bad := np.flatnonzero(~np.isfinite(value))).size:
         raise InvalidProblemError(f"sequences[{bad[0]}]: impossible under the model: expected a positive probability")
 
 
@@ -211,6 +208,7 @@ def _log_prior(parameters: list[NDArray[np.float64]], pseudo: float) -> float:
 
 
 def _shares(counts: NDArray[np.float64], otherwise: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return rows of counts as probabilities; rows without counts as they were."""
+    """Return rows of counts as probabilities; rows without counts, but for rounding, as they were."""
     total = counts.sum(axis=1, keepdims=True)
-    return np.where(total > 0, np.divide(counts, total, out=np.zeros_like(counts), where=total > 0), otherwise)
+    counted = total > LEAST_COUNT
+    return np.where(counted, np.divide(counts, total, out=np.zeros_like(counts), where=counted), otherwise)

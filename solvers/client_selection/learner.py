@@ -12,7 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgeopt.errors import EdgeOptError, InvalidFileError
+from edgeopt.errors import EdgeOptError, InvalidFileError, quoted
+from edgeopt.fields import Fields, in_file
+from edgeopt.npz import Form
 from edgeopt.problems import ClientSelection
 from edgeopt.problems.client_selection.environment import SelectionEnvironment
 from edgeopt.problems.client_selection.kernels import CONFLICTS
@@ -21,7 +23,7 @@ from edgeopt.solvers.client_selection.features import FEATURES, local_features
 from edgeopt.solvers.client_selection.forecaster import START, ConflictForecaster
 from edgeopt.solvers.client_selection.plackett_luce import log_probabilities, sample_top
 from edgeopt.solvers.client_selection.scorer import Scorer
-from edgeopt.solvers.client_selection.trained_policy import TrainedPolicy
+from edgeopt.solvers.client_selection.trained_policy import TrainedPolicy, policy_layout
 from edgeopt.storage import Arrays
 from edgeopt.tensors import load_tensors, save_tensors
 
@@ -56,9 +58,9 @@ class LearnerSettings:
     forecasts: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("episodes", "hidden", "epochs", "minibatches"):
-            if not isinstance(value := getattr(self, name), int) or value < 1:
-                raise EdgeOptError(f"{name} = {value!r}: expected an integer >= 1")
+        for name, most in (("episodes", 1 << 16), ("hidden", 1 << 12), ("epochs", 1 << 16), ("minibatches", 1 << 16)):
+            if not isinstance(value := getattr(self, name), int) or not 1 <= value <= most:
+                raise EdgeOptError(f"{name} = {quoted(value)}: expected an integer from 1 to {most}")
         for name in ("learning_rate", "clip"):
             if not 0 < (value := getattr(self, name)) < np.inf:
                 raise EdgeOptError(f"{name} = {value!r}: expected a number > 0")
@@ -87,7 +89,7 @@ class _Play:
     picks: Tensor  # (S, T, E, M), positions among the covered
     logs: Tensor  # (S, T, E, M), log-probability of each pick
     value: Tensor  # (S, T, E)
-    reward: Tensor  # (S, T, E)
+    reward: Tensor  # (S, T, E), in units of the largest weight
     own: Tensor  # (S, T, E, M), the part of the reward that each pick brings by itself
 
 
@@ -119,6 +121,8 @@ class Learner:
         models = [START] * problem.num_servers
         self._forecaster = ConflictForecaster(problem.coverage, models=models, refit_every=None, window=problem.rounds)
         self._environment: SelectionEnvironment | None = None
+        # of rewards, so that what is learned does not depend on the unit of the weights
+        self._unit = max(problem.latency_weight, problem.conflict_weight, problem.fairness_weight) or 1.0
         covered, count = problem.num_covered, int(problem.num_covered.max())
         self._clients = np.zeros((problem.num_servers, count), np.int64)  # ids of the covered, filled up with 0
         for s, row in enumerate(problem.coverage):
@@ -194,11 +198,11 @@ class Learner:
             if settings.forecasts:
                 self._forecaster.update(result.outcome)
             conflicts += int(result.tally[:, :, CONFLICTS].sum())
-            reward = torch.from_numpy(result.reward.T.astype(np.float32))
+            reward = torch.from_numpy((result.reward.T / self._unit).astype(np.float32))
             rows.append((features, picks, logs, value, reward, torch.gather(own, 2, picks)))
         play = _Play(*(torch.stack(column, dim=1) for column in zip(*rows, strict=True)))
         total = len(seeds) * problem.rounds * int(problem.picks.sum())
-        return play, Iteration(self.iteration + 1, float(play.reward.mean()), conflicts / total)
+        return play, Iteration(self.iteration + 1, float(play.reward.mean()) * self._unit, conflicts / total)
 
     def _own_rewards(
         self, outcome: NDArray[np.int8], bonus: NDArray[np.float64], delivered: NDArray[np.bool_]
@@ -207,7 +211,7 @@ class Learner:
         problem = self.problem
         own = problem.fairness_weight * bonus * delivered - problem.conflict_weight * (outcome == 1)
         servers = np.arange(problem.num_servers)[:, None]
-        share = (own / problem.picks[:, None])[:, servers, self._clients]
+        share = (own / self._unit / problem.picks[:, None])[:, servers, self._clients]
         return np.ascontiguousarray(share.swapaxes(0, 1), np.float32)
 
     def _ids(self, picks: Tensor) -> NDArray[np.int32]:
@@ -297,28 +301,43 @@ class Learner:
         InvalidFileError
             If it is of others; the message says which.
         """
-        header, arrays = load_tensors(path, KIND)
-        try:
+        parameters = dict(self._scorer.named_parameters())
+        adam = {f"adam.{name}.{key}": Form("f") for name in parameters for key in _ADAM}
+        header, arrays = load_tensors(path, KIND, lambda header, shapes: {**policy_layout(header, shapes), **adam})
+        with in_file(path):
+            given = Fields(header)
             found = TrainedPolicy.from_data(header, arrays)
-            expected = self.policy().facts
-            for name in expected.keys() - {"iterations"}:
-                if found.facts[name] != expected[name]:
-                    raise InvalidFileError(
-                        f"{path}: {name} = {found.facts[name]!r}: this training has {expected[name]!r}"
-                    )
-            rewards = [float(reward) for reward in header["rewards"]]
-            self._scorer.load(found.weights)
-            for name, parameter in self._scorer.named_parameters():
-                if rewards:
-                    state = {key: torch.from_numpy(arrays[f"adam.{name}.{key}"]) for key in _ADAM}
-                    self._adam.state[parameter] = state | {"step": state["step"][0]}
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            if isinstance(error, InvalidFileError):
-                raise
-            raise InvalidFileError(f"{path}: not a whole checkpoint: {error}") from None
+            self._check_facts(given.table("facts"))
+            rewards = given.numbers("rewards")
+            for name, weight in parameters.items():
+                if found.weights[name].shape != tuple(weight.shape):
+                    raise InvalidFileError(f"weights.{name}: expected shape {list(weight.shape)}")
+            states = {name: _adam_state(arrays, name, weight) for name, weight in parameters.items() if rewards}
+        self._scorer.load(found.weights)
+        for name, state in states.items():
+            self._adam.state[parameters[name]] = state
         self.rewards = rewards
         if found.models:
             self._forecaster.reset(self.settings.episodes, models=found.models)
+
+    def _check_facts(self, given: Fields) -> None:
+        """Refuse the checkpoint of another problem, other settings or another seed."""
+        expected = self.policy().facts
+        for name in sorted(expected.keys() - {"iterations"}):
+            if (found := given.value(name)) != expected[name]:
+                raise InvalidFileError(f"{name} = {quoted(found)}: this training has {quoted(expected[name])}")
+
+
+def _adam_state(arrays: Arrays, name: str, weight: Tensor) -> dict[str, Tensor]:
+    """Return what the optimiser remembers of a weight."""
+    state = {}
+    for key in _ADAM:
+        shape = (1,) if key == "step" else tuple(weight.shape)
+        array = arrays.get(f"adam.{name}.{key}")
+        if array is None or array.shape != shape or not np.isfinite(array).all():
+            raise InvalidFileError(f"adam.{name}.{key}: expected finite numbers of shape {list(shape)}")
+        state[key] = torch.from_numpy(np.array(array, np.float32))
+    return state | {"step": state["step"][0]}
 
 
 @contextmanager

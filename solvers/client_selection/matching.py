@@ -70,7 +70,8 @@ def round_picks(environment: SelectionEnvironment) -> NDArray[np.int32]:
     picks = _filled(problem, value, _matched(gain, problem.picks))
     places = int(problem.picks.sum())
     if np.unique(picks[picks >= 0]).size < places:  # a collision: is there a way round it?
-        prize = 1 + 2 * float(problem.picks @ np.maximum(gain.max(axis=1), 0.0))  # more than all gains together
+        together = float(problem.picks @ np.maximum(gain.max(axis=1), 0.0))
+        prize = 2 * together if together > 0 else 1.0  # more than all gains together
         owner = _matched(np.where(problem.coverage, np.maximum(gain, 0.0) + prize, -np.inf), problem.picks)
         if (owner >= 0).sum() == places:
             picks = _filled(problem, value, owner)

@@ -12,7 +12,9 @@ from edgeopt.problems.client_selection.environment import ServerView
 from edgeopt.schedule import Feedback, RoundPlan
 from edgeopt.solvers.client_selection.policy import Policy
 from edgeopt.storage import Arrays
+from edgeopt.validate import bool_array, int_array
 
+_HEARD = ("client", "server", "completed", "conflict")
 _MEMORY = ("last", "picked", "delivered", "outcome")
 
 
@@ -88,11 +90,23 @@ class SelectionPlanner:
         """Play the rounds of `state` again, so that a new planner with new policies goes on from there."""
         if self._heard:
             raise InvalidProblemError(f"this planner has planned {len(self._heard)} rounds: restore a new one")
-        ends, at = np.cumsum(state["size"]), 0
-        for round, given in enumerate(state["given"].tolist()):
+        if missing := [name for name in ("given", "size", *_HEARD) if name not in state]:
+            raise InvalidProblemError(f"state: {missing[0]}: array is missing")
+        told = bool_array("given", state["given"], (None,))
+        size = int_array("size", state["size"], (int(told.sum()),), low=0, dtype=np.int64)
+        shape = (sum(size.tolist()),)
+        clients, servers = self.problem.num_clients, self.problem.num_servers
+        state = {
+            "client": int_array("client", state["client"], shape, low=0, high=clients - 1),
+            "server": int_array("server", state["server"], shape, low=0, high=servers - 1),
+            "completed": bool_array("completed", state["completed"], shape),
+            "conflict": bool_array("conflict", state["conflict"], shape),
+        }
+        ends, at = np.cumsum(size), 0
+        for round, given in enumerate(told.tolist()):
             feedback = None
             if given:
-                own = slice(ends[at] - state["size"][at], ends[at])
+                own = slice(ends[at] - size[at], ends[at])
                 plan = RoundPlan(client=state["client"][own], server=state["server"][own])
                 completed, conflict = state["completed"][own], state["conflict"][own]
                 feedback = Feedback(round=round - 1, plan=plan, seconds=0.0, completed=completed, conflict=conflict)

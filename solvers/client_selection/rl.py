@@ -1,5 +1,6 @@
 """`rl-crp`, `rl-no-crp`, `rl-no-fairness`: servers that learn whom to pick, each by itself."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -8,15 +9,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from edgeopt.errors import EdgeOptError, MissingDependencyError
+from edgeopt.errors import EdgeOptError
+from edgeopt.extras import needs
+from edgeopt.interrupts import interrupted, interrupts_noted, is_interrupt
 from edgeopt.problem import Problem
 from edgeopt.problems import ClientSelection, SelectionPlan
 from edgeopt.problems.client_selection.environment import SelectionEnvironment
 from edgeopt.progress import TrainingBar
 from edgeopt.result import Guarantee, Heuristic, Result
-from edgeopt.solve import Run, SolveOptions, is_interrupt
-from edgeopt.solvers.client_selection.policy import picks_of, supports_client_selection
+from edgeopt.solve import Run, SolveOptions
+from edgeopt.solvers.client_selection.policy import cyclic_plan, picks_of, supports_client_selection
 from edgeopt.solvers.client_selection.trained_policy import TrainedPolicy
+from edgeopt.stop import Limit
 
 if TYPE_CHECKING:
     from edgeopt.solvers.client_selection.learner import Iteration, Learner
@@ -82,16 +86,37 @@ class RlCrp:
         """Train, unless there is a policy, and play it on the problem's own episode."""
         with Run[SelectionPlan](self, problem, options) as run:
             if self.policy is not None:
-                run.offer(play_policy(problem, TrainedPolicy.load(self.policy)))
+                run.offer(play_policy(problem, TrainedPolicy.load(self.policy), run.stopped))
             else:
-                with run.building():
-                    learner = self._learner(problem, run.seed)
-                try:
-                    for _ in self._iterations(learner, run.stopped):
-                        run.step()
-                finally:  # what has been learned is played also after an interrupt
-                    run.offer(play_policy(problem, learner.policy()))
+                self._train_and_play(run, problem)
         return run.result()
+
+    def _train_and_play(self, run: Run[SelectionPlan], problem: ClientSelection) -> None:
+        """Train until a limit leaves just the time to play what has been learned, and play it; `cyclic_plan` if it is over now."""
+        plan, needed_s = SelectionPlan(cyclic_plan(problem)), 0.0
+        if run.stopped():
+            run.offer(plan)
+            return
+        with run.building():
+            learner = self._learner(problem, run.seed)
+        played = 0  # iterations that the plan knows of
+
+        def stopped() -> bool:
+            if run.remaining <= needed_s:
+                run.limit = run.limit or Limit.TIME
+            return run.stopped()
+
+        try:
+            if math.isfinite(run.options.time_limit):
+                before = run.seconds
+                plan, played = play_policy(problem, learner.policy(), run.stopped), learner.iteration
+                needed_s = run.seconds - before
+            for _ in self._iterations(learner, stopped):
+                run.step()
+        finally:  # what has been learned is played also after an interrupt
+            if learner.iteration > played:
+                plan = play_policy(problem, learner.policy())
+            run.offer(plan)
 
     def train(self, problem: ClientSelection, *, seed: int = 0, display: bool = False) -> TrainedPolicy:
         """Train on a problem and return the policy; Ctrl-C returns what has been learned so far.
@@ -110,9 +135,9 @@ class RlCrp:
             If the checkpoint is of another problem, other settings or another seed.
         """
         learner = self._learner(problem, seed)
-        with TrainingBar(self.name, self.iterations) if display else nullcontext() as bar:
+        with interrupts_noted(), TrainingBar(self.name, self.iterations) if display else nullcontext() as bar:
             try:
-                for done in self._iterations(learner):
+                for done in self._iterations(learner, interrupted):
                     if bar is not None:
                         bar.update(done.number, f"reward {done.reward:.3f}  conflicts {100 * done.conflict_rate:.1f} %")
             except (KeyboardInterrupt, SystemError) as error:
@@ -121,12 +146,8 @@ class RlCrp:
         return learner.policy()
 
     def _learner(self, problem: ClientSelection, seed: int) -> "Learner":
-        try:
+        with needs(self.name, "train"):
             from edgeopt.solvers.client_selection.learner import Learner, LearnerSettings
-        except ImportError as error:
-            if error.name is None or error.name.split(".")[0] != "torch":
-                raise
-            raise MissingDependencyError(f"{self.name} needs torch: pip install 'edgeopt[train]'") from None
         settings = LearnerSettings(
             episodes=self.episodes,
             hidden=self.hidden,
@@ -191,8 +212,12 @@ CHECKPOINT_EVERY = 10  # iterations
 SMOOTHED = 10  # iterations
 
 
-def play_policy(problem: ClientSelection, trained: TrainedPolicy) -> SelectionPlan:
+def play_policy(
+    problem: ClientSelection, trained: TrainedPolicy, stopped: Callable[[], bool] = lambda: False
+) -> SelectionPlan:
     """Return the plan of a trained policy on the problem's own episode, every server seeing its own views only.
+
+    The rounds after it is `stopped` are filled with `cyclic_plan`.
 
     Raises
     ------
@@ -202,8 +227,9 @@ def play_policy(problem: ClientSelection, trained: TrainedPolicy) -> SelectionPl
     trained.check(problem)
     policies = [trained.policy(server) for server in range(problem.num_servers)]
     environment = SelectionEnvironment(problem)
-    rounds = []
-    while not environment.done:
-        rounds.append(picks_of(policies, environment))
-        environment.step(rounds[-1][None])
-    return SelectionPlan(np.stack(rounds))
+    picks = cyclic_plan(problem)
+    while not environment.done and not stopped():
+        now = environment.now
+        picks[now] = picks_of(policies, environment)
+        environment.step(picks[now : now + 1])
+    return SelectionPlan(picks)

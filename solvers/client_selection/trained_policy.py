@@ -7,19 +7,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.errors import InvalidFileError, InvalidProblemError, UnsupportedProblemError
+from edgeopt.errors import InvalidFileError, UnsupportedProblemError
+from edgeopt.fields import Fields, in_file
+from edgeopt.npz import Form, numbers
 from edgeopt.problems import ClientSelection
 from edgeopt.problems.client_selection.environment import ServerView
 from edgeopt.solvers.client_selection.features import FEATURES, view_features
-from edgeopt.solvers.client_selection.forecaster import ConflictForecaster
+from edgeopt.solvers.client_selection.forecaster import START, ConflictForecaster
 from edgeopt.solvers.client_selection.hmm import CategoricalHMM
 from edgeopt.solvers.client_selection.policy import Policy
-from edgeopt.storage import Arrays
-from edgeopt.tensors import load_tensors, save_tensors
+from edgeopt.storage import Arrays, Layout
+from edgeopt.tensors import Shapes, load_tensors, save_tensors
 
 KIND = "selection-policy"
 SCHEMA_VERSION = 1
+_INCOMPLETE = "not a whole policy: "
 _MODEL = ("start", "transition", "emission")
+_MODELS = {"models.start": numbers(2), "models.transition": numbers(3), "models.emission": numbers(3)}
+_WEIGHTS = {
+    f"weights.{name}": Form("f", (3,))
+    for name in ("encode", "encode_bias", "own", "context", "mix_bias", "score", "value", "value_bias")
+}
+LAYOUT = _WEIGHTS | _MODELS
+"""The arrays of a policy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -69,15 +79,14 @@ class TrainedPolicy:
         InvalidFileError
             If the file holds no policy of this version; the message starts with the path.
         """
-        header, arrays = load_tensors(path, KIND)
-        if header.get("schema_version") != SCHEMA_VERSION:
-            raise InvalidFileError(
-                f"{path}: schema_version = {header.get('schema_version')!r}: expected {SCHEMA_VERSION}"
-            )
-        try:
+
+        def layout(header: dict[str, Any], shapes: Shapes) -> Layout:
+            Fields(header).expect("schema_version", SCHEMA_VERSION)
+            return policy_layout(header, shapes)
+
+        header, arrays = load_tensors(path, KIND, layout)
+        with in_file(path):
             return cls.from_data(header, arrays)
-        except (KeyError, TypeError, ValueError) as error:  # our own InvalidProblemError is a ValueError
-            raise InvalidFileError(f"{path}: not a whole policy: {error}") from None
 
     def to_data(self) -> tuple[Arrays, dict[str, Any]]:
         """Return arrays and plain values that `from_data` turns into an equal policy."""
@@ -89,16 +98,15 @@ class TrainedPolicy:
     @classmethod
     def from_data(cls, values: dict[str, Any], arrays: Arrays) -> "TrainedPolicy":
         """Build the policy from what `to_data` returned."""
-        weights = {name[8:]: array for name, array in arrays.items() if name.startswith("weights.")}
-        _check_shapes(weights)
-        given = [arrays[f"models.{name}"] for name in _MODEL] if "models.start" in arrays else []
-        models = tuple(CategoricalHMM(*parts) for parts in zip(*given, strict=True))
-        if models and len(models) != len(weights["encode"]):
-            raise InvalidProblemError(f"models: expected {len(weights['encode'])}, got {len(models)}")
-        timeout = values["timeout_s"]
-        if not isinstance(timeout, int | float) or not 0 < timeout < np.inf:
-            raise InvalidProblemError(f"timeout_s = {timeout!r}: expected seconds > 0")
-        return cls(weights=weights, models=models, timeout_s=float(timeout), facts=dict(values["facts"]))
+        policy_layout(values, {name: array.shape for name, array in arrays.items()})
+        given = Fields(values, _INCOMPLETE)
+        weights = {name.removeprefix("weights."): arrays[name] for name in _WEIGHTS if name in arrays}
+        if bad := [name for name, array in weights.items() if not np.isfinite(array).all()]:
+            raise InvalidFileError(f"{_INCOMPLETE}weights.{bad[0]}: expected finite numbers")
+        models = _models(arrays, len(weights["encode"]))
+        return cls(
+            weights=weights, models=models, timeout_s=given.number("timeout_s"), facts=dict(given.table("facts"))
+        )
 
 
 class ServerPolicy(Policy):
@@ -135,15 +143,43 @@ class ServerPolicy(Policy):
         return score
 
 
-def _check_shapes(weights: Arrays) -> None:
-    servers, features, hidden = weights["encode"].shape
+def _models(arrays: Arrays, servers: int) -> tuple[CategoricalHMM, ...]:
+    """Return the conflict model of each server; none if the file has none."""
+    there = [name for name in _MODELS if name in arrays]
+    if not there:
+        return ()
+    if missing := [name for name in _MODELS if name not in there]:
+        raise InvalidFileError(f"{_INCOMPLETE}{missing[0]}: array is missing")
+    if bad := [name for name in _MODELS if arrays[name].ndim not in (_MODELS[name].dimensions or ())]:
+        raise InvalidFileError(
+            f"{_INCOMPLETE}{bad[0]}: expected more dimensions, got shape {list(arrays[bad[0]].shape)}"
+        )
+    if len(counts := {len(arrays[name]) for name in _MODELS}) > 1 or counts != {servers}:
+        raise InvalidFileError(f"{_INCOMPLETE}models: expected {servers}, got {' and '.join(map(str, sorted(counts)))}")
+    if (symbols := arrays["models.emission"].shape[-1]) != START.emission.shape[1]:
+        raise InvalidFileError(f"{_INCOMPLETE}models.emission: {symbols} symbols, expected {START.emission.shape[1]}")
+    return tuple(CategoricalHMM(*(arrays[name][server] for name in _MODELS)) for server in range(servers))
+
+
+def policy_layout(values: dict[str, Any], shapes: Shapes) -> Layout:
+    """Return which arrays the file of a policy may hold; refuse a header, or shapes, that no policy has."""
+    given = Fields(values, _INCOMPLETE)
+    given.table("facts")
+    if given.number("timeout_s") <= 0:
+        raise given.wrong("timeout_s", "seconds > 0")
+    if missing := [name for name in _WEIGHTS if name not in shapes]:
+        raise InvalidFileError(f"{_INCOMPLETE}{missing[0]}: array is missing")
+    if len(encode := shapes["weights.encode"]) != 3:
+        raise InvalidFileError(f"{_INCOMPLETE}weights.encode: expected 3 dimensions, got shape {list(encode)}")
+    servers, features, hidden = encode
     if features != len(FEATURES):
-        raise InvalidProblemError(f"encode: made for {features} features, expected {len(FEATURES)}")
+        raise InvalidFileError(f"{_INCOMPLETE}encode: made for {features} features, expected {len(FEATURES)}")
     expected = {
         "encode": (features, hidden), "encode_bias": (1, hidden), "own": (hidden, hidden),
         "context": (hidden, hidden), "mix_bias": (1, hidden), "score": (hidden, 1), "value": (hidden, 1),
         "value_bias": (1, 1),
     }  # fmt: skip
     for name, shape in expected.items():
-        if weights[name].shape != (servers, *shape):
-            raise InvalidProblemError(f"{name}: expected shape {[servers, *shape]}, got {list(weights[name].shape)}")
+        if (found := shapes[f"weights.{name}"]) != (servers, *shape):
+            raise InvalidFileError(f"{_INCOMPLETE}{name}: expected shape {[servers, *shape]}, got {list(found)}")
+    return LAYOUT

@@ -13,6 +13,7 @@ from edgeopt.result import Guarantee, Heuristic, Ratio, Result
 from edgeopt.solve import Run, SolveOptions
 from edgeopt.solvers.expert_caching.common import certify, empty_placement, supports_expert_caching
 from edgeopt.solvers.expert_caching.facility import Facility
+from edgeopt.solvers.expert_caching.greedy import offer_something
 from edgeopt.solvers.expert_caching.successive import sweep
 from edgeopt.solvers.kernels.facility import server_gradient
 from edgeopt.solvers.kernels.knapsack import knapsack
@@ -82,6 +83,7 @@ class ContinuousGreedy:
                 cached = _round(facility, np.array(mixture), order, rank)
                 run.offer(Placement(cached))
                 sweep(run, facility, cached, self.max_sweeps)
+            offer_something(run, problem, facility)
             certify(run, problem, facility)
         return run.result()
 

@@ -13,11 +13,11 @@ from edgeopt.problems import ExpertCaching, Placement
 from edgeopt.result import Exact, Guarantee, Heuristic, Result
 from edgeopt.solve import Run, SolveOptions
 from edgeopt.solvers.back_ends import cp_model_module
-from edgeopt.solvers.background import Background, Mailbox
+from edgeopt.solvers.background import Action, Background, Mailbox
+from edgeopt.solvers.ending import End, Ending
 from edgeopt.solvers.expert_caching.common import supports_expert_caching
 from edgeopt.solvers.expert_caching.exact import offer_bound, offer_feasible, offer_start, supports_size, whole_sizes
 from edgeopt.solvers.expert_caching.terms import Columns
-from edgeopt.stop import Limit
 
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model
@@ -35,7 +35,7 @@ class CpSatModel:
     model : the model; its objective is in integer units.
     variables : one for each column.
     objective_scale : integer units per second saved, a power of two.
-    rounding_error : by how much the problem's objective can exceed integer objective / scale, at most; in seconds.
+    rounding_error : by how much the problem's objective and integer objective / scale differ at most, in seconds.
     """
 
     model: "cp_model.CpModel"
@@ -52,7 +52,7 @@ class Integers:
     ----------
     coefficient : int64 [T].
     scale : units per second saved.
-    error : the sum of what rounding took off: value @ y <= coefficient @ y / scale + error for every y in [0, 1].
+    error : by how much value @ y and coefficient @ y / scale differ at most, for any y in [0, 1].
     """
 
     coefficient: NDArray[np.int64]
@@ -78,34 +78,45 @@ def integer_objective(value: NDArray[np.float64]) -> Integers:
     wanted = value.size / (2 * RELATIVE_ERROR * float(value.max()))
     scale = 2.0 ** min(math.ceil(math.log2(wanted)), math.floor(math.log2(MAX_TOTAL / float(value.sum()))))
     coefficient = np.rint(value * scale)
-    lost = np.maximum(0.0, value - coefficient / scale).sum()
-    return Integers(coefficient.astype(np.int64), scale, float(lost * (1 + 1e-9)))
+    lost = value - coefficient / scale
+    error = max(float(lost[lost > 0].sum()), float(-lost[lost < 0].sum()))
+    return Integers(coefficient.astype(np.int64), scale, error * (1 + 1e-9))
 
 
-def build_cp_model(problem: ExpertCaching, start: Placement | None = None) -> CpSatModel:
-    """Return the model of a problem, with hints from a placement."""
+def build_cp_model(
+    problem: ExpertCaching, start: Placement | None = None, check: Action = lambda: None
+) -> CpSatModel:  # fmt: skip
+    """Return the model of a problem, with hints from a placement; `check` is called again and again meanwhile."""
     cp_model = cp_model_module()
     columns = Columns.of(problem)
     integers = integer_objective(columns.terms.value)
     model = cp_model.CpModel()
-    variables = [model.new_bool_var("") for _ in range(columns.num_columns)]
-    _links(model, variables, columns)
+    variables = []
+    for _ in range(columns.num_columns):
+        check()
+        variables.append(model.new_bool_var(""))
+    _links(model, variables, columns, check)
     _storage(model, variables, problem)
     saved = [variables[c] for c in columns.of_term.tolist()]
     model.maximize(cp_model.LinearExpr.weighted_sum(saved, integers.coefficient.tolist()))
     if start is not None:
         for variable, value in zip(variables, columns.values(start.cached).tolist(), strict=True):
+            check()
             model.add_hint(variable, int(value))
     return CpSatModel(model, variables, integers.scale, integers.error)
 
 
-def _links(model: "cp_model.CpModel", variables: "list[cp_model.IntVar]", columns: Columns) -> None:
+def _links(
+    model: "cp_model.CpModel", variables: "list[cp_model.IntVar]", columns: Columns, check: Action
+) -> None:  # fmt: skip
     """Add z => some x of its servers, and y => every z of its experts."""
     server_of = [np.flatnonzero(row) for row in columns.terms.holds]
     for z, (server_set, e) in enumerate(zip(columns.z_set.tolist(), columns.z_expert.tolist(), strict=True)):
+        check()
         some = [variables[n * columns.terms.num_experts + e] for n in server_of[server_set].tolist()]
         model.add_bool_or(*some, ~variables[columns.first_z + z])
     for y, literal in enumerate(columns.literal[columns.joint].tolist()):
+        check()
         every = [variables[column] for column in literal if column >= 0]
         model.add_bool_and(*every).only_enforce_if(variables[columns.first_y + y])
 
@@ -162,33 +173,32 @@ class CpSat:
 
     def solve(self, problem: ExpertCaching, options: SolveOptions) -> Result[Any]:
         """Solve by CP-SAT."""
-        optimal, failure = False, ""
+        optimal, failure, message = False, "", ""
         with Run[Placement](self, problem, options) as run:
             offer_start(run, problem, greedy=self.greedy_start)
-            if not run.stopped():
-                with run.building():
-                    model = build_cp_model(problem, run.solution)
-                if not run.stopped():
-                    optimal, failure = self._search(run, problem, model)
-        return run.result(optimal=optimal, error=failure)
+            start = run.solution
+            building = Background(run, lambda mailbox: build_cp_model(problem, start, mailbox.check))
+            with run.building():
+                model = None if run.stopped() else building.wait()
+            if model is not None and not run.stopped():
+                optimal, failure, message = self._search(run, problem, model)
+        return run.result(optimal=optimal, error=failure, message=message)
 
-    def _search(self, run: Run[Placement], problem: ExpertCaching, model: CpSatModel) -> tuple[bool, str]:
-        """Run CP-SAT to its end or a limit; return whether the incumbent is optimal, and what failed."""
-        cp_model = cp_model_module()
-        solver = cp_model.CpSolver()
+    def _search(self, run: Run[Placement], problem: ExpertCaching, model: CpSatModel) -> tuple[bool, str, str]:
+        """Run CP-SAT to its end or a limit; return whether the incumbent is optimal, what failed, and what else to say."""
+        solver = cp_model_module().CpSolver()
         self._configure(solver, run)
         claims = whole_sizes(problem)[2]
         search = _Search(run, problem, model, solver, claims)
-        status = Background(run, search, solver.stop_search).wait()
-        if status is None:  # it has not noticed yet that it was told to stop
-            return False, ""
-        if status == cp_model.OPTIMAL:
-            return claims, ""
-        if status in (cp_model.FEASIBLE, cp_model.UNKNOWN) and math.isfinite(run.options.time_limit):
-            run.limit = run.limit or Limit.TIME
-        if status not in (cp_model.FEASIBLE, cp_model.UNKNOWN) or run.limit is None:
-            return False, f"CP-SAT: {solver.status_name(status)} {model.model.validate()}".rstrip()
-        return False, ""
+        ending = Background(run, search, solver.stop_search).wait()
+        if ending is None:  # it has not noticed yet that it was told to stop
+            return False, "", ""
+        if ending.end is not End.OPTIMAL:
+            return False, ending.failure(run), ""
+        value = ending.objective / model.objective_scale
+        if run.objective is None or run.objective < value - model.rounding_error - 1e-9 * abs(value):
+            return False, "", ending.doubt
+        return claims, "", ""
 
     def _configure(self, solver: "cp_model.CpSolver", run: Run[Placement]) -> None:
         parameters = solver.parameters
@@ -215,8 +225,8 @@ class _Search:
         self._run, self._model, self._solver, self._claims = run, model, solver, claims
         self._shape = (problem.num_servers, problem.num_experts)
 
-    def __call__(self, mailbox: Mailbox) -> Any:
-        """Solve in the current thread and return CP-SAT's status."""
+    def __call__(self, mailbox: Mailbox) -> Ending:
+        """Solve in the current thread and return how it ended."""
         cp_model = cp_model_module()
 
         def solution(callback: Any) -> None:
@@ -228,7 +238,17 @@ class _Search:
         if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
             self._solution(mailbox, self._solver.boolean_value)
             self._bound(mailbox, self._solver.best_objective_bound)
-        return status
+        return self._ending(status)
+
+    def _ending(self, status: Any) -> Ending:
+        cp_model, text = cp_model_module(), f"CP-SAT: {self._solver.status_name(status)}"
+        if status == cp_model.OPTIMAL:
+            return Ending(End.OPTIMAL, text, float(self._solver.objective_value))
+        if status in (cp_model.FEASIBLE, cp_model.UNKNOWN):  # stopped, by its own limit of time unless from outside
+            return Ending(End.TIME if math.isfinite(self._run.options.time_limit) else End.STOPPED, text)
+        if status == cp_model.INFEASIBLE:
+            return Ending(End.INFEASIBLE, text)
+        return Ending(End.FAILED, f"{text} {self._model.model.validate()}".rstrip())
 
     def _solution(self, mailbox: Mailbox, value_of: Any) -> None:
         num_x = self._shape[0] * self._shape[1]

@@ -1,7 +1,5 @@
 """What the exact solvers of expert caching share."""
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,8 +7,8 @@ from edgeopt.problem import Problem
 from edgeopt.problems import ExpertCaching, Placement
 from edgeopt.solve import Run
 from edgeopt.solvers.expert_caching.common import certify, empty_placement
-from edgeopt.solvers.expert_caching.facility import Facility, storage_units
-from edgeopt.solvers.expert_caching.greedy import greedy_placement
+from edgeopt.solvers.expert_caching.facility import Facility, exact_divisor, storage_units
+from edgeopt.solvers.expert_caching.greedy import greedy_placement, has_nothing
 from edgeopt.solvers.expert_caching.terms import count_nonzeros
 
 
@@ -25,7 +23,7 @@ def supports_size(problem: Problem, max_nonzeros: int) -> str | None:
 def offer_start(run: Run[Placement], problem: ExpertCaching, *, greedy: bool) -> None:
     """Offer the empty placement and, if wanted, the greedy one by value per byte, with the bound that it certifies."""
     run.offer(empty_placement(problem))
-    if greedy and not run.stopped():
+    if greedy and (not run.stopped() or has_nothing(run)):
         with run.building():
             facility = Facility.of(problem)
         run.offer(Placement(greedy_placement(run, facility, per_byte=True)))
@@ -48,11 +46,11 @@ def offer_bound(run: Run[Placement], bound: float) -> None:
 def whole_sizes(problem: ExpertCaching) -> tuple[NDArray[np.int64], NDArray[np.int64], bool]:
     """Return sizes [E] and capacities [N] as integers, and whether they say the same as the real ones.
 
-    Unlike `storage_units`, whole sizes stay exact however many units there are.
+    Unlike `storage_units`, sizes with a common divisor stay exact however many units there are.
     """
     size, capacity = problem.expert_bytes, np.minimum(problem.storage_limit, problem.expert_bytes.sum())
-    if (size != np.floor(size)).any() or size.sum() >= 2**53:
-        return storage_units(size, problem.storage_limit)
-    units = size.astype(np.int64)
-    divisor = math.gcd(*units.tolist())
-    return units // divisor, np.floor(capacity / divisor * (1 + 1e-15)).astype(np.int64), True
+    found, divisor = storage_units(size, problem.storage_limit), exact_divisor(size)
+    if found[2] or divisor is None or size.sum() / divisor >= 2**53:
+        return found
+    units = np.round(size / divisor).astype(np.int64)
+    return units, np.floor(capacity / divisor * (1 + 1e-15)).astype(np.int64), True

@@ -12,6 +12,7 @@ from edgeopt.solvers.kernels.facility import best_of, marginals
 from edgeopt.solvers.kernels.knapsack import fractional_knapsack
 
 MAX_UNITS = 1 << 20  # finest grid of storage units that a dynamic programme is run on
+NEAR = 1e-9  # of the largest size: a smaller remainder is rounding
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,30 +100,55 @@ def storage_units(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], bool]:
     """Return sizes [E] and capacities [N] in whole units, and whether the units are exact.
 
-    Sizes that are whole multiples of some unit are counted in it: the greatest common divisor of whole sizes, or the
-    smallest size if all others are multiples of it. If there is none, or it leaves more than `MAX_UNITS` units, the
-    largest useful capacity is cut into `MAX_UNITS` / 64 units: sizes rounded up, capacities down.
+    Sizes that are whole multiples of some unit are counted in it, whatever they are measured in. If there is none, or it
+    leaves more than `MAX_UNITS` units, the largest useful capacity is cut into `MAX_UNITS` / 64 units: sizes rounded up,
+    capacities down.
     """
     total = float(size.sum())
     everything = capacity >= total  # more storage than all experts take changes nothing
     useful = np.where(everything, total, capacity)
-    divisor = _divisor(size)
-    if divisor is not None and useful.max(initial=0.0) / divisor <= MAX_UNITS:
-        units = np.round(size / divisor).astype(np.int64)
-        return units, np.floor(useful / divisor * (1 + 1e-15)).astype(np.int64), True
+    for divisor in (exact_divisor(size), _near_divisor(size)):
+        if divisor is not None and useful.max(initial=0.0) / divisor <= MAX_UNITS:
+            units = np.round(size / divisor).astype(np.int64)
+            return units, np.floor(useful / divisor * (1 + 1e-15)).astype(np.int64), True
     grain = max(float(useful.max(initial=0.0)) / (MAX_UNITS // 64), float(size.min()) / 1024)
     units = np.ceil(size / grain * (1 - 1e-12)).astype(np.int64)
     capacity_units = np.floor(useful / grain * (1 - 1e-12)).astype(np.int64)
     return units, np.where(everything, units.sum(), capacity_units), False
 
 
-def _divisor(size: NDArray[np.float64]) -> float | None:
-    """Return the largest unit found of which all sizes are whole multiples, or None."""
-    if (size == np.floor(size)).all() and size.max() < 2**53:
-        return float(math.gcd(*size.astype(np.int64).tolist()))
-    least = float(size.min())
-    multiple = size / least
-    return least if (np.abs(multiple - np.round(multiple)) <= 1e-12 * multiple).all() else None
+def exact_divisor(size: NDArray[np.float64]) -> float | None:
+    """Return the greatest common divisor of sizes, None if they are 2**53 units or more of their last binary digit.
+
+    Examples
+    --------
+    >>> exact_divisor(np.array([6.0, 4.0])), exact_divisor(np.array([0.75, 2.0]))
+    (2.0, 0.25)
+    """
+    mantissa, exponent = np.frexp(size)
+    digits = np.ldexp(mantissa, 53).astype(np.int64)
+    lowest = int((exponent + np.log2(digits & -digits).astype(np.int64)).min()) - 53  # of the last digit that is not 0
+    multiple = np.ldexp(size, -lowest)
+    if multiple.max() >= 2**53:
+        return None
+    return math.ldexp(math.gcd(*multiple.astype(np.int64).tolist()), lowest)
+
+
+def _near_divisor(size: NDArray[np.float64]) -> float | None:
+    """Return a number of which all sizes are whole multiples but for rounding, found by Euclid's algorithm, or None."""
+    largest = float(size.max())
+    unit = largest
+    for one in np.unique(size).tolist():
+        rest = one
+        while rest > NEAR * largest:
+            unit, rest = rest, math.fmod(unit, rest)
+            if unit - rest <= NEAR * largest:
+                rest = 0.0
+        if unit * MAX_UNITS < largest:
+            return None
+    unit = largest / round(largest / unit)
+    multiple = size / unit
+    return unit if (np.abs(multiple - np.round(multiple)) <= 1e-12 * multiple).all() else None
 
 
 def _surrogate_scale(problem: ExpertCaching, top_k: int) -> float:

@@ -12,6 +12,7 @@ from edgeopt.problems import Placement
 from edgeopt.solve import Run
 from edgeopt.solvers.back_ends import highs_module
 from edgeopt.solvers.background import Background, Mailbox
+from edgeopt.solvers.ending import End
 from edgeopt.solvers.expert_caching.exact import offer_feasible
 from edgeopt.solvers.expert_caching.facility import Facility
 from edgeopt.solvers.expert_caching.pricing import NearColumns, Prices
@@ -52,8 +53,10 @@ class Finish:
 
     def solve(
         self, run: Run[Placement], allowed: float, seconds: float, *, exact: bool = True, threads: int = 2
-    ) -> bool:
+    ) -> tuple[bool, str]:
         """Search for at most so many seconds (deterministic runs: nodes); return whether the incumbent is proved optimal.
+
+        Also return a sentence on what came in between, empty if nothing did.
 
         `allowed` is the gap between the bound of these prices and the incumbent. With ``exact=False`` the columns are only
         some of those within it: better placements are offered, and nothing is proved.
@@ -74,15 +77,19 @@ class Finish:
             highs = new_highs(lp, options)
             self._start(run, highs)
         reporter = _Reporter(run, self, scale, constant, exact)
-        status = Background(run, lambda mailbox: run_highs(highs, mailbox, reporter.at(mailbox))).wait()
-        kinds = highs_module().HighsModelStatus
-        if not exact or status not in (kinds.kOptimal, kinds.kInfeasible):
-            return False
-        if status == kinds.kInfeasible:  # no choice of columns fits: nothing beats the incumbent
-            return True
+        ending = Background(run, lambda mailbox: run_highs(highs, mailbox, reporter.at(mailbox))).wait()
+        if ending is None or not exact:
+            return False, ""
+        if ending.end is End.INFEASIBLE:  # no choice of columns fits: nothing beats the incumbent
+            return True, ""
+        if ending.end is not End.OPTIMAL:
+            return False, ending.message if ending.end is End.FAILED else ""
         # HiGHS may call a placement optimal that the problem refuses by a hair: then nothing is proved
-        short = float(highs.getInfo().objective_function_value) / scale + constant
-        return (run.objective or 0.0) >= self.prices.bound - short - 1e-6 * allowed - 1e-9 * abs(self.prices.bound)
+        short = ending.objective / scale + constant
+        slack = 1e-6 * allowed + 1e-9 * abs(self.prices.bound)
+        if (run.objective or 0.0) >= self.prices.bound - short - slack:
+            return True, ""
+        return False, ending.doubt
 
     @property
     def groups(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

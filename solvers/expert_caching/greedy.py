@@ -13,6 +13,7 @@ from edgeopt.solve import Run, SolveOptions
 from edgeopt.solvers.expert_caching.common import certify, empty_placement, has_equal_sizes, supports_expert_caching
 from edgeopt.solvers.expert_caching.facility import Facility
 from edgeopt.solvers.kernels.facility import build_heap, lazy_greedy, marginals
+from edgeopt.stop import Limit
 
 PICKS_PER_STEP = 20_000  # between two looks at the clock
 
@@ -99,10 +100,28 @@ class DensityGreedy:
         return run.result()
 
 
+def offer_something(run: Run[Placement], problem: ExpertCaching, facility: Facility | None = None) -> None:
+    """Offer greedy picks by value per byte if time or Ctrl-C has ended the run before anything was found.
+
+    `facility` spares building it when it is at hand.
+    """
+    if run.stopped() and has_nothing(run):
+        facility = Facility.of(problem) if facility is None else facility
+        run.offer(Placement(greedy_placement(run, facility, per_byte=True)))
+
+
+def has_nothing(run: Run[Placement]) -> bool:
+    """Whether nothing that saves anything has been found, and nobody has said that this will do."""
+    return not run.objective and run.limit in (None, Limit.TIME, Limit.INTERRUPT)
+
+
 def greedy_placement(
     run: Run[Placement], facility: Facility, *, per_byte: bool, lazy: bool = True
 ) -> NDArray[np.bool_]:
-    """Return the greedy placement [N, E]; what has been placed so far if the run is stopped."""
+    """Return the greedy placement [N, E]; what has been placed so far if the run is stopped.
+
+    That is one step in any case if nothing has been found before: the first picks take a few milliseconds.
+    """
     weight, size = facility.weight, facility.size
     cached = np.zeros((facility.num_servers, facility.num_experts), bool)
     left = np.array(facility.capacity)
@@ -114,7 +133,9 @@ def greedy_placement(
     gain = np.ascontiguousarray(facility.gain.transpose(0, 2, 1))
     heap = build_heap(key)
     remaining = heap.size
-    while remaining and not run.stopped():
+    is_due = has_nothing(run)
+    while remaining and (is_due or not run.stopped()):
+        is_due = False
         remaining = lazy_greedy(
             heap, remaining, key, cached, left, weight, gain, facility.model, size, best, per_byte, PICKS_PER_STEP
         )

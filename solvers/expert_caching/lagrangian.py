@@ -92,7 +92,7 @@ class Lagrangian:
 
     def solve(self, problem: ExpertCaching, options: SolveOptions) -> Result[Any]:
         """Solve by relaxation, rounding, exchange and branch and bound."""
-        proved = False
+        proved, message = False, ""
         with Run[Placement](self, problem, options) as run:
             run.offer(empty_placement(problem))
             with run.building():
@@ -102,13 +102,13 @@ class Lagrangian:
             if run.stopped():
                 pass
             elif problem.is_modular_per_set:
-                proved = self._close_gap(run, facility, start)
+                proved, message = self._close_gap(run, facility, start)
             else:
                 self._search_true_objective(run, problem, facility, start)
-        return run.result(optimal=proved)
+        return run.result(optimal=proved, message=message)
 
-    def _close_gap(self, run: Run[Placement], facility: Facility, start: NDArray[np.bool_]) -> bool:
-        """Bring bound and incumbent together; return whether the incumbent is proved optimal."""
+    def _close_gap(self, run: Run[Placement], facility: Facility, start: NDArray[np.bool_]) -> tuple[bool, str]:
+        """Bring bound and incumbent together; return whether the incumbent is proved optimal, and what HiGHS had to say."""
         with run.building():
             pricing, price = _prepare(facility, start)
 
@@ -121,24 +121,26 @@ class Lagrangian:
 
         prices = minimise_dual(facility, pricing, price, self.max_steps, on_step)
         if run.stopped():
-            return False
+            return False, ""
         run.tighten(prices.bound)
         cached = _round_down(run, facility, prices.choice)
         run.offer(Placement(cached))
         if pricing.near(prices, 0.0) is None:
             sweep(run, facility, cached, max_sweeps=self.rounds)
-            return False
+            return False, ""
         return self._close_columns(run, facility, pricing, prices)
 
-    def _close_columns(self, run: Run[Placement], facility: Facility, pricing: Pricing, prices: Prices) -> bool:
-        """Exchange search and branch and bound over the columns that are left."""
-        rng = stream(run.seed, self.name)
+    def _close_columns(
+        self, run: Run[Placement], facility: Facility, pricing: Pricing, prices: Prices
+    ) -> tuple[bool, str]:
+        """Exchange search and branch and bound over the columns that are left; return as `_close_gap` does."""
+        message, rng = "", stream(run.seed, self.name)
         finished, stale, best = self.finish_seconds == 0, 0, _value(run)
         first_gap = _gap(run, prices)
         for k in range(self.rounds + 1):
             columns = pricing.near(prices, _gap(run, prices))
             if columns is None or run.stopped() or prices.bound - _value(run) <= 1e-9 * abs(prices.bound):
-                return False  # listed no columns, or a limit, or nothing left to close
+                break  # listed no columns, or a limit, or nothing left to close
             last = k == self.rounds or stale == PATIENCE
             useless = k == TRIALS and _gap(run, prices) > LEFT_OVER * first_gap  # branch and bound may do better
             if not finished and (last or useless) and columns.mask.size > self.finish_columns:
@@ -147,13 +149,15 @@ class Lagrangian:
             if not finished and columns.mask.size <= (self.finish_columns if last or useless else FINISH_FIRST):
                 finished = True
                 finish = Finish.of(facility, prices, columns)
-                if facility.exact_units and finish.solve(run, _gap(run, prices), self.finish_seconds):
-                    return True
+                if facility.exact_units:
+                    proved, message = finish.solve(run, _gap(run, prices), self.finish_seconds)
+                    if proved:
+                        return True, ""
             if last:
                 break
             exchange_round(run, facility, columns, prices, rng, SPREAD[k % len(SPREAD)])
             stale, best = (0, _value(run)) if _value(run) > best else (stale + 1, best)
-        return False
+        return False, message
 
     def _search_nearest(self, run: Run[Placement], facility: Facility, pricing: Pricing, prices: Prices) -> None:
         """Branch and bound over as many of the nearest columns as it can take: for a better placement, not a proof."""
@@ -202,4 +206,4 @@ def _value(run: Run[Placement]) -> float:
 
 def _gap(run: Run[Placement], prices: Prices) -> float:
     """Return the gap between the bound of these prices and the incumbent, a hair wider so that rounding drops nothing."""
-    return max((prices.bound - _value(run)) * (1 + 1e-6), 1e-9 * abs(prices.bound), 1e-300)
+    return max((prices.bound - _value(run)) * (1 + 1e-6), 1e-9 * abs(prices.bound))

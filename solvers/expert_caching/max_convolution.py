@@ -16,6 +16,7 @@ from edgeopt.result import Guarantee, Heuristic, Ratio, Result
 from edgeopt.solve import Run, SolveOptions
 from edgeopt.solvers.expert_caching.common import certify, empty_placement, supports_expert_caching
 from edgeopt.solvers.expert_caching.facility import Facility
+from edgeopt.solvers.expert_caching.greedy import offer_something
 from edgeopt.solvers.expert_caching.groups import Groups, Options
 from edgeopt.solvers.expert_caching.local_search import improve
 from edgeopt.solvers.expert_caching.max_bound import bound_max
@@ -102,6 +103,7 @@ class MaxConvolution:
             with run.building():
                 groups = Groups(problem)
             self.search(run, groups, options)
+            offer_something(run, problem)
             if not problem.is_modular_per_set and self.bound_steps and not run.stopped():
                 bound_max(run, groups, iterations=self.bound_steps)
         return run.result()

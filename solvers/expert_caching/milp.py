@@ -15,12 +15,12 @@ from edgeopt.result import Exact, Guarantee, Result
 from edgeopt.solve import Run, SolveOptions
 from edgeopt.solvers.back_ends import highs_module
 from edgeopt.solvers.background import Background, Mailbox
+from edgeopt.solvers.ending import End, Ending
 from edgeopt.solvers.expert_caching.common import supports_expert_caching
 from edgeopt.solvers.expert_caching.exact import offer_bound, offer_feasible, offer_start, supports_size
 from edgeopt.solvers.expert_caching.facility import storage_units
 from edgeopt.solvers.expert_caching.terms import Columns
-from edgeopt.solvers.highs import new_highs, run_highs
-from edgeopt.stop import Limit
+from edgeopt.solvers.highs import end_of_run, new_highs, own_scheduler, run_highs
 
 if TYPE_CHECKING:
     import highspy
@@ -126,11 +126,11 @@ def lp_bound(problem: ExpertCaching) -> float:
     """
     model = build_model(problem, relaxed=True)
     highs = new_highs(model.lp, {})
-    highs.run()
-    kinds = highs_module().HighsModelStatus
-    if highs.getModelStatus() not in (kinds.kOptimal, kinds.kModelEmpty):
-        raise SolverError(f"HiGHS: {highs.modelStatusToString(highs.getModelStatus())}")
-    return float(highs.getInfo().objective_function_value) / model.objective_scale
+    with own_scheduler():
+        ending = end_of_run(highs)
+    if ending.end is not End.OPTIMAL:
+        raise SolverError(ending.message)
+    return ending.objective / model.objective_scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,17 +171,24 @@ class Milp:
 
     def solve(self, problem: ExpertCaching, options: SolveOptions) -> Result[Any]:
         """Solve by HiGHS."""
-        optimal, failure = False, ""
+        optimal, failure, message = False, "", ""
         with Run[Placement](self, problem, options) as run:
             offer_start(run, problem, greedy=self.greedy_start)
-            if not run.stopped():
-                with run.building():
-                    model = build_model(problem)
-                    highs = new_highs(model.lp, self._options(run))
-                    _warm_start(highs, model, run.solution)
-                if not run.stopped():
-                    optimal, failure = self._search(run, model, highs)
-        return run.result(optimal=optimal, error=failure)
+            start, settings = run.solution, self._options(run)
+
+            def build(mailbox: Mailbox) -> "tuple[MilpModel, highspy.Highs] | None":
+                model = build_model(problem)
+                if mailbox.stopping:
+                    return None
+                highs = new_highs(model.lp, settings)
+                _warm_start(highs, model, start)
+                return model, highs
+
+            with run.building():
+                built = None if run.stopped() else Background(run, build).wait()
+            if built is not None and not run.stopped():
+                optimal, failure, message = self._search(run, *built)
+        return run.result(optimal=optimal, error=failure, message=message)
 
     def _options(self, run: Run[Placement]) -> dict[str, Any]:
         return {
@@ -192,21 +199,18 @@ class Milp:
             "mip_feasibility_tolerance": TOLERANCE,
         }
 
-    def _search(self, run: Run[Placement], model: MilpModel, highs: "highspy.Highs") -> tuple[bool, str]:
-        """Run HiGHS to its end or a limit; return whether the incumbent is optimal, and what failed."""
+    def _search(self, run: Run[Placement], model: MilpModel, highs: "highspy.Highs") -> tuple[bool, str, str]:
+        """Run HiGHS to its end or a limit; return whether the incumbent is optimal, what failed, and what else to say."""
         if math.isfinite(run.options.time_limit):
             highs.setOptionValue("time_limit", run.remaining)
-        status = Background(run, lambda mailbox: run_highs(highs, mailbox, _Reporter(run, model, mailbox))).wait()
-        if status is None:  # it has not noticed yet that it was told to stop
-            return False, ""
-        kinds = highs_module().HighsModelStatus
-        if status in (kinds.kOptimal, kinds.kModelEmpty):
-            return _is_proved(run, model, highs), ""
-        if status == kinds.kTimeLimit:
-            run.limit = run.limit or Limit.TIME
-        elif status != kinds.kInterrupt or run.limit is None:
-            return False, f"HiGHS: {highs.modelStatusToString(status)}"
-        return False, ""
+        search = Background(run, lambda mailbox: run_highs(highs, mailbox, _Reporter(run, model, mailbox)))
+        if (ending := search.wait()) is None:  # it has not noticed yet that it was told to stop
+            return False, "", ""
+        if ending.end is not End.OPTIMAL:
+            return False, ending.failure(run), ""
+        if _is_proved(run, model, ending):
+            return True, "", ""
+        return False, "", ending.doubt
 
 
 def _warm_start(highs: "highspy.Highs", model: MilpModel, start: Placement | None) -> None:
@@ -240,8 +244,8 @@ class _Reporter:
         self._mailbox.post(lambda: offer_feasible(self._run, placement))
 
 
-def _is_proved(run: Run[Placement], model: MilpModel, highs: "highspy.Highs") -> bool:
+def _is_proved(run: Run[Placement], model: MilpModel, ending: Ending) -> bool:
     """Whether the incumbent is worth what HiGHS says its optimum is worth, up to the tolerance."""
-    value = float(highs.getInfo().objective_function_value) / model.objective_scale
+    value = ending.objective / model.objective_scale
     slack = 10 * TOLERANCE / model.objective_scale + 1e-9 * abs(value)
     return run.objective is not None and run.objective >= value - slack

@@ -11,6 +11,7 @@ from edgeopt.problems import ExpertCaching, Placement
 from edgeopt.result import Guarantee, Heuristic, Result
 from edgeopt.solve import Run, SolveOptions
 from edgeopt.solvers.expert_caching.common import certify, empty_placement, fill_in_order, supports_expert_caching
+from edgeopt.solvers.expert_caching.greedy import has_nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class Popularity:
         """Solve by counting uses."""
         with Run[Placement](self, problem, options) as run:
             run.offer(empty_placement(problem))
-            if not run.stopped():
+            if not run.stopped() or has_nothing(run):
                 uses = uses_at_servers(problem)
                 score = uses / problem.expert_bytes if self.per_byte else uses
                 order = np.argsort(-score, axis=1, kind="stable")

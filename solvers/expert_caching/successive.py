@@ -13,6 +13,7 @@ from edgeopt.result import Guarantee, Heuristic, Ratio, Result
 from edgeopt.solve import Run, SolveOptions
 from edgeopt.solvers.expert_caching.common import certify, empty_placement, supports_expert_caching
 from edgeopt.solvers.expert_caching.facility import Facility
+from edgeopt.solvers.expert_caching.greedy import offer_something
 from edgeopt.solvers.kernels.facility import best_without
 from edgeopt.solvers.kernels.knapsack import knapsack
 
@@ -67,6 +68,7 @@ class Successive:
             sweep(run, facility, cached, self.max_sweeps)
             if options.initial_solution is not None:  # warm start: sweeps from the given placement too
                 sweep(run, facility, np.array(options.initial_solution.cached), self.max_sweeps)
+            offer_something(run, problem, facility)
             certify(run, problem, facility)
         return run.result()
 

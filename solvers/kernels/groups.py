@@ -22,6 +22,8 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 Members = NDArray[np.int32]
 
+ROUNDING = 1e-15  # of the best single change: a smaller gain of a swap is none
+
 
 @parallel_kernel
 def levels_of(
@@ -410,11 +412,11 @@ def swap_in_group(
             delta[member[a, j] - first_expert] += abs(sums[a, mask[a] ^ (1 << j)] - sums[a, mask[a]])
     both = np.zeros(count)  # interaction of dropping f with every expert
     for _ in range(max_swaps):
-        best, leave, enter = 1e-15, -1, -1
         most = 0.0
         for e in range(count):
             if not held[e]:
                 most = max(most, delta[e])
+        best, leave, enter = ROUNDING * most, -1, -1
         for f in range(count):
             if not held[f] or delta[f] >= most:
                 continue

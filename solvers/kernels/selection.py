@@ -11,7 +11,9 @@ Ints = NDArray[np.int64]
 Counts = NDArray[np.int32]
 Bools = NDArray[np.bool_]
 
-TOLERANCE = 1e-12  # paths that differ by less are equal: rounding must not make cycles look profitable
+TOLERANCE = (
+    1e-12  # of the largest gain; paths that differ by less are equal: rounding must not make cycles look profitable
+)
 
 
 @kernel
@@ -85,6 +87,7 @@ def match(gain: Floats, order: Ints, capacity: Ints) -> Ints:
     in the worst case, mostly O(P S).
     """
     num_servers, num_clients = gain.shape
+    tolerance = TOLERANCE * max(0.0, gain.max())
     owner = np.full(num_clients, -1, np.int64)
     distance = np.empty(num_servers)
     from_server, by_client = np.empty(num_servers, np.int64), np.empty(num_servers, np.int64)
@@ -101,18 +104,18 @@ def match(gain: Floats, order: Ints, capacity: Ints) -> Ints:
                     if not waiting[x]:
                         continue
                     waiting[x] = False
-                    if distance[x] > best + TOLERANCE:
+                    if distance[x] > best + tolerance:
                         best, last, client = distance[x], x, -1
                     for i in range(num_clients):
                         c = order[x, i]
-                        if gain[x, c] <= 0.0 or distance[x] + gain[x, c] <= best + TOLERANCE:
+                        if gain[x, c] <= 0.0 or distance[x] + gain[x, c] <= best + tolerance:
                             break
                         y = owner[c]
                         if y < 0:
                             best, last, client = distance[x] + gain[x, c], x, c
                             break
                         after = distance[x] + gain[x, c] - gain[y, c]
-                        if y != x and after > distance[y] + TOLERANCE:
+                        if y != x and after > distance[y] + tolerance:
                             distance[y], from_server[y], by_client[y] = after, x, c
                             waiting[y] = again = True
             while last >= 0:  # walk the path back, handing over clients

@@ -12,6 +12,7 @@ from edgeopt.result import Guarantee, Heuristic, Result
 from edgeopt.solve import Run, SolveOptions
 from edgeopt.solvers.kernels.download import FIT
 from edgeopt.solvers.model_download.common import admit, constant_speed_plan, refusal_message, supports_model_download
+from edgeopt.stop import Limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +40,21 @@ class DownloadThenInfer:
         """Solve without overlap."""
         with Run[DownloadPlan](self, problem, options) as run:
             run.offer(DownloadPlan.refuse_all(problem.num_users))
-            rate, speed = separate_rates(problem)
-            admission = admit(run, problem, rate)
-            frequency = speed[np.arange(problem.num_users), admission.model]
-            run.offer(constant_speed_plan(problem, admission, frequency))
+            run.offer(separate_plan(run, problem))
         return run.result(message=refusal_message(run, problem))
+
+
+def separate_plan(run: Run[DownloadPlan], problem: ModelDownload) -> DownloadPlan:
+    """Return the best plan without overlap, at one frequency each; limits of the run hold for the admission."""
+    rate, speed = separate_rates(problem)
+    admission = admit(run, problem, rate)
+    return constant_speed_plan(problem, admission, speed[np.arange(problem.num_users), admission.model])
+
+
+def offer_something(run: Run[DownloadPlan], problem: ModelDownload) -> None:
+    """Offer the plan without overlap if time or Ctrl-C has ended the run early: it takes a few milliseconds."""
+    if run.stopped() and run.limit in (Limit.TIME, Limit.INTERRUPT):
+        run.offer(separate_plan(run, problem))
 
 
 def separate_rates(problem: ModelDownload) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

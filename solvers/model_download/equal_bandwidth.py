@@ -16,6 +16,7 @@ from edgeopt.solvers.model_download.common import (
     refusal_message,
     supports_model_download,
 )
+from edgeopt.solvers.model_download.download_then_infer import offer_something
 from edgeopt.solvers.model_download.rates import Tables, overlapped_rates
 from edgeopt.solvers.model_download.slide import overlapped_plan
 
@@ -60,4 +61,5 @@ class EqualBandwidth:
             model[chosen] = best[chosen]
             admission = Admission(model, np.where(model >= 0, equal, 0.0), np.inf)
             run.offer(overlapped_plan(problem, tables, admission, rate, share_spare=False))
+            offer_something(run, problem)
         return run.result(message=refusal_message(run, problem))

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +12,16 @@ from edgeopt.problem import Problem
 from edgeopt.problems import DownloadPlan, ModelDownload
 from edgeopt.result import Exact, Guarantee, Result
 from edgeopt.solve import Run, SolveOptions
-from edgeopt.solvers.back_ends import highs_module
 from edgeopt.solvers.background import Background, Mailbox
-from edgeopt.solvers.highs import new_highs, run_highs
+from edgeopt.solvers.ending import End, Ending
+from edgeopt.solvers.highs import end_of_run, new_highs, own_scheduler, run_highs
 from edgeopt.solvers.model_download.common import refusal_message
+from edgeopt.solvers.model_download.download_then_infer import offer_something
 from edgeopt.solvers.model_download.milp_model import DownloadModel
 from edgeopt.stop import Limit
+
+if TYPE_CHECKING:
+    import highspy
 
 LARGEST_COST = 100.0  # the objective is scaled so that its largest coefficient is about this
 TOLERANCE = 1e-9  # of HiGHS on rows and integers
@@ -79,10 +83,12 @@ class Milp:
         with Run[DownloadPlan](self, problem, options) as run:
             run.offer(DownloadPlan.refuse_all(problem.num_users))
             run.tighten(float(np.where(problem.allowed, problem.value, 0.0).max(axis=1).sum()))
-            if not run.stopped():
-                with run.building():
-                    model = DownloadModel(problem)
+            building = Background(run, lambda mailbox: DownloadModel(problem, mailbox.check))
+            with run.building():
+                model = None if run.stopped() else building.wait()
+            if model is not None:
                 optimal, failure = _Search(self, run, model).run_all() if model.pairs else (True, "")
+            offer_something(run, problem)
         return run.result(optimal=optimal, error=failure, message=refusal_message(run, problem))
 
 
@@ -112,24 +118,17 @@ class _Search:
 
     def run_all(self) -> tuple[bool, str]:
         """Return whether the incumbent is optimal, and what failed."""
-        values = Background(self._run, self._pairs_alone).wait()
-        if values is None or self._run.stopped():
+        if Background(self._run, self._prepare).wait() is None:
+            self._run.limit = self._run.limit or Limit.TIME  # HiGHS has a clock of its own
             return False, ""
-        self._close(values)
-        self._model.join()
         while not self._run.stopped():
-            highs = new_highs(self._model.together(self._scale), self._options | self._mip_options())
-            status = Background(self._run, lambda box, h=highs: run_highs(h, box, _Reporter(self, box))).wait()  # type: ignore[misc]
-            if status is None:  # it has not noticed yet that it was told to stop
+            ended = Background(self._run, self._choose).wait()
+            if ended is None:  # it has not noticed yet that it was told to stop
                 return False, ""
-            kinds = highs_module().HighsModelStatus
-            if status not in (kinds.kOptimal, kinds.kModelEmpty):
-                if status == kinds.kTimeLimit:
-                    self._run.limit = self._run.limit or Limit.TIME
-                elif status != kinds.kInterrupt or self._run.limit is None:
-                    return False, f"HiGHS: {highs.modelStatusToString(status)}"
-                return False, ""
-            value = float(highs.getInfo().objective_function_value) / self._scale
+            highs, ending = ended
+            if ending.end is not End.OPTIMAL:
+                return False, ending.failure(self._run)
+            value = ending.objective / self._scale
             if self._reaches(value):
                 return self._reaches(self._undecided), ""
             found = np.array(highs.getSolution().col_value)
@@ -138,9 +137,24 @@ class _Search:
                 self._model.forbid(found, self._serve_all(found))
         return False, ""
 
+    def _prepare(self, mailbox: Mailbox) -> bool | None:
+        """Find out what the pairs need alone, and join them; return None if there was no time to."""
+        if (values := self._pairs_alone(mailbox)) is None:
+            return None
+        self._close(values, mailbox)
+        self._model.join(mailbox.check)
+        return True
+
+    def _choose(self, mailbox: Mailbox) -> "tuple[highspy.Highs, Ending]":
+        """Run HiGHS on the choice among all pairs, and return it with how it ended."""
+        highs = new_highs(self._model.together(self._scale), self._options | self._mip_options())
+        return highs, run_highs(highs, mailbox, _Reporter(self, mailbox))
+
     def _mip_options(self) -> dict[str, Any]:
-        options = {"mip_rel_gap": 0.0, "mip_abs_gap": 0.0, "mip_feasibility_tolerance": TOLERANCE}
-        return options | ({"time_limit": self._run.remaining} if math.isfinite(self._run.options.time_limit) else {})
+        return {"mip_rel_gap": 0.0, "mip_abs_gap": 0.0, "mip_feasibility_tolerance": TOLERANCE} | self._time_limit()
+
+    def _time_limit(self) -> dict[str, Any]:
+        return {"time_limit": self._run.remaining} if math.isfinite(self._run.options.time_limit) else {}
 
     def _reaches(self, value: float) -> bool:
         """Whether the incumbent is worth so much, up to the tolerance of HiGHS."""
@@ -148,39 +162,37 @@ class _Search:
         return objective is not None and objective >= value - 10 * MARGIN / self._scale - 1e-9 * abs(value)
 
     def _pairs_alone(self, mailbox: Mailbox) -> Floats | None:
-        """Add tangents where every pair alone needs least bandwidth; return that point, None if told to stop."""
-        highspy, model = highs_module(), self._model
-        highs = new_highs(model.alone(), self._options)
+        """Add tangents where every pair alone needs least bandwidth; return that point, None if there was no time to."""
+        model = self._model
+        highs = new_highs(model.alone(), self._options | self._time_limit())
         highs.cbSimplexInterrupt.subscribe(lambda event: event.interrupt() if mailbox.stopping else None)
         values = np.zeros(model.num_columns)
-        try:
+        with own_scheduler():
             for _ in range(ROUNDS):
-                highs.run()
-                if mailbox.stopping:
+                ending = end_of_run(highs)
+                if mailbox.stopping or ending.end is End.TIME:
                     return None
-                status = highs.getModelStatus()
-                if status != highspy.HighsModelStatus.kOptimal:
-                    raise SolverError(f"HiGHS: {highs.modelStatusToString(status)}")
+                if ending.end is not End.OPTIMAL:
+                    raise SolverError(ending.message)
                 last, values, start = values, np.array(highs.getSolution().col_value), model.num_blocks
                 if not model.cut(values) or np.allclose(values[model.x + 1], last[model.x + 1], rtol=CHANGED, atol=0.0):
                     break
                 rows, lower, upper = model.rows(start)
                 highs.addRows(lower.size, lower, upper, rows.nnz, rows.indptr[:-1], rows.indices, rows.data)
-        finally:
-            highspy.Highs.resetGlobalScheduler(True)  # the scheduler belongs to this thread, which ends here
         return values
 
-    def _close(self, values: Floats) -> None:
+    def _close(self, values: Floats, mailbox: Mailbox) -> None:
         """Close the pairs that need more than there is; keep how the others are served, where it is settled."""
         model = self._model
         needed = values[model.x + 1] * model.hz
         model.is_open = (values[model.x] > 0.5) & (needed <= model.limit_hz * (1 + TOLERANCE))
         for index in np.flatnonzero(model.is_open).tolist() if self._is_settled else []:
+            mailbox.check()
             if (how := model.serve(index, values)) is not None:
                 self._served[index] = how
         best = np.zeros(self._run.problem.num_users)  # type: ignore[attr-defined]
         np.maximum.at(best, model.user[model.is_open], model.value[model.is_open])
-        self._run.tighten(float(best.sum()))
+        mailbox.post(lambda: self._run.tighten(float(best.sum())))
 
     def _serve_all(self, values: Floats) -> Served:
         """Return how the pairs chosen at a point are served, those that can be."""

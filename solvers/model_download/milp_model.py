@@ -9,6 +9,7 @@ from scipy import sparse
 
 from edgeopt.problems import DownloadPlan, ModelDownload
 from edgeopt.solvers.back_ends import highs_module
+from edgeopt.solvers.background import Action
 from edgeopt.solvers.model_download.milp_pair import (
     SLACK,
     Pair,
@@ -73,9 +74,14 @@ class DownloadModel:
     energy. The last two are convex; they are replaced by tangents, so the programme is a relaxation. With frequency
     levels, binaries choose one for each layer instead; with resource blocks, b counts them. Every limit is wider by
     `SLACK`, so that no plan is lost that the problem accepts within its tolerance.
+
+    Parameters
+    ----------
+    problem : the problem.
+    check : called again and again meanwhile; may leave by raising.
     """
 
-    def __init__(self, problem: ModelDownload) -> None:
+    def __init__(self, problem: ModelDownload, check: Action = lambda: None) -> None:
         self.problem = problem
         self.limit_hz = problem.bandwidth_hz * (1 + SLACK)
         self.pairs: list[Pair] = []
@@ -84,12 +90,14 @@ class DownloadModel:
         self._integer: list[NDArray[np.bool_]] = []
         self.num_columns = 0
         for user, model in np.argwhere(problem.allowed).tolist():
+            check()
             if (pair := make_pair(problem, user, model, self.num_columns, self.limit_hz)) is not None:
                 self.pairs.append(pair)
                 self._add_pair(pair)
         self.x = np.array([pair.first for pair in self.pairs], np.int64)
         self.user = np.array([pair.user for pair in self.pairs], np.int64)
         self.hz = np.array([pair.hz for pair in self.pairs])
+        self._least_hz = np.array([least_hz(problem, pair.user, pair.model) for pair in self.pairs])
         self.value = problem.value[self.user, [pair.model for pair in self.pairs]]
         self.is_open = np.ones(self.x.size, bool)
         """bool [pairs], whether a pair has not been found to need more than there is."""
@@ -107,7 +115,7 @@ class DownloadModel:
     def _add_pair(self, pair: Pair) -> None:
         (x,) = self._add_columns([1.0], True)
         most = self.limit_hz / pair.hz
-        counts_blocks = self.problem.resource_block_hz is not None
+        counts_blocks = pair.hz == self.problem.resource_block_hz  # not where they are finer than matters
         (band,) = self._add_columns([float(np.floor(most)) if counts_blocks else most], counts_blocks)
         (transfer,) = self._add_columns([1.0], False)
         self._rows.add([band, x], [1.0, -most], -np.inf, 0.0)
@@ -131,8 +139,8 @@ class DownloadModel:
 
     def _add_tangents(self) -> None:
         """Add tangents spread evenly, on logarithmic scales, over what each convex function may be asked for."""
-        for hz in np.geomspace(self._least_hz(), np.full(self.x.size, self.limit_hz), TANGENTS):
-            self._add_rate_tangents(np.arange(self.x.size), hz)
+        for share in np.geomspace(1.0, self.limit_hz / self._least_hz, TANGENTS):
+            self._add_rate_tangents(np.arange(self.x.size), self._least_hz * share)
         z, least, most = [], [], []
         for pair in self.pairs:
             if pair.energy is not None and self.problem.frequency_levels is None:
@@ -149,12 +157,6 @@ class DownloadModel:
             self._full_energy = np.concatenate([pair.energy[:, 0] for pair in limited if pair.energy is not None])
             for at in np.geomspace(np.concatenate(least), np.concatenate(most), TANGENTS):
                 self._add_energy_tangents(np.arange(self._z.size), at)
-
-    def _least_hz(self) -> Floats:
-        """Return [pairs]: the bandwidth that takes all the time to the deadline."""
-        if self.problem.resource_block_hz is None:
-            return self.hz
-        return np.array([least_hz(self.problem, pair.user, pair.model) for pair in self.pairs])
 
     def _seconds(self, pairs: Ints, hz: Floats) -> tuple[Floats, Floats]:
         """Return download times over a bandwidth in shares of the deadlines, and their slopes."""
@@ -178,7 +180,7 @@ class DownloadModel:
         """Add the tangents at a point of what it violates; return whether there were any."""
         x = values[self.x]
         taken = np.flatnonzero(x > 0.5)
-        hz = np.maximum(values[self.x[taken] + 1] / x[taken] * self.hz[taken], self._least_hz()[taken] * (1 - SLACK))
+        hz = np.maximum(values[self.x[taken] + 1] / x[taken] * self.hz[taken], self._least_hz[taken] * (1 - SLACK))
         time, _ = self._seconds(taken, hz)
         short = time > values[self.x[taken] + 2] / x[taken]
         if short.any():
@@ -198,6 +200,7 @@ class DownloadModel:
         """Add the tangents where what is chosen at a point needs more bandwidth than it has there, by more than a share."""
         taken = np.flatnonzero(values[self.x] > 0.5)
         hz = np.array([needed_hz(self.problem, self.pairs[k], self._frequency(k, values)) for k in taken.tolist()])
+        hz = np.maximum(hz, self._least_hz[taken])
         short = np.isfinite(hz) & (values[self.x[taken] + 1] * self.hz[taken] < hz * (1 - tolerance))
         if short.any():
             self._add_rate_tangents(taken[short], hz[short])
@@ -211,9 +214,10 @@ class DownloadModel:
         else:
             self._rows.add([*self.x[taken]], [1.0] * taken.size, -np.inf, taken.size - 1.0)
 
-    def join(self) -> None:
-        """Add the rows that bind users together: one model for each, and the bandwidth."""
+    def join(self, check: Action = lambda: None) -> None:
+        """Add the rows that bind users together: one model for each, and the bandwidth; `check` as above."""
         for user in np.unique(self.user):
+            check()
             own = self.x[(self.user == user) & self.is_open]
             if own.size > 1:
                 self._rows.add([*own], [1.0] * own.size, -np.inf, 1.0)
@@ -279,7 +283,7 @@ class DownloadModel:
     def _frequency(self, index: int, values: Floats) -> Floats:
         """Return a pair's frequencies [L] at a point, scaled down as far as its energy asks for."""
         pair, problem = self.pairs[index], self.problem
-        top, low = problem.top_frequency_hz[pair.user], problem.min_frequency_hz[pair.user]
+        top, low = min(problem.top_frequency_hz[pair.user], pair.top), problem.min_frequency_hz[pair.user]
         if pair.energy is None:
             return np.full(pair.bits.size, top)
         layers, levels = pair.energy.shape

@@ -17,6 +17,7 @@ from edgeopt.solvers.model_download.common import (
     refusal_message,
     supports_model_download,
 )
+from edgeopt.solvers.model_download.download_then_infer import offer_something
 from edgeopt.solvers.model_download.rates import Tables, overlapped_rates
 from edgeopt.solvers.model_download.slide import overlapped_plan
 
@@ -56,4 +57,5 @@ class RandomAdmission:
                     model[k], bandwidth[k] = drawn[k], needed[k]
                     left -= needed[k]
             run.offer(overlapped_plan(problem, tables, Admission(model, bandwidth, np.inf), rate))
+            offer_something(run, problem)
         return run.result(message=refusal_message(run, problem))

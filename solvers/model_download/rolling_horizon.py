@@ -21,6 +21,7 @@ from edgeopt.rng import stream
 from edgeopt.solve import Solver, solve
 from edgeopt.solvers import get_solver
 from edgeopt.solvers.model_download.rolling_result import RollingResult
+from edgeopt.stop import Limit
 from edgeopt.validate import float_array, int_array
 
 USER_FIELDS = (
@@ -214,7 +215,10 @@ class _State:
         users = np.array(sorted(self.waiting))
         left_s = self.problem.deadline_s[users] - (now - self.arrival[users])
         part = waiting_problem(self.problem, users, left_s, free)
-        plan: Any = solve(part, self.solver, seed=self.seed + self.num_solves).raise_for_status().solution
+        result = solve(part, self.solver, seed=self.seed + self.num_solves)
+        if result.limit is Limit.INTERRUPT:  # there is no half of a simulation to return
+            raise KeyboardInterrupt
+        plan: Any = result.raise_for_status().solution
         self.num_solves += 1
         timeline = part.simulate(plan)
         admitted = np.flatnonzero(plan.model >= 0)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.errors import MissingDependencyError
+from edgeopt.extras import needs
 from edgeopt.problems import DownloadPlan
 
 if TYPE_CHECKING:
@@ -143,10 +143,8 @@ class RollingResult:
         MissingDependencyError
             Without pandas.
         """
-        try:
+        with needs("a data frame", "report"):
             import pandas as pd
-        except ImportError:
-            raise MissingDependencyError("data frames need pandas: pip install 'edgeopt[report]'") from None
         return pd.DataFrame(self._columns())
 
     def _columns(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from edgeopt.solvers.model_download.common import (
     share_spare_bandwidth,
     supports_model_download,
 )
+from edgeopt.solvers.model_download.download_then_infer import offer_something
 from edgeopt.solvers.model_download.rates import Tables, overlapped_rates
 
 _EXACT = Exact("a user depends on the others through its bandwidth alone, of which the least is found")
@@ -72,6 +73,7 @@ class Slide:
             with run.building():
                 tables = Tables.of(problem)
             rate, lower = overlapped_rates(run, problem, tables, prune=not problem.has_model_reward)
+            offer_something(run, problem)  # users whose rates are missing would be refused
             admission = admit(run, problem, rate)
             run.offer(overlapped_plan(problem, tables, admission, rate, share_spare=self.share_spare))
             relaxed = admission if lower is rate else admit(run, problem, lower)

@@ -10,6 +10,7 @@ from edgeopt.problems import DownloadPlan, ModelDownload
 from edgeopt.result import Guarantee, Heuristic, Result
 from edgeopt.solve import Run, SolveOptions
 from edgeopt.solvers.model_download.common import admit, refusal_message, supports_model_download
+from edgeopt.solvers.model_download.download_then_infer import offer_something
 from edgeopt.solvers.model_download.rates import Tables, overlapped_rates
 from edgeopt.solvers.model_download.slide import overlapped_plan
 
@@ -43,4 +44,5 @@ class SmallestModel:
             users = np.arange(problem.num_users)
             only[users, smallest] = rate[users, smallest]
             run.offer(overlapped_plan(problem, tables, admit(run, problem, only), only))
+            offer_something(run, problem)
         return run.result(message=refusal_message(run, problem))

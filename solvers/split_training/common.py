@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.errors import EdgeOptError
 from edgeopt.problem import Problem
 from edgeopt.problems import SplitPlan, SplitTraining
 from edgeopt.result import Result
 from edgeopt.solve import Run
+from edgeopt.validate import integer
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -126,8 +126,7 @@ def arrays_of(plan: SplitPlan) -> tuple[Ints, Ints, int]:
 
 def check_count(name: str, value: object) -> None:
     """Refuse a setting that is no integer >= 1."""
-    if not isinstance(value, int | np.integer) or value < 1:
-        raise EdgeOptError(f"{name} = {value!r}: expected an integer >= 1")
+    integer(name, value, low=1)
 
 
 def supports_split_training(problem: Problem) -> str | None:

@@ -48,6 +48,8 @@ class CutOnly:
                 costs = Costs.of(problem)
             for batch in doubled(costs, self.batch):
                 start = min(at_uniform_cuts(costs, problem, batch), key=lambda point: point[0])
-                if start[0] < np.inf and not run.stopped():
+                if start[0] < np.inf:
                     follow(run, descend(costs, problem, start, batches=False))
+                if run.solution is not None and run.stopped():
+                    break
         return finish(run, problem)

@@ -89,13 +89,13 @@ def kick(costs: Costs, point: Point, batch_update: BatchUpdate, max_boxes: int) 
 
 
 def follow(run: Run[SplitPlan], points: Iterator[Point]) -> None:
-    """Offer the points of a descent until a limit is reached; one iteration each."""
+    """Offer the points of a descent until a limit is reached, the first plan in any case; one iteration each."""
     for value, batch, cut, interval in points:
         if value < (
             np.inf if run.objective is None else run.objective
         ):  # asking the problem takes longer than many a step
             offer_feasible(run, plan_of(batch, cut, interval))
-        if not run.step():
+        if not run.step() and run.solution is not None:
             return
 
 

@@ -13,6 +13,7 @@ from edgeopt.result import Status
 from edgeopt.schedule import RATES, Feedback, RoundPlan
 from edgeopt.solve import Solver, solve
 from edgeopt.solvers.split_training.common import check_count
+from edgeopt.stop import Limit
 from edgeopt.storage import Arrays
 from edgeopt.validate import float_array, int_array
 
@@ -123,6 +124,8 @@ class HasflPlanner:
         last = self.split_plan
         start = last if last is not None and self.problem.is_feasible(last) else None
         result = solve(self.problem, self.solver, time_limit=self.time_limit, seed=self.seed, initial_solution=start)
+        if result.limit is Limit.INTERRUPT:  # the training's to handle: it has rounds to keep
+            raise KeyboardInterrupt
         if last is None:
             result.raise_for_status()
         self._solved = {name: getattr(self.problem, name) for name in RATES}

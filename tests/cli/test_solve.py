@@ -1,11 +1,14 @@
 """The command line: clean JSON, one-line errors, nothing lost on Ctrl-C."""
 
 import json
+import logging
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +98,7 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[object], str]]:
         "solver": (["solve", tiny, "--solver", "gredy"], "did you mean 'greedy'"),
         "output": ([*solve, "--output", folder / "no" / "r.json"], "there is no folder"),
         "output folder": ([*solve, "--output", folder], "is a folder"),
-        "initial": ([*solve, "--initial-solution", tiny], "tiny.json: problem = None"),
+        "initial": ([*solve, "--initial-solution", tiny], "tiny.json: problem: value is missing"),
         "option": ([*solve, "--time-limit", "soon"], "--time-limit"),
         "command": (["slove"], "slove"),
         "param": ([*solve, "--param", "steps"], "expected KEY=VALUE"),
@@ -244,6 +247,152 @@ def test_interrupted_solve_prints_the_incumbent(tmp_path: Path):
     document = strict(done.stdout)
     assert document["limit"] == "interrupt"
     assert document["objective"] > 0
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "edgeopt.evaluation.instances.library.load_instance",
+        "edgeopt.solvers.get_solver",
+        "edgeopt.problems.ExpertCaching.violations",
+        "edgeopt.solve.Run.offer",
+        "edgeopt.solve.Run.result",
+        "edgeopt.result.Result.save",
+        "edgeopt.result.Result.to_json",
+    ],
+)
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_interrupted_solve_writes_what_it_has(
+    instance: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, after: bool
+):
+    """Ctrl-C while loading, building, solving, judging, writing or printing: status 130, a solution printed and written."""
+    module, _, name = where.rpartition(".")
+    owner: Any = pkgutil.resolve_name(module) if module != "edgeopt.solvers" else sys.modules[module]
+    function = getattr(owner, name)
+
+    def interrupted(*given: Any, **options: Any) -> Any:
+        if not after:
+            signal.raise_signal(signal.SIGINT)
+        value = function(*given, **options)
+        if after:
+            signal.raise_signal(signal.SIGINT)
+        monkeypatch.undo()
+        return value
+
+    monkeypatch.setattr(owner, name, interrupted)
+    output = tmp_path / "result.json"
+    done = run("solve", instance, "--solver", "greedy", "--output", output, "--json")
+    written = strict(output.read_text())
+    assert done.exit_code == 130, done.output
+    assert strict(done.stdout)["objective"] == written["objective"] >= 0
+    assert written["solution"] is not None
+    again = run("solve", instance, "--solver", "random", "--initial-solution", output, "--json")
+    assert again.exit_code == 0
+    assert strict(again.stdout)["objective"] >= written["objective"]
+
+
+# --- streams and names ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["é", "$\\frac{$", "中\udce9"])
+def test_names_that_cannot_be_written_are_escaped(tmp_path: Path, name: str):
+    """On a terminal of ASCII, names of other letters, bytes that are no text, or formulas lose no row, table or report."""
+    file = tmp_path / f"{name}.json"
+    tiny_problem().save(file)
+    words = ["compare", str(file), "--solvers", "greedy", "--executor", "serial", "--out", str(tmp_path / "out")]
+    done = CliRunner(charset="ascii").invoke(cli.app, words)
+    assert done.exit_code == 0, done.stderr
+    assert name.encode("ascii", "backslashreplace").decode() in done.stdout
+    assert "greedy" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    (row,) = (tmp_path / "out" / "rows").iterdir()
+    assert strict(row.read_text())["instance"] == name
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that is always full")
+def test_output_to_a_full_disk_is_one_line():
+    """What cannot be printed is an error of one line, also when Python flushes once more at its end."""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*EDGEOPT, "solvers"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr == "edgeopt: No space left on device\n"
+
+
+def test_a_closed_output_is_no_error(monkeypatch: pytest.MonkeyPatch):
+    """Without a standard output, as ``>&-`` leaves it, commands do their work."""
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(SystemExit) as end:
+        cli.app(["solvers", "expert-caching"])
+    assert end.value.code == 0
+    sys.stdout.close()
+
+
+def test_what_the_system_lacks_is_no_bug(monkeypatch: pytest.MonkeyPatch, instance: Path):
+    """An error of the system that names no file is said as it is."""
+    monkeypatch.setattr(
+        "edgeopt.evaluation.instances.library.load_instance", failing(OSError(11, "Resource unavailable"))
+    )
+    done = run("describe", instance)
+    assert (done.exit_code, done.stderr) == (1, "edgeopt: Resource unavailable\n")
+
+
+def failing(error: Exception) -> Any:
+    def fail(*_: object) -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (EOFError("Ran out of input"), "EOFError: Ran out of input (a bug"),
+        (MemoryError("Unable to allocate 8 EiB\nfor an array"), "not enough memory: Unable to allocate 8 EiB for an"),
+    ],
+)
+def test_an_error_is_what_it_is(error: Exception, message: str, monkeypatch: pytest.MonkeyPatch, instance: Path):
+    """The end of a file is no interrupt, although the library for command lines takes it for Ctrl-D; no memory is no bug."""
+    monkeypatch.setattr("edgeopt.evaluation.instances.library.load_instance", failing(error))
+    done = run("describe", instance)
+    assert done.exit_code == 1
+    assert done.stderr.strip().startswith(f"edgeopt: {message}")
+
+
+def test_warnings_are_one_line_each(monkeypatch: pytest.MonkeyPatch, instance: Path):
+    """What Python and other packages warn of takes a line, not a page; where matplotlib keeps its fonts is not said."""
+    load = edgeopt.load
+
+    def warn(name: str) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("overflow\nin a product", RuntimeWarning, stacklevel=1)
+        logging.getLogger("numba.core").warning("of two\nlines")
+        logging.getLogger("matplotlib").warning("created a temporary cache directory")
+        return load(name)
+
+    monkeypatch.setattr("edgeopt.evaluation.instances.library.load_instance", warn)
+    done = run("describe", instance)
+    assert done.exit_code == 0
+    assert done.stderr == "edgeopt: overflow in a product\nedgeopt: of two lines\n"
+
+
+def test_a_back_end_left_behind_does_not_hold_the_process():
+    """The command line ends with its own status, all printed, whatever a back end that was left behind still does."""
+    code = (
+        "import sys, threading\n"
+        "from edgeopt import cli\n"
+        "from edgeopt.solvers import background\n"
+        "background.EXIT_S = 1000.0\n"
+        "thread = threading.Thread(target=threading.Event().wait, daemon=True)\n"
+        "background._threads.add(thread)\n"
+        "thread.start()\n"
+        "sys.argv = ['edgeopt', 'solve', 'facility-tiny', '--solver', 'random', '--json']\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert strict(done.stdout)["feasible"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")

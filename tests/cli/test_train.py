@@ -17,13 +17,15 @@ import torch
 from typer.testing import CliRunner
 
 from edgeopt import Schedule, cli
+from edgeopt.errors import EdgeOptError
 from edgeopt.experiment import Experiment
 from edgeopt.experiment.folder import RunFolder
 from edgeopt.inference.routing import RoutingRecord
+from edgeopt.locks import FolderLock
 from edgeopt.problems import SplitTraining, load
 from edgeopt.problems.expert_caching.routing_trace import RoutingTrace
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TINY = ("--clients", 4, "--model", "mlp", "--set", "model.width=8", "--local-steps", 1)
 FILES = {"experiment.json", "rows.csv", "history.json", "checkpoint.safetensors", "schedule.npz"}
 PICTURES = {"accuracy-seconds.png", "accuracy-bytes.png", "last-round.png", "data.png"}
@@ -283,6 +285,39 @@ def test_flower_gets_the_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (refused.exit_code, "until_accuracy = 0.5" in refused.stderr) == (2, True)
 
 
+@pytest.mark.usefixtures("_no_pictures")
+@pytest.mark.parametrize("more", [[], ["--resume"]])
+def test_a_folder_in_use_is_left_alone(tmp_path: Path, more: list[str]):
+    """A second run into the folder of one that goes on is refused at once, in one line, and writes nothing there."""
+    assert run("train", *TINY, "--rounds", 1, "--out", tmp_path).exit_code == 0
+    with FolderLock(tmp_path):
+        before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+        done = run("train", *TINY, "--out", tmp_path, *more)
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert done.exit_code == 2
+    assert f"{tmp_path}: in use by process {os.getpid()} on " in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_folder_is_kept_for_a_run_until_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """From its first file to its last, also by an error, a run has its folder for itself; afterwards it is free."""
+    (tmp_path / ".rows.csv.12345678.part").write_text("what a run that was killed leaves")
+    refused = []
+
+    def write(folder: RunFolder, setup: object, history: object) -> None:
+        with pytest.raises(EdgeOptError, match="in use by") as error:
+            FolderLock(folder.path)
+        refused.append(error)
+        raise EdgeOptError("full")
+
+    monkeypatch.setattr(RunFolder, "write", write)
+    done = run("train", *TINY, "--rounds", 1, "--out", tmp_path)
+    assert done.exit_code == 2
+    assert len(refused) == 1
+    FolderLock(tmp_path).release()
+    assert not list(tmp_path.glob(".*.part"))
+
+
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
 @pytest.mark.slow
 def test_ctrl_c_keeps_everything(tmp_path: Path):
@@ -296,7 +331,7 @@ def test_ctrl_c_keeps_everything(tmp_path: Path):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)  # until a round is done; nothing is timed
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=120)
+    stdout, stderr = process.communicate()
     assert process.returncode == 130, stderr
     document = strict(stdout)
     assert document["interrupted"]

@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -427,3 +428,72 @@ def test_bad_counts(count: Any):
     """Numbers of pictures are whole and positive."""
     with pytest.raises(InvalidProblemError, match=f"num_test = {count}: expected an integer >= 1"):
         coloured_digits(num_train=5, num_test=count)
+
+
+# --- samples of other types ---------------------------------------------------------------------------------------
+
+
+class Pairs(Dataset[Any]):
+    """A data set of given pairs."""
+
+    def __init__(self, pairs: list[Any]) -> None:
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.pairs[index]
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda row: row.astype(">f8"),
+        lambda row: row[::-1].copy()[::-1],
+        lambda row: np.ma.masked_array(row),
+        lambda row: np.array(row, order="F"),
+        lambda row: torch.tensor(row).to(torch.bfloat16),
+        lambda row: torch.tensor(row, requires_grad=True),
+    ],
+)
+def test_samples_of_any_layout(wrap: Callable[[np.ndarray], Any]):
+    """Orders of bytes, strides, bfloat16 and gradients do not matter: the numbers are those that were given."""
+    rows = np.arange(12, dtype=np.float32).reshape(3, 2, 2)
+    data = from_dataset(Pairs([(wrap(row), np.int16(i)) for i, row in enumerate(rows)]))
+    assert data.inputs.dtype == torch.float32
+    assert not data.inputs.requires_grad
+    np.testing.assert_array_equal(data.inputs.numpy(), rows)
+    assert data.targets.tolist() == [0, 1, 2]
+
+
+def test_inputs_come_without_their_graph():
+    """Inputs that were computed with gradients are taken as numbers, and classes may be counted by NumPy."""
+    inputs = torch.ones(2, 3, requires_grad=True) * 2
+    data = ArrayData(inputs, torch.tensor([0, 1]), np.int64(2), "mine")
+    assert not data.inputs.requires_grad
+    assert type(data.num_classes) is int
+    with pytest.raises(InvalidProblemError, match="num_classes = True: expected an integer >= 1"):
+        ArrayData(inputs, torch.tensor([0, 1]), True, "mine")
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        ((np.ma.masked_equal([1.0, 0.0], 0), 0), r"dataset\[0\]: input\[1\] is masked: expected a value"),
+        ((np.array(["a"]), 0), r"dataset\[0\]: input"),
+        (
+            (np.ones(2), 30_000_000),
+            "dataset: found target 30000000, expected below 1048576: classes are numbered from 0",
+        ),
+    ],
+)
+def test_samples_that_are_none(pair: tuple[Any, Any], message: str):
+    """What is masked is no sample, and a target that would make millions of classes is likely none."""
+    with pytest.raises(InvalidProblemError, match=message):
+        from_dataset(Pairs([pair]))
+
+
+def test_many_classes_are_there_when_they_are_meant():
+    """The bound is on what a target alone decides."""
+    assert from_dataset(Pairs([(np.ones(2), 30_000_000)]), num_classes=40_000_000).num_classes == 40_000_000

@@ -31,7 +31,7 @@ def test_windows_by_hand(tmp_path: Path):
     assert data.train.num_classes == 256
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=30)
 @given(
     documents=st.lists(st.binary(max_size=80), min_size=1, max_size=5),
     context=st.integers(1, 9),

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +21,10 @@ NUM_USERS = 3
 
 @dataclass(frozen=True)
 class Fake:
-    """Behave as `mode` says: fine, raise, lack, exit, kill, interrupt, interrupt-inside, environment; ``once-`` before: the first time only."""
+    """Behave as `mode` says: fine, raise, lack, exit, kill, hang, interrupt, interrupt-inside, environment.
+
+    With ``once-`` before it, the first time only.
+    """
 
     name: ClassVar[str] = "fake"
     guarantee: ClassVar[Guarantee] = Heuristic()
@@ -54,6 +59,8 @@ class Fake:
             raise SystemExit("no more")
         if mode == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if mode == "hang":
+            threading.Event().wait()
         if mode == "interrupt":
             raise KeyboardInterrupt
         if mode == "environment":
@@ -74,3 +81,13 @@ def tiny_problem(scale: float = 1.0) -> ExpertCaching:
 def calls(folder: Path) -> dict[str, int]:
     """Return how often each (mode, seed) was called."""
     return {path.name: len(path.read_text()) for path in sorted(folder.iterdir())}
+
+
+def meet(here: Path, there: Path) -> int:
+    """Write the id of this process to one file, wait for another one, and return the id."""
+    partial = here.with_name(f"{here.name}.new")
+    partial.write_text(str(os.getpid()))
+    partial.replace(here)
+    while not there.exists():
+        time.sleep(0.02)
+    return os.getpid()

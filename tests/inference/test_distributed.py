@@ -82,7 +82,7 @@ def test_users_without_any_weight_count_evenly():
     assert run.mean_s == pytest.approx(run.seconds[0].mean(), rel=1e-12)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.integers(0, 10**6), st.sampled_from(MODES), st.integers(1, 4), st.integers(1, 5), st.integers(1, 3),
     st.integers(1, 4), st.data(),

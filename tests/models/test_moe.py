@@ -68,7 +68,7 @@ def test_one_expert_is_a_dense_layer():
     torch.testing.assert_close(layer.down_bias.grad[0], dense[2].bias.grad)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.integers(1, 5), st.data())
 def test_output_is_that_of_a_loop_over_tokens(seed, experts, data):
     """Token by token, the output is the weighted sum of the K most probable experts, and of no other."""
@@ -116,7 +116,7 @@ def test_balance_loss_of_even_and_of_collapsed_routing():
     assert LayerRouting(one, torch.full((2, 6, 1), 2)).balance_loss == pytest.approx(4)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.integers(1, 6), st.data())
 def test_balance_loss_is_its_formula(seed, experts, data):
     """It is E times the sum over experts of share of choices and mean probability, counted one by one."""

@@ -16,9 +16,17 @@ from edgeopt.solvers import background
 from edgeopt.solvers.background import Background, Mailbox
 from edgeopt.solvers.expert_caching.random_fill import RandomFill
 from edgeopt.stop import Limit
+from tests.clock import Clock, install
 
 PROBLEM = ExpertCaching.from_facility([[1.0]], [[0.75, 0.25]], [1.0, 1.0], [1.0])
 GOOD, BETTER = Placement([[False, True]]), Placement([[True, False]])
+WAIT_S = 60  # longer than any test takes: a wait that fails the test instead of hanging it
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Return the clock of limits and of the grace time; it stands still unless a test moves it."""
+    return install(monkeypatch, "edgeopt.solvers.background")
 
 
 def solve(search: Any, *, halt: Any = None, **options: Any) -> tuple[Result[Any], Any]:
@@ -61,28 +69,30 @@ def test_errors_of_the_search_are_raised():
         solve(search)
 
 
-def test_time_limit_stops_a_silent_back_end():
-    """The limit is watched although nothing is posted; what was posted before is kept."""
+def test_time_limit_stops_a_silent_back_end(clock: Clock):
+    """The limit is watched although nothing is posted; what was posted before is kept, what comes after is taken."""
 
     def search(run: Run[Placement], mailbox: Mailbox) -> str:
         mailbox.post(lambda: run.offer(GOOD))
+        clock.advance(1.0)
         until_told(mailbox)
         mailbox.post(lambda: run.offer(BETTER))
         return "stopped"
 
-    result, found = solve(search, time_limit=0.2)
+    result, found = solve(search, time_limit=1.0)
     assert (found, result.limit, result.objective) == ("stopped", Limit.TIME, 0.75)
 
 
-def test_halt_is_called_until_the_back_end_returns():
+def test_halt_is_called_until_the_back_end_returns(clock: Clock):
     """A back end that does not poll is stopped by `halt`."""
     halted = threading.Event()
 
     def search(run: Run[Placement], mailbox: Mailbox) -> str:
-        halted.wait()
+        clock.advance(1.0)
+        assert halted.wait(WAIT_S)
         return "stopped"
 
-    result, found = solve(search, halt=halted.set, time_limit=0.05)
+    result, found = solve(search, halt=halted.set, time_limit=1.0)
     assert (found, result.limit) == ("stopped", Limit.TIME)
 
 
@@ -115,19 +125,61 @@ def test_interrupts_of_callbacks_while_it_ends():
     assert (result.limit, result.objective) == (Limit.INTERRUPT, 0.75)
 
 
-def test_deaf_back_end_is_left_behind(monkeypatch):
+def test_checks_leave_the_search(clock: Clock):
+    """A search of many small steps ends at its next check once it is told to stop; that is no error."""
+    steps = []
+
+    def search(run: Run[Placement], mailbox: Mailbox) -> str:
+        mailbox.post(lambda: clock.advance(1.0))
+        while True:
+            steps.append(mailbox.stopping)
+            mailbox.check()
+            threading.Event().wait(0.005)
+
+    result, found = solve(search, time_limit=1.0)
+    assert (found, result.limit) == (None, Limit.TIME)
+    assert steps[-1]
+    assert not any(steps[:-1])
+
+
+def test_the_end_of_the_process_waits_a_little(monkeypatch):
+    """Back ends left behind are awaited when the process ends, but not for ever: those that are deaf are not."""
+    release, told = threading.Event(), threading.Event()
+
+    def search(run: Run[Placement], mailbox: Mailbox) -> None:
+        told.set()
+        release.wait()
+
+    solve(search, time_limit=0.01)
+    assert told.wait(5)
+    (thread,) = background._threads
+    monkeypatch.setattr(background, "EXIT_S", 0.01)
+    background._await_left_behind()
+    assert thread.is_alive()
+    monkeypatch.setattr(background, "EXIT_S", 30.0)
+    threading.Timer(0.05, release.set).start()
+    background._await_left_behind()
+    assert not thread.is_alive()
+    assert not background._threads
+
+
+def test_deaf_back_end_is_left_behind(clock: Clock):
     """A back end that does not stop is left to itself after the grace time: the time limit holds."""
-    monkeypatch.setattr(background, "GRACE_S", 0.1)
     release, ended = threading.Event(), threading.Event()
 
     def search(run: Run[Placement], mailbox: Mailbox) -> str:
         mailbox.post(lambda: run.offer(GOOD))
-        release.wait()
+        mailbox.post(lambda: clock.advance(1.0))  # only after the solution was taken
+        release.wait(WAIT_S)
         ended.set()
         return "too late"
 
-    result, found = solve(search, time_limit=0.1)
+    def halt() -> None:  # called with every look at the mailbox while the grace time lasts
+        clock.advance(background.GRACE_S / 4)
+
+    result, found = solve(search, halt=halt, time_limit=1.0)
+    assert clock.now == 1.0 + background.GRACE_S
     release.set()
     assert (found, result.limit, result.objective) == (None, Limit.TIME, 0.25)
-    assert ended.wait(5)
+    assert ended.wait(WAIT_S)
     assert np.isinf(result.bound)

@@ -102,6 +102,16 @@ def test_the_order_of_names_does_not_matter(task):
     assert estimates[0].smoothness.value == estimates[1].smoothness.value
 
 
+def test_weights_are_remembered_as_a_file_gives_them_back(task):
+    """What it keeps of a model whose tensors are turned views is in the usual order, which bits of results depend on."""
+    estimator = GradientEstimator(every=1)
+    turned = {n: v.t().contiguous().t() if v.dim() == 2 else v for n, v in task.initial_weights().items()}
+    estimator.measure(task, [turned], 0)
+    for name, kept in estimator.state().items():
+        assert kept.flags.c_contiguous, name
+        np.testing.assert_array_equal(kept, turned[name])
+
+
 def test_half_precision_weights_are_remembered(task):
     """Weights in bfloat16, which NumPy lacks, come back with the same bits."""
     half = task.replace(model=nn.Sequential(nn.Linear(5, 4).bfloat16(), nn.Linear(4, 3)), precision="bf16")

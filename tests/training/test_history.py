@@ -46,6 +46,12 @@ def test_the_first_round_that_reaches_an_accuracy():
     assert history.first_reach(0.6) is None
 
 
+def test_infinity_is_a_word():
+    """A loss beyond all numbers, which JSON does not have, is the text that `float` reads."""
+    rows = History(rows=[{"round": 0, "test_loss": float("inf"), "accuracy": 0.5}]).to_json()["rows"]
+    assert json.loads(json.dumps(rows, allow_nan=False)) == [{"round": 0, "test_loss": "inf", "accuracy": 0.5}]
+
+
 def test_plain_values(tmp_path: Path):
     """JSON has None where nothing was measured; CSV reads back; a run without rows has a header only."""
     history = History(rows=list(ROWS), reason="because")

@@ -12,7 +12,7 @@ import torch
 
 from edgeopt.schedule import RoundPlan
 from edgeopt.training.algorithm import Models, Outcome
-from edgeopt.training.messages import Message, Phase, Replies, State, Tensors, copied
+from edgeopt.training.messages import Message, Phase, Replies, State, Tensors
 from edgeopt.training.optimizers import Optimizer, Sgd
 from edgeopt.training.rules.average import weighted_average
 from edgeopt.training.rules.common import (
@@ -217,7 +217,7 @@ def _kept(
         placement.trained(assignment)
         weights, optimizer = server[entry]
         if own := task.part(weights, 0, deepest):
-            copies[str(assignment.client)] = copied({"weights": dict(own), "optimizer": leaves_in(optimizer, own)})
+            copies[str(assignment.client)] = {"weights": dict(own), "optimizer": leaves_in(optimizer, own)}
     placement.server_trained(deepest)
     return {**state, "placement": placement.to_state(), "deepest": torch.tensor(deepest), "copies": copies}
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.errors import InvalidProblemError
+from edgeopt.errors import InvalidProblemError, quoted
+from edgeopt.problems.client_selection.problem import MAX_RATE_SIGMA
 from edgeopt.rng import stream
 from edgeopt.schedule import RATES, RoundPlan
 from edgeopt.training.messages import CATEGORIES, Category, Link
@@ -158,6 +159,8 @@ class EdgeTiming:
             object.__setattr__(self, name, float_array(name, getattr(self, name), (), positive=True).item())
         for name in ("joules_per_flop", "rate_sigma", "failure_probability"):
             object.__setattr__(self, name, float_array(name, getattr(self, name), (), nonnegative=True).item())
+        if self.rate_sigma > MAX_RATE_SIGMA:
+            raise InvalidProblemError(f"rate_sigma = {quoted(self.rate_sigma)}: expected at most {MAX_RATE_SIGMA}")
         if self.failure_probability > 1:
             raise InvalidProblemError(f"failure_probability = {self.failure_probability}: expected a number up to 1")
         if unknown := sorted(set(self.timed) - set(CATEGORIES)):

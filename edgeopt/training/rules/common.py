@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+import torch
+
 from edgeopt.errors import InvalidProblemError
 from edgeopt.training.messages import State, Tensors
 from edgeopt.training.task import Task
@@ -28,6 +30,7 @@ def check_weighting(weighting: str) -> None:
 
 def tensors_of(state: State, name: str) -> Tensors:
     """Return an entry of a state that holds tensors, and no more states."""
-    found = state[name]
-    assert isinstance(found, dict)
+    found = state.get(name)
+    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+        raise InvalidProblemError(f"state: {name}: expected tensors by name, as this algorithm leaves them")
     return found  # type: ignore[return-value]

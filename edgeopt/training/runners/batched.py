@@ -22,6 +22,7 @@ Result = TypeVar("Result")
 
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 _DROPOUTS = (nn.modules.dropout._DropoutNd,)
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
 
 def map_batched(function: Callable[[Item], Result], items: Sequence[Item], *, chunk: int | None = None) -> list[Result]:
@@ -35,7 +36,8 @@ def map_batched(function: Callable[[Item], Result], items: Sequence[Item], *, ch
     function : pure; it takes and returns nested dictionaries, tuples and lists of tensors. It must not draw random
         numbers, and no decision in it may depend on the value of a tensor: see `can_batch`. Gradients in it
         are those of `torch.func`.
-    items : arguments. A tensor that is the same object in all items of a batch is used as it is, not copied.
+    items : arguments. A tensor that has the same bits in all items of a batch is used as it is, not copied. Whether it
+        is one object or several does not matter: after a checkpoint was loaded it is several.
     chunk : at most so many items in one batch, which bounds the memory. Default: all of them.
 
     Examples
@@ -108,7 +110,7 @@ def try_batched(
 def _together(function: Callable[[Any], Any], leaves: Sequence[list[torch.Tensor]], structure: Any) -> list[Any]:
     """Run a function for items of equal structure, given their leaves."""
     columns = list(zip(*leaves, strict=True))
-    shared = [all(tensor is column[0] for tensor in column) for column in columns]
+    shared = [all(tensor is column[0] or _same_bits(tensor, column[0]) for tensor in column[1:]) for column in columns]
     stacked = [column[0] if same else torch.stack(column) for column, same in zip(columns, shared, strict=True)]
     if not columns or all(shared):  # nothing differs
         result = function(pytree.tree_unflatten(stacked, structure))
@@ -124,6 +126,17 @@ def _together(function: Callable[[Any], Any], leaves: Sequence[list[torch.Tensor
     if not outputs:  # nothing to take apart
         return [pytree.tree_unflatten([], returned)] * len(leaves)
     return [pytree.tree_unflatten(list(row), returned) for row in zip(*(x.unbind(0) for x in outputs), strict=True)]
+
+
+def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Compare tensors of equal shape and type; cheap, because it ends at the first difference."""
+    return torch.equal(_bits(first), _bits(second))
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the bits as integers: nan equals itself, and zero is not minus zero."""
+    real = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    return real.view(_INTEGERS[real.element_size()])
 
 
 def can_batch(model: nn.Module) -> str | None:

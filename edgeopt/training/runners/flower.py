@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
@@ -20,6 +19,7 @@ import torch
 
 from edgeopt import storage
 from edgeopt.errors import EdgeOptError, InvalidFileError, MissingDependencyError
+from edgeopt.fields import Fields
 from edgeopt.schedule import COLUMNS, Planner, RoundPlan
 from edgeopt.training.algorithm import Algorithm
 from edgeopt.training.costs.timing import Timing
@@ -161,7 +161,7 @@ def _packed(name: str, state: State) -> "dict[str, ArrayRecord | ConfigRecord]":
 
 def _unpacked(records: "RecordDict", name: str) -> State:
     arrays = {path: np.asarray(array.numpy()) for path, array in records[name].items()}
-    return unflatten(arrays, json.loads(records[f"{name} tree"]["tree"]))
+    return unflatten(arrays, Fields(json.loads(records[f"{name} tree"]["tree"])))
 
 
 # --- the clients' side ---------------------------------------------------------------------------------------------
@@ -405,8 +405,7 @@ def find_nodes(grid: "Grid", count: int, timeout_s: float = 120.0, poll_s: float
 def _serve_run(grid: "Grid", context: "Context") -> None:
     """Train on the nodes; leave checkpoint and outcome in the folder that the run's configuration names."""
     config = context.run_config
-    folder = Path(str(config["output"]))
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = storage.open_folder(str(config["output"]))
     outcome: dict[str, Any] = {"error": "ended early"}
     try:
         torch.set_num_threads(int(config["threads"]))

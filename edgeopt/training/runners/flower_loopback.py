@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from edgeopt.errors import EdgeOptError, InvalidFileError, MissingDependencyError
+from edgeopt.training import tether
 from edgeopt.training.history import History
 from edgeopt.training.judging import judged, models_of, personal
 from edgeopt.training.run_state import RunState
@@ -168,7 +169,8 @@ class Loopback:
         if not interrupted and outcome["error"] is not None:
             raise EdgeOptError(f"the run on Flower failed: {outcome['error']}\n{self.log_tail()}")
         task, algorithm, planner, _ = experiment.build()
-        run = RunState.load(folder / CHECKPOINT, task, RunState.start(task, algorithm, planner).identity)
+        start = RunState.start(task, algorithm, planner)
+        run = RunState.load(folder / CHECKPOINT, task, start.identity, start.server)
         history = History(rows=run.rows, server=run.server, clients=run.clients, interrupted=interrupted)
         history.reason = "interrupted" if interrupted else outcome["reason"]
         models = models_of(algorithm, task, run.server, run.clients)
@@ -195,7 +197,7 @@ class Loopback:
         return home
 
     def _start(self, name: str, command: str, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start a process whose files and messages stay in the temporary folder."""
+        """Start a process whose files and messages stay in the temporary folder, and which does not outlive this one."""
         own = os.path.dirname(sys.executable)  # Flower's processes find each other by PATH
         path = os.pathsep.join([own, os.environ.get("PATH", os.defpath)])
         if (program := shutil.which(command, path=path)) is None:
@@ -205,8 +207,8 @@ class Loopback:
         environment |= {"FLWR_HOME": str(self._home(name)), "PATH": path, "PYTHONPATH": importable}
         with open(self._folder / f"{name}.log", "ab") as log:
             process = subprocess.Popen(
-                [program, *arguments], env=environment, cwd=self._folder, stdin=subprocess.DEVNULL, stdout=log,
-                stderr=subprocess.STDOUT, start_new_session=True,
+                [sys.executable, "-I", tether.__file__, program, *arguments], env=environment, cwd=self._folder,
+                stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         self._started.append(process)
         return process
@@ -312,6 +314,9 @@ def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                 time.sleep(0.02)
+        for process in processes:
+            if process.stdin is not None:
+                process.stdin.close()
 
 
 def _descendants(pids: Sequence[int]) -> dict[int, int]:

@@ -1,7 +1,7 @@
 """Where clients run: here, one after another, or many as one batch."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -11,12 +11,13 @@ from edgeopt.rng import stream
 from edgeopt.schedule import RoundPlan
 from edgeopt.training.algorithm import Algorithm
 from edgeopt.training.checks import check_answer
-from edgeopt.training.messages import Category, Message, Replies, State, Tensors, copied
+from edgeopt.training.messages import Category, Message, Replies, State, Tensors, kept
 from edgeopt.training.runners.batched import map_clients
 from edgeopt.training.task import Batch, Task
 from edgeopt.training.trouble import blaming
+from edgeopt.validate import flag, integer
 
-Result = tuple[dict[Category, Tensors], dict[str, torch.Tensor], State]  # a reply's content and rows; the new state
+Result = tuple[dict[Category, Tensors], State, Tensors]  # a reply's content, the new state, the reply's rows
 
 
 class Runner(Protocol):
@@ -63,6 +64,10 @@ class LocalRunner:
     _states: dict[int, State] = field(init=False, default_factory=dict, repr=False)
     _changed: dict[int, State] = field(init=False, default_factory=dict, repr=False)
 
+    def __post_init__(self) -> None:
+        self.batched = flag("batched", self.batched)
+        self.chunk = None if self.chunk is None else integer("chunk", self.chunk, low=1)
+
     @property
     def states(self) -> dict[int, State]:
         """What clients remember, by id."""
@@ -97,10 +102,10 @@ class LocalRunner:
         for entries in groups.values():
             results |= self._together(algorithm, task, plan, {entry: messages[entry] for entry in entries}, states)
         for entry in messages:
-            client, state = int(plan.client[entry]), results[entry][2]
+            client, state = int(plan.client[entry]), results[entry][1]
             if state or client in states:
-                self._changed[client] = state
-        return {entry: Message("reply", results[entry][0], rows=results[entry][1]) for entry in messages}
+                self._changed[client] = kept(state)
+        return {entry: Message("reply", results[entry][0], rows=results[entry][2]) for entry in messages}
 
     def _together(
         self,
@@ -118,26 +123,25 @@ class LocalRunner:
         items = []
         for client, message in zip(clients, messages.values(), strict=True):
             batch = () if message.batches is None else tuple(task.batch(client, message.batches))
-            key = () if message.key is None else (message.key,)
-            items.append((dict(message.tensors), dict(message.rows), key, states.get(client, {}), batch))
+            extra: dict[str, Any] = {} if message.key is None else {"key": message.key}
+            extra |= {"rows": dict(message.rows)} if message.rows else {}  # no more than there is: it is taken apart
+            items.append((dict(message.tensors), states.get(client, {}), batch, extra))
 
         def work(item: Any) -> Result:
-            tensors, rows, key, state, data = item
-            message = replace(first, tensors=tensors, flops=0.0, rows=rows, key=key[0] if key else None)
+            tensors, state, data, extra = item
+            message = replace(first, tensors=tensors, flops=0.0, rows=extra.get("rows", {}), key=extra.get("key"))
             found = algorithm.client(task, message, state, Batch(*data) if data else None)
             check_answer(found)
             answer, new = found
-            return dict(answer.tensors), dict(answer.rows), new
+            return dict(answer.tensors), new, dict(answer.rows)
 
         @contextmanager
         def alone(index: int) -> Iterator[None]:
             with blaming(where % clients[index]), seeded_layers(task, "client", clients[index], *at):
                 yield
 
-        with seeded_layers(task, "clients", *at):
+        with seeded_layers(task, "clients", *at) if len(items) > 1 else nullcontext():
             found = map_clients(task.model, work, items, alone, chunk=self.chunk)
-        if len(items) > 1:  # one client's share of a batch would keep the whole of it
-            found = [(tensors, rows, copied(state)) for tensors, rows, state in found]
         return dict(zip(messages, found, strict=True))
 
 

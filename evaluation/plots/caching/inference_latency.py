@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.errors import InvalidProblemError
+from edgeopt.evaluation.compare.rows import as_rows
 from edgeopt.evaluation.plots.style import COLOURS, GREY, new_axes
 
 if TYPE_CHECKING:
@@ -27,12 +28,13 @@ def plot_inference_latency(rows: Sequence[Mapping[str, Any]], ax: "Axes | None" 
     InvalidProblemError
         If a column is missing, there are no rows, or `ax` is no subplot.
     """
-    if not rows:
+    found = as_rows(rows)
+    if not found:
         raise InvalidProblemError("rows: expected at least one solver")
-    for row in rows:
-        if missing := [name for name in COLUMNS if name not in row]:
+    for each in found:
+        if missing := [name for name in COLUMNS if name not in each]:
             raise InvalidProblemError(f"rows: expected columns {', '.join(COLUMNS)}; {missing[0]} is missing")
-    rows = sorted(rows, key=lambda row: row["predicted_ms"])
+    rows = sorted(found, key=lambda row: row["predicted_ms"])
     places = range(len(rows))
     ax = new_axes(ax, width=11.0, height=1.6 + 0.3 * max(3, len(rows)))
     ax.errorbar(

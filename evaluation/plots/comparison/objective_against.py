@@ -1,5 +1,6 @@
 """How the objective depends on something that varies over the instances."""
 
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,4 +57,4 @@ def plot_objective_against(
 
 def _number(row: Row, name: str) -> float | None:
     found = row.get(name, (row.get("facts") or {}).get(name))
-    return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else None
+    return None if isinstance(found, bool) or not isinstance(found, Real) else float(found)

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.errors import EdgeOptError
+from edgeopt.evaluation.compare.rows import as_rows
 from edgeopt.evaluation.plots.style import GREY, legend_beside, line_styles, new_axes
 from edgeopt.evaluation.studies.selection_quality import intervals
 
@@ -20,7 +21,7 @@ def plot_selection_frontier(rows: Iterable[Mapping[str, Any]], ax: "Axes | None"
     ax : axes to draw on; a new figure without.
     """
     groups: dict[str, list[dict[str, Any]]] = {}
-    for row in intervals(rows, ("solver", "fairness_weight")):
+    for row in intervals(as_rows(rows), ("solver", "fairness_weight")):
         groups.setdefault(row["solver"], []).append(row)
     if not groups:
         raise EdgeOptError("rows: expected at least one")

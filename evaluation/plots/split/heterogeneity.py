@@ -8,7 +8,7 @@ import numpy as np
 from edgeopt.errors import EdgeOptError
 from edgeopt.evaluation.compare import comparison_rows
 from edgeopt.evaluation.compare.performance import band
-from edgeopt.evaluation.compare.rows import Row
+from edgeopt.evaluation.compare.rows import Row, as_rows
 from edgeopt.evaluation.plots.style import GREY, legend_beside, line_styles, new_axes
 from edgeopt.problems import SplitTraining
 
@@ -71,6 +71,7 @@ def plot_split_heterogeneity(rows: Sequence[Row], ax: "Axes | None" = None, *, r
     EdgeOptError
         If no row is the reference's.
     """
+    rows = as_rows(rows)
     base = {row["instance"]: row["objective"] for row in rows if row["solver"] == reference and row["feasible"]}
     if not base:
         raise EdgeOptError(f"reference = {reference!r}: expected a solver with a solution among the rows")

@@ -1,13 +1,14 @@
 """How good models get against virtual time, bytes, energy or rounds, over several seeds."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import EdgeOptError
 from edgeopt.evaluation.plots.style import legend_beside, line_styles, new_axes
+from edgeopt.validate import listed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +33,10 @@ _NAMES = {
 
 
 def plot_training_curves(
-    histories: "Mapping[str, Sequence[Run]]", x: Against = "seconds", y: str = "accuracy", ax: "Axes | None" = None
+    histories: "Mapping[str, Sequence[Run] | Run]",
+    x: Against = "seconds",
+    y: str = "accuracy",
+    ax: "Axes | None" = None,
 ) -> "Axes":
     """Draw the median over seeds and the band from the 20th to the 80th percentile, one line for each label.
 
@@ -41,7 +45,7 @@ def plot_training_curves(
 
     Parameters
     ----------
-    histories : by label the runs of all seeds, each a `edgeopt.training.History` or its rows.
+    histories : by label the runs of all seeds, or one, each a `edgeopt.training.History` or its rows.
     x : virtual ``seconds``, ``bytes`` of all clients, ``round`` or ``energy_j``.
     y : a column of the rows; rows where it is nan or None are left out.
     ax : axes to draw on; a new figure without.
@@ -53,13 +57,15 @@ def plot_training_curves(
     """
     if x not in _AXES:
         raise EdgeOptError(f"x = {x!r}: expected one of {', '.join(_AXES)}")
+    if not isinstance(histories, Mapping):
+        raise EdgeOptError(f"histories: expected runs by label, got a {type(histories).__name__}")
     if not histories:
         raise EdgeOptError("histories: expected at least one label")
     label, columns, unit = _AXES[x]
     styles = line_styles({"solver": name} for name in histories)
     ax = new_axes(ax)
     for name, runs in histories.items():
-        curves = [_curve(run, columns, y) for run in runs]
+        curves = [_curve(run, columns, y) for run in _runs(name, runs)]
         if not curves or not all(at.size for at, _ in curves):
             raise EdgeOptError(f"{name}: expected runs with at least one value of {y!r} each")
         at, low, middle, high = _band(curves)
@@ -72,6 +78,12 @@ def plot_training_curves(
     ax.set_ylabel(_NAMES.get(y, y))
     legend_beside(ax)
     return ax
+
+
+def _runs(name: str, given: "Sequence[Run] | Run") -> "list[Run]":
+    """Return the runs under a label; one on its own, a history or its rows, is a list of it."""
+    runs: list[Any] = [given] if hasattr(given, "rows") else listed(name, given, single=())
+    return [runs] if runs and isinstance(runs[0], Mapping) else runs
 
 
 def _curve(run: "Run", columns: tuple[str, ...], y: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

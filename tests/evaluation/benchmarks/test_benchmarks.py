@@ -13,7 +13,7 @@ import pytest
 
 from edgeopt.evaluation import load_instance
 from edgeopt.evaluation.benchmarks import __main__ as everything
-from edgeopt.evaluation.benchmarks import caching, common, greedy, peers, scale, top_k
+from edgeopt.evaluation.benchmarks import caching, common, greedy, peers, scale, time_limits, top_k
 from edgeopt.problems import Placement, bundled_trace
 from edgeopt.result import History, Record
 from edgeopt.solve import solve
@@ -160,6 +160,23 @@ def test_greedy_runs(capsys: pytest.CaptureFixture[str]):
         assert row["equal"]
     assert greedy.main(["--quick"]) == 0
     assert "one budget" in capsys.readouterr().out
+
+
+def test_time_limits_runs(capsys: pytest.CaptureFixture[str]):
+    """A row per solver and limit, each with how late it was; the goal is about the latest."""
+    few = ["--instances", "facility-tiny,download-small", "--solvers", "greedy,slide", "--limits", "5,0.5"]
+    assert time_limits.main([*few, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert_well_formed(report, "time_limits")
+    assert [(row["solver"], row["time_limit"]) for row in report["rows"]] == [
+        (name, limit) for name in ("greedy", "slide") for limit in (5.0, 0.5)
+    ]
+    assert all(row["over_s"] == row["seconds"] - row["time_limit"] for row in report["rows"])
+    assert [goal["reached"] for goal in report["goals"]] == [
+        max(row["over_s"] for row in report["rows"] if row["time_limit"] == limit) for limit in (5.0, 0.5)
+    ]
+    time_limits.show(report | {"rows": [report["rows"][0] | {"over_s": 0.25}]}, common.console())
+    assert "0.25 s" in capsys.readouterr().out
 
 
 def test_peers_says_what_is_missing(capsys: pytest.CaptureFixture[str]):

@@ -2,23 +2,37 @@
 
 import json
 import logging
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 import edgeopt
 from edgeopt.errors import EdgeOptError
 from edgeopt.evaluation import compare, comparison_rows, read_rows
-from edgeopt.evaluation.compare.rows import COLUMNS, add_gaps
-from tests.evaluation.fake_solvers import Fake, calls, tiny_problem
+from edgeopt.evaluation.compare.executors import SpawnPool
+from edgeopt.evaluation.compare.rows import COLUMNS, Row, add_gaps, as_rows, read_row, rows_frame
+from edgeopt.evaluation.compare.worker import Task
+from edgeopt.solvers import get_solver
+from tests.evaluation.fake_solvers import Fake, calls, meet, tiny_problem
+
+compare_module = sys.modules["edgeopt.evaluation.compare.run"]
 
 
 @pytest.fixture(autouse=True)
 def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Worker processes find `tests` however pytest was started."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[3]))
 
 
 @pytest.fixture
@@ -122,21 +136,16 @@ def test_interrupt_keeps_what_is_done(tmp_path: Path, folder: Path, mode: str, e
 
 
 def test_killed_worker_loses_no_row(folder: Path):
-    """A run that kills its worker once is repeated, one that always does becomes an error row; no other run suffers."""
+    """A run that kills its worker once is repeated, one that always does becomes an error row; no other run is repeated."""
     modes = ("fine", "kill", "once-kill", "raise")
-    frame = compare(tiny_problem(), [Fake(mode, str(folder)) for mode in modes], seeds=(0, 1), jobs=2)
-    status = frame.groupby(frame.solver.str.extract(r"mode=([\w-]+)")[0].fillna("fine")).status.agg(list).to_dict()
-    assert status == {
-        "fine": ["feasible"] * 2, "kill": ["error"] * 2, "once-kill": ["feasible"] * 2, "raise": ["error"] * 2,
-    }  # fmt: skip
-    assert calls(folder)["kill-0"] == calls(folder)["kill-1"] == 3
-    assert frame.message[2].startswith("its worker died 3 times")
+    frame = compare(tiny_problem(), [Fake(mode, str(folder)) for mode in modes], jobs=2)
+    assert frame.status.tolist() == ["feasible", "error", "feasible", "error"]
+    assert calls(folder) == {"fine-0": 1, "kill-0": 3, "once-kill-0": 2, "raise-0": 1}
+    assert frame.message[1].startswith("its worker died 3 times")
 
 
 def test_workers_are_other_processes_with_one_thread():
     """By default runs happen in spawned processes whose environment says one thread."""
-    import os
-
     frame = compare(tiny_problem(), [Fake("environment")], seeds=(0, 1))
     assert all("threads 1 " in message for message in frame.message)
     assert all(not message.endswith(f" {os.getpid()}") for message in frame.message)
@@ -157,6 +166,159 @@ def test_given_executor_that_breaks_loses_no_row():
     assert len(frame) == 6
     assert set(frame.status) <= {"feasible", "error"}
     assert (frame[frame.solver != "fake"].status == "error").all()
+
+
+class StubEngine:
+    """Answers every call at once but those of one seed, which it ends when asked for the second time."""
+
+    window = 2
+
+    def __init__(self, stuck: int) -> None:
+        self.stuck, self.asked = stuck, 0
+
+    def submit(self, fn: Callable[[Task], Row], task: Task) -> Future[Row]:
+        future: Future[Row] = Future()
+        if task.seed != self.stuck:
+            future.set_result(fn(task))
+        return future
+
+    def kill(self, call: Future[Row]) -> bool:
+        assert not call.done()
+        self.asked += 1
+        return self.asked == 2
+
+    def close(self, *, now: bool) -> None:
+        assert not now
+
+
+def test_a_run_that_does_not_return_is_an_error_row(monkeypatch: pytest.MonkeyPatch):
+    """Overdue runs are ended as soon as the engine can, and their rows say why; the others are not disturbed."""
+    engine = StubEngine(stuck=1)
+    monkeypatch.setattr(compare_module, "open_engine", lambda executor, jobs: engine)
+    monkeypatch.setattr(compare_module, "GRACE_S", 0.0)
+    frame = compare(tiny_problem(), [Fake()], seeds=(0, 1, 2, 3), time_limit=0)
+    assert engine.asked == 2
+    assert frame.status.tolist() == ["feasible", "error", "feasible", "feasible"]
+    assert frame.message[1] == "did not return within 0 s after its time limit of 0 s: its worker was killed"
+
+
+def test_a_solver_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch):
+    """A solver that never returns ends as a row all the same, with real workers."""
+    monkeypatch.setattr(compare_module, "GRACE_S", 0.0)
+    frame = compare(tiny_problem(), [Fake("hang")], seeds=(0, 1), time_limit=0)
+    assert frame.status.tolist() == ["error"] * 2
+    assert frame.message.str.contains("its worker was killed").all()
+
+
+def test_killing_a_worker_leaves_the_others_alone(folder: Path):
+    """One worker of a pool is killed: a call on the other one ends as if nothing had been, and the next calls find two."""
+    pool = SpawnPool(2)
+    try:
+        hanging = pool.submit(meet, folder / "hanging", folder / "never")
+        other = pool.submit(meet, folder / "other", folder / "go")
+        while len(list(folder.iterdir())) < 2:
+            assert not hanging.done()
+            assert not other.done()
+            time.sleep(0.02)
+        assert pool.kill(hanging)
+        assert isinstance(hanging.exception(), BrokenExecutor)
+        again = pool.submit(os.getpid)
+        assert again.result() != int((folder / "hanging").read_text())
+        (folder / "go").touch()
+        assert other.result() == int((folder / "other").read_text())
+    finally:
+        pool.close(now=True)
+
+
+DRIVER = """
+import sys
+from edgeopt.evaluation import compare
+from tests.evaluation.fake_solvers import Fake, tiny_problem
+folder, out = sys.argv[1:]
+compare(tiny_problem(), [Fake("fine", folder), Fake("once-hang", folder)], seeds=(0, 1), jobs=2, out=out)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_kill_9_leaves_no_worker_and_no_broken_row(tmp_path: Path, folder: Path):
+    """Workers end with a comparison that is killed; what it had done is whole, and the next one repeats none of it."""
+    root = str(Path(__file__).parents[3])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    words = [sys.executable, "-c", DRIVER, str(folder), str(tmp_path / "out")]
+    with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE) as process:
+        while not (folder / "once-hang-1").exists() or not (folder / "once-hang-0").exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.kill()
+        process.communicate(
+            timeout=60
+        )  # the workers have the other end of this pipe, too: it ends when they have ended
+    rows = list((tmp_path / "out" / "rows").iterdir())
+    assert [read_row(path)["status"] for path in rows] == ["feasible"] * 2
+    (tmp_path / "out" / "rows" / ".name.json.12345678.part").write_text("what a writer that was killed leaves")
+    solvers = [Fake("fine", str(folder)), Fake("once-hang", str(folder))]
+    frame = compare(tiny_problem(), solvers, seeds=(0, 1), out=tmp_path / "out", executor="serial")
+    assert frame.status.tolist() == ["feasible"] * 4
+    assert calls(folder) == {"fine-0": 1, "fine-1": 1, "once-hang-0": 2, "once-hang-1": 2}
+    assert all(path.suffix == ".json" for path in (tmp_path / "out" / "rows").iterdir())
+
+
+FROM_STANDARD_INPUT = """
+from dataclasses import dataclass
+from edgeopt.evaluation import comparison_rows
+from tests.evaluation.fake_solvers import Fake, tiny_problem
+@dataclass(frozen=True)
+class Own(Fake):
+    pass
+if __name__ == "__main__":
+    for row in comparison_rows(tiny_problem(), [Fake(), Own()], jobs=2)[0]:
+        print(row["status"], row["message"])
+"""
+
+
+def test_a_script_from_standard_input():
+    """It has no file that workers could run: they run without, and only what it defines itself is out of their reach."""
+    done = run_script(["-"], FROM_STANDARD_INPUT)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0, done.stderr
+    assert lines[0].split() == ["feasible"]
+    assert lines[1].startswith("error")
+    assert "'Own'" in lines[1]
+    assert lines[1].endswith("must live in a module that workers can import")
+
+
+def test_a_script_without_a_guard_is_told_so(tmp_path: Path):
+    """Workers that run the script again cannot start: one error that says what is expected, not rows of dead workers."""
+    script = tmp_path / "script.py"
+    script.write_text(FROM_STANDARD_INPUT.replace('if __name__ == "__main__"', "if True"))
+    done = run_script([str(script)])
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(
+        "edgeopt.errors.EdgeOptError: worker processes do not start: expected `if"
+    )
+    assert done.stdout == ""
+
+
+def run_script(words: list[str], text: str = "") -> "subprocess.CompletedProcess[str]":
+    root = str(Path(__file__).parents[3])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    return subprocess.run(
+        [sys.executable, *words], input=text, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_what_cannot_be_sent_to_a_worker_is_an_error_row():
+    """A solver that cannot be pickled is said so, once, and does not take a worker along."""
+    frame = compare(tiny_problem(), [Fake(folder=Unsendable("elsewhere")), Fake()])
+    assert frame.status.tolist() == ["error", "feasible"]
+    assert frame.message[0] == "EdgeOptError: cannot be sent to a worker: stays here"
+
+
+class Unsendable(str):
+    """Text that refuses to be pickled."""
+
+    def __reduce__(self) -> Any:
+        raise TypeError("stays here")
 
 
 def test_bad_arguments():
@@ -199,3 +361,69 @@ def test_what_is_not_installed_is_skipped_until_it_is(tmp_path: Path):
         rows, _ = comparison_rows({"tiny": tiny_problem()}, [fake], out=tmp_path, executor="serial")
         assert [row["status"] for row in rows] == [status]
         assert ("pip install it" in rows[0]["message"]) == (status == "skipped")
+
+
+def test_arguments_of_other_types():
+    """One solver, one seed, arrays, generators and no limit are what lists and infinity are."""
+    usual, _ = comparison_rows(["facility-tiny"], ["random"], (0, 1), executor="serial")
+    keys = [row["key"] for row in usual]
+    solver = get_solver("expert-caching", "random")
+    for solvers, seeds, limit in (
+        ("random", np.arange(2), None),
+        (solver, [np.int64(0), 1.0], math.inf),
+        ((name for name in ["random"]), (seed for seed in (0, 1)), None),
+        (np.array(["random"]), range(2), np.inf),
+    ):
+        rows, _ = comparison_rows((name for name in ["facility-tiny"]), solvers, seeds, limit, executor="serial")
+        assert [row["key"] for row in rows] == keys
+    two = (get_solver("expert-caching", name) for name in ("random", "greedy"))
+    rows, _ = comparison_rows("facility-tiny", two, (seed for seed in (0, 1)), executor="serial")
+    assert [(row["solver"], row["seed"]) for row in rows] == [
+        ("random", 0),
+        ("random", 1),
+        ("greedy", 0),
+        ("greedy", 1),
+    ]
+    assert len(comparison_rows("facility-tiny", "random", np.int64(1), executor="serial")[0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seeds": np.arange(0)}, "seeds: expected at least one"),
+        ({"seeds": [0, -1]}, "seeds[1] = -1: expected an integer >= 0"),
+        ({"seeds": [1.5]}, "seeds[0] = 1.5: expected an integer >= 0"),
+        ({"seeds": "01"}, "seeds = '01': expected a list"),
+        ({"seeds": True}, "seeds[0] = True: expected an integer >= 0"),
+        ({"seeds": None}, "seeds = None: expected a list"),
+        ({"solvers": 5}, "solvers = 5: expected a list"),
+        ({"solvers": ["random", 5]}, "solvers[1]: expected a Solver, got 5"),
+        ({"solvers": []}, "solvers: expected at least one"),
+        ({"time_limit": "5"}, "time_limit = '5': expected seconds >= 0, or None for no limit"),
+        ({"stop": 5}, "stop: expected a StopCriterion, got 5"),
+        ({"problems": None}, "problems = None: expected a list"),
+        ({"problems": [7]}, "problems: expected problems, files or names, got 7"),
+        ({"problems": {"a": 7}}, "problems: expected problems, files or names, got 7"),
+    ],
+)
+def test_arguments_of_the_wrong_type(options: dict, message: str):
+    """What is no list of runs is refused in one line before any run."""
+    fields = {"problems": "facility-tiny", "solvers": ["random"], "executor": "serial"}
+    with pytest.raises(EdgeOptError, match=f"^{re.escape(message)}$"):
+        comparison_rows(**fields | options)
+
+
+def test_rows_of_any_kind():
+    """Rows come from frames, generators and single mappings; what has none is refused in one line."""
+    row = {"solver": "greedy", "seed": np.int64(1)}
+    for data in (
+        [row],
+        (each for each in [row]),
+        row,
+        (row,),
+        rows_frame([row]).iloc[:, :0].assign(solver=["greedy"], seed=[1]),
+    ):
+        assert [(found["solver"], found["seed"]) for found in as_rows(data)] == [("greedy", 1)]
+    for wrong, message in ((None, "rows = None: expected a list"), ([5], r"rows\[0\] = 5: expected a row, a mapping")):
+        with pytest.raises(EdgeOptError, match=f"^{message}"):
+            as_rows(wrong)

@@ -53,6 +53,17 @@ def test_median_and_band_by_hand():
         assert np.isclose(heights, top).any()
 
 
+def test_one_run_and_generators():
+    """A history or its rows on its own is one run, and runs may come from a generator."""
+    for runs in (History(rows=FIRST), FIRST, (run for run in [FIRST]), (History(rows=FIRST),)):
+        (line,) = plot_training_curves({"a": runs}).get_lines()
+        assert line.get_xdata().tolist() == [1, 3]
+    with pytest.raises(EdgeOptError, match=r"^histories: expected runs by label, got a list$"):
+        plot_training_curves([FIRST])
+    with pytest.raises(EdgeOptError, match=r"^a = 'run': expected a list$"):
+        plot_training_curves({"a": "run"})
+
+
 @pytest.mark.parametrize(
     ("x", "expected", "label"),
     [

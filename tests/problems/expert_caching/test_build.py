@@ -76,7 +76,7 @@ def test_storage_of_the_network() -> None:
     assert problem.storage_bytes.tolist() == [0.0, 1024.0, 4096.0]
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.integers(0, 1000), st.sampled_from([0.0, 0.1, 0.3, 0.55, 1.0]), st.sampled_from([1, 2]))
 def test_devices_hold_their_own_most_used_experts(seed: int, share: float, top_k: int) -> None:
     """What a device holds fits its share, no expert left out is used more per byte, and no further one would fit."""

@@ -105,10 +105,10 @@ def test_unknown_name_lists_the_names():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_layers": 0}, "x: num_layers = 0: expected a positive integer"),
-        ({"d_ff": -1}, "x: d_ff = -1: expected a positive integer"),
-        ({"d_model": 1.5}, r"x: d_model = 1\.5: expected a positive integer"),
-        ({"top_k": True}, "x: top_k = True: expected a positive integer"),
+        ({"num_layers": 0}, "x: num_layers = 0: expected an integer >= 1"),
+        ({"d_ff": -1}, "x: d_ff = -1: expected an integer >= 1"),
+        ({"d_model": 1.5}, r"x: d_model = 1\.5: expected an integer >= 1"),
+        ({"top_k": True}, "x: top_k = True: expected an integer >= 1"),
         ({"top_k": 5}, "x: top_k = 5: expected at most experts_per_layer = 4"),
         ({"d_model": 1, "d_ff": 1, "bits_per_value": 3}, "x: bits_per_value = 3: expected an expert of whole bytes"),
     ],

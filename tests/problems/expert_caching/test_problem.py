@@ -60,7 +60,7 @@ def naive_latency(problem: ExpertCaching, cached: np.ndarray) -> float:
 
 
 @given(seeds)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_objective_is_the_latency_saved(seed):
     """F(x) = latency without a cache - latency with it, both by the definition, for every latency and K."""
     problem = any_problem(seed)
@@ -72,7 +72,7 @@ def test_objective_is_the_latency_saved(seed):
 
 
 @given(seeds)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_report_adds_up(seed):
     """Hit ratios sum to one; mean latency is what is left after the saving, and is the definition's."""
     problem, placement = any_problem(seed), any_placement(any_problem(seed), seed)
@@ -136,7 +136,7 @@ def test_solutions_of_the_wrong_kind_are_refused(call):
 
 
 @given(seeds)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_more_copies_never_hurt(seed):
     """F is monotone: adding any copies to a placement never lowers it."""
     problem = any_problem(seed)
@@ -149,7 +149,7 @@ def test_more_copies_never_hurt(seed):
 
 
 @given(seeds)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_from_facility_is_the_formula(seed):
     """The objective is the sum of weight times the largest gain of a holder; users without weight count nothing."""
     rng = np.random.default_rng(seed)
@@ -218,7 +218,7 @@ BASE = two_sizes()
         ({"access_server": [2]}, "access_server[0] = 2: expected an integer from -1 to 1"),
         ({"latency": "min"}, "latency = 'min': expected 'sum', 'max' or 'mix'"),
         ({"theta": 1.5}, "theta = 1.5: expected a number from 0 to 1"),
-        ({"theta": float("nan")}, "theta = nan: expected a number from 0 to 1"),
+        ({"theta": float("nan")}, "theta = nan: expected a finite number"),
     ],
 )  # fmt: skip
 def test_problem_refuses(change, message):
@@ -392,11 +392,11 @@ def edited(tmp_path: Any, **changes: Any) -> Any:
     ("changes", "message"),
     [
         ({"kind": "knapsack"}, "kind = 'knapsack': expected one of expert-caching"),
-        ({"kind": None}, "kind = None: expected one of expert-caching"),
+        ({"kind": None}, "kind: value is missing: expected one of expert-caching"),
         ({"schema_version": 99}, "schema_version = 99: expected 1"),
-        ({"schema_version": None}, "schema_version = None: expected 1"),
-        ({"models": "two"}, "models: expected a list of names"),
-        ({"models": [1, 2]}, "models: expected a list of names"),
+        ({"schema_version": None}, "schema_version: value is missing: expected 1"),
+        ({"models": "two"}, "models = 'two': expected a list of names"),
+        ({"models": [1, 2]}, "models[0] = 1: expected a string"),
         ({"models": ["a", "b", "c"]}, "model2.expert_layer: array is missing"),
         ({"request": None}, "request: array is missing"),
         ({"theta": "half"}, "theta = 'half': expected a number"),

@@ -67,7 +67,7 @@ def test_fixed_seconds_samples_and_receiving_by_hand():
     assert timeline.energy_j.tolist() == [2 * 4 + 4 * 1 + 0.25 * 8, 0.25]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6))
 def test_recursion_against_its_definition(seed):
     """For random problems and plans the kernel's timeline is that of a plain loop over the definition."""
@@ -409,11 +409,11 @@ def test_files(tmp_path, suffix, changes):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda v, a: v.update(models="ab"), "models: expected a list of names"),
+        (lambda v, a: v.update(models="ab"), "models = 'ab': expected a list of names"),
         (lambda v, a: a.pop("layer_bits"), "layer_bits: array is missing"),
         (lambda v, a: a.update(extra=a["task"]), "extra: not an array of model-download"),
-        (lambda v, a: v.pop("bandwidth_hz"), "bandwidth_hz: missing"),
-        (lambda v, a: v.update(bandwidth_hz="wide"), "bandwidth_hz = 'wide': expected a positive number"),
+        (lambda v, a: v.pop("bandwidth_hz"), "bandwidth_hz: value is missing"),
+        (lambda v, a: v.update(bandwidth_hz="wide"), "bandwidth_hz = 'wide': expected a number"),
         (lambda v, a: v.update(models=["one"]), r"layer_indptr: expected shape \[2\], got \[3\]"),
     ],
 )
@@ -431,7 +431,9 @@ def test_plans_as_plain_values():
     assert one.solution_from_json(made.to_json()) == made
     assert made != plan(bandwidth_hz=[4.0, 5.0])
     assert made != "plan"
-    with pytest.raises(InvalidProblemError, match="solution: bandwidth_hz: expected a list of numbers"):
+    with pytest.raises(
+        InvalidProblemError, match="solution: bandwidth_hz: value is missing: expected a list of numbers"
+    ):
         one.solution_from_json({"model": [0, 1]})
     with pytest.raises(InvalidProblemError, match=r"frequency_hz: expected shape \[3\], one for each layer"):
         one.solution_from_json(made.to_json() | {"frequency_hz": [1.0]})
@@ -449,7 +451,7 @@ def test_plans_as_plain_values():
         ({"bandwidth_hz": math.inf}, r"bandwidth_hz = inf: expected a positive number"),
         ({"bandwidth_hz": None}, r"bandwidth_hz = None: expected a positive number \(Hz\)"),
         ({"bandwidth_hz": True}, r"bandwidth_hz = True: expected a positive number \(Hz\)"),
-        ({"bandwidth_hz": "wide"}, r"bandwidth_hz = 'wide': expected a positive number \(Hz\)"),
+        ({"bandwidth_hz": "wide"}, r"bandwidth_hz = 'wide': expected a number \(Hz\)"),
         ({"bandwidth_hz": [1.0]}, r"bandwidth_hz = \[1.0\]: expected a positive number \(Hz\)"),
         ({"resource_block_hz": True}, r"resource_block_hz = True: expected a positive number \(Hz\)"),
         ({"resource_block_hz": 0.0}, r"resource_block_hz = 0.0: expected a positive number"),

@@ -100,7 +100,7 @@ def test_objective_by_hand():
     assert report.accuracy_share == pytest.approx({"initial gap": 0.305, "gradient noise": 0.375, "client drift": 0.32})
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6))
 def test_objective_matches_the_reference(seed: int):
     """Theta is what loops over the formulas give, on random problems and plans, inf where the bound misses the target."""
@@ -284,20 +284,12 @@ def test_the_term_to_blame_is_named():
         ({"server_flops": [1.0, 2.0]}, r"server_flops: expected shape \[\], got \[2\]"),
         ({"max_batch": [4, 0]}, r"max_batch\[1\] = 0: expected an integer >= 1"),
         ({"max_batch": 2**31}, r"max_batch\[0\] = 2147483648: expected an integer from 1 to 2147483647"),
-        ({"forward_flops": [1e308] * 3}, "^forward_flops / device_flops .* expected a finite number, got an overflow"),
-        ({"backward_flops": [1e308] * 3}, "^backward_flops / device_flops .* expected a finite number"),
-        ({"server_flops": 1e-307}, "^.*forward_flops.* / server_flops, .* expected a finite number"),
-        ({"server_fed_uplink_bps": 1e-308}, "^parameter_bits over .*server_fed_uplink_bps.*: expected a finite number"),
-        ({"memory_bits": [1e308] * 3, "memory_bytes": np.inf}, "^.*memory_bits, max_batch: expected a finite number"),
-        ({"memory_bytes": 1e308}, "^memory_bytes: expected a finite number, got an overflow"),
-        ({"gradient_variance": [1e308] * 3}, "^smoothness, step_size, gradient_variance: expected a finite number"),
         (
-            {"gradient_second_moment": 1e308},
-            "^smoothness, step_size, gradient_second_moment.*: expected a finite number",
+            {"forward_flops": [1.0, 1e308, 1.0]},
+            r"forward_flops\[1\] = 1e\+308: expected 0 or a magnitude from 1e-50 to 1e\+50",
         ),
-        ({"smoothness": 1e200}, "^smoothness, step_size, gradient_second_moment.*: expected a finite number"),
-        ({"initial_gap": 1e308, "step_size": 1e-300}, "^initial_gap / step_size: expected a finite number"),
-        ({"initial_gap": 1e305}, "^seconds of a round .* initial_gap / step_size / target: expected a finite number"),
+        ({"server_flops": 1e-307}, r"server_flops = 1e-307: expected a magnitude from 1e-50 to 1e\+50 \(FLOP/s\)"),
+        ({"memory_bytes": [100, 1e308]}, r"memory_bytes\[1\] = 1e\+308: expected 0 or a magnitude .* \(byte\) or inf"),
         ({"max_batch": 2.5}, r"max_batch\[0\] = 2.5: expected an integer >= 1"),
         ({"min_interval": 0}, "min_interval = 0: expected an integer >= 1"),
         ({"max_interval": 0, "min_interval": 1}, "max_interval = 0: expected an integer >= 1"),
@@ -473,7 +465,7 @@ def test_files(tmp_path, suffix: str):
     ("change", "message"),
     [
         (lambda d: d["arrays"].pop("uplink_bps"), "uplink_bps: array is missing"),
-        (lambda d: d.pop("target"), "target: number is missing"),
+        (lambda d: d.pop("target"), "target: value is missing"),
         (lambda d: d.update(target="low"), "target = 'low': expected a number"),
         (lambda d: d.update(min_interval=True), "min_interval = True: expected a number"),
         (lambda d: d.update(step_size=-1), "step_size = -1.0: expected a positive number"),
@@ -499,7 +491,7 @@ def test_plan_as_json():
     assert solution_from_json(made, document) == chosen
     assert chosen != plan([4, 8], [2, 1], 2)
     assert chosen != "a plan"
-    with pytest.raises(InvalidProblemError, match="solution: cut_layer: missing"):
+    with pytest.raises(InvalidProblemError, match="solution: cut_layer: value is missing"):
         made.solution_from_json({"batch_size": [1, 1]})
     with pytest.raises(InvalidProblemError, match=r"expected shape \[2\], got \[1\]"):
         made.solution_from_json({"batch_size": [1], "cut_layer": [1], "aggregation_interval": 1})

@@ -16,7 +16,7 @@ from edgeopt.rng import stream
 from edgeopt.solvers.client_selection.policy import Policy
 from tests.solvers.client_selection.instances import hand_made, random_plan, random_problem, simulate
 
-few = settings(max_examples=40, deadline=None)
+few = settings(max_examples=40)
 seeds = st.integers(0, 2**32 - 1)
 
 

@@ -12,7 +12,7 @@ from edgeopt.solvers.client_selection.matching import delivery_values, round_bou
 from edgeopt.stop import Limit, MaxIterations
 from tests.solvers.client_selection.instances import choices, hand_made, random_plan, random_problem
 
-few = settings(max_examples=40, deadline=None)
+few = settings(max_examples=40)
 seeds = st.integers(0, 2**32 - 1)
 
 

@@ -261,7 +261,7 @@ TINY: tuple[Instance, ...] = (
     ),
     Instance("K = 1", _random(1, num_servers=3, num_users=5, experts=(5,))),
     Instance("K = 1, devices, two models", _random(2, num_users=4, experts=(3, 4), sizes=(1.0, 2.0), device=0.2)),
-    Instance("K = 1, real sizes", _random(3, num_servers=2, num_users=4, experts=(4, 3), sizes=(1.37, 2.11))),
+    Instance("K = 1, real sizes", _random(3, num_servers=2, num_users=4, experts=(4, 3), sizes=(2**0.5, 5**0.5))),
     Instance("K = 2, sum", _random(4, num_users=4, experts=(6,), num_layers=2, top_k=2, device=0.1)),
     Instance("K = 2, max", _random(5, num_users=4, experts=(6,), num_layers=2, top_k=2, latency="max")),
     Instance("K = 2, max, devices", _random(6, num_users=4, experts=(7,), top_k=2, latency="max", device=0.3)),

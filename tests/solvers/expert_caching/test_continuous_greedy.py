@@ -18,7 +18,7 @@ from edgeopt.solvers.kernels.facility import extension, server_gradient
 from edgeopt.stop import Limit, MaxIterations
 from tests.solvers.expert_caching.instances import brute_force, greedy_gadget, instance, random_problem
 
-few = settings(deadline=None, max_examples=12)
+few = settings(max_examples=12)
 seeds = st.integers(0, 2**32 - 1)
 
 

@@ -31,7 +31,7 @@ def test_agrees_with_enumeration_and_highs(seed):
 
 
 @given(st.lists(st.floats(1e-12, 1e6), min_size=1, max_size=200), seeds)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_rounding_error_is_a_bound(values, seed):
     """Integer objective / scale + error is never below the real one, and the error keeps its promise."""
     value = np.array(values)

@@ -12,7 +12,7 @@ from edgeopt.solvers.expert_caching.facility import MAX_UNITS, Facility, certifi
 from edgeopt.solvers.kernels.facility import best_of
 from tests.solvers.expert_caching.instances import TINY, brute_force, device_caps, random_problem
 
-few = settings(deadline=None, max_examples=15)
+few = settings(max_examples=15)
 seeds = st.integers(0, 2**32 - 1)
 latencies = st.sampled_from(["max", "mix"])
 

@@ -14,7 +14,7 @@ from edgeopt.solvers.expert_caching.greedy import DensityGreedy, Greedy, greedy_
 from edgeopt.stop import Limit, MaxIterations
 from tests.solvers.expert_caching.instances import brute_force, greedy_gadget, random_problem
 
-few = settings(deadline=None, max_examples=20)
+few = settings(max_examples=20)
 seeds = st.integers(0, 2**32 - 1)
 
 

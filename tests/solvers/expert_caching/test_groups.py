@@ -31,7 +31,7 @@ def value(problem: ExpertCaching, cached: np.ndarray) -> float:
 
 
 @given(problems(), st.integers(0, 10_000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_gains_and_losses_are_differences_of_the_objective(problem: ExpertCaching, seed: int) -> None:
     """Every single change is worth the difference of the objective, also after many changes in place."""
     rng = np.random.default_rng(seed)
@@ -112,14 +112,14 @@ def check_options(problem: ExpertCaching, seed: int, exact: bool) -> None:
 
 
 @given(problems(), st.integers(0, 10_000))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_options_are_exact_for_small_groups(problem: ExpertCaching, seed: int) -> None:
     """Enumeration finds the best subset of every weight, and states its exact value."""
     check_options(problem, seed, exact=True)
 
 
 @given(problems(), st.integers(0, 10_000))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_options_of_large_groups_have_true_values(problem: ExpertCaching, seed: int) -> None:
     """The greedy chains state exact values."""
     with pytest.MonkeyPatch.context() as patch:

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -25,9 +24,10 @@ from edgeopt.solvers.expert_caching.milp import Milp, lp_bound
 from edgeopt.solvers.expert_caching.pricing import AscentPricing, SubsetPricing, pricing_for, start_prices
 from edgeopt.solvers.kernels.subsets import cached_to_masks
 from edgeopt.stop import Limit, MaxIterations, Progress, TargetGap
+from tests.clock import install
 from tests.solvers.expert_caching.instances import brute_force, random_problem
 
-few = settings(deadline=None, max_examples=12)
+few = settings(max_examples=12)
 seeds = st.integers(0, 2**32 - 1)
 SMALL = {"num_servers": 2, "num_users": 4, "experts": (4, 3)}
 SIZES = st.sampled_from([(1.0,), (1.0, 2.0), (0.7, math.pi)])
@@ -289,7 +289,7 @@ def test_finish_proves_the_optimum(seed: int) -> None:
         run.offer(Placement(np.zeros((problem.num_servers, problem.num_experts), bool)))
         run.tighten(prices.bound)
         last = Finish.of(facility, prices, table.near(prices, prices.bound))
-        assert last.solve(run, prices.bound, 20.0)
+        assert last.solve(run, prices.bound, math.inf) == (True, "")
     optimum, _ = brute_force(problem)
     assert run.objective == pytest.approx(optimum, rel=1e-8)
     assert run.bound >= optimum * (1 - 1e-9)
@@ -305,23 +305,21 @@ def test_finish_with_many_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_finish_keeps_to_its_seconds() -> None:
-    """Branch and bound on a hard instance ends soon after its seconds, without a proof and with a valid bound."""
+    """Branch and bound on a hard instance ends without a proof when its seconds are over, with a valid bound."""
     problem = ExpertCaching.random(num_servers=8, num_users=60, num_models=3, num_layers=4, seed=5)
     facility, prices, table = relaxed(problem)
     with Run[Placement](Lagrangian(), problem, SolveOptions()) as run:
         run.offer(Placement(np.zeros((problem.num_servers, problem.num_experts), bool)))
         run.tighten(prices.bound)
         last = Finish.of(facility, prices, table.near(prices, 0.02 * prices.bound))
-        start = time.perf_counter()
-        assert not last.solve(run, 0.02 * prices.bound, 0.2)
-        assert time.perf_counter() - start < 10.0  # far below what a proof takes
+        assert last.solve(run, 0.02 * prices.bound, 0.2) == (False, "")  # a proof takes far longer
     assert run.bound <= prices.bound
 
 
 def test_without_finish() -> None:
     """``finish_seconds=0`` leaves branch and bound out: same validity, and near the optimum by exchange alone."""
     problem = medium(seed=3)
-    exact, result = (edgeopt.solve(problem, Lagrangian(finish_seconds=s, rounds=10)) for s in (20.0, 0.0))
+    exact, result = (edgeopt.solve(problem, Lagrangian(finish_seconds=s, rounds=10)) for s in (math.inf, 0.0))
     check(result, problem, exact.objective)
     assert result.objective >= 0.99 * exact.objective
 
@@ -392,15 +390,14 @@ def test_interrupt_in_every_phase(monkeypatch: pytest.MonkeyPatch, phase: str, c
 
 @pytest.mark.parametrize("seconds", [0.0, 0.05, 0.5])
 @pytest.mark.parametrize("latency", ["sum", "max"])
-def test_time_limit(seconds: float, latency: str) -> None:
-    """A time limit is kept to, up to one step, and reported; compiled kernels are assumed."""
+def test_time_limit(seconds: float, latency: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A time limit is kept to, up to one step, and reported; here a look at the clock takes a hundredth of a second."""
     problem = medium(num_servers=8, num_users=30, num_layers=3, latency=latency, top_k=2, storage=0.3)
-    edgeopt.solve(small(0).replace(latency=latency), Lagrangian())  # compiles
-    start = time.perf_counter()
+    install(monkeypatch, tick_s=0.01)
     result = edgeopt.solve(problem, Lagrangian(), time_limit=seconds)
-    assert time.perf_counter() - start < seconds + 5.0  # the machine may be busy; without limits it takes longer
     check(result, problem)
     assert result.limit is Limit.TIME
+    assert result.seconds.total < seconds + 0.1
 
 
 @pytest.mark.parametrize("iterations", [0, 1, 10, 100])

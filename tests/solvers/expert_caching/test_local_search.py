@@ -25,7 +25,7 @@ def run_on(problem: ExpertCaching, **options: object) -> Run[Placement]:
 
 
 @given(st.integers(0, 10_000), st.sampled_from(["sum", "max", "mix"]), st.sampled_from([(1.0,), (1.0, 3.0)]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_never_worse(seed: int, latency: str, sizes: tuple) -> None:
     """From any feasible placement the result fits, is no worse, and is what the run was offered."""
     rng = np.random.default_rng(seed)
@@ -41,7 +41,7 @@ def test_never_worse(seed: int, latency: str, sizes: tuple) -> None:
 
 
 @given(st.integers(0, 10_000), st.sampled_from(["max", "mix"]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_descent_ends_where_no_addition_or_swap_gains(seed: int, latency: str) -> None:
     """Checked against the objective for every addition and every swap at one server."""
     rng = np.random.default_rng(seed)

@@ -21,7 +21,7 @@ def facility_value(facility: Facility, cached: np.ndarray) -> float:
 
 
 @given(st.integers(0, 10_000), st.sampled_from(["sum", "max", "mix"]))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_any_shares_lie_above_the_objective(seed: int, latency: str) -> None:
     """For random scores and random placements the plain sum is never below the objective; equal for plain sums."""
     rng = np.random.default_rng(seed)
@@ -40,7 +40,7 @@ def test_any_shares_lie_above_the_objective(seed: int, latency: str) -> None:
 
 
 @given(st.integers(0, 10_000), st.sampled_from(["max", "mix"]))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_bounds_of_any_shares_hold(seed: int, latency: str) -> None:
     """Neither the Lagrangian bound nor the marginal certificate of any shares falls below the optimum."""
     rng = np.random.default_rng(seed)

@@ -21,7 +21,7 @@ SHAPES = [((8,), 2, 1), ((8,), 2, 2), ((4, 5), (2, 3), 1), ((4, 5), (1, 2), 1), 
     st.integers(0, 10_000), st.sampled_from(["sum", "max", "mix"]), st.sampled_from(SHAPES),
     st.sampled_from([(1.0,), (2.0, 3.0)]),
 )  # fmt: skip
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_one_server_is_solved_exactly(seed: int, latency: str, shape: tuple, sizes: tuple) -> None:
     """The convolution equals brute force; envelopes give at least half of it; both state the value they place."""
     problem = random_problem(
@@ -75,7 +75,7 @@ def test_tiny_instances(tiny: Instance) -> None:
 
 
 @given(st.integers(0, 10_000), st.sampled_from(["exact", "envelope"]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_ratio_for_modular_sets(seed: int, profiles: str) -> None:
     """Without sweeps, at least the guaranteed share of the optimum for K = 1 and latency sum."""
     rng = np.random.default_rng(seed)

@@ -14,7 +14,7 @@ from edgeopt.solvers.expert_caching.terms import Columns, Terms, count_nonzeros
 from tests.solvers.expert_caching.instances import brute_force, device_caps, instance, max_trap, random_problem
 
 seeds = st.integers(0, 2**32 - 1)
-few = settings(max_examples=15, deadline=None)
+few = settings(max_examples=15)
 
 
 def any_problem(seed: int, *, pairs: int = 12) -> ExpertCaching:
@@ -44,7 +44,7 @@ def random_placement(problem: ExpertCaching, rng: np.random.Generator) -> Placem
 
 
 @given(seeds)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_terms_are_the_objective(seed):
     """The sum of products of the terms is the problem's objective on any placement, for every K and latency."""
     problem = any_problem(seed, pairs=24)

@@ -12,7 +12,7 @@ from edgeopt.solvers.expert_caching.lagrangian import Lagrangian
 from edgeopt.solvers.expert_caching.milp import Milp
 from tests.solvers.expert_caching.instances import brute_force, random_problem
 
-few = settings(deadline=None, max_examples=5)
+few = settings(max_examples=5)
 seeds = st.integers(0, 2**32 - 1)
 exact = pytest.mark.parametrize("solver", [Lagrangian(), Milp()], ids=lambda solver: solver.name)
 
@@ -126,7 +126,7 @@ def test_another_user_never_hurts(solver: Lagrangian | Milp, seed: int) -> None:
 
 
 @exact
-@settings(deadline=None, max_examples=5)
+@settings(max_examples=5)
 @given(seed=seeds)
 def test_users_of_models_can_be_relabelled(solver: Lagrangian | Milp, seed: int) -> None:
     """Users and servers of a problem with devices and two models in another order: the enumerated optimum all the same."""

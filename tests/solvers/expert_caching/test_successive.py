@@ -17,7 +17,7 @@ from edgeopt.solvers.expert_caching.facility import Facility
 from edgeopt.solvers.expert_caching.successive import Successive, respond, sweep
 from tests.solvers.expert_caching.instances import brute_force, instance, random_problem, savings
 
-few = settings(deadline=None, max_examples=15)
+few = settings(max_examples=15)
 seeds = st.integers(0, 2**32 - 1)
 sizes = st.sampled_from([(1.0,), (1.0, 2.0), (0.7, math.pi)])
 

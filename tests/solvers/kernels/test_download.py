@@ -105,7 +105,7 @@ def test_slope_of_the_least_energy():
         assert (np.diff(power) <= 1e-12).all()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(0, 10**6), st.floats(1e-9, 1e3), st.sampled_from([0.0, 0.3]))
 def test_rate_meets_the_energy_limit(seed, factor, low):
     """A rate that is above what the speed needs takes the limit, no less and no more; limits below the least have none."""
@@ -178,7 +178,7 @@ def test_frequencies_of_refused_and_unlimited_users():
     assert (case.cycles * found[:n] ** 2).sum() == pytest.approx(case.energy(case.x)[0], rel=1e-9)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.floats(-9, -1e-12), st.floats(-6, 12))
 def test_bandwidth_of_rate(log_share, log_snr):
     """The bandwidth carries the rate, and nothing narrower does: shares of the ceiling from 1e-9 to almost all of it."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edgeopt.solvers.kernels import facility as module
 
-few = settings(deadline=None, max_examples=25)
+few = settings(max_examples=25)
 seeds = st.integers(0, 2**32 - 1)
 # (experts, users, servers, models): one of each in turn
 SHAPES = [(4, 5, 3, 2), (1, 4, 3, 1), (3, 1, 2, 1), (5, 6, 1, 2), (1, 1, 1, 1)]

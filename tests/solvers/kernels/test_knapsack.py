@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeopt.errors import InvalidProblemError
@@ -54,7 +54,6 @@ def family(kind: str, rng: np.random.Generator, n: int, largest: int) -> tuple[n
     return v.astype(np.float64), w
 
 
-@settings(deadline=None)
 @given(ITEMS, st.integers(0, 40))
 def test_matches_brute_force(items: list[tuple[int, int]], capacity: int) -> None:
     """Profile and choice reach the best subset, and the choice is feasible and worth what is claimed."""
@@ -175,7 +174,6 @@ def test_read_only_and_strided_input() -> None:
     assert best == v[chosen].sum() == brute_force(v, w, 25)
 
 
-@settings(deadline=None)
 @given(ITEMS, st.integers(0, 40), st.integers(0, 10))
 def test_more_capacity_or_items_never_hurt(items: list[tuple[int, int]], capacity: int, more: int) -> None:
     """The optimum grows with the capacity and when an item is added; the profile never falls."""
@@ -185,7 +183,6 @@ def test_more_capacity_or_items_never_hurt(items: list[tuple[int, int]], capacit
     assert (np.diff(knapsack_profile(v, w, capacity)) >= 0).all()
 
 
-@settings(deadline=None)
 @given(ITEMS, st.integers(0, 40), st.randoms())
 def test_relabelling_keeps_the_optimum(items: list[tuple[int, int]], capacity: int, random: Any) -> None:
     """The order of the items does not matter to the value."""
@@ -196,7 +193,6 @@ def test_relabelling_keeps_the_optimum(items: list[tuple[int, int]], capacity: i
 REAL_ITEMS = st.lists(st.tuples(st.floats(0, 9), st.floats(0, 3)), max_size=8)
 
 
-@settings(deadline=None)
 @given(REAL_ITEMS, st.floats(0, 8), st.sampled_from([None, 0.1, 0.3, 1.0]))
 def test_bounds_hold_for_real_weights(items: list[tuple[float, float]], capacity: float, unit: float | None) -> None:
     """Linear bound >= bound in whole units >= optimum >= optimum with weights rounded up."""

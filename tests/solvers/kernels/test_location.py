@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edgeopt.solvers.kernels import location as module
 
-few = settings(deadline=None, max_examples=25)
+few = settings(max_examples=25)
 seeds = st.integers(0, 2**32 - 1)
 # (experts, users, servers, models): one of each in turn
 SHAPES = [(3, 5, 4, 2), (1, 4, 3, 1), (3, 1, 2, 1), (4, 6, 1, 2), (1, 1, 1, 1)]
@@ -78,7 +78,7 @@ def test_values_given_others(seed: int, shape: Shape) -> None:
         assert values[e, n] == case.gross(e, [*others, n]) - case.gross(e, others)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seeds, shapes, st.booleans(), st.sampled_from([0.0, 0.1, 1.0, 10.0]), st.booleans())
 def test_ascent_bounds_are_bounds(seed: int, shape: Shape, real: bool, dear: float, improved: bool) -> None:
     """No bound is below the best subset, whatever the prices, from any starting subsets, empty and full included."""

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeopt.errors import InvalidProblemError
@@ -58,21 +58,18 @@ def python(kernel: Any) -> Any:
     return getattr(kernel, "py_func", kernel)
 
 
-@settings(deadline=None)
 @given(PROFILE, PROFILE)
 def test_dense_matches_naive(a: np.ndarray, b: np.ndarray) -> None:
     """Values and lowest levels for arbitrary profiles with unreachable entries."""
     same(max_plus_dense(a, b), naive(a, b))
 
 
-@settings(deadline=None)
 @given(PROFILE, concave())
 def test_concave_matches_naive(a: np.ndarray, b: np.ndarray) -> None:
     """Divide and conquer finds the values and lowest levels, also where rows have no reachable entry."""
     same(max_plus_concave(a, b), naive(a, b))
 
 
-@settings(deadline=None)
 @given(concave(), concave())
 def test_concave_concave_matches_naive(a: np.ndarray, b: np.ndarray) -> None:
     """Merging slopes finds the values and lowest levels, and the sum is concave again."""
@@ -82,7 +79,6 @@ def test_concave_concave_matches_naive(a: np.ndarray, b: np.ndarray) -> None:
     assert is_concave(result[0])
 
 
-@settings(deadline=None)
 @given(PROFILE, PROFILE, concave(), STRIDE)
 def test_strided_matches_naive(h: np.ndarray, profile: np.ndarray, rounded: np.ndarray, stride: int) -> None:
     """Both strided variants agree with the naive loop, cut off at the size of the table."""
@@ -114,14 +110,12 @@ def test_real_values_stay_within_rounding() -> None:
         np.testing.assert_allclose(max_plus_concave_concave(c, b)[0], max_plus_dense(c, b)[0], rtol=1e-13, atol=1e-13)
 
 
-@settings(deadline=None)
 @given(PROFILE, PROFILE)
 def test_dense_commutes(a: np.ndarray, b: np.ndarray) -> None:
     """Swapping the arguments keeps the values."""
     assert np.array_equal(max_plus_dense(a, b)[0], max_plus_dense(b, a)[0])
 
 
-@settings(deadline=None)
 @given(PROFILE, concave(max_size=8), STRIDE)
 def test_levels_backtrack_to_the_value(h: np.ndarray, profile: np.ndarray, stride: int) -> None:
     """Following a level reproduces the value; level -1 marks exactly the unreachable entries."""
@@ -191,7 +185,6 @@ def test_is_concave() -> None:
     assert not is_concave(slowly_convex)  # each increment rises by 2e-13 only, but they add up to 2.5e-6
 
 
-@settings(deadline=None)
 @given(PROFILE)
 def test_envelope(profile: np.ndarray) -> None:
     """The envelope is concave, above the profile, touches it at the break levels and is finite between finite ones."""

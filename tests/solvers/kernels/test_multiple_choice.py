@@ -88,7 +88,6 @@ def arrays(classes: list[list[tuple[float, float]]]) -> tuple[np.ndarray, np.nda
     return np.append(0, np.cumsum([len(options) for options in classes], dtype=int)), table[:, 0], table[:, 1]
 
 
-@settings(deadline=None)
 @given(CLASSES, st.integers(0, 30))
 def test_whole_numbers_match_brute_force(classes: list[list[tuple[int, int]]], capacity: int) -> None:
     """The best choice of small whole numbers, exactly, and its value as the bound."""
@@ -100,7 +99,6 @@ def test_whole_numbers_match_brute_force(classes: list[list[tuple[int, int]]], c
 REAL = st.floats(0, 9, allow_subnormal=False)
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(st.tuples(REAL, REAL), max_size=3), max_size=5), st.floats(0, 20))
 def test_real_numbers_match_brute_force(classes: list[list[tuple[float, float]]], capacity: float) -> None:
     """The best choice of small real instances: between the optima just within and just above the capacity."""
@@ -137,7 +135,7 @@ def test_one_option_per_class_is_the_knapsack() -> None:
         assert solve_multiple_choice(*data)[1] == expected
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(0, 10**6), st.sampled_from(FAMILIES))
 def test_given_up_at_once_is_half_the_bound(seed: int, kind: str) -> None:
     """Without a search: a valid bound, and at least half of it, as proved; the search never makes it worse."""
@@ -196,7 +194,6 @@ def test_compiled_equals_uncompiled(kind: str, monkeypatch: pytest.MonkeyPatch) 
         assert plain[1:] == (best, bound)
 
 
-@settings(deadline=None)
 @given(CLASSES, st.integers(0, 30), st.integers(0, 9), st.randoms())
 def test_order_capacity_and_more_options(classes: Any, capacity: int, more: int, random: Any) -> None:
     """The order of classes and options does not matter; more capacity and more options never hurt."""
@@ -208,7 +205,6 @@ def test_order_capacity_and_more_options(classes: Any, capacity: int, more: int,
     assert solve_multiple_choice(*arrays(fewer), float(capacity))[1] <= best
 
 
-@settings(deadline=None)
 @given(CLASSES, st.integers(0, 30), st.sampled_from([2.0**-40, 0.25, 2.0**30]))
 def test_scaling(classes: Any, capacity: int, factor: float) -> None:
     """Weights and capacity, or values, times a power of two: the same choice."""

@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 
 from edgeopt.solvers.kernels import selection as module
 
-few = settings(deadline=None, max_examples=60)
+few = settings(max_examples=60)
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -130,7 +130,7 @@ def test_ties_go_to_the_first_server_and_client():
 
 
 @given(seeds, st.booleans())
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_compiled_is_uncompiled(seed: int, whole: bool):
     gain, capacity = instance(seed, 4, 9, whole=whole)
     np.testing.assert_array_equal(matched(gain, capacity)[0], matched(gain, capacity, python(module.match))[0])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from edgeopt.solvers.kernels import split as module
 
-few = settings(deadline=None, max_examples=25)
+few = settings(max_examples=25)
 seeds = st.integers(0, 2**32 - 1)
 
 

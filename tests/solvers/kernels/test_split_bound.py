@@ -13,7 +13,7 @@ from edgeopt.solvers.split_training.exact import _tables
 from tests.solvers.split_training.brute_force import any_problem
 
 seeds = st.integers(0, 2**32 - 1)
-some = settings(max_examples=100, deadline=None)
+some = settings(max_examples=100)
 SLACK = 1e-9
 
 

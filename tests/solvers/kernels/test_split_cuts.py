@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edgeopt.solvers.kernels import split_cuts as module
 
-few = settings(deadline=None, max_examples=40)
+few = settings(max_examples=40)
 seeds = st.integers(0, 2**32 - 1)
 
 

@@ -11,7 +11,7 @@ from edgeopt.solvers.kernels import split_pairs as module
 from edgeopt.solvers.split_training.common import Costs
 from tests.solvers.split_training.instances import varied
 
-few = settings(deadline=None, max_examples=25)
+few = settings(max_examples=25)
 seeds = st.integers(0, 10**6)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from edgeopt.solvers.expert_caching.exchange import buckets, deltas
 from edgeopt.solvers.kernels import subsets as module
 
-few = settings(deadline=None, max_examples=25)
+few = settings(max_examples=25)
 seeds = st.integers(0, 2**32 - 1)
 servers = st.integers(1, 4)
 
@@ -163,7 +163,7 @@ class Annealing:
         )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seeds, st.sampled_from([(1,), (1, 2), (2, 3, 5)]), st.sampled_from([1, 7, 400]))
 def test_exchange_keeps_its_books(seed: int, sizes: tuple[int, ...], proposals: int) -> None:
     """After any number of proposals slack and energy are those of the current columns, no storage is exceeded.

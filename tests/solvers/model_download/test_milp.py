@@ -201,7 +201,44 @@ def test_equals_slide(options: dict[str, Any]) -> None:
         assert slide.objective <= exact.objective * (1 + 1e-9) <= slide.bound * (1 + 2e-9)
 
 
-@settings(deadline=None, max_examples=30)
+LARGE = ("deadline_s", "energy_j", "bandwidth_hz", "max_frequency_hz", "memory_bytes", "snr_hz", "spectral_efficiency")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"energy": None}, {}, {"fixed_power": True}, {"resource_block_hz": 1e6}, {"frequency_levels": [0.4, 1.0]}],
+    ids=str,
+)  # fmt: skip
+def test_no_limit_as_a_large_number(options: dict[str, Any]) -> None:
+    """Whatever is so large that it never binds, of one user or of all: what `slide` finds, and no worse than before."""
+    problem = ModelDownload.random(num_users=4, num_models=2, seed=0, bandwidth_hz=30e6, **options)
+    before = edgeopt.solve(problem, Milp(threads=1)).objective
+    for name, large in itertools.product(LARGE, (1e16, 1e20, 1e100)):
+        if (value := getattr(problem, name)) is None:
+            continue
+        for users in [slice(0, 1), slice(None)] if np.ndim(value) else [()]:
+            changed = np.array(value, float)
+            changed[users] = large
+            other = problem.replace(**{name: changed if changed.ndim else float(changed)})
+            exact, slide = edgeopt.solve(other, Milp(threads=1)), edgeopt.solve(other, "slide")
+            assert exact.status is Status.OPTIMAL, (name, large, exact.message)
+            if (
+                name != "max_frequency_hz" or "frequency_levels" not in options
+            ):  # levels are shares of it, and cost energy
+                assert exact.objective >= before * (1 - 1e-9), (name, large)
+            if isinstance(slide.guarantee, Exact):
+                assert slide.objective == pytest.approx(exact.objective, rel=1e-9), (name, large)
+            assert slide.objective <= exact.objective * (1 + 1e-9) <= slide.bound * (1 + 2e-9), (name, large)
+
+
+def test_a_resource_block_that_is_larger_than_all_the_bandwidth() -> None:
+    """Nobody can have one: refusing all is proved optimal, however large it is."""
+    for large in (1e10, 1e100):
+        result = edgeopt.solve(small("blocks", 0).replace(resource_block_hz=large), Milp())
+        assert (result.status, result.objective) == (Status.OPTIMAL, 0.0)
+
+
+@settings(max_examples=30)
 @given(st.sampled_from(VARIANTS), st.integers(0, 10**6), st.data())
 def test_no_row_cuts_off_what_is_feasible(variant: str, seed: int, data: Any) -> None:
     """Any user with any model, bandwidth and frequencies that the problem accepts satisfies all rows and tangents."""
@@ -248,8 +285,7 @@ def point(model: DownloadModel, pair: Any, hz: float, frequency: np.ndarray, cho
     room = problem.energy_j[0] * (1 + 4e-9) - problem.receive_j_per_bit[0] * problem.model_bits[pair.model]
     seconds = cycles / frequency
     if problem.frequency_levels is None:
-        fastest = problem.max_frequency_hz[0] * (1 + 4e-9)
-        values[first + 3 : first + 3 + layers] = fastest / frequency
+        values[first + 3 : first + 3 + layers] = pair.top / frequency
         values[first + 3 + layers : first + 3 + 2 * layers] = (
             problem.energy_coefficient[0] * cycles * frequency**2 / room
         )
@@ -346,8 +382,8 @@ def test_a_choice_that_no_plan_carries_out_is_forbidden(monkeypatch: pytest.Monk
     user = int(np.where(best.solution.admitted, problem.value[:, 0], 0.0).argmax())
     close = module._Search._close
 
-    def without_the_user(search: Any, values: Any) -> None:
-        close(search, values)
+    def without_the_user(search: Any, values: Any, mailbox: Any) -> None:
+        close(search, values, mailbox)
         for index in np.flatnonzero(search._model.user == user).tolist():
             search._served.pop(index, None)
 

@@ -85,7 +85,7 @@ def test_invariants(variant: str, solver: str):
     assert result.to_json() == rolling_horizon(problem, arrival, solver).to_json()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 10**6), per_s=st.floats(2.0, 500.0), energy=st.booleans())
 def test_invariants_of_any_load(seed: int, per_s: float, energy: bool):
     """The invariants hold from light load to a burst."""

@@ -187,7 +187,7 @@ def test_stopped_between_users(monkeypatch, levels):
 # --- properties --------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(0, 10**6),
     st.sampled_from(["bandwidth_hz", "deadline_s", "energy_j", "max_frequency_hz"]),
@@ -202,7 +202,7 @@ def test_more_never_serves_fewer(seed, field, factor):
     assert after.objective >= before.objective - 1e-9
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10**6))
 def test_order_of_users_and_models_does_not_matter(seed):
     """Permuting users, models with their layers, and units of bits and seconds leaves the value alone."""

@@ -11,7 +11,7 @@ from edgeopt.problems import SplitPlan, SplitTraining
 from edgeopt.solvers.split_training import AdaptSfl, BatchOnly, CutOnly, Fixed, Hasfl, RandomBatch, RandomCut
 from tests.solvers.split_training.instances import enumerate_plans, varied
 
-few = settings(deadline=None, max_examples=15)
+few = settings(max_examples=15)
 seeds = st.integers(0, 10**6)
 
 

@@ -16,7 +16,7 @@ from edgeopt.stop import Limit
 from tests.solvers.split_training.brute_force import any_problem, brute_force
 
 seeds = st.integers(0, 2**32 - 1)
-some = settings(max_examples=40, deadline=None)
+some = settings(max_examples=40)
 
 
 def proved(problem: SplitTraining) -> float:

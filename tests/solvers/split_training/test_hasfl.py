@@ -16,7 +16,7 @@ from edgeopt.solvers.split_training.descent import descend, kick, repaired
 from edgeopt.solvers.split_training.steps import best_batches, best_cuts, best_interval, better_pairs, relaxed_point
 from tests.solvers.split_training.instances import TINY, enumerate_plans, varied
 
-few = settings(deadline=None, max_examples=20)
+few = settings(max_examples=20)
 seeds = st.integers(0, 10**6)
 
 

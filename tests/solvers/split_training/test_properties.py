@@ -9,7 +9,7 @@ import edgeopt
 from edgeopt.problems import SplitPlan, SplitTraining
 from tests.solvers.split_training.instances import enumerate_plans, varied
 
-few = settings(deadline=None, max_examples=25)
+few = settings(max_examples=25)
 seeds = st.integers(0, 10**6)
 
 PER_DEVICE = (

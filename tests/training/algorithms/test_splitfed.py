@@ -130,7 +130,7 @@ def test_batched_is_sequential():
 # --- what it costs -----------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     st.lists(st.integers(1, 4), min_size=3, max_size=3),
     st.lists(st.integers(1, 7), min_size=3, max_size=3),

@@ -224,7 +224,7 @@ def test_a_step_is_the_one_written_by_hand(codec: Codec, network: str):
     seen = seen.detach().requires_grad_()
     loss = of.loss(above(seen), targets)
     upper = torch.autograd.grad(loss, [seen, *above.parameters()])
-    assert history.rows[0]["train_loss"] == pytest.approx(float(loss), rel=1e-6)
+    assert history.rows[0]["train_loss"] == pytest.approx(float(loss.detach()), rel=1e-6)
     down = codec.order("down", form, float("inf"), memory)
     gradient, _ = codec.decode("down", parts(back["gradients"]), down, memory, form)
     error = float((gradient - upper[0]).norm() / upper[0].norm())

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeopt.training import Ledger, Message, TrainingError, reply
@@ -16,7 +16,6 @@ from edgeopt.training.messages import CATEGORIES, Tensors, to_device
 DTYPES = [torch.float32, torch.bfloat16, torch.int64, torch.bool]
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(

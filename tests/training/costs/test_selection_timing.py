@@ -101,7 +101,7 @@ def problems(draw) -> ClientSelection:
     return problem.replace(timeout_s=problem.timeout_s * draw(st.sampled_from([0.1, 0.4, 1.0])))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(problem=problems())
 def test_random_picks_are_as_the_problem_reports(problem):
     """Losses, conflicts and times of a training run rebuild the problem's report and objective, in both modes."""

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeopt import EdgeNetwork, RoundPlan
@@ -82,7 +82,6 @@ def test_an_empty_phase():
     assert (time.seconds, time.straggler, time.client_s.size) == (0.0, None, 0)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10_000), st.permutations([0, 1, 2]))
 def test_fading_and_failures_are_functions_of_round_and_client(round: int, order: list[int]):
     """Asking again, in another order of clients, gives every client the same luck."""

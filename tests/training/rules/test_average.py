@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeopt.errors import InvalidProblemError
@@ -12,7 +12,6 @@ from edgeopt.training.rules.average import average_update, masked_average, weigh
 from edgeopt.training.trouble import TrainingError
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0.01, 1e6), min_size=1, max_size=6), st.integers(0, 1000))
 def test_parameters_are_numpys_average(weights: list[float], seed: int):
     """The average equals numpy.average in float64, whatever the scale of the weights."""

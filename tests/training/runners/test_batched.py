@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call, grad_and_value
+from torch.utils import _pytree as pytree
 
 from edgeopt.errors import SequentialWarning
 from edgeopt.training.runners.batched import can_batch, map_batched, map_clients, try_batched
@@ -97,7 +98,7 @@ def assert_equal(ours, others):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     name=st.sampled_from(list(MODELS)),
     seed=st.integers(0, 99),
@@ -115,6 +116,34 @@ def test_batch_equals_one_after_another(name, seed, sizes, steps, chunk, shared)
         items.append({"weights": own, "data": draw(steps, samples)})
     work = local_sgd(model)
     assert_equal(map_batched(work, items, chunk=chunk), [work(item) for item in items])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_copies_are_one_object(name):
+    """Weights that clients share give the same bits, whether they are one object or one copy each, with or without nan."""
+    model, weights, draw = make(name, 2)
+    weights = {key: value.to(torch.float32) for key, value in weights.items()}
+    data = [tuple(x.float() if x.is_floating_point() else x for x in draw(2, 3)) for _ in range(3)]
+    work = local_sgd(model.float())
+    for unused in (0.0, -0.0, float("nan"), complex(0.0, -0.0)):
+        common = {"weights": weights, "unused": torch.tensor([unused])}
+        results = [
+            map_batched(work, [{**own, "data": own_data} for own, own_data in zip(items, data, strict=True)])
+            for items in ([common] * 3, [pytree.tree_map(torch.clone, common) for _ in range(3)])
+        ]
+        for ours, others in zip(*results, strict=True):
+            torch.testing.assert_close(ours, others, rtol=0, atol=0)
+
+
+def test_equal_is_not_the_same():
+    """Zero and minus zero are two values: the one does not stand for the other."""
+    assert map_batched(lambda x: 1 / x, [torch.tensor(0.0), torch.tensor(-0.0)]) == [float("inf"), float("-inf")]
+    items = [torch.tensor([complex(1, zero)]) for zero in (0.0, -0.0)]
+    assert [float(x) for x in map_batched(lambda x: 1 / x.imag[0], items)] == [float("inf"), float("-inf")]
+    assert [float(x) for x in map_batched(lambda x: torch.nan_to_num(x, 7.0), [torch.tensor(float("nan"))] * 2)] == [
+        7,
+        7,
+    ]
 
 
 def test_gradients_are_those_of_autograd():

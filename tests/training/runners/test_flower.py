@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -74,7 +75,7 @@ def same(one, other):
 
 
 @given(MESSAGES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_messages_come_back_bit_for_bit(message):
     """Every field and every bit of a message survives the way through Flower's records, empty categories included."""
     back = flower.from_records(flower.to_records(message, "7 "), "7 ")
@@ -87,7 +88,7 @@ def test_messages_come_back_bit_for_bit(message):
 
 
 @given(st.dictionaries(NAMES, STATES, max_size=3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_states_come_back_bit_for_bit(state):
     """A nested state survives, whatever its names and however empty its parts."""
     assert same(flower.state_from_records(flower.state_to_records(state, "3 "), "3 "), state)
@@ -502,6 +503,26 @@ def test_a_failed_run_says_why(small):
     """What goes wrong in the ServerApp is in the message, with the end of the logs."""
     with pytest.raises(EdgeOptError, match="StopIteration"):
         run_on_flower(replace(small, algorithm="none"), 1, timeout_s=60)
+
+
+ENTER = """
+import threading
+from edgeopt.training.runners.flower_loopback import Loopback
+with Loopback(1) as loopback:
+    print(loopback._folder, flush=True)
+    threading.Event().wait()
+"""
+
+
+@pytest.mark.slow
+def test_nothing_outlives_a_process_that_is_killed():
+    """After kill -9 of the process that started them, Flower's processes end, too."""
+    with subprocess.Popen([sys.executable, "-c", ENTER], stdout=subprocess.PIPE, text=True) as process:
+        folder = process.stdout.readline().strip()
+        assert processes_with(folder)
+        process.kill()
+    while processes_with(folder):
+        time.sleep(0.05)
 
 
 def test_free_ports_differ():
