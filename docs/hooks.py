@@ -2,6 +2,7 @@
 
 import html
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import griffe
@@ -58,6 +59,27 @@ class Docstrings(griffe.Extension):
         """Rewrite the docstring of one object."""
         if obj.docstring is not None:
             obj.docstring.value = to_markdown(obj.docstring.value)
+
+    def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
+        """Turn every ``name = Built(function)`` of a class into the method that it is: arguments and words of the function."""
+        for cls in [found for found in _inside(pkg) if isinstance(found, griffe.Class)]:
+            for name, member in list(cls.members.items()):
+                call = member.value if isinstance(member, griffe.Attribute) else None
+                if isinstance(call, griffe.ExprCall) and str(call.function) == "Built":
+                    source = pkg.modules_collection[cls.module.resolve(str(call.arguments[0]))]
+                    method = griffe.Function(
+                        name, parameters=source.parameters, returns=cls.name, docstring=source.docstring,
+                        lineno=member.lineno, endlineno=member.endlineno,
+                    )  # fmt: skip
+                    method.labels.add("classmethod")
+                    cls.set_member(name, method)
+
+
+def _inside(place: griffe.Object) -> Iterator[griffe.Object]:
+    for member in place.members.values():
+        if isinstance(member, griffe.Module | griffe.Class):
+            yield member
+            yield from _inside(member)
 
 
 def to_markdown(text: str) -> str:

@@ -13,6 +13,7 @@ from edgeopt.errors import MissingDependencyError as MissingDependencyError
 from edgeopt.errors import NoSolutionError as NoSolutionError
 from edgeopt.errors import SolverError as SolverError
 from edgeopt.errors import UnsupportedProblemError as UnsupportedProblemError
+from edgeopt.installed import versions as versions
 from edgeopt.problem import Problem as Problem
 from edgeopt.problem import Violation as Violation
 from edgeopt.progress import Callback as Callback
@@ -26,7 +27,6 @@ from edgeopt.solve import Run as Run
 from edgeopt.solve import SolveOptions as SolveOptions
 from edgeopt.solve import Solver as Solver
 from edgeopt.solve import solve as solve
-from edgeopt.solve import versions as versions
 from edgeopt.stop import AnyOf as AnyOf
 from edgeopt.stop import Limit as Limit
 from edgeopt.stop import MaxIterations as MaxIterations
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from edgeopt import inference as inference
     from edgeopt import models as models
     from edgeopt import problems as problems
+    from edgeopt import rl as rl
     from edgeopt import solvers as solvers
     from edgeopt import training as training
     from edgeopt.network import EdgeNetwork as EdgeNetwork
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
     from edgeopt.schedule import StatefulPlanner as StatefulPlanner
     from edgeopt.schedule import StaticPlanner as StaticPlanner
 
-_PACKAGES = ("data", "evaluation", "experiment", "inference", "models", "problems", "solvers", "training")
+_PACKAGES = ("data", "evaluation", "experiment", "inference", "models", "problems", "rl", "solvers", "training")
 _LAZY = {name: (f"edgeopt.{name}", None) for name in _PACKAGES} | {
     "EdgeNetwork": ("edgeopt.network", "EdgeNetwork"),
     "load": ("edgeopt.problems", "load"),

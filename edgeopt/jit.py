@@ -15,7 +15,7 @@ from numba.core import caching, config, event
 
 from edgeopt import storage
 from edgeopt.errors import InvalidFileError
-from edgeopt.solve import versions
+from edgeopt.installed import versions
 
 F = TypeVar("F", bound=Callable[..., Any])
 

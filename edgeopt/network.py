@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from edgeopt.built import Built
 from edgeopt.errors import InvalidProblemError
-from edgeopt.network_random import random_network
+from edgeopt.network_random import random_fields
 from edgeopt.validate import bool_array, float_array, int_array
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class EdgeNetwork:
     cloud_delay_s: NDArray[np.float64]
     cloud_rate_bps: NDArray[np.float64]
 
-    random = classmethod(random_network)
+    random = Built(random_fields)
 
     def __post_init__(self) -> None:
         checked: dict[str, Any] = {}

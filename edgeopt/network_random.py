@@ -1,17 +1,14 @@
-"""Random networks: places, channels, coverage and backhaul; `random_network` is `EdgeNetwork.random`."""
+"""Random networks: places, channels, coverage and backhaul; `random_fields` is behind `EdgeNetwork.random`."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from edgeopt.errors import InvalidProblemError
 from edgeopt.fields import check_table
 from edgeopt.rng import stream
 from edgeopt.validate import float_array, int_array, real
-
-if TYPE_CHECKING:
-    from edgeopt.network import EdgeNetwork
 
 Layout = Literal["grid", "uniform"]
 Range = tuple[float, float]
@@ -23,8 +20,7 @@ SHADOWING_DB = 7.82  # standard deviation that goes with the path loss below, Ta
 _JITTER = 0.25  # of a grid cell, each way
 
 
-def random_network(
-    cls: "type[EdgeNetwork]",
+def random_fields(
     num_servers: int = 10,
     num_devices: int = 100,
     *,
@@ -51,7 +47,7 @@ def random_network(
     link_rate_bps: Range | float = (1e9, 10e9),
     cloud_delay_s: Range | float = (20e-3, 40e-3),
     cloud_rate_bps: Range | float = (0.5e9, 1e9),
-) -> "EdgeNetwork":
+) -> dict[str, Any]:
     """Return a random network on a square, with 3GPP urban-micro channels and a connected backhaul.
 
     Every ingredient has its own random stream: the same seed places devices equally whatever the other arguments,
@@ -113,10 +109,8 @@ def random_network(
         "cloud_delay_s": (cloud_delay_s, n),
         "cloud_rate_bps": (cloud_rate_bps, n),
     }
-    values: dict[str, ArrayLike] = {
-        name: draw(stream(seed, name), name, limits, size) for name, (limits, size) in ranges.items()
-    }
-    values |= {
+    drawn = {name: draw(stream(seed, name), name, limits, size) for name, (limits, size) in ranges.items()}
+    return drawn | {
         "server_position_m": server,
         "device_position_m": device,
         "cloud_flops": cloud_flops,
@@ -128,7 +122,6 @@ def random_network(
         "coverage": cover(distance, coverage_radius_m, area_m),
         "link_servers": links,
     }
-    return cls.from_dict(values)
 
 
 def path_loss_db(distance_m: NDArray[np.float64], carrier_ghz: float) -> NDArray[np.float64]:

@@ -1,11 +1,8 @@
 """`solve`, what a solver is, and the `Run` that a solver reports to."""
 
 import dataclasses
-import functools
-import importlib.metadata
 import logging
 import math
-import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +13,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 import numpy as np
 
 from edgeopt.errors import EdgeOptError, InvalidProblemError, SolverError, UnsupportedProblemError, quoted
+from edgeopt.installed import versions
 from edgeopt.interrupts import interrupted, interrupts_noted, is_interrupt
 from edgeopt.problem import Problem
 from edgeopt.progress import Callback, ProgressLine
@@ -366,22 +364,6 @@ class Run(Generic[S]):
         self.history.append(Record(self.seconds, self.iteration, self.objective, bound))
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of Python, edgeopt and the packages results depend on."""
-    return dict(_versions())
-
-
-@functools.cache
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("edgeopt", "numpy", "scipy", "numba", "highspy", "ortools"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
 def configure(solver: Solver, **changes: Any) -> Solver:
     """Return a copy of a solver with some hyper-parameters changed; unknown names are errors that list the known."""
     fields = [field.name for field in dataclasses.fields(solver)]  # type: ignore[arg-type]
@@ -390,4 +372,4 @@ def configure(solver: Solver, **changes: Any) -> Solver:
     return dataclasses.replace(solver, **changes)  # type: ignore[type-var]
 
 
-__all__ = ["Run", "SolveOptions", "Solver", "SolverError", "configure", "solve", "versions"]
+__all__ = ["Run", "SolveOptions", "Solver", "SolverError", "configure", "solve"]

@@ -5,9 +5,11 @@ Nothing is unpickled, sizes are checked before memory is taken, and a file appea
 
 import contextlib
 import json
+import math
 import os
 import tempfile
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,7 +24,7 @@ from edgeopt.locks import try_lock
 from edgeopt.npz import Arrays, Form, Layout, open_archive, write_arrays
 
 __all__ = [
-    "Arrays", "Layout", "LayoutOf", "known", "load", "parse_json_object", "read_arrays", "read_json", "save",
+    "Arrays", "Layout", "LayoutOf", "dumps", "known", "load", "parse_json_object", "plain", "read_arrays", "read_json", "save",
     "write_arrays", "write_atomic", "write_text",
 ]  # fmt: skip
 
@@ -102,6 +104,34 @@ def open_folder(path: str | os.PathLike[str]) -> Path:
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write UTF-8 text atomically; what UTF-8 cannot hold, such as bytes of a strange file name, is escaped."""
     write_atomic(path, lambda file: file.write(text.encode(errors="backslashreplace")))
+
+
+def plain(value: Any) -> Any:
+    """Return the value made of JSON types only: arrays become lists, numbers that are not finite become None.
+
+    Examples
+    --------
+    >>> plain({"gap": float("inf"), "cached": np.arange(2), "bound": np.float64(1.5)})
+    {'gap': None, 'cached': [0, 1], 'bound': 1.5}
+    """
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, Enum):
+        return plain(value.value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence | set | frozenset) and not isinstance(value, str | bytes):
+        return [plain(item) for item in value]
+    return str(value)
+
+
+def dumps(value: Any, *, indent: int | None = None) -> str:
+    """Return JSON text without NaN or infinity."""
+    return json.dumps(plain(value), allow_nan=False, indent=indent)
 
 
 def save(path: str | os.PathLike[str], header: dict[str, Any], arrays: Arrays) -> None:

@@ -17,7 +17,19 @@ from typing import Any
 import pytest
 
 import edgeopt
-from edgeopt import convergence, data, evaluation, experiment, inference, models, problems, schedule, solvers, training
+from edgeopt import (
+    convergence,
+    data,
+    evaluation,
+    experiment,
+    inference,
+    models,
+    problems,
+    rl,
+    schedule,
+    solvers,
+    training,
+)
 from edgeopt.evaluation.listing import describe_solver
 from edgeopt.problems import PROBLEMS
 from edgeopt.solvers import client_selection, expert_caching, model_download, solvers_of, split_training
@@ -92,7 +104,7 @@ def public_names(module: types.ModuleType) -> Iterator[str]:
 
 MODULES = [
     edgeopt, convergence, schedule, problems, solvers, expert_caching, model_download, split_training,
-    client_selection, evaluation, data, models, training, inference, experiment,
+    client_selection, evaluation, data, models, training, inference, rl, experiment,
 ]  # fmt: skip
 
 

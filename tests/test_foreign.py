@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from edgeopt.errors import InvalidProblemError
+from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.foreign import as_array
 from edgeopt.validate import bool_array, float_array, int_array
 
@@ -124,7 +124,7 @@ def test_strings_take_the_memory_of_their_characters():
         ([1, "b"], "x[1] = 'b': expected a number"),
         (["a", 2], "x[1] = 2: expected a string, as before"),
         ([1, b"b"], "x[1] = b'b': expected a number"),
-        ([1, "b" * 500], f"x[1] = '{'b' * 56}...: expected a number"),
+        ([1, "b" * 500], f"x[1] = {quoted('b' * 500)}: expected a number"),
         ({"a": 1}, "x: expected an array of numbers: got a dict"),
         ((i for i in range(3)), "x: expected an array of numbers: got a generator"),
         ({1, 2}, "x: expected an array of numbers: got a set"),

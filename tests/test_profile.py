@@ -361,7 +361,7 @@ def test_without_torch(monkeypatch):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
-        "26", "measuring a module needs torch: install it with `pip install 'edgeopt[train]'`",
+        "26", "edgeopt.models needs torch: pip install 'edgeopt[train]'",
     ]  # fmt: skip
     assert issubclass(MissingDependencyError, ImportError)
 

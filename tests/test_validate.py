@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from edgeopt.errors import InvalidProblemError
+from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.validate import bool_array, flag, float_array, int_array, integer, probabilities, real
 
 
@@ -192,7 +192,7 @@ def test_whole_numbers_of_any_type(value):
         (0, "n = 0"),
         (1.5, "n = 1.5"),
         ({"a": 1}, "n = {'a': 1}"),
-        ("x" * 999, f"n = '{'x' * 56}..."),
+        ("x" * 999, f"n = {quoted('x' * 999)}"),
     ],
 )
 def test_what_is_no_count(value, got):

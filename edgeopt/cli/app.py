@@ -130,12 +130,12 @@ def solve(
     as_json: JsonOption = False,
 ) -> None:
     """Solve an instance. Ctrl-C prints the best solution so far and exits with status 130."""
-    from edgeopt.evaluation.compare.rows import dumps
     from edgeopt.evaluation.compare.solutions import read_solution
     from edgeopt.evaluation.instances.library import load_instance
     from edgeopt.solve import solve as run
     from edgeopt.solvers import get_solver
     from edgeopt.stop import Limit
+    from edgeopt.storage import dumps
 
     if output is not None:
         check_writable(output)
@@ -166,8 +166,9 @@ def compare(
 ) -> None:
     """Run solvers on instances and compare them. Ctrl-C keeps what is done; the same --out goes on from there."""
     from edgeopt.evaluation.compare import comparison_rows, name_instances
-    from edgeopt.evaluation.compare.rows import dumps, public_row
+    from edgeopt.evaluation.compare.rows import public_row
     from edgeopt.evaluation.instances.library import library_names
+    from edgeopt.storage import dumps
 
     if more not in (None, "library"):
         raise EdgeOptError(f"--instances = {more!r}: expected 'library'")
@@ -224,8 +225,8 @@ def solvers(
 @app.command()
 def describe(instance: InstanceArgument, as_json: JsonOption = False) -> None:
     """Show what an instance is: sizes, units, modes."""
-    from edgeopt.evaluation.compare.rows import dumps
     from edgeopt.evaluation.instances.library import library_entry, library_names, load_instance
+    from edgeopt.storage import dumps
 
     problem = load_instance(instance)
     facts: dict[str, Any] = {"instance": instance, "problem": problem.kind, "sense": problem.sense}
@@ -248,8 +249,8 @@ def info(as_json: JsonOption = False) -> None:
 
     from edgeopt.evaluation.compare.worker import machine
     from edgeopt.extras import EXTRAS
+    from edgeopt.installed import versions
     from edgeopt.jit import cache_dir
-    from edgeopt.solve import versions
 
     extras: dict[str, str] = {}
     for extra, packages in EXTRAS.items():

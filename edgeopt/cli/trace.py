@@ -74,7 +74,7 @@ def trace(
     routing.save(tokens)
     facts = routing_statistics(routing)
     if as_json:
-        from edgeopt.evaluation.compare.rows import dumps
+        from edgeopt.storage import dumps
 
         print(dumps({"trace": str(output), "record": str(tokens), **facts, "training": result}, indent=1))
     else:

@@ -108,7 +108,7 @@ def train(
         "out": None if out is None else str(out),
     }
     if as_json:
-        from edgeopt.evaluation.compare.rows import dumps
+        from edgeopt.storage import dumps
 
         print(dumps(result, indent=1))
     else:

@@ -10,7 +10,6 @@ import numpy as np
 
 from edgeopt import storage
 from edgeopt.errors import EdgeOptError, InvalidFileError
-from edgeopt.evaluation.compare.rows import dumps
 from edgeopt.experiment import Experiment
 from edgeopt.locks import LOCK_NAME, FolderLock
 from edgeopt.schedule import RoundPlan, Schedule
@@ -127,7 +126,7 @@ class RunFolder:
         """Write what is there when the run has ended."""
         if history.rows:
             history.to_csv(self.path / "rows.csv")
-        storage.write_text(self.path / "history.json", dumps(history.to_json(), indent=1) + "\n")
+        storage.write_text(self.path / "history.json", storage.dumps(history.to_json(), indent=1) + "\n")
         played = [*self._old, *self._plans]
         if self._plans and len(played) == len(history.rows):  # not if the plans of earlier rounds were lost
             Schedule(played).save(self.schedule)

@@ -8,7 +8,6 @@ import torch
 from edgeopt.errors import InvalidProblemError
 from edgeopt.experiment.options import about, argument_hints, checked, checked_options
 from edgeopt.network import EdgeNetwork
-from edgeopt.network_random import random_network
 from edgeopt.problems import ClientSelection, SplitTraining
 from edgeopt.problems.client_selection.build import well_covered_network
 from edgeopt.training.constants import GradientEstimator
@@ -48,7 +47,7 @@ def timing_options(e: "Experiment", kind: str) -> dict[str, Any]:
 
 def network_of(e: "Experiment", kind: str, clients: int) -> EdgeNetwork:
     """Return the random network."""
-    hints = argument_hints(random_network, ("num_servers", "num_devices"))
+    hints = argument_hints(EdgeNetwork.random, ("num_servers", "num_devices"))
     others = {key: value for key, value in e.network.options.items() if key not in _TIMING[kind]}
     known = hints | dict.fromkeys(_TIMING[kind], float) | {"coverage_radius_m": float}
     options: Any = checked_options(e.source, "network", others, known)

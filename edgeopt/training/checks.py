@@ -4,7 +4,7 @@ The messages say what was given and what was expected; round and client are put 
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 import torch
 
@@ -33,8 +33,16 @@ def check_scalar(name: str, value: object) -> None:
     single = isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_complex()
     if not single and (isinstance(value, bool) or not isinstance(value, int | float)):
         raise TrainingError(f"{name} is {described(value)}: expected a single number")
-    if not isinstance(value, torch.Tensor) and isinstance(value, int | float) and math.isinf(value):
-        raise TrainingError(f"{name} = {value}: expected a finite number")
+
+
+def check_measured(measured: Mapping[str, float | torch.Tensor], taken: Container[str]) -> None:
+    """Refuse numbers that no row can hold, or under names that are taken."""
+    for name, value in measured.items():
+        if not isinstance(name, str) or name in taken:
+            raise TrainingError(f"measured: {shown(name)}: expected a name that no column of a row has")
+        check_scalar(f"measured: {name}", value)
+        if math.isinf(number := float(value)):
+            raise TrainingError(f"measured: {name} = {number}: expected a finite number, or nan")
 
 
 def check_answer(answer: object) -> None:

@@ -11,7 +11,7 @@ from edgeopt.errors import InvalidProblemError
 from edgeopt.rng import stream
 from edgeopt.schedule import Feedback, RoundPlan
 from edgeopt.training.algorithm import Algorithm, Outcome
-from edgeopt.training.checks import check_entries, check_phase, check_scalar, check_state
+from edgeopt.training.checks import check_entries, check_measured, check_phase, check_scalar, check_state
 from edgeopt.training.costs.ledger import Ledger
 from edgeopt.training.costs.timing import PhaseTime, Timing, Traffic
 from edgeopt.training.history import COLUMNS_OF_ROWS, PERSONAL, client_seconds
@@ -140,10 +140,7 @@ def _checked(outcome: object, plan: RoundPlan) -> Outcome:
     check_entries("loss", outcome.loss, plan)
     for entry, loss in outcome.loss.items():
         check_scalar(f"client {plan.client[entry]}: loss", loss)
-    for name, value in outcome.measured.items():
-        if not isinstance(name, str) or name in (*COLUMNS_OF_ROWS, *PERSONAL):
-            raise TrainingError(f"measured: {name!r}: expected a name that no column of a row has")
-        check_scalar(f"measured: {name}", value)
+    check_measured(outcome.measured, (*COLUMNS_OF_ROWS, *PERSONAL))
     return outcome
 
 

@@ -364,6 +364,8 @@ class Task:
         predict = self.predict if predict is None else predict
         if client is None or not (_has_labels(data) and _has_labels(self.train)):
             return self._score(weights, data, predict)
+        if not 0 <= client < self.num_clients:
+            raise InvalidProblemError(f"client = {client}: expected 0 to {self.num_clients - 1}")
         own, counts = np.unique(self.train.labels[self.partition.indices[client]], return_counts=True)
         there = {label: np.flatnonzero(data.labels == label) for label in own.tolist()}
         shares = {label: count for label, count in zip(there, counts.tolist(), strict=True) if there[label].size}

@@ -15,13 +15,14 @@ from rich.console import Console
 from rich.table import Table
 
 from edgeopt.errors import EdgeOptError
-from edgeopt.evaluation.compare.rows import dumps
 from edgeopt.evaluation.compare.worker import machine, warm_up
+from edgeopt.installed import versions
 from edgeopt.jit import CompileTimer
 from edgeopt.problem import Problem
 from edgeopt.result import History, Record, Result, Status, relative_gap
-from edgeopt.solve import Solver, solve, versions
+from edgeopt.solve import Solver, solve
 from edgeopt.solvers import get_solver, solvers_of
+from edgeopt.storage import dumps
 from edgeopt.streams import prepare_streams, reserve_stdout
 
 Row = dict[str, Any]

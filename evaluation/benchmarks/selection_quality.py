@@ -19,7 +19,6 @@ from rich.console import Console
 from edgeopt.errors import EdgeOptError
 from edgeopt.evaluation.benchmarks import common
 from edgeopt.evaluation.benchmarks.common import Row
-from edgeopt.evaluation.compare.rows import dumps
 from edgeopt.evaluation.studies.selection_quality import (
     METRICS,
     SETTINGS,
@@ -35,6 +34,7 @@ from edgeopt.problems import ClientSelection
 from edgeopt.solve import Solver
 from edgeopt.solvers import solvers_of
 from edgeopt.solvers.client_selection import Matching, RandomPicks, RlCrp, RlNoCrp
+from edgeopt.storage import dumps
 
 GOAL_TRAINING_S = 180.0
 PARTS = ("default", "settings", "size", "frontier")

@@ -1,15 +1,10 @@
 """Rows of a comparison: how they are named, kept on disk one file each, and turned into a data frame."""
 
 import hashlib
-import json
 import logging
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from enum import Enum
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from edgeopt import storage
 from edgeopt.errors import InvalidFileError, InvalidProblemError, quoted
@@ -73,7 +68,7 @@ class RowStore:
 
     def put(self, row: Row) -> None:
         """Write a row at once; whoever reads sees all of it or nothing."""
-        storage.write_text(self.path(row["key"]), dumps({"format": FORMAT, **row}) + "\n")
+        storage.write_text(self.path(row["key"]), storage.dumps({"format": FORMAT, **row}) + "\n")
 
 
 def row_key(*parts: object) -> str:
@@ -149,7 +144,7 @@ def as_rows(data: Any) -> list[Row]:
     [{'solver': 'greedy'}]
     """
     if hasattr(data, "to_dict") and hasattr(data, "columns"):
-        return [dict(plain(record)) for record in data.to_dict("records")]
+        return [dict(storage.plain(record)) for record in data.to_dict("records")]
     if isinstance(data, str) or hasattr(data, "__fspath__"):
         return add_gaps(read_rows(data))
     rows = listed("rows", data, single=Mapping)
@@ -212,34 +207,6 @@ def flat_row(row: Row) -> Row:
     """Return the row with ``seconds`` as ``seconds_build``, ``seconds_compile``, ``seconds_solve``, ``seconds_total``."""
     seconds = row.get("seconds") or {}
     return row | {f"seconds_{part}": seconds.get(part) for part in ("build", "compile", "solve", "total")}
-
-
-def plain(value: Any) -> Any:
-    """Return the value made of JSON types only: arrays become lists, numbers that are not finite become None.
-
-    Examples
-    --------
-    >>> plain({"gap": float("inf"), "cached": np.arange(2), "bound": np.float64(1.5)})
-    {'gap': None, 'cached': [0, 1], 'bound': 1.5}
-    """
-    if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, bool | int):
-        return value
-    if isinstance(value, Enum):
-        return plain(value.value)
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence | set | frozenset) and not isinstance(value, str | bytes):
-        return [plain(item) for item in value]
-    return str(value)
-
-
-def dumps(value: Any, *, indent: int | None = None) -> str:
-    """Return JSON text without NaN or infinity."""
-    return json.dumps(plain(value), allow_nan=False, indent=indent)
 
 
 def _better(sense: Sense, first: float, second: float) -> float:

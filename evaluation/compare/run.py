@@ -18,10 +18,11 @@ import numpy as np
 from edgeopt import storage
 from edgeopt.errors import EdgeOptError, InvalidProblemError, quoted
 from edgeopt.evaluation.compare.executors import Engine, is_lost, open_engine
-from edgeopt.evaluation.compare.rows import Row, RowStore, add_gaps, plain, row_key, rows_frame
+from edgeopt.evaluation.compare.rows import Row, RowStore, add_gaps, row_key, rows_frame
 from edgeopt.evaluation.compare.worker import Parcel, Task, common_values, failed_row, run_task
+from edgeopt.installed import versions
 from edgeopt.problem import Problem
-from edgeopt.solve import Solver, refuse_other, time_limit_s, versions
+from edgeopt.solve import Solver, refuse_other, time_limit_s
 from edgeopt.stop import StopCriterion
 from edgeopt.validate import flag, listed, seed_number
 
@@ -152,9 +153,9 @@ def comparison_rows(
             continue
         order.append(task.key)
         if reason is not None:
-            keep(plain(failed_row(task, "skipped", reason)))
+            keep(storage.plain(failed_row(task, "skipped", reason)))
         elif store is not None and (row := store.get(task.key)) and row["status"] not in ("error", "skipped"):
-            rows[task.key] = row | plain(common_values(task) | {"machine": row.get("machine")})
+            rows[task.key] = row | storage.plain(common_values(task) | {"machine": row.get("machine")})
         else:
             tasks.append(task)
     interrupted = False
@@ -243,7 +244,7 @@ def run_all(tasks: Iterable[Task], engine: Engine, keep: Callable[[Row], None], 
                         suspects.append(task)
                         continue
                     message = f"its worker died {attempts[task.key]} times: {future_error(future)}"
-                    row = plain(failed_row(task, "error", message))
+                    row = storage.plain(failed_row(task, "error", message))
                 elif row["limit"] == "interrupt":  # not a result of the solver: it is run again next time
                     return True
                 end(task, row)
@@ -254,7 +255,7 @@ def run_all(tasks: Iterable[Task], engine: Engine, keep: Callable[[Row], None], 
                     continue
                 del running[future], due[future]
                 message = f"did not return within {GRACE_S:g} s after its time limit of {task.time_limit:g} s"
-                end(task, plain(failed_row(task, "error", f"{message}: its worker was killed")))
+                end(task, storage.plain(failed_row(task, "error", f"{message}: its worker was killed")))
         finished = True
         return False
     except KeyboardInterrupt:
@@ -360,7 +361,7 @@ def _outcome(future: Future[Row], task: Task) -> Row | None:
         if is_lost(error):
             return None
         logger.error("%s on %s, seed %d", task.label, task.instance, task.seed, exc_info=error)
-        row: Row = plain(failed_row(task, "error", future_error(future)))
+        row: Row = storage.plain(failed_row(task, "error", future_error(future)))
         return row
 
 

@@ -12,9 +12,10 @@ from typing import Any
 
 from edgeopt import storage
 from edgeopt.errors import EdgeOptError, MissingDependencyError
-from edgeopt.evaluation.compare.rows import Row, plain
+from edgeopt.evaluation.compare.rows import Row
+from edgeopt.installed import versions
 from edgeopt.problem import Problem
-from edgeopt.solve import Solver, solve, versions
+from edgeopt.solve import Solver, solve
 from edgeopt.stop import Limit, StopCriterion
 
 logger = logging.getLogger("edgeopt")
@@ -68,7 +69,7 @@ def run_task(task: Task) -> Row:
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the row says what failed
         message = " ".join(f"{type(error).__name__}: {error}".split())
         document = failed_row(task, "error", message) | {"traceback": traceback.format_exc()}
-    row: Row = plain(document | common_values(task))
+    row: Row = storage.plain(document | common_values(task))
     return row
 
 

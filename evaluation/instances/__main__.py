@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from edgeopt.errors import EdgeOptError
-from edgeopt.evaluation.instances.library import library_entry, library_names, refresh
+from edgeopt.evaluation.instances.library import library_entry, library_names
+from edgeopt.evaluation.instances.refresh import refresh
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

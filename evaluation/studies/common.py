@@ -11,7 +11,6 @@ from typing import Any
 
 from edgeopt import storage
 from edgeopt.errors import MissingDependencyError
-from edgeopt.evaluation.compare.rows import dumps
 from edgeopt.streams import prepare_streams, reserve_stdout
 
 Row = dict[str, Any]
@@ -49,7 +48,7 @@ def write(
 ) -> None:
     """Print the tables; with ``--out`` write them and the pictures there, each file whole or not at all."""
     if arguments.json:
-        print(dumps(dict(tables), indent=1))
+        print(storage.dumps(dict(tables), indent=1))
     else:
         for name, rows in tables.items():
             print(f"\n{name}\n{markdown(rows)}")

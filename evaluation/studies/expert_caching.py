@@ -32,7 +32,7 @@ from edgeopt.inference.distributed import simulate_inference
 from edgeopt.inference.routing import RoutingRecord, record_users
 from edgeopt.models.moe import moe_decoder, record_routing
 from edgeopt.problems import ExpertCaching, Placement
-from edgeopt.problems.expert_caching.problem import Latency
+from edgeopt.problems.expert_caching.routed_model import Latency
 from edgeopt.result import Result, relative_gap
 from edgeopt.rng import stream
 from edgeopt.solve import Solver

@@ -1,11 +1,112 @@
-"""What building client-selection problems from an edge network takes: a time-out, and enough coverage."""
+"""Building client-selection problems from an edge network, given or random."""
+
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from edgeopt.errors import InvalidProblemError
 from edgeopt.network import EdgeNetwork
+from edgeopt.problems.client_selection.instance import Mode
 from edgeopt.validate import float_array, int_array
+
+
+def network_fields(
+    network: EdgeNetwork,
+    *,
+    picks: ArrayLike = 4,
+    work_flops: ArrayLike = 1e12,
+    payload_bits: float = 4e7,
+    timeout_s: float | None = None,
+    rounds: int = 100,
+    rate_sigma: float = 0.0,
+    regime_transition: ArrayLike | None = None,
+    busy_probability: ArrayLike | None = None,
+    busy: ArrayLike | None = None,
+    mode: Mode = "fail",
+    latency_weight: float = 1.0,
+    conflict_weight: float = 1.0,
+    fairness_weight: float = 1.0,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Build a problem from a network: its devices are the clients, coverage and uplink rates are its own.
+
+    Parameters
+    ----------
+    network : servers, devices, channels.
+    work_flops : FLOPs of one local update, one number or [C].
+    timeout_s : Default: 1.5 times what nine of ten covered pairs stay below.
+    picks, payload_bits, rounds, ..., seed : as the fields.
+
+    Examples
+    --------
+    >>> from edgeopt import EdgeNetwork
+    >>> from edgeopt.problems import ClientSelection
+    >>> problem = ClientSelection.from_network(EdgeNetwork.random(3, 30, seed=1), picks=2, rounds=50)
+    >>> problem.num_servers, problem.num_clients, problem.picks.tolist()
+    (3, 30, [2, 2, 2])
+    """
+    compute, rate = network.device_latency_s(work_flops), network.uplink_rate_bps.T
+    if timeout_s is None:
+        timeout_s = usual_timeout_s(compute, rate, network.coverage.T, payload_bits)
+    return {
+        "coverage": network.coverage.T,
+        "picks": picks,
+        "compute_s": compute,
+        "payload_bits": payload_bits,
+        "rate_bps": rate,
+        "timeout_s": timeout_s,
+        "rounds": rounds,
+        "rate_sigma": rate_sigma,
+        "regime_transition": regime_transition,
+        "busy_probability": busy_probability,
+        "busy": busy,
+        "mode": mode,
+        "latency_weight": latency_weight,
+        "conflict_weight": conflict_weight,
+        "fairness_weight": fairness_weight,
+        "seed": seed,
+    }
+
+
+def random_fields(
+    *,
+    num_servers: int = 5,
+    num_clients: int = 60,
+    picks: int = 4,
+    mode: Mode = "fail",
+    rounds: int = 100,
+    rate_sigma: float = 0.3,
+    regime_transition: ArrayLike = ((0.97, 0.03), (0.06, 0.94)),
+    busy_probability: ArrayLike = (0.05, 0.75),
+    latency_weight: float = 1.0,
+    conflict_weight: float = 1.0,
+    fairness_weight: float = 1.0,
+    seed: int = 0,
+    network: EdgeNetwork | None = None,
+) -> dict[str, Any]:
+    """Build a random problem: a random network, fading rates, clients that are calm or loaded for a while.
+
+    Parameters
+    ----------
+    num_servers, num_clients : size of the random network, unless `network` is given.
+    picks : clients per server and round; servers that cover fewer also reach the next strongest channels.
+    mode, rounds, ..., fairness_weight : as the fields. By default two regimes, which last 33 and 17 rounds.
+    seed : same seed, same problem; also decides what chance decides.
+    network : take this network instead of a random one.
+
+    Examples
+    --------
+    >>> from edgeopt.problems import ClientSelection
+    >>> ClientSelection.random(seed=7) == ClientSelection.random(seed=7)
+    True
+    """
+    return network_fields(
+        well_covered_network(num_servers, num_clients, picks, seed, network),
+        picks=picks, mode=mode, rounds=rounds, rate_sigma=rate_sigma, regime_transition=regime_transition,
+        busy_probability=busy_probability, latency_weight=latency_weight, conflict_weight=conflict_weight,
+        fairness_weight=fairness_weight, seed=seed,
+    )  # fmt: skip
 
 
 def usual_timeout_s(

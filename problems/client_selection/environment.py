@@ -2,18 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edgeopt.errors import InvalidProblemError
+from edgeopt.problems.client_selection.instance import SelectionInstance
 from edgeopt.problems.client_selection.kernels import bonuses, first_wrong_pick, play_round
 from edgeopt.problems.client_selection.scenario import draw_scenarios
 from edgeopt.validate import int_array, listed, seed_number
-
-if TYPE_CHECKING:
-    from edgeopt.problems.client_selection.problem import ClientSelection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -100,7 +97,7 @@ class SelectionEnvironment:
     (3, (2, 2))
     """
 
-    def __init__(self, problem: "ClientSelection", seeds: Sequence[int] | None = None) -> None:
+    def __init__(self, problem: SelectionInstance, seeds: Sequence[int] | None = None) -> None:
         self.problem = problem
         self._covered = [np.flatnonzero(row) for row in problem.coverage]
         # kernels get writeable arrays: numba would compile them once more for read-only ones

@@ -1,22 +1,18 @@
 """Judging a selection plan: it is played in the environment, and what happened is summed up."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.problems.client_selection.environment import SelectionEnvironment
+from edgeopt.problems.client_selection.instance import SelectionInstance
 from edgeopt.problems.client_selection.kernels import BUSY, COLLISIONS, CONFLICTS, DELIVERED, SENT
 from edgeopt.problems.client_selection.plan import SelectionPlan
 from edgeopt.problems.client_selection.report import SelectionReport
 
-if TYPE_CHECKING:
-    from edgeopt.problems.client_selection.problem import ClientSelection
-
 TAIL = 0.95
 
 
-def replay(problem: "ClientSelection", plan: SelectionPlan) -> SelectionReport:
+def replay(problem: SelectionInstance, plan: SelectionPlan) -> SelectionReport:
     """Play a plan whose shape and ids have been checked, and sum up."""
     environment = SelectionEnvironment(problem)
     shape = (problem.rounds, problem.num_servers)

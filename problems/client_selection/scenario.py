@@ -2,15 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.problems.client_selection.instance import SelectionInstance
 from edgeopt.rng import stream
-
-if TYPE_CHECKING:
-    from edgeopt.problems.client_selection.problem import ClientSelection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -29,7 +26,7 @@ class Scenarios:
     fading: NDArray[np.float64]
 
 
-def draw_scenarios(problem: "ClientSelection", seeds: Sequence[int]) -> Scenarios:
+def draw_scenarios(problem: SelectionInstance, seeds: Sequence[int]) -> Scenarios:
     """Draw one episode per seed; the same seed gives the same episode, alone or among others."""
     shape = (len(seeds), problem.rounds, problem.num_clients)
     regime = np.zeros(shape, np.int8)
@@ -61,7 +58,7 @@ def stationary(transition: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(found / found.sum())
 
 
-def _regimes(problem: "ClientSelection", seeds: Sequence[int]) -> tuple[NDArray[np.int8], NDArray[np.bool_]]:
+def _regimes(problem: SelectionInstance, seeds: Sequence[int]) -> tuple[NDArray[np.int8], NDArray[np.bool_]]:
     assert problem.regime_transition is not None
     assert problem.busy_probability is not None
     shape = (problem.rounds, problem.num_clients)

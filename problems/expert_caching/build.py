@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,13 +11,10 @@ from edgeopt.errors import InvalidProblemError
 from edgeopt.fields import check_table
 from edgeopt.network import EdgeNetwork
 from edgeopt.problems.expert_caching.moe_models import MoEModel, moe_model
-from edgeopt.problems.expert_caching.routed_model import RoutedModel
+from edgeopt.problems.expert_caching.routed_model import Latency, RoutedModel
 from edgeopt.problems.expert_caching.routing_trace import RoutingTrace
 from edgeopt.rng import stream
 from edgeopt.validate import LEAST, float_array, int_array, integer, listed
-
-if TYPE_CHECKING:
-    from edgeopt.problems.expert_caching.problem import ExpertCaching, Latency
 
 CHUNK = 64  # users whose expert rankings are held in memory at once
 
@@ -30,78 +27,91 @@ class _Work:
     flops: float
 
 
-def from_network(
-    cls: "type[ExpertCaching]",
-    models: Sequence[RoutedModel],
-    work: Sequence[_Work],
-    network: EdgeNetwork,
-    *,
-    storage: ArrayLike | None,
-    device_storage: float,
-    request: ArrayLike | None,
-    profile: ArrayLike,
-    latency: "Latency",
-    theta: float,
-) -> "ExpertCaching":
-    """Turn models and a network into a problem: latencies from rates, hops and FLOP/s, storage in bytes."""
-    if not network.coverage.any(axis=1).all():
-        lost = int((~network.coverage.any(axis=1)).argmax())
+def facility_fields(gain: ArrayLike, weight: ArrayLike, size: ArrayLike, capacity: ArrayLike) -> dict[str, Any]:
+    """Build a Top-1 instance from its facility-location form.
+
+    Maximise the sum over u, e of ``weight[u, e]`` times the largest ``gain[u, n]`` over servers n holding e.
+
+    Parameters
+    ----------
+    gain : float [U, N], what server n saves user u, >= 0.
+    weight : float [U, E], expected uses of expert e by user u, >= 0.
+    size : float [E], size of each expert.
+    capacity : float [N], storage of each server in the same unit.
+
+    Notes
+    -----
+    Weights need not be probabilities: each user's total goes into ``user_weight``.
+    """
+    gains = float_array("gain", gain, (None, None), nonnegative=True, ranged=True)
+    weights = float_array("weight", weight, (gains.shape[0], None), nonnegative=True, ranged=True)
+    num_users, num_experts = weights.shape
+    if num_users == 0 or num_experts == 0:
+        raise InvalidProblemError(f"weight: expected users and experts, got shape {list(weights.shape)}")
+    total = weights.sum(axis=1)
+    probability = weights / np.where(total > 0, total, 1.0)[:, None]
+    if (bad := np.argwhere((probability < LEAST) & (weights > 0))).size:
+        u, e = bad[0].tolist()
         raise InvalidProblemError(
-            f"coverage: device {lost} is covered by no server, so it reaches neither edge nor cloud"
+            f"weight[{u}, {e}] = {weights[u, e]:g}: expected 0 or at least {LEAST:g} of the user's total, {total[u]:g}"
         )
-    server, cloud, device = [], [], []
-    for cost in work:
-        at_server, at_cloud = network.offload_latency_s(cost.hidden_bits, cost.hidden_bits, cost.flops)
-        server.append(at_server)
-        cloud.append(at_cloud)
-        device.append(network.device_latency_s(cost.flops))
-    total = float(sum(model.expert_bytes.sum() for model in models))
-    if storage is None:
-        capacity = network.server_storage_bytes
-    else:
-        share = float_array("storage", storage, (network.num_servers,), nonnegative=True, unit="share of all experts")
-        capacity = share * total
-    shape = (network.num_devices, len(models))
-    even = np.full(shape, 1.0 / len(models))
-    weights = float_array("request", even if request is None else request, shape, nonnegative=True)
-    rows = int_array("profile", profile, shape, low=0)
-    for m, model in enumerate(models):
-        if (bad := np.flatnonzero(rows[:, m] >= model.num_profiles)).size:
-            raise InvalidProblemError(
-                f"profile[{bad[0]}, {m}] = {rows[bad[0], m]}: {model.name} has {model.num_profiles} profiles"
-            )
-    held_share = float_array("device_storage", device_storage, (), nonnegative=True, unit="share of all experts")
-    indptr, held = _held_on_devices(models, weights, rows, float(held_share) * total)
-    return cls(
-        models=tuple(models),
-        storage_bytes=capacity,
-        request=weights,
-        profile=rows,
-        server_latency_s=np.array(server),
-        cloud_latency_s=np.array(cloud),
-        device_latency_s=np.array(device),
-        device_indptr=indptr,
-        device_experts=held,
-        access_server=network.access_server,
-        latency=latency,
-        theta=theta,
+    probability[total == 0] = 1.0 / num_experts
+    cloud = gains.max(axis=1, initial=0.0)
+    model = RoutedModel(
+        name="facility",
+        expert_layer=np.zeros(num_experts, np.int32),
+        expert_bytes=np.asarray(size, np.float64),
+        sets=np.arange(num_experts, dtype=np.int32)[:, None],
+        indptr=np.arange(num_users + 1) * num_experts,
+        indices=np.tile(np.arange(num_experts, dtype=np.int32), num_users),
+        probability=probability.ravel(),
     )
+    return {
+        "models": (model,),
+        "storage_bytes": np.asarray(capacity, np.float64),
+        "request": np.ones((num_users, 1)),
+        "profile": np.arange(num_users, dtype=np.int32)[:, None],
+        "server_latency_s": (cloud[:, None] - gains)[None],
+        "cloud_latency_s": cloud[None],
+        "device_latency_s": np.zeros((1, num_users)),
+        "user_weight": total,
+    }
 
 
-def from_traces(
-    cls: "type[ExpertCaching]",
+def trace_fields(
     traces: Sequence[RoutingTrace] | RoutingTrace,
     network: EdgeNetwork,
     *,
-    models: Sequence[MoEModel | str | None] | None,
-    storage: ArrayLike | None,
-    device_storage: float,
-    request: ArrayLike | None,
-    assignment: ArrayLike | None,
-    latency: "Latency",
-    theta: float,
-) -> "ExpertCaching":
-    """See `ExpertCaching.from_traces`."""
+    models: Sequence[MoEModel | str | None] | None = None,
+    storage: ArrayLike | None = 0.1,
+    device_storage: float = 0.0,
+    request: ArrayLike | None = None,
+    assignment: ArrayLike | None = None,
+    latency: Latency = "sum",
+    theta: float = 0.5,
+) -> dict[str, Any]:
+    """Build a problem from recorded routing and a network; the devices of the network are the users.
+
+    Parameters
+    ----------
+    traces : one trace per model.
+    network : servers, devices, rates, hops.
+    models : whose dimensions to use for expert sizes, hidden states and FLOPs: a `MoEModel`, its name, or None
+        for the model that the trace was recorded on. Default: None for all.
+    storage : share of all experts' bytes per server, one number or [N]; None takes ``server_storage_bytes``.
+    device_storage : share of all experts' bytes per device, filled with the device's own most used experts.
+    request : float [U, M], probability that a token of a user belongs to a model. Default: even.
+    assignment : int [U, M], which user of each trace a device behaves like. Default: in turn, u mod trace users.
+    latency, theta : see the class.
+
+    Examples
+    --------
+    >>> from edgeopt import EdgeNetwork
+    >>> from edgeopt.problems import ExpertCaching, bundled_trace
+    >>> problem = ExpertCaching.from_traces(bundled_trace("switch32"), EdgeNetwork.random(5, 48, seed=1))
+    >>> problem.num_experts, problem.top_k
+    (192, 1)
+    """
     traces = listed("traces", traces, single=RoutingTrace)
     if not traces:
         raise InvalidProblemError("traces: expected at least one routing trace")
@@ -117,8 +127,7 @@ def from_traces(
         users = np.arange(network.num_devices)[:, None]
         assignment = users % np.array([model.num_profiles for model in routed])
     rows = int_array("assignment", assignment, (network.num_devices, len(routed)), low=0)
-    return from_network(
-        cls,
+    return _network_fields(
         routed,
         work,
         network,
@@ -126,33 +135,51 @@ def from_traces(
         device_storage=device_storage,
         request=request,
         profile=rows,
-        latency=latency,
-        theta=theta,
-    )
+    ) | {"latency": latency, "theta": theta}
 
 
-def random_problem(
-    cls: "type[ExpertCaching]",
+def random_fields(
     *,
-    num_servers: int,
-    num_users: int,
-    num_models: int,
-    num_layers: int,
-    experts_per_layer: int,
-    top_k: int,
-    num_profiles: int | None,
-    zipf: float,
-    taste: float,
-    co_activation: float,
-    tokens: int,
-    storage: ArrayLike | None,
-    device_storage: float,
-    latency: "Latency",
-    theta: float,
-    seed: int,
-    network: EdgeNetwork | None,
-) -> "ExpertCaching":
-    """See `ExpertCaching.random`."""
+    num_servers: int = 10,
+    num_users: int = 100,
+    num_models: int = 1,
+    num_layers: int = 4,
+    experts_per_layer: int = 32,
+    top_k: int = 1,
+    num_profiles: int | None = None,
+    zipf: float = 0.8,
+    taste: float = 1.0,
+    co_activation: float = 2.0,
+    tokens: int = 256,
+    storage: ArrayLike | None = 0.1,
+    device_storage: float = 0.0,
+    latency: Latency = "sum",
+    theta: float = 0.5,
+    seed: int = 0,
+    network: EdgeNetwork | None = None,
+) -> dict[str, Any]:
+    """Build a random problem: Zipf popularity, profiles that differ in taste, experts that fire together.
+
+    Parameters
+    ----------
+    num_servers, num_users : size of the random network, unless `network` is given.
+    num_models, num_layers, experts_per_layer, top_k : the models; widths cycle through four typical ones.
+    num_profiles : ways of using each model, each user has one. Default: at most 32.
+    zipf : exponent of the popularity of experts within a layer.
+    taste : how much the popularity ranking differs between profiles; 0 means not at all.
+    co_activation : how strongly experts of one cluster fire together, in nats; only for ``top_k`` >= 2.
+    tokens : tokens drawn per profile to estimate set probabilities; only for ``top_k`` >= 2.
+    storage, device_storage : shares of all experts' bytes per server and per device, see `from_traces`.
+    latency, theta : see the class.
+    seed : same seed, same problem.
+    network : take this network instead of a random one.
+
+    Examples
+    --------
+    >>> from edgeopt.problems import ExpertCaching
+    >>> ExpertCaching.random(seed=7) == ExpertCaching.random(seed=7)
+    True
+    """
     counts = {
         "num_models": num_models,
         "num_layers": num_layers,
@@ -193,8 +220,7 @@ def random_problem(
             routed.append(trace.to_model(dimensions.expert_bytes))
         work.append(_Work(dimensions.hidden_bits, dimensions.flops_per_token))
     rng = stream(seed, "users")
-    return from_network(
-        cls,
+    return _network_fields(
         routed,
         work,
         network,
@@ -202,9 +228,60 @@ def random_problem(
         device_storage=device_storage,
         request=rng.dirichlet(np.ones(num_models), network.num_devices),
         profile=rng.integers(0, num_profiles, (network.num_devices, num_models)),
-        latency=latency,
-        theta=theta,
-    )
+    ) | {"latency": latency, "theta": theta}
+
+
+def _network_fields(
+    models: Sequence[RoutedModel],
+    work: Sequence[_Work],
+    network: EdgeNetwork,
+    *,
+    storage: ArrayLike | None,
+    device_storage: float,
+    request: ArrayLike | None,
+    profile: ArrayLike,
+) -> dict[str, Any]:
+    """Return the fields of a problem of models and a network: latencies from rates, hops and FLOP/s, storage in bytes."""
+    if not network.coverage.any(axis=1).all():
+        lost = int((~network.coverage.any(axis=1)).argmax())
+        raise InvalidProblemError(
+            f"coverage: device {lost} is covered by no server, so it reaches neither edge nor cloud"
+        )
+    server, cloud, device = [], [], []
+    for cost in work:
+        at_server, at_cloud = network.offload_latency_s(cost.hidden_bits, cost.hidden_bits, cost.flops)
+        server.append(at_server)
+        cloud.append(at_cloud)
+        device.append(network.device_latency_s(cost.flops))
+    total = float(sum(model.expert_bytes.sum() for model in models))
+    if storage is None:
+        capacity = network.server_storage_bytes
+    else:
+        share = float_array("storage", storage, (network.num_servers,), nonnegative=True, unit="share of all experts")
+        capacity = share * total
+    shape = (network.num_devices, len(models))
+    even = np.full(shape, 1.0 / len(models))
+    weights = float_array("request", even if request is None else request, shape, nonnegative=True)
+    rows = int_array("profile", profile, shape, low=0)
+    for m, model in enumerate(models):
+        if (bad := np.flatnonzero(rows[:, m] >= model.num_profiles)).size:
+            raise InvalidProblemError(
+                f"profile[{bad[0]}, {m}] = {rows[bad[0], m]}: {model.name} has {model.num_profiles} profiles"
+            )
+    held_share = float_array("device_storage", device_storage, (), nonnegative=True, unit="share of all experts")
+    indptr, held = _held_on_devices(models, weights, rows, float(held_share) * total)
+    return {
+        "models": tuple(models),
+        "storage_bytes": capacity,
+        "request": weights,
+        "profile": rows,
+        "server_latency_s": np.array(server),
+        "cloud_latency_s": np.array(cloud),
+        "device_latency_s": np.array(device),
+        "device_indptr": indptr,
+        "device_experts": held,
+        "access_server": network.access_server,
+    }
 
 
 def _own_work(trace: RoutingTrace) -> _Work:

@@ -1,28 +1,23 @@
 """Expert caching: which experts of mixture-of-experts models each edge server keeps, under its storage."""
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from edgeopt import storage
+from edgeopt.built import Built
 from edgeopt.errors import InvalidFileError, InvalidProblemError, quoted
 from edgeopt.fields import Fields, check_table
 from edgeopt.npz import numbers
 from edgeopt.problem import Problem, Sense, Violation
+from edgeopt.problems.expert_caching.build import facility_fields, random_fields, trace_fields
 from edgeopt.problems.expert_caching.placement import Placement
-from edgeopt.problems.expert_caching.routed_model import SUM_TOLERANCE, RoutedModel
-from edgeopt.validate import LEAST, float_array, int_array, listed, probabilities, real
+from edgeopt.problems.expert_caching.routed_model import SUM_TOLERANCE, Latency, RoutedModel
+from edgeopt.validate import float_array, int_array, listed, probabilities, real
 
-if TYPE_CHECKING:
-    from edgeopt.network import EdgeNetwork
-    from edgeopt.problems.expert_caching.moe_models import MoEModel
-    from edgeopt.problems.expert_caching.routing_trace import RoutingTrace
-
-Latency = Literal["sum", "max", "mix"]
 STORAGE_TOLERANCE = 1e-12  # relative
 
 
@@ -439,151 +434,9 @@ class ExpertCaching(Problem):
         count = len(Fields(values).texts("models"))
         return _LAYOUT | {f"model{m}.{name}": form for m in range(count) for name, form in _MODEL_LAYOUT.items()}
 
-    @classmethod
-    def from_facility(cls, gain: ArrayLike, weight: ArrayLike, size: ArrayLike, capacity: ArrayLike) -> Self:
-        """Build a Top-1 instance from its facility-location form.
-
-        Maximise the sum over u, e of ``weight[u, e]`` times the largest ``gain[u, n]`` over servers n holding e.
-
-        Parameters
-        ----------
-        gain : float [U, N], what server n saves user u, >= 0.
-        weight : float [U, E], expected uses of expert e by user u, >= 0.
-        size : float [E], size of each expert.
-        capacity : float [N], storage of each server in the same unit.
-
-        Notes
-        -----
-        Weights need not be probabilities: each user's total goes into ``user_weight``.
-        """
-        gains = float_array("gain", gain, (None, None), nonnegative=True, ranged=True)
-        weights = float_array("weight", weight, (gains.shape[0], None), nonnegative=True, ranged=True)
-        num_users, num_experts = weights.shape
-        if num_users == 0 or num_experts == 0:
-            raise InvalidProblemError(f"weight: expected users and experts, got shape {list(weights.shape)}")
-        total = weights.sum(axis=1)
-        probability = weights / np.where(total > 0, total, 1.0)[:, None]
-        if (bad := np.argwhere((probability < LEAST) & (weights > 0))).size:
-            u, e = bad[0].tolist()
-            raise InvalidProblemError(
-                f"weight[{u}, {e}] = {weights[u, e]:g}: expected 0 or at least {LEAST:g} of the user's total, {total[u]:g}"
-            )
-        probability[total == 0] = 1.0 / num_experts
-        cloud = gains.max(axis=1, initial=0.0)
-        model = RoutedModel(
-            name="facility",
-            expert_layer=np.zeros(num_experts, np.int32),
-            expert_bytes=np.asarray(size, np.float64),
-            sets=np.arange(num_experts, dtype=np.int32)[:, None],
-            indptr=np.arange(num_users + 1) * num_experts,
-            indices=np.tile(np.arange(num_experts, dtype=np.int32), num_users),
-            probability=probability.ravel(),
-        )
-        return cls(
-            models=(model,),
-            storage_bytes=np.asarray(capacity, np.float64),
-            request=np.ones((num_users, 1)),
-            profile=np.arange(num_users, dtype=np.int32)[:, None],
-            server_latency_s=(cloud[:, None] - gains)[None],
-            cloud_latency_s=cloud[None],
-            device_latency_s=np.zeros((1, num_users)),
-            user_weight=total,
-        )
-
-    @classmethod
-    def from_traces(
-        cls,
-        traces: "Sequence[RoutingTrace] | RoutingTrace",
-        network: "EdgeNetwork",
-        *,
-        models: "Sequence[MoEModel | str | None] | None" = None,
-        storage: ArrayLike | None = 0.1,
-        device_storage: float = 0.0,
-        request: ArrayLike | None = None,
-        assignment: ArrayLike | None = None,
-        latency: Latency = "sum",
-        theta: float = 0.5,
-    ) -> Self:
-        """Build a problem from recorded routing and a network; the devices of the network are the users.
-
-        Parameters
-        ----------
-        traces : one trace per model.
-        network : servers, devices, rates, hops.
-        models : whose dimensions to use for expert sizes, hidden states and FLOPs: a `MoEModel`, its name, or None
-            for the model that the trace was recorded on. Default: None for all.
-        storage : share of all experts' bytes per server, one number or [N]; None takes ``server_storage_bytes``.
-        device_storage : share of all experts' bytes per device, filled with the device's own most used experts.
-        request : float [U, M], probability that a token of a user belongs to a model. Default: even.
-        assignment : int [U, M], which user of each trace a device behaves like. Default: in turn, u mod trace users.
-        latency, theta : see the class.
-
-        Examples
-        --------
-        >>> from edgeopt import EdgeNetwork
-        >>> from edgeopt.problems import bundled_trace
-        >>> problem = ExpertCaching.from_traces(bundled_trace("switch32"), EdgeNetwork.random(5, 48, seed=1))
-        >>> problem.num_experts, problem.top_k
-        (192, 1)
-        """
-        from edgeopt.problems.expert_caching import build
-
-        return build.from_traces(
-            cls, traces, network, models=models, storage=storage, device_storage=device_storage, request=request,
-            assignment=assignment, latency=latency, theta=theta,
-        )  # type: ignore[return-value]  # fmt: skip
-
-    @classmethod
-    def random(
-        cls,
-        *,
-        num_servers: int = 10,
-        num_users: int = 100,
-        num_models: int = 1,
-        num_layers: int = 4,
-        experts_per_layer: int = 32,
-        top_k: int = 1,
-        num_profiles: int | None = None,
-        zipf: float = 0.8,
-        taste: float = 1.0,
-        co_activation: float = 2.0,
-        tokens: int = 256,
-        storage: ArrayLike | None = 0.1,
-        device_storage: float = 0.0,
-        latency: Latency = "sum",
-        theta: float = 0.5,
-        seed: int = 0,
-        network: "EdgeNetwork | None" = None,
-    ) -> Self:
-        """Build a random problem: Zipf popularity, profiles that differ in taste, experts that fire together.
-
-        Parameters
-        ----------
-        num_servers, num_users : size of the random network, unless `network` is given.
-        num_models, num_layers, experts_per_layer, top_k : the models; widths cycle through four typical ones.
-        num_profiles : ways of using each model, each user has one. Default: at most 32.
-        zipf : exponent of the popularity of experts within a layer.
-        taste : how much the popularity ranking differs between profiles; 0 means not at all.
-        co_activation : how strongly experts of one cluster fire together, in nats; only for ``top_k`` >= 2.
-        tokens : tokens drawn per profile to estimate set probabilities; only for ``top_k`` >= 2.
-        storage, device_storage : shares of all experts' bytes per server and per device, see `from_traces`.
-        latency, theta : see the class.
-        seed : same seed, same problem.
-        network : take this network instead of a random one.
-
-        Examples
-        --------
-        >>> ExpertCaching.random(seed=7) == ExpertCaching.random(seed=7)
-        True
-        """
-        from edgeopt.problems.expert_caching import build
-
-        return build.random_problem(
-            cls, num_servers=num_servers, num_users=num_users, num_models=num_models, num_layers=num_layers,
-            experts_per_layer=experts_per_layer, top_k=top_k, num_profiles=num_profiles, zipf=zipf, taste=taste,
-            co_activation=co_activation, tokens=tokens, storage=storage, device_storage=device_storage,
-            latency=latency, theta=theta, seed=seed, network=network,
-        )  # type: ignore[return-value]  # fmt: skip
+    from_facility = Built(facility_fields)
+    from_traces = Built(trace_fields)
+    random = Built(random_fields)
 
 
 _LAYOUT = {

@@ -1,7 +1,7 @@
 """`RoutedModel`: which sets of experts a router activates, per user profile."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,8 @@ from edgeopt.errors import InvalidProblemError
 from edgeopt.fields import check_table
 from edgeopt.validate import float32_rounding, float_array, int_array, sums_to
 
+Latency = Literal["sum", "max", "mix"]
+"""What a set of experts takes: the sum of their times, the maximum, or a mixture of the two."""
 SUM_TOLERANCE = 1e-6  # by how much the probabilities of a layer may miss one
 
 

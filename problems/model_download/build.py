@@ -1,8 +1,7 @@
 """Building model-download problems from measured models and a network, or at random."""
 
 from collections.abc import Sequence
-from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,12 +9,10 @@ from numpy.typing import ArrayLike, NDArray
 from edgeopt.errors import InvalidProblemError
 from edgeopt.foreign import as_array
 from edgeopt.network import EdgeNetwork
+from edgeopt.problems.model_download.instance import DownloadInstance, positive_hz
 from edgeopt.profile import ModelProfile, Precision, model_profile
 from edgeopt.rng import stream
 from edgeopt.validate import float_array, int_array, listed
-
-if TYPE_CHECKING:
-    from edgeopt.problems.model_download.problem import ModelDownload
 
 Range = tuple[float, float]
 
@@ -52,8 +49,7 @@ def layer_tables(profiles: Sequence[ModelProfile]) -> dict[str, Any]:
     }
 
 
-def from_profiles(
-    cls: "type[ModelDownload]",
+def profile_fields(
     profiles: Sequence[ModelProfile | str],
     network: EdgeNetwork,
     *,
@@ -70,7 +66,7 @@ def from_profiles(
     accuracy: ArrayLike = 1.0,
     fixed_s: float = 0.0,
     fixed_power: bool = False,
-) -> "ModelDownload":
+) -> dict[str, Any]:
     """Build a problem from measured models and one cell of a network; the devices that the server covers are the users.
 
     Memory and speed of the devices are the network's: ``cycles_per_flop = max_frequency_hz / device_flops``.
@@ -112,26 +108,28 @@ def from_profiles(
     snr_hz = network.server_power_w[n] * network.channel_gain[users, n] / network.noise_w_per_hz
     efficiency = np.log1p(snr_hz / band) / np.log(2)
     channel = {"snr_hz": snr_hz / users.size} if fixed_power else {"spectral_efficiency": efficiency}
-    fields: dict[str, Any] = {
-        "deadline_s": float_array("deadline_s", deadline_s, (users.size,)),
-        "samples": samples,
-        "max_frequency_hz": top,
-        "min_frequency_hz": min_frequency_hz,
-        "energy_j": energy_j,
-        "task": task,
-        "min_accuracy": min_accuracy,
-        "model_task": model_task,
-        "accuracy": accuracy,
-        "layer_fixed_s": fixed_s,
-        "memory_bytes": network.device_memory_bytes[users],
-        "cycles_per_flop": top / network.device_flops[users],
-        "bandwidth_hz": band,
-    }
-    return cls(**layer_tables(models), **fields, **channel)
+    return (
+        layer_tables(models)
+        | channel
+        | {
+            "deadline_s": float_array("deadline_s", deadline_s, (users.size,)),
+            "samples": samples,
+            "max_frequency_hz": top,
+            "min_frequency_hz": min_frequency_hz,
+            "energy_j": energy_j,
+            "task": task,
+            "min_accuracy": min_accuracy,
+            "model_task": model_task,
+            "accuracy": accuracy,
+            "layer_fixed_s": fixed_s,
+            "memory_bytes": network.device_memory_bytes[users],
+            "cycles_per_flop": top / network.device_flops[users],
+            "bandwidth_hz": band,
+        }
+    )
 
 
-def random_problem(
-    cls: "type[ModelDownload]",
+def random_fields(
     *,
     num_users: int = 30,
     num_models: int = 6,
@@ -145,7 +143,7 @@ def random_problem(
     fixed_power: bool = False,
     resource_block_hz: float | None = None,
     frequency_levels: ArrayLike | None = None,
-) -> "ModelDownload":
+) -> dict[str, Any]:
     """Build a random problem on measured models of images and text, some small and some accurate.
 
     Every ingredient has its own random stream: the same seed draws users equally whatever the other arguments.
@@ -189,32 +187,36 @@ def random_problem(
     floor = best[task] - FLOOR_RANGE * stream(seed, "min_accuracy").random(users)
     snr = 10 ** (_draw(seed, "snr_db", snr_db, users, unit="dB") / 10)
     channel = {"snr_hz": snr * band / users} if fixed_power else {"spectral_efficiency": np.log2(1 + snr)}
-    made = cls(
-        **tables | {"model_names": names},
-        layer_fixed_s=np.array(FIXED_S),
-        model_task=model_task,
-        accuracy=accuracy,
-        model_reward=np.round(accuracy, 2) if rewarded else np.array(1.0),
-        task=task,
-        min_accuracy=floor,
-        memory_bytes=_draw(seed, "memory_bytes", (0.1e9, 2e9), users),
-        deadline_s=_draw(seed, "deadline_s", deadline_s, users, unit="s", positive=True),
-        samples=np.round(MOST_SAMPLES ** stream(seed, "samples").random(users)),
-        cycles_per_flop=LEAST_CYCLES_PER_FLOP * 10 ** stream(seed, "cycles_per_flop").random(users),
-        min_frequency_hz=np.array(0.1e9),
-        max_frequency_hz=_draw(seed, "max_frequency_hz", (0.6e9, 1.3e9), users),
-        bandwidth_hz=band,
-        resource_block_hz=resource_block_hz,
-        frequency_levels=None if frequency_levels is None else as_array("frequency_levels", frequency_levels),
-        user_weight=stream(seed, "user_weight").integers(1, 6, users) if weighted else np.array(1.0),
-        **channel,
+    fields: dict[str, Any] = (
+        tables
+        | channel
+        | {
+            "model_names": names,
+            "layer_fixed_s": np.array(FIXED_S),
+            "model_task": model_task,
+            "accuracy": accuracy,
+            "model_reward": np.round(accuracy, 2) if rewarded else np.array(1.0),
+            "task": task,
+            "min_accuracy": floor,
+            "memory_bytes": _draw(seed, "memory_bytes", (0.1e9, 2e9), users),
+            "deadline_s": _draw(seed, "deadline_s", deadline_s, users, unit="s", positive=True),
+            "samples": np.round(MOST_SAMPLES ** stream(seed, "samples").random(users)),
+            "cycles_per_flop": LEAST_CYCLES_PER_FLOP * 10 ** stream(seed, "cycles_per_flop").random(users),
+            "min_frequency_hz": np.array(0.1e9),
+            "max_frequency_hz": _draw(seed, "max_frequency_hz", (0.6e9, 1.3e9), users),
+            "bandwidth_hz": band,
+            "resource_block_hz": resource_block_hz,
+            "frequency_levels": None if frequency_levels is None else as_array("frequency_levels", frequency_levels),
+            "user_weight": stream(seed, "user_weight").integers(1, 6, users) if weighted else np.array(1.0),
+        }
     )
     if energy is None:
-        return made
-    return made.replace(energy_j=_energy_limits(made, _draw(seed, "energy_j", energy, users, option="energy")))
+        return fields
+    position = _draw(seed, "energy_j", energy, users, option="energy")
+    return fields | {"energy_j": _energy_limits(DownloadInstance(**fields), position)}
 
 
-def _energy_limits(problem: "ModelDownload", position: NDArray[np.float64]) -> NDArray[np.float64]:
+def _energy_limits(problem: DownloadInstance, position: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return limits [K] in J for the allowed model of the least work: between the least energy (0) and full speed (1)."""
     first = problem.layer_indptr[:-1]
     flops = np.where(problem.allowed, problem.suffix_flops[first], np.inf)
@@ -225,13 +227,6 @@ def _energy_limits(problem: "ModelDownload", position: NDArray[np.float64]) -> N
     frequency = slowest * (problem.max_frequency_hz / slowest) ** position
     limit = problem.energy_coefficient * cycles * frequency**2
     return np.where(limit > 0, limit, np.inf)
-
-
-def positive_hz(name: str, value: Any) -> float:
-    """Return a positive number of hertz; nothing, truth values, text and arrays are no numbers."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < np.inf:
-        raise InvalidProblemError(f"{name} = {value!r}: expected a positive number (Hz)")
-    return float_array(name, float(value), (), positive=True, ranged=True, unit="Hz").item()
 
 
 def _draw(

@@ -1,16 +1,14 @@
 """What a plan of model download violates, and which users cannot be served at all."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.problem import Violation
-from edgeopt.problems.model_download.plan import DownloadPlan
-
-if TYPE_CHECKING:
-    from edgeopt.problems.model_download.problem import ModelDownload
+from edgeopt.problems.model_download.instance import TOLERANCE, DownloadInstance
+from edgeopt.problems.model_download.plan import DownloadPlan, DownloadTimeline
 
 Reason = Literal["model", "deadline", "energy", "rate", "bandwidth"]
 REASONS: tuple[Reason, ...] = get_args(Reason)
@@ -34,7 +32,7 @@ class Refusal:
     message: str
 
 
-def violations(problem: "ModelDownload", plan: DownloadPlan, tolerance: float) -> tuple[Violation, ...]:
+def violations(problem: DownloadInstance, plan: DownloadPlan, timeline: DownloadTimeline) -> tuple[Violation, ...]:
     """See `ModelDownload.violations`."""
     found = []
     users = np.flatnonzero(plan.model >= 0)
@@ -49,23 +47,20 @@ def violations(problem: "ModelDownload", plan: DownloadPlan, tolerance: float) -
         found.append(Violation("bandwidth", 0, total - problem.bandwidth_hz, message))
     if (block := problem.resource_block_hz) is not None:
         off = np.abs(plan.bandwidth_hz - block * np.round(plan.bandwidth_hz / block))
-        for k in np.flatnonzero(off > tolerance * np.maximum(plan.bandwidth_hz, block)):
+        for k in np.flatnonzero(off > TOLERANCE * np.maximum(plan.bandwidth_hz, block)):
             message = f"user {k} gets {plan.bandwidth_hz[k]:.12g} Hz, expected whole blocks of {block:.12g}"
             found.append(Violation("resource-block", int(k), float(off[k]), message))
-    timeline = problem.simulate(plan)
     for constraint, verb, unit, amounts, limits in (
         ("deadline", "is done after", "s", timeline.completion_s, problem.deadline_s),
         ("energy", "spends", "J", timeline.energy_j, problem.energy_j),
     ):
-        for k in np.flatnonzero(amounts > limits * (1 + tolerance)):
+        for k in np.flatnonzero(amounts > limits * (1 + TOLERANCE)):
             message = f"user {k} {verb} {amounts[k]:.12g} {unit}, expected at most {limits[k]:.12g}"
             found.append(Violation(constraint, int(k), float(amounts[k] - limits[k]), message))
-    return (*found, *_frequency_violations(problem, plan, timeline.indptr, tolerance))
+    return (*found, *_frequency_violations(problem, plan, timeline.indptr))
 
 
-def _frequency_violations(
-    problem: "ModelDownload", plan: DownloadPlan, indptr: NDArray[np.int64], tolerance: float
-) -> list[Violation]:
+def _frequency_violations(problem: DownloadInstance, plan: DownloadPlan, indptr: NDArray[np.int64]) -> list[Violation]:
     """Return one violation for each user with a frequency out of range or between levels, at the worst layer."""
     owner = np.repeat(np.arange(problem.num_users), np.diff(indptr))
     low, high = problem.min_frequency_hz[owner], problem.max_frequency_hz[owner]
@@ -78,7 +73,7 @@ def _frequency_violations(
             nearest = np.minimum(nearest, np.abs(plan.frequency_hz - high * levels[after]))
         off = np.maximum(off, nearest)
         expected += ", at a level"
-    wrong = np.flatnonzero(off > tolerance * high)
+    wrong = np.flatnonzero(off > TOLERANCE * high)
     found = []
     for k in np.unique(owner[wrong]):
         slots = wrong[owner[wrong] == k]
@@ -89,19 +84,19 @@ def _frequency_violations(
     return found
 
 
-def refusals(problem: "ModelDownload", tolerance: float) -> tuple[Refusal, ...]:
+def refusals(problem: DownloadInstance) -> tuple[Refusal, ...]:
     """See `ModelDownload.refusals`."""
-    return tuple(_refusal(problem, *refused) for refused in _merged(_refused(problem, tolerance)))
+    return tuple(_refusal(problem, *refused) for refused in _merged(_refused(problem)))
 
 
-def count_refusals(problem: "ModelDownload", tolerance: float) -> dict[Reason, int]:
+def count_refusals(problem: DownloadInstance) -> dict[Reason, int]:
     """See `ModelDownload.count_refusals`."""
-    return _counts(_refused(problem, tolerance))
+    return _counts(_refused(problem))
 
 
-def refusal_summary(problem: "ModelDownload", tolerance: float) -> str:
+def refusal_summary(problem: DownloadInstance) -> str:
     """See `ModelDownload.refusal_summary`."""
-    groups = _refused(problem, tolerance)
+    groups = _refused(problem)
     if not (counts := _counts(groups)):
         return ""
     first = _refusal(problem, *_merged([group.head() for group in groups if group.users.size])[0])
@@ -147,7 +142,7 @@ def _merged(groups: list[_Group]) -> list[_Refused]:
     return sorted(everybody, key=lambda refused: refused[1])
 
 
-def _refused(problem: "ModelDownload", tolerance: float) -> list[_Group]:
+def _refused(problem: DownloadInstance) -> list[_Group]:
     """Return who cannot be served even alone, a group for each reason; no messages yet, which take long for many users."""
     from edgeopt.problems.model_download.kernels import least_rates  # late: numba takes 0.3 s to import
 
@@ -171,9 +166,9 @@ def _refused(problem: "ModelDownload", tolerance: float) -> list[_Group]:
     stages: tuple[tuple[Reason, Floats, Floats, bool, Floats], ...] = (
         # what is needed [K, I], what there is, whether equal is enough; what the message says there is [K]
         ("deadline", compute, deadline, False, top[:, 0]),
-        ("energy", energy, problem.energy_j[:, None] * (1 + tolerance), True, problem.energy_j),
+        ("energy", energy, problem.energy_j[:, None] * (1 + TOLERANCE), True, problem.energy_j),
         ("rate", rate, ceiling[:, None], False, ceiling),
-        ("bandwidth", rate, at_most * (1 + tolerance), True, carried),
+        ("bandwidth", rate, at_most * (1 + TOLERANCE), True, carried),
     )
     left = problem.allowed  # pairs that have passed all stages so far
     waiting = left.any(axis=1)
@@ -189,7 +184,7 @@ def _refused(problem: "ModelDownload", tolerance: float) -> list[_Group]:
     return found
 
 
-def _refusal(problem: "ModelDownload", reason: Reason, k: int, i: int, need: float, there: float) -> Refusal:
+def _refusal(problem: DownloadInstance, reason: Reason, k: int, i: int, need: float, there: float) -> Refusal:
     """Return the refusal of user k, whose model i comes closest."""
     if reason == "model":
         return Refusal(k, reason, f"user {k}: {_none_allowed(problem, k)}")
@@ -203,7 +198,7 @@ def _refusal(problem: "ModelDownload", reason: Reason, k: int, i: int, need: flo
     return Refusal(k, reason, f"user {k}: {message}")
 
 
-def _none_allowed(problem: "ModelDownload", k: int) -> str:
+def _none_allowed(problem: DownloadInstance, k: int) -> str:
     """Return why user k is allowed no model: the first of task, accuracy and memory that leaves none."""
     for_task = problem.model_task == problem.task[k]
     if not for_task.any():
@@ -214,7 +209,7 @@ def _none_allowed(problem: "ModelDownload", k: int) -> str:
     return _not_allowed(problem, k, int(np.where(accurate, problem.model_bits, np.inf).argmin()))
 
 
-def _not_allowed(problem: "ModelDownload", k: int, i: int) -> str:
+def _not_allowed(problem: DownloadInstance, k: int, i: int) -> str:
     """Return why user k may not get model i."""
     name = problem.model_names[i]
     if problem.model_task[i] != problem.task[k]:

@@ -1,29 +1,27 @@
 """Model download: who gets which model over how much bandwidth, running its layers while the rest is still arriving."""
 
 import dataclasses
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from edgeopt import storage
-from edgeopt.errors import InvalidFileError, InvalidProblemError, quoted
-from edgeopt.fields import Fields, check_table
+from edgeopt.built import Built
+from edgeopt.errors import InvalidFileError, InvalidProblemError
+from edgeopt.fields import Fields
 from edgeopt.npz import numbers
 from edgeopt.problem import Problem, Sense, Violation
-from edgeopt.problems.model_download.build import from_profiles, positive_hz, random_problem
+from edgeopt.problems.model_download import checks
+from edgeopt.problems.model_download.build import profile_fields, random_fields
+from edgeopt.problems.model_download.checks import Reason, Refusal
+from edgeopt.problems.model_download.instance import CHANNELS, FLOATS, DownloadInstance, refuse_above
 from edgeopt.problems.model_download.plan import DownloadPlan, DownloadTimeline
-from edgeopt.validate import float_array, int_array
-
-if TYPE_CHECKING:
-    from edgeopt.problems.model_download.checks import Reason, Refusal
-
-TOLERANCE = 1e-9  # relative, by which a plan may miss a limit: rounding in sums over layers and users
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ModelDownload(Problem):
+class ModelDownload(DownloadInstance, Problem):
     r"""Admit users who download a model and run it layer by layer while it arrives, each within a deadline.
 
     Maximise the value of the admitted users, over model, bandwidth :math:`b_k` and frequency :math:`f_{kl}` of each
@@ -96,181 +94,6 @@ class ModelDownload(Problem):
     kind: ClassVar[str] = "model-download"
     sense: ClassVar[Sense] = "max"
 
-    layer_indptr: NDArray[np.int64]
-    layer_bits: NDArray[np.float64]
-    layer_flops: NDArray[np.float64]
-    layer_fixed_s: NDArray[np.float64] = field(default_factory=lambda: np.array(0.0))
-    model_names: tuple[str, ...]
-    model_task: NDArray[np.int32] = field(default_factory=lambda: np.array(0))
-    accuracy: NDArray[np.float64] = field(default_factory=lambda: np.array(1.0))
-    model_reward: NDArray[np.float64] = field(default_factory=lambda: np.array(1.0))
-    task: NDArray[np.int32] = field(default_factory=lambda: np.array(0))
-    min_accuracy: NDArray[np.float64] = field(default_factory=lambda: np.array(0.0))
-    memory_bytes: NDArray[np.float64] = field(default_factory=lambda: np.array(np.inf))
-    deadline_s: NDArray[np.float64]
-    samples: NDArray[np.float64] = field(default_factory=lambda: np.array(1.0))
-    cycles_per_flop: NDArray[np.float64]
-    min_frequency_hz: NDArray[np.float64]
-    max_frequency_hz: NDArray[np.float64]
-    energy_j: NDArray[np.float64] = field(default_factory=lambda: np.array(np.inf))
-    energy_coefficient: NDArray[np.float64] = field(default_factory=lambda: np.array(1e-27))
-    receive_j_per_bit: NDArray[np.float64] = field(default_factory=lambda: np.array(0.0))
-    spectral_efficiency: NDArray[np.float64] | None = None
-    snr_hz: NDArray[np.float64] | None = None
-    bandwidth_hz: float
-    resource_block_hz: float | None = None
-    frequency_levels: NDArray[np.float64] | None = None
-    user_weight: NDArray[np.float64] = field(default_factory=lambda: np.array(1.0))
-    allowed: NDArray[np.bool_] = field(init=False, repr=False)
-    """bool [K, I], whether user k may get model i: it does the task, is accurate enough and fits the memory."""
-
-    def __post_init__(self) -> None:
-        names: Any = self.model_names
-        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-            raise InvalidProblemError(f"model_names = {names!r}: expected a sequence of names")
-        if not names:
-            raise InvalidProblemError("model_names: expected at least one model")
-        indptr = int_array("layer_indptr", self.layer_indptr, (len(names) + 1,), low=0, dtype=np.int64)
-        if indptr[0] != 0:
-            raise InvalidProblemError(f"layer_indptr[0] = {indptr[0]}: expected 0")
-        if (bad := np.flatnonzero(np.diff(indptr) < 1)).size:
-            raise InvalidProblemError(
-                f"layer_indptr[{bad[0] + 1}] = {indptr[bad[0] + 1]}: expected more than {indptr[bad[0]]}, "
-                f"{names[bad[0]]} needs a layer"
-            )
-        deadline = float_array("deadline_s", self.deadline_s, (None,), positive=True, unit="s")
-        if deadline.size == 0:
-            raise InvalidProblemError("deadline_s: expected at least one user")
-        sizes = {"K": deadline.size, "I": len(names), "P": int(indptr[-1])}
-        checked: dict[str, Any] = {"model_names": tuple(names), "layer_indptr": indptr}
-        for name, (axis, positive, unit) in _FLOATS.items():
-            if (given := getattr(self, name)) is not None or name not in _CHANNELS:
-                checked[name] = float_array(
-                    name, given, (sizes[axis],),
-                    positive=positive, nonnegative=not positive, finite=name not in _MAY_BE_INFINITE, ranged=True,
-                    unit=unit,
-                )  # fmt: skip
-        for name, axis in (("model_task", "I"), ("task", "K")):
-            checked[name] = int_array(name, getattr(self, name), (sizes[axis],), low=0)
-        for name in ("accuracy", "min_accuracy"):
-            _refuse_above(name, checked[name], 1.0, "a number from 0 to 1")
-        _refuse_above("min_frequency_hz", checked["min_frequency_hz"], checked["max_frequency_hz"], "at most {} (Hz)")
-        checked["bandwidth_hz"] = positive_hz("bandwidth_hz", self.bandwidth_hz)
-        if (block := self.resource_block_hz) is not None:
-            checked["resource_block_hz"] = positive_hz("resource_block_hz", block)
-        if (self.spectral_efficiency is None) == (self.snr_hz is None):
-            raise InvalidProblemError("spectral_efficiency, snr_hz: expected exactly one of them")
-        if self.frequency_levels is not None:
-            checked["frequency_levels"] = _checked_levels(
-                self.frequency_levels, checked["min_frequency_hz"], checked["max_frequency_hz"]
-            )
-        check_table("users x models", sizes["K"], sizes["I"])
-        model_bytes = np.add.reduceat(checked["layer_bits"], indptr[:-1]) / 8
-        allowed = checked["task"][:, None] == checked["model_task"]
-        allowed &= checked["min_accuracy"][:, None] <= checked["accuracy"]
-        allowed &= model_bytes <= checked["memory_bytes"][:, None]
-        allowed.flags.writeable = False
-        for name, value in (checked | {"allowed": allowed}).items():
-            object.__setattr__(self, name, value)
-
-    # --- shape -------------------------------------------------------------------------------------------------
-
-    @property
-    def num_users(self) -> int:
-        """Users, K."""
-        return self.deadline_s.size
-
-    @property
-    def num_models(self) -> int:
-        """Models, I."""
-        return len(self.model_names)
-
-    @property
-    def num_layers(self) -> NDArray[np.int64]:
-        """int64 [I], layers of each model."""
-        return np.diff(self.layer_indptr)
-
-    @property
-    def model_bits(self) -> NDArray[np.float64]:
-        """float64 [I], bits of each model."""
-        return np.add.reduceat(self.layer_bits, self.layer_indptr[:-1])
-
-    @property
-    def cycles_per_layer_flop(self) -> NDArray[np.float64]:
-        """float64 [K], cycles for one FLOP of a layer over all samples: ``samples * cycles_per_flop``."""
-        return np.asarray(self.samples * self.cycles_per_flop)
-
-    @property
-    def prefix_bits(self) -> NDArray[np.float64]:
-        """float64 [P], bits of a model up to and including each layer."""
-        return self._by_model(self.layer_bits, lambda part: np.cumsum(part))
-
-    @property
-    def suffix_flops(self) -> NDArray[np.float64]:
-        """float64 [P], FLOPs per sample of a model from each layer to its last."""
-        return self._by_model(self.layer_flops, _suffix_sums)
-
-    @property
-    def suffix_fixed_s(self) -> NDArray[np.float64]:
-        """float64 [P], fixed seconds of a model from each layer to its last."""
-        return self._by_model(self.layer_fixed_s, _suffix_sums)
-
-    @property
-    def value(self) -> NDArray[np.float64]:
-        """float64 [K, I], what serving user k with model i is worth."""
-        return np.asarray(np.multiply.outer(self.user_weight, self.model_reward))
-
-    @property
-    def is_unit_value(self) -> bool:
-        """Whether all users and all models are worth the same."""
-        return bool(np.ptp(self.user_weight) == 0 and np.ptp(self.model_reward) == 0)
-
-    @property
-    def has_model_reward(self) -> bool:
-        """Whether what a user is worth depends on the model: some task has models of different rewards."""
-        return any(np.ptp(self.model_reward[self.model_task == task]) > 0 for task in np.unique(self.model_task))
-
-    @property
-    def is_energy_limited(self) -> bool:
-        """Whether some user has an energy limit."""
-        return bool(np.isfinite(self.energy_j).any())
-
-    @property
-    def has_concave_rate(self) -> bool:
-        """Whether rates are concave in bandwidth, at fixed transmit power."""
-        return self.snr_hz is not None
-
-    @property
-    def top_frequency_hz(self) -> NDArray[np.float64]:
-        """float64 [K], highest frequency that each processor can be set to: the maximum, or its highest level."""
-        top = 1.0 if self.frequency_levels is None else self.frequency_levels[-1]
-        return self.max_frequency_hz * top
-
-    @property
-    def bandwidth_limit_hz(self) -> float:
-        """What the bandwidths of a plan may add up to: `bandwidth_hz` and 1e-9 of it for rounding."""
-        return self.bandwidth_hz * (1 + TOLERANCE)
-
-    def rate_bps(self, bandwidth_hz: ArrayLike) -> NDArray[np.float64]:
-        """Return the rate [K] in bit/s of each user over a bandwidth, one number or [K].
-
-        Examples
-        --------
-        >>> ModelDownload.random(num_users=3, seed=1).rate_bps(0.0)
-        array([0., 0., 0.])
-        """
-        bandwidth = float_array("bandwidth_hz", bandwidth_hz, (self.num_users,), nonnegative=True, unit="Hz")
-        if self.snr_hz is None:
-            assert self.spectral_efficiency is not None  # checked when built
-            return bandwidth * self.spectral_efficiency
-        snr = np.divide(self.snr_hz, bandwidth, out=np.zeros_like(bandwidth), where=bandwidth > 0)
-        return np.asarray(bandwidth * np.log1p(snr) / np.log(2))
-
-    @property
-    def rate_ceiling_bps(self) -> NDArray[np.float64]:
-        """float64 [K], the rate that no bandwidth exceeds: snr_hz / ln 2 at fixed transmit power, else inf."""
-        return np.full(self.num_users, np.inf) if self.snr_hz is None else self.snr_hz / np.log(2)
-
     # --- truth -------------------------------------------------------------------------------------------------
 
     def objective(self, solution: DownloadPlan) -> float:
@@ -306,12 +129,10 @@ class ModelDownload(Problem):
 
     def violations(self, solution: DownloadPlan) -> tuple[Violation, ...]:
         """Return what a plan violates: models, bandwidth, resource blocks, deadlines, energy, frequencies."""
-        from edgeopt.problems.model_download.checks import violations
-
         self._check_plan(solution)
-        return violations(self, solution, TOLERANCE)
+        return checks.violations(self, solution, self.simulate(solution))
 
-    def refusals(self) -> "tuple[Refusal, ...]":
+    def refusals(self) -> tuple[Refusal, ...]:
         """Return the users who cannot be served even if they were alone, with the reason and its numbers.
 
         A user is listed if no allowed model meets the deadline at the highest frequency, the energy limit, the ceiling
@@ -325,11 +146,9 @@ class ModelDownload(Problem):
         >>> [refusal.reason for refusal in problem.refusals()]
         ['deadline', 'deadline', 'deadline']
         """
-        from edgeopt.problems.model_download.checks import refusals
+        return checks.refusals(self)
 
-        return refusals(self, TOLERANCE)
-
-    def count_refusals(self) -> "dict[Reason, int]":
+    def count_refusals(self) -> dict[Reason, int]:
         """Return how many `refusals` there are for each reason, without the messages: a tenth of a second for 100,000 users.
 
         Examples
@@ -337,15 +156,11 @@ class ModelDownload(Problem):
         >>> ModelDownload.random(num_users=3, deadline_s=1e-4, seed=1).count_refusals()
         {'deadline': 3}
         """
-        from edgeopt.problems.model_download.checks import count_refusals
-
-        return count_refusals(self, TOLERANCE)
+        return checks.count_refusals(self)
 
     def refusal_summary(self) -> str:
         """Return one sentence: how many `refusals` there are, for which reasons, and the first; empty if there are none."""
-        from edgeopt.problems.model_download.checks import refusal_summary
-
-        return refusal_summary(self, TOLERANCE)
+        return checks.refusal_summary(self)
 
     def solution_from_json(self, document: dict[str, Any]) -> DownloadPlan:
         """Return the plan that `DownloadPlan.to_json` wrote."""
@@ -358,16 +173,13 @@ class ModelDownload(Problem):
             raise InvalidProblemError(f"solution: expected a DownloadPlan, got {type(solution).__name__}")
         if solution.model.size != self.num_users:
             raise InvalidProblemError(f"model: expected shape [{self.num_users}], got {list(solution.model.shape)}")
-        _refuse_above("model", solution.model, self.num_models - 1, f"a model from -1 to {self.num_models - 1}")
+        refuse_above("model", solution.model, self.num_models - 1, f"a model from -1 to {self.num_models - 1}")
         total = int(self.plan_indptr(solution.model)[-1])
         if solution.frequency_hz.size != total:
             raise InvalidProblemError(
                 f"frequency_hz: expected shape [{total}], one for each layer of the admitted users' models, "
                 f"got {list(solution.frequency_hz.shape)}"
             )
-
-    def _by_model(self, values: Any, sums: Any) -> NDArray[np.float64]:
-        return np.concatenate([sums(part) for part in np.split(values, self.layer_indptr[1:-1])])
 
     # --- plumbing ----------------------------------------------------------------------------------------------
 
@@ -377,8 +189,6 @@ class ModelDownload(Problem):
 
     def describe(self) -> dict[str, str | int | float]:
         """Return sizes, modes, limits, and how many users `refusals` would list, as one flat dictionary."""
-        from edgeopt.problems.model_download.checks import reasons_text
-
         refused = self.count_refusals()
         return {
             "kind": self.kind,
@@ -391,7 +201,9 @@ class ModelDownload(Problem):
             "resource block, Hz": "any" if self.resource_block_hz is None else self.resource_block_hz,
             "frequency levels": "any" if self.frequency_levels is None else self.frequency_levels.size,
             "users with an energy limit": int(np.isfinite(self.energy_j).sum()),
-            "users that cannot be served": f"{sum(refused.values())} ({reasons_text(refused)})" if refused else "0",
+            "users that cannot be served": f"{sum(refused.values())} ({checks.reasons_text(refused)})"
+            if refused
+            else "0",
             "value": "one per user" if self.is_unit_value else "per model" if self.has_model_reward else "weighted",
             "mean deadline, s": float(self.deadline_s.mean()),
             "mean size of a model, bit": float(self.model_bits.mean()),
@@ -439,55 +251,9 @@ class ModelDownload(Problem):
         """Return which arrays a file may hold."""
         return dict.fromkeys((*_ARRAYS, *_OPTIONAL), numbers(1))
 
-    from_profiles = classmethod(from_profiles)
-    random = classmethod(random_problem)
+    from_profiles = Built(profile_fields)
+    random = Built(random_fields)
 
 
-def _suffix_sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.cumsum(values[::-1])[::-1]
-
-
-def _refuse_above(name: str, values: NDArray[Any], limit: Any, expected: str) -> None:
-    """Raise `InvalidProblemError` naming the first value above its limit; ``{}`` in `expected` stands for the limit."""
-    if (bad := np.flatnonzero(values > limit)).size:
-        at = np.broadcast_to(limit, values.shape)[bad[0]]
-        raise InvalidProblemError(f"{name}[{bad[0]}] = {values[bad[0]].item()!r}: expected {expected.format(at)}")
-
-
-def _checked_levels(levels: Any, low_hz: NDArray[np.float64], high_hz: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the levels, ascending shares of the maximum such that every processor has one in its range."""
-    checked = float_array("frequency_levels", levels, (None,), positive=True, ranged=True)
-    if checked.size == 0:
-        raise InvalidProblemError("frequency_levels: expected at least one level, or None")
-    _refuse_above("frequency_levels", checked, 1.0, "a share of the maximum frequency, in (0, 1]")
-    if (bad := np.flatnonzero(np.diff(checked) <= 0)).size:
-        level = checked[bad[0] + 1].item()
-        raise InvalidProblemError(f"frequency_levels[{bad[0] + 1}] = {quoted(level)}: expected ascending levels")
-    _refuse_above("min_frequency_hz", low_hz, high_hz * checked[-1], "at most the highest level, {} (Hz)")
-    return checked
-
-
-_FLOATS = {  # field: axis, whether it must be positive (else non-negative), unit
-    "layer_bits": ("P", True, "bit"),
-    "layer_flops": ("P", False, "FLOP"),
-    "layer_fixed_s": ("P", False, "s"),
-    "accuracy": ("I", False, ""),
-    "model_reward": ("I", True, ""),
-    "min_accuracy": ("K", False, ""),
-    "memory_bytes": ("K", False, "byte"),
-    "deadline_s": ("K", True, "s"),
-    "samples": ("K", True, ""),
-    "cycles_per_flop": ("K", True, "cycle/FLOP"),
-    "min_frequency_hz": ("K", True, "Hz"),
-    "max_frequency_hz": ("K", True, "Hz"),
-    "energy_j": ("K", True, "J"),
-    "energy_coefficient": ("K", True, "J s^2/cycle^3"),
-    "receive_j_per_bit": ("K", False, "J/bit"),
-    "spectral_efficiency": ("K", True, "bit/s/Hz"),
-    "snr_hz": ("K", True, "Hz"),
-    "user_weight": ("K", True, ""),
-}
-_CHANNELS = ("spectral_efficiency", "snr_hz")  # exactly one of them
-_MAY_BE_INFINITE = ("memory_bytes", "energy_j")
-_OPTIONAL = (*_CHANNELS, "frequency_levels")
-_ARRAYS = ("layer_indptr", "model_task", "task", *(name for name in _FLOATS if name not in _CHANNELS))
+_OPTIONAL = (*CHANNELS, "frequency_levels")
+_ARRAYS = ("layer_indptr", "model_task", "task", *(name for name in FLOATS if name not in CHANNELS))

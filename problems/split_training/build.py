@@ -1,6 +1,6 @@
 """Building split-training problems from a measured model and an edge network, or at random."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -8,12 +8,10 @@ from numpy.typing import ArrayLike, NDArray
 from edgeopt.errors import InvalidProblemError
 from edgeopt.foreign import as_array
 from edgeopt.network import EdgeNetwork
+from edgeopt.problems.split_training.instance import SplitInstance
+from edgeopt.profile import ModelProfile, model_profile
 from edgeopt.rng import stream
 from edgeopt.validate import float_array, integer, listed
-
-if TYPE_CHECKING:
-    from edgeopt.problems.split_training.problem import SplitTraining
-    from edgeopt.profile import ModelProfile
 
 Floats = NDArray[np.float64]
 
@@ -26,24 +24,48 @@ VARIANCE = 5000.0  # per device: the noise term falls as 1 / N, and should matte
 MOMENT = 1500.0
 
 
-def from_profile(
-    cls: "type[SplitTraining]",
-    profile: "ModelProfile",
+def profile_fields(
+    profile: ModelProfile,
     network: EdgeNetwork,
     *,
-    server: int,
-    fed_rate_bps: float | None,
-    max_batch: ArrayLike,
-    optimizer_states: float,
-    smoothness: float,
-    gradient_variance: ArrayLike,
-    gradient_second_moment: ArrayLike,
-    initial_gap: float,
-    step_size: float,
-    target: float | None,
-    interval: int | tuple[int, int],
-) -> "SplitTraining":
-    """See `SplitTraining.from_profile`."""
+    server: int = 0,
+    fed_rate_bps: float | None = None,
+    max_batch: ArrayLike = 64,
+    optimizer_states: float = 3.0,
+    smoothness: float = 0.02,
+    gradient_variance: ArrayLike = 1e5,
+    gradient_second_moment: ArrayLike = 1500.0,
+    initial_gap: float = 2.3,
+    step_size: float = 0.05,
+    target: float | None = None,
+    interval: int | tuple[int, int] = 8,
+) -> dict[str, Any]:
+    """Build a problem from a measured model and a network; the network's devices take part.
+
+    The fed server sits behind the edge server's link to the cloud, so that a device reaches it at the lower of its
+    radio rate and that link's.
+
+    Parameters
+    ----------
+    profile : the model's layers.
+    network : devices, the edge server, rates.
+    server : which edge server of the network trains the upper parts.
+    fed_rate_bps : rate between edge and fed server, both ways. Default: the server's link to the cloud.
+    max_batch, optimizer_states, smoothness, initial_gap, step_size : see the class.
+    gradient_variance, gradient_second_moment : float64 [L], or the total over the model, which is spread over the
+        layers evenly by one half and by parameters by the other.
+    target : see the class. Default: 8 times the least that is feasible.
+    interval : the aggregation interval, or its least and largest value.
+
+    Examples
+    --------
+    >>> from edgeopt import EdgeNetwork
+    >>> from edgeopt.problems import SplitTraining
+    >>> from edgeopt.profile import model_profile
+    >>> problem = SplitTraining.from_profile(model_profile("resnet18"), EdgeNetwork.random(1, 20, seed=1))
+    >>> problem.num_devices
+    20
+    """
     server = integer("server", server, low=0, high=network.num_servers - 1)
     uplink, downlink = network.uplink_rate_bps[:, server], network.downlink_rate_bps[:, server]
     if (cut_off := np.flatnonzero((uplink <= 0) | (downlink <= 0))).size:
@@ -52,7 +74,6 @@ def from_profile(
     layers = _layers(profile)
     parameters = layers["parameter_bits"]
     return _with_target(
-        cls,
         target,
         interval,
         **layers,
@@ -75,19 +96,40 @@ def from_profile(
     )
 
 
-def random_problem(
-    cls: "type[SplitTraining]",
+def random_fields(
     *,
-    num_devices: int,
-    model: str,
-    num_layers: int | None,
-    target: float | None,
-    heterogeneity: float,
-    interval: int | tuple[int, int],
-    max_batch: int,
-    seed: int,
-) -> "SplitTraining":
-    """See `SplitTraining.random`."""
+    num_devices: int = 20,
+    model: str = "resnet18",
+    num_layers: int | None = None,
+    target: float | None = None,
+    heterogeneity: float = 1.0,
+    interval: int | tuple[int, int] = 8,
+    max_batch: int = 64,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Build a random problem: devices of unequal speed, rates and memory around one edge server.
+
+    The convergence constants are chosen, not measured, so that noise, drift and latency weigh against one another
+    whatever the number of devices.
+
+    Parameters
+    ----------
+    num_devices : devices of a random network with one server.
+    model : name of a bundled profile, see `edgeopt.profile.model_profile`.
+    num_layers : draw a random model of so many layers instead.
+    target : see the class. Default: 8 times the least that is feasible.
+    heterogeneity : exponent on each device's ratio to the geometric mean of its speed, rates and memory: 0 makes
+        all devices equal, 1 keeps the random network, 2 squares the differences.
+    interval : the aggregation interval, or its least and largest value.
+    max_batch : largest batch size.
+    seed : same seed, same problem.
+
+    Examples
+    --------
+    >>> from edgeopt.problems import SplitTraining
+    >>> SplitTraining.random(num_layers=8, seed=7) == SplitTraining.random(num_layers=8, seed=7)
+    True
+    """
     num_devices = integer("num_devices", num_devices, low=1)
     exponent = float_array("heterogeneity", heterogeneity, (), nonnegative=True).item()
     network = EdgeNetwork.random(
@@ -95,12 +137,7 @@ def random_problem(
         downlink_bandwidth_hz=2 * BANDWIDTH_HZ, device_flops=DEVICE_FLOPS,
         server_flops=SERVER_FLOPS_PER_DEVICE * num_devices,
     )  # fmt: skip
-    if num_layers is None:
-        from edgeopt.profile import model_profile
-
-        layers = _layers(model_profile(model))
-    else:
-        layers = _random_layers(stream(seed, "layers"), num_layers)
+    layers = _layers(model_profile(model)) if num_layers is None else _random_layers(stream(seed, "layers"), num_layers)
     uplink = _around_mean(network.uplink_rate_bps[:, 0], exponent)
     downlink = _around_mean(network.downlink_rate_bps[:, 0], exponent)
     fed = FED_BPS_PER_DEVICE * num_devices
@@ -108,7 +145,6 @@ def random_problem(
     variance = _spread("gradient_variance", VARIANCE * num_devices, layers["parameter_bits"]) * noise[0]
     moment = _spread("gradient_second_moment", MOMENT, layers["parameter_bits"]) * noise[1]
     return _with_target(
-        cls,
         target,
         interval,
         **layers,
@@ -130,20 +166,18 @@ def random_problem(
     )
 
 
-def _with_target(
-    cls: "type[SplitTraining]", target: float | None, interval: int | tuple[int, int], **fields: Any
-) -> "SplitTraining":
+def _with_target(target: float | None, interval: int | tuple[int, int], **fields: Any) -> dict[str, Any]:
     ends = listed("interval", interval, single=(int, np.integer))
     given = ends * 2 if isinstance(interval, int | np.integer) else ends
     if len(given) != 2:
         raise InvalidProblemError(f"interval = {interval!r}: expected an integer, or the least and the largest one")
-    low, high = given
-    problem = cls(**fields, target=1.0 if target is None else target, min_interval=low, max_interval=high)
-    # without noise and drift any target will do
-    return problem if target is not None else problem.replace(target=TARGET_FACTOR * problem.least_target or 1.0)
+    fields |= {"min_interval": given[0], "max_interval": given[1]}
+    if target is None:  # without noise and drift any target will do
+        target = TARGET_FACTOR * SplitInstance(**fields, target=1.0).least_target or 1.0
+    return fields | {"target": target}
 
 
-def _layers(profile: "ModelProfile") -> dict[str, Floats]:
+def _layers(profile: ModelProfile) -> dict[str, Floats]:
     """Return the per-layer fields; nothing crosses the cut after the last layer, where the device trains alone."""
     crossing = 8 * profile.activation_bytes
     crossing[-1] = 0.0

@@ -1,15 +1,12 @@
 """`SplitReport`: what a plan of split training means in seconds, rounds, bytes and accuracy."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.problems.split_training.instance import SplitInstance
 from edgeopt.problems.split_training.plan import SplitPlan
-
-if TYPE_CHECKING:
-    from edgeopt.problems.split_training.problem import SplitTraining
 
 Floats = NDArray[np.float64]
 
@@ -55,7 +52,7 @@ class SplitReport:
     memory_bytes: Floats
 
 
-def report_of(problem: "SplitTraining", plan: SplitPlan) -> SplitReport:
+def report_of(problem: SplitInstance, plan: SplitPlan) -> SplitReport:
     """Return the report of a plan whose cuts are within the model."""
     cut = plan.cut_layer - 1
     batch = plan.batch_size.astype(np.float64)

@@ -12,64 +12,55 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgeopt.errors import EdgeOptError, InvalidFileError, quoted
+from edgeopt.errors import InvalidFileError, quoted
 from edgeopt.fields import Fields, in_file
 from edgeopt.npz import Form
 from edgeopt.problems import ClientSelection
 from edgeopt.problems.client_selection.environment import SelectionEnvironment
 from edgeopt.problems.client_selection.kernels import CONFLICTS
+from edgeopt.rl.plackett_luce import log_probabilities, sample_top
+from edgeopt.rl.ppo import (
+    Evaluation,
+    Experience,
+    Ppo,
+    advantages,
+    improve,
+    mean_by_learner,
+    positive_integer,
+    standardised,
+)
+from edgeopt.rl.scorer import Scorer
 from edgeopt.rng import stream
 from edgeopt.solvers.client_selection.features import FEATURES, local_features
 from edgeopt.solvers.client_selection.forecaster import START, ConflictForecaster
-from edgeopt.solvers.client_selection.plackett_luce import log_probabilities, sample_top
-from edgeopt.solvers.client_selection.scorer import Scorer
 from edgeopt.solvers.client_selection.trained_policy import TrainedPolicy, policy_layout
 from edgeopt.storage import Arrays
 from edgeopt.tensors import load_tensors, save_tensors
 
 KIND = "selection-checkpoint"
+MOST_EPISODES, MOST_UNITS = 1 << 16, 1 << 12
 _ADAM = ("exp_avg", "exp_avg_sq", "step")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LearnerSettings:
-    """Hyper-parameters of `Learner`.
+class LearnerSettings(Ppo):
+    """Hyper-parameters of `Learner`, beside those of `Ppo`.
 
     Parameters
     ----------
     episodes : played side by side in each iteration, each with chance of its own.
     hidden : width of the networks.
-    epochs, minibatches : passes over what an iteration has played, and steps in each.
-    learning_rate, clip, discount, trace, entropy, value_weight : of proximal policy optimisation with generalised
-        advantages (Schulman et al., arXiv 1707.06347 and 1506.02438).
     forecasts : whether servers forecast conflicts by hidden Markov models of their own.
     """
 
     episodes: int = 16
     hidden: int = 32
-    epochs: int = 4
-    minibatches: int = 4
-    learning_rate: float = 3e-3
-    clip: float = 0.2
-    discount: float = 0.9
-    trace: float = 0.95
-    entropy: float = 0.003
-    value_weight: float = 0.5
     forecasts: bool = True
 
     def __post_init__(self) -> None:
-        for name, most in (("episodes", 1 << 16), ("hidden", 1 << 12), ("epochs", 1 << 16), ("minibatches", 1 << 16)):
-            if not isinstance(value := getattr(self, name), int) or not 1 <= value <= most:
-                raise EdgeOptError(f"{name} = {quoted(value)}: expected an integer from 1 to {most}")
-        for name in ("learning_rate", "clip"):
-            if not 0 < (value := getattr(self, name)) < np.inf:
-                raise EdgeOptError(f"{name} = {value!r}: expected a number > 0")
-        for name in ("discount", "trace"):
-            if not 0 <= (value := getattr(self, name)) <= 1:
-                raise EdgeOptError(f"{name} = {value!r}: expected a number from 0 to 1")
-        for name in ("entropy", "value_weight"):
-            if not 0 <= (value := getattr(self, name)) < np.inf:
-                raise EdgeOptError(f"{name} = {value!r}: expected a number >= 0")
+        Ppo.__post_init__(self)  # a class with slots is made anew: super() would look for the first one
+        positive_integer("episodes", self.episodes, MOST_EPISODES)
+        positive_integer("hidden", self.hidden, MOST_UNITS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +108,7 @@ class Learner:
         """Mean reward of every iteration so far."""
         generator = torch.Generator().manual_seed(int(stream(seed, "scorer").integers(2**63)))
         self._scorer = Scorer(problem.num_servers, len(FEATURES), settings.hidden, generator)
-        self._adam = torch.optim.Adam(self._scorer.parameters(), lr=settings.learning_rate, eps=1e-5)
+        self._adam = settings.optimizer(self._scorer.parameters())
         models = [START] * problem.num_servers
         self._forecaster = ConflictForecaster(problem.coverage, models=models, refit_every=None, window=problem.rounds)
         self._environment: SelectionEnvironment | None = None
@@ -222,40 +213,24 @@ class Learner:
     # --- learning ----------------------------------------------------------------------------------------------
 
     def _learn(self, play: _Play, stopped: Callable[[], bool] = lambda: False) -> None:
-        settings = self.settings
-        gain, target = self._advantages(play)
-        flat = [part.flatten(1, 2) for part in (play.features, play.picks, play.logs, gain, target)]
-        size = flat[0].shape[1]
-        shuffle = stream(self.seed, "minibatches", self.iteration)
-        taken = self._taken[:, None]
-        count = taken.sum(dim=2)
-        for _ in range(settings.epochs):
-            for chosen in np.array_split(shuffle.permutation(size), min(settings.minibatches, size)):
-                if stopped():
-                    raise _Stopped
-                features, picks, before, gains, wanted = (part[:, torch.from_numpy(chosen)] for part in flat)
-                score, value = self._scorer(features, self._covered)
-                ratio = torch.exp((log_probabilities(score, picks) - before).masked_fill(~taken, 0.0))  # (S, B, M)
-                clipped = ratio.clamp(1 - settings.clip, 1 + settings.clip)
-                surrogate = torch.minimum(ratio * gains, clipped * gains).masked_fill(~taken, 0.0)
-                surrogate = (surrogate.sum(dim=2) / count).mean(dim=1)  # (S,)
-                logs = torch.log_softmax(score, dim=-1)
-                spread = -(logs.exp() * logs.masked_fill(~self._covered[:, None], 0.0)).sum(dim=-1).mean(dim=1)
-                error = (value - wanted).square().mean(dim=1)
-                # servers share no weight: each one's gradient is that of its own loss
-                loss = (settings.value_weight * error - surrogate - settings.entropy * spread).sum()
-                self._adam.zero_grad()
-                loss.backward()
-                self._clip_gradients()
-                self._adam.step()
+        def leave_if_stopped() -> None:
+            if stopped():
+                raise _Stopped
 
-    def _clip_gradients(self, most: float = 0.5) -> None:
-        """Shorten each server's gradient to norm `most`; by server, so that none depends on the others."""
-        gradients = [p.grad for p in self._scorer.parameters() if p.grad is not None]
-        squares = torch.stack([g.square().sum(dim=(1, 2)) for g in gradients]).sum(dim=0)  # (S,)
-        factor = (most / (squares.sqrt() + 1e-6)).clamp(max=1.0)
-        for gradient in gradients:
-            gradient *= factor[:, None, None]
+        gain, target = self._advantages(play)
+        played = (part.flatten(1, 2) for part in (play.features, play.picks, play.logs, gain, target))
+        improve(
+            self._evaluate, self._adam, Experience(*played), self._taken, self.settings,
+            shuffle=stream(self.seed, "minibatches", self.iteration), before_step=leave_if_stopped,
+        )  # fmt: skip
+
+    def _evaluate(self, features: Tensor, picks: Tensor) -> Evaluation:
+        """Return what the networks say of states (S, B, N, F) and picks (S, B, M); entropies are those of a first pick."""
+        score, value = self._scorer(features, self._covered)
+        picked = log_probabilities(score, picks)
+        logs = torch.log_softmax(score, dim=-1)
+        entropy = -(logs.exp() * logs.masked_fill(~self._covered[:, None], 0.0)).sum(dim=-1)
+        return Evaluation(picked, value, entropy)
 
     def _advantages(self, play: _Play) -> tuple[Tensor, Tensor]:
         """Return the advantage [S, T, E, M] of each pick, standardised per server, and value targets [S, T, E].
@@ -263,24 +238,11 @@ class Learner:
         Generalised advantages of whole rounds, nothing counting after the horizon, less what the *other* picks of the
         round brought by themselves: a pick hardly changes that, so that leaving it out takes away noise. [ours]
         """
-        settings = self.settings
-        advantage = torch.zeros_like(play.reward)
-        following = torch.zeros_like(play.reward[:, 0])
-        for t in reversed(range(play.reward.shape[1])):
-            later = play.value[:, t + 1] if t + 1 < play.reward.shape[1] else torch.zeros_like(following)
-            error = play.reward[:, t] + settings.discount * later - play.value[:, t]
-            following = error + settings.discount * settings.trace * following
-            advantage[:, t] = following
-        taken = self._taken[:, None, None].expand_as(play.own)
-        count = taken.sum(dim=(1, 2, 3), keepdim=True)  # servers differ in their numbers of picks
-
-        def mean(part: Tensor) -> Tensor:
-            return (part * taken).sum(dim=(1, 2, 3), keepdim=True) / count
-
-        own = (play.own - mean(play.own)) * taken
+        advantage = advantages(play.reward, play.value, self.settings)
+        taken = self._taken[:, None, None].expand_as(play.own)  # servers differ in their numbers of picks
+        own = (play.own - mean_by_learner(play.own, taken)) * taken
         gain = advantage[..., None] - (own.sum(dim=3, keepdim=True) - own)
-        gain = gain - mean(gain)
-        return gain / (mean(gain.square()).sqrt() + 1e-6), advantage + play.value
+        return standardised(gain, taken), advantage + play.value
 
     # --- checkpoints -------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from edgeopt.problem import Problem
 from edgeopt.problems import ClientSelection, SelectionPlan
 from edgeopt.problems.client_selection.environment import SelectionEnvironment
+from edgeopt.problems.client_selection.instance import SelectionInstance
 from edgeopt.result import Guarantee, Heuristic, Result
 from edgeopt.solve import Run, SolveOptions
 from edgeopt.solvers.client_selection.policy import play, supports_client_selection
@@ -78,7 +79,7 @@ def round_picks(environment: SelectionEnvironment) -> NDArray[np.int32]:
     return picks
 
 
-def _filled(problem: ClientSelection, value: Floats, owner: NDArray[np.int64]) -> NDArray[np.int32]:
+def _filled(problem: SelectionInstance, value: Floats, owner: NDArray[np.int64]) -> NDArray[np.int32]:
     """Return the picks int32 [S, M] of a matching; places left empty go to clients that nobody owns, if there are any."""
     picks = np.full((problem.num_servers, problem.max_picks), -1, np.int32)
     demand = (owner >= 0).astype(np.int64)
@@ -116,7 +117,7 @@ def delivery_values(environment: SelectionEnvironment, bonus: Floats) -> Floats:
     return np.asarray(np.where(usable, value / problem.picks[:, None], -np.inf))
 
 
-def _wasted(problem: ClientSelection) -> Floats:
+def _wasted(problem: SelectionInstance) -> Floats:
     """Return [S]: what a pick adds that conflicts and delivers nothing."""
     return np.asarray(-(problem.latency_weight + problem.conflict_weight) / problem.picks)
 

@@ -16,10 +16,10 @@ import edgeopt
 from edgeopt import storage
 from edgeopt.cli.train import configured
 from edgeopt.data import byte_text, cifar10, mnist
-from edgeopt.evaluation import library, load_instance
 from edgeopt.evaluation.compare.performance import summarise
 from edgeopt.evaluation.compare.rows import RowStore, add_gaps, read_row, read_rows, rows_frame
 from edgeopt.evaluation.compare.solutions import read_solution
+from edgeopt.evaluation.instances import library, load_instance
 from edgeopt.experiment import Experiment
 from edgeopt.inference.routing import RoutingRecord
 from edgeopt.network import EdgeNetwork
@@ -31,8 +31,8 @@ from edgeopt.solvers.client_selection.learner import Learner, LearnerSettings
 from edgeopt.solvers.client_selection.trained_policy import TrainedPolicy
 from edgeopt.training import Adam, FedAvg, SplitFed, train
 from edgeopt.training.constants import GradientEstimator
+from tests.data.test_data import write_cifar, write_mnist
 from tests.training.small_tasks import small_plan, small_task, small_timing
-from tests.training.test_data import write_cifar, write_mnist
 
 
 class Reader(NamedTuple):

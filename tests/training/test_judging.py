@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from edgeopt import RoundPlan, StaticPlanner
+from edgeopt.errors import InvalidProblemError
 from edgeopt.training import (
     ArrayData,
     FedAvg,
@@ -80,6 +81,8 @@ def test_labels_that_nobody_is_tested_on(task: Task):
     only = task.replace(test=task.test.take(np.flatnonzero(task.test.labels != 2)))
     assert np.isnan(only.evaluate(task.initial_weights(), client=1)).all()
     assert not np.isnan(only.evaluate(task.initial_weights(), client=0)).any()
+    with pytest.raises(InvalidProblemError, match="client = -1: expected 0 to 2"):
+        task.evaluate(task.initial_weights(), client=-1)
     empty = task.replace(partition=Partition((np.arange(18), np.arange(0)), num_samples=18))
     assert np.isnan(empty.evaluate(task.initial_weights(), client=1)).all()
 

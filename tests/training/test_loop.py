@@ -203,6 +203,8 @@ def test_what_an_algorithm_measures(tmp_path: Path):
         ({"k": [1.0]}, "measured: k is a list: expected a single number"),
         ({"k": torch.ones(2)}, r"measured: k is a tensor of shape \[2\]: expected a single number"),
         ({"k": float("inf")}, "measured: k = inf: expected a finite number"),
+        ({"k": torch.tensor(-torch.inf)}, "measured: k = -inf: expected a finite number"),
+        ({"personal_accuracy": 1}, "measured: 'personal_accuracy': expected a name"),
     ],
 )
 def test_measured_numbers_are_single_and_have_names_of_their_own(report: Any, message: str):

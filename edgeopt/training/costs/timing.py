@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import InvalidProblemError, quoted
-from edgeopt.problems.client_selection.problem import MAX_RATE_SIGMA
+from edgeopt.problems.client_selection.instance import MAX_RATE_SIGMA
 from edgeopt.rng import stream
 from edgeopt.schedule import RATES, RoundPlan
 from edgeopt.training.messages import CATEGORIES, Category, Link

@@ -10,7 +10,8 @@ import pytest
 from edgeopt.errors import EdgeOptError, InvalidFileError
 from edgeopt.evaluation import best_known, library_names, load_instance
 from edgeopt.evaluation.instances import library
-from edgeopt.evaluation.instances.library import BestKnown, improve, library_entry, refresh
+from edgeopt.evaluation.instances.library import BestKnown, library_entry
+from edgeopt.evaluation.instances.refresh import improve, refresh
 
 
 @pytest.fixture

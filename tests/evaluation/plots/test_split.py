@@ -17,7 +17,7 @@ from edgeopt.evaluation.plots.split.heterogeneity import heterogeneity_rows, plo
 from edgeopt.evaluation.plots.split.latency import LABELS, plot_split_latency
 from edgeopt.evaluation.plots.split.target import plot_split_target, target_instances
 from edgeopt.problems import SplitPlan, SplitTraining
-from edgeopt.problems.split_training.problem import STAGES
+from edgeopt.problems.split_training.report import STAGES
 
 
 @pytest.fixture(scope="module")

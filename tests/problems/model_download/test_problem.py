@@ -451,7 +451,7 @@ def test_plans_as_plain_values():
         ({"bandwidth_hz": math.inf}, r"bandwidth_hz = inf: expected a positive number"),
         ({"bandwidth_hz": None}, r"bandwidth_hz = None: expected a positive number \(Hz\)"),
         ({"bandwidth_hz": True}, r"bandwidth_hz = True: expected a positive number \(Hz\)"),
-        ({"bandwidth_hz": "wide"}, r"bandwidth_hz = 'wide': expected a number \(Hz\)"),
+        ({"bandwidth_hz": "wide"}, r"bandwidth_hz = 'wide': expected a positive number \(Hz\)"),
         ({"bandwidth_hz": [1.0]}, r"bandwidth_hz = \[1.0\]: expected a positive number \(Hz\)"),
         ({"resource_block_hz": True}, r"resource_block_hz = True: expected a positive number \(Hz\)"),
         ({"resource_block_hz": 0.0}, r"resource_block_hz = 0.0: expected a positive number"),

@@ -1,4 +1,4 @@
-"""The learner: its distribution, its networks, that servers learn apart, that runs repeat and resume, and that it learns."""
+"""The learner: its networks, that servers learn apart, that runs repeat and resume, and that it learns."""
 
 import dataclasses
 import itertools
@@ -13,6 +13,7 @@ import edgeopt
 from edgeopt.errors import EdgeOptError, InvalidFileError, MissingDependencyError, UnsupportedProblemError
 from edgeopt.problems import ClientSelection
 from edgeopt.problems.client_selection.environment import SelectionEnvironment
+from edgeopt.rl import Scorer, ppo
 from edgeopt.rng import stream
 from edgeopt.schedule import Feedback
 from edgeopt.solvers.client_selection import (
@@ -26,9 +27,7 @@ from edgeopt.solvers.client_selection import (
 from edgeopt.solvers.client_selection.features import local_features, view_features
 from edgeopt.solvers.client_selection.forecaster import START
 from edgeopt.solvers.client_selection.learner import Learner, LearnerSettings, _Play
-from edgeopt.solvers.client_selection.plackett_luce import log_probabilities, sample_top
 from edgeopt.solvers.client_selection.rl import play_policy
-from edgeopt.solvers.client_selection.scorer import Scorer
 from edgeopt.tensors import save_tensors
 
 SMALL = LearnerSettings(episodes=2, hidden=4, epochs=2, minibatches=2)
@@ -46,58 +45,11 @@ def trained(problem: ClientSelection, iterations: int = 2, seed: int = 0) -> Tra
     return learner.policy()
 
 
-# --- the distribution of picks --------------------------------------------------------------------------------------
-
-
-def test_probabilities_of_ordered_picks():
-    """Every ordered pick has the probability of drawing one after another, and all of them sum to one."""
-    scores = torch.tensor([0.3, -1.0, 0.8, -torch.inf, 0.1])
-    total = 0.0
-    for order in itertools.permutations([0, 1, 2, 4], 3):
-        weight, expected = scores.double().exp(), 1.0
-        for client in order:
-            expected *= float(weight[client] / weight.sum())
-            weight[client] = 0.0
-        found = float(log_probabilities(scores, torch.tensor(order)).sum().exp())
-        assert found == pytest.approx(expected, rel=1e-5)
-        total += found
-    assert total == pytest.approx(1.0, rel=1e-5)
-
-
-def test_samples_follow_the_distribution():
-    """Frequencies of ordered pairs over 40,000 draws are within five standard deviations of their probabilities."""
-    draws = 40_000
-    scores = torch.tensor([0.5, -0.5, 1.0]).expand(draws, 3)
-    noise = torch.from_numpy(np.random.default_rng(0).random((draws, 3))).clamp(1e-9, 1 - 1e-9)
-    picks = sample_top(scores, 2, noise)
-    for order in itertools.permutations(range(3), 2):
-        probability = float(log_probabilities(scores[0], torch.tensor(order)).sum().exp())
-        frequency = float((picks == torch.tensor(order)).all(dim=1).double().mean())
-        assert abs(frequency - probability) < 5 * np.sqrt(probability * (1 - probability) / draws)
-
-
 # --- networks ---------------------------------------------------------------------------------------------------------
 
 
 def make_scorer(servers: int = 2, features: int = 5, hidden: int = 4) -> Scorer:
     return Scorer(servers, features, hidden, torch.Generator().manual_seed(1))
-
-
-def test_scores_do_not_depend_on_the_order_of_clients():
-    """Renumbering the clients renumbers the scores and leaves the value; clients that are not covered change neither."""
-    scorer, rng = make_scorer(), np.random.default_rng(2)
-    features = torch.from_numpy(rng.random((2, 3, 6, 5), np.float32))
-    covered = torch.ones(2, 6, dtype=torch.bool)
-    score, value = scorer(features, covered)
-    order = torch.tensor([4, 0, 5, 2, 1, 3])
-    score_again, value_again = scorer(features[:, :, order], covered)
-    torch.testing.assert_close(score_again, score[:, :, order])
-    torch.testing.assert_close(value_again, value)
-    wider = torch.cat([features, torch.from_numpy(rng.random((2, 3, 2, 5), np.float32))], dim=2)
-    score_wide, value_wide = scorer(wider, torch.arange(8).expand(2, 8) < 6)
-    torch.testing.assert_close(score_wide[:, :, :6], score)
-    torch.testing.assert_close(value_wide, value)
-    assert torch.isinf(score_wide[:, :, 6:]).all()
 
 
 def test_a_policy_scores_as_its_network(problem: ClientSelection):
@@ -337,17 +289,17 @@ def test_an_interrupt_leaves_a_checkpoint_of_whole_iterations(
     """Ctrl-C between two gradient steps of the third iteration: what goes on from the checkpoint is one long run."""
     solver = RlCrp(iterations=4, episodes=2, checkpoint=str(tmp_path / "checkpoint.safetensors"))
     whole = RlCrp(iterations=4, episodes=2).train(problem)
-    clip, steps = Learner._clip_gradients, 0
+    shorten, steps = ppo.shorten, 0
 
-    def interrupted(learner: Learner):
+    def interrupted(gradients: list[torch.Tensor]):
         nonlocal steps
         steps += 1
         if steps == 2 * 8 + 3:  # 8 gradient steps per iteration
             raise KeyboardInterrupt
-        clip(learner)
+        shorten(gradients)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Learner, "_clip_gradients", interrupted)
+        patch.setattr(ppo, "shorten", interrupted)
         assert solver.train(problem).facts["iterations"] == 2
     resumed = solver.train(problem)
     for name, weight in whole.weights.items():
