@@ -15,6 +15,7 @@ from edgeopt.errors import EdgeOptError, InvalidFileError, InvalidProblemError
 from edgeopt.experiment import Choice, Experiment
 from edgeopt.problems import ClientSelection, SplitPlan, SplitTraining
 from edgeopt.schedule import RoundPlan
+from edgeopt.training import CODECS, Compressed, ParallelSplit, TopK
 from edgeopt.training.runners.local import LocalRunner
 
 SMALL: dict[str, Any] = {"rounds": 2, "data": {"clients": 4}, "model": {"name": "mlp", "width": 8}}
@@ -111,6 +112,8 @@ def test_saved_paths_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ('[data]\npartition = "fair"', "run.toml: [data] partition = 'fair': expected one of iid, dirichlet"),
         ("[data]\nclients = 0", "run.toml: [data] clients = 0: expected"),
         ('[algorithm]\nmu = 1', "run.toml: [algorithm] name: expected a value, got nothing"),
+        ("codec = 5", "run.toml: codec = 5: expected a table [codec]"),
+        ("[codec]\nbits = 4", "run.toml: [codec] name: expected a value, got nothing"),
         ('[network]\nkind = "x"', "run.toml: [network] kind = 'x': expected one of split-training"),
         ("[problem]\ntarget = inf", "run.toml: [problem] target = inf: expected a finite number"),
         ("[problem]\nday = 2000-01-01", "run.toml: [problem] day = datetime.date"),
@@ -147,6 +150,14 @@ def test_large_files_are_refused(tmp_path: Path):
         ({"algorithm": {"name": "fedavg", "optimizer": {"name": "sdg"}}}, "[algorithm.optimizer] name = 'sdg'"),
         ({"algorithm": {"name": "fedavg", "optimizer": {"lr": -1}}}, "[algorithm.optimizer] lr = -1.0: expected"),
         ({"algorithm": {"name": "fedavg", "optimizer": {"rl": 1}}}, "[algorithm.optimizer] rl = 1: unknown"),
+        ({"codec": {"name": "top-k"}}, "[algorithm] name = 'fedavg': expected with a codec one that has cuts: vanilla-split"),
+        ({"algorithm": {"name": "psl"}, "codec": {"name": "topk"}}, "[codec] name = 'topk': did you mean 'top-k'?"),
+        ({"algorithm": {"name": "psl"}, "codec": {"name": "top-k", "k": 3}}, "[codec] k = 3: unknown"),
+        ({"algorithm": {"name": "psl"}, "codec": {"name": "top-k", "share": 2}}, "[codec] share = 2.0: expected above 0"),
+        (
+            {"algorithm": {"name": "psl"}, "codec": {"name": "identity", "report_errors": 1}},
+            "[codec] report_errors = 1: expected true or false",
+        ),
         ({"data": {"name": "digit"}}, "[data] name = 'digit': did you mean 'digits'?"),
         ({"data": {"folder": "x"}}, "[data] digits: comes with the package"),
         ({"data": {"context": 8}}, "[data] context = 8: digits has none"),
@@ -211,6 +222,25 @@ def test_optimizer_options_arrive():
     """The table of the optimiser becomes the optimiser."""
     algorithm: Any = small(algorithm={"name": "fedavg", "optimizer": {"name": "adam", "lr": 1}}).build().algorithm
     assert (type(algorithm.optimizer).__name__, algorithm.optimizer.lr) == ("Adam", 1.0)
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=lambda kind: kind.name)
+def test_codecs_are_found_by_their_names(codec: Any):
+    """Every registered codec comes around the algorithm, with its options, and goes through files."""
+    values = {"name": codec.name, "report_errors": True} | ({"share": 0.5} if codec is TopK else {})
+    experiment = small(algorithm={"name": "psl"}, codec=values)
+    assert Experiment.from_dict(json.loads(json.dumps(experiment.to_dict()))) == experiment
+    algorithm = experiment.build().algorithm
+    assert algorithm == Compressed(ParallelSplit(), TopK(0.5) if codec is TopK else codec(), report_errors=True)
+
+
+def test_a_run_is_not_continued_with_another_codec(tmp_path: Path):
+    """The codec and its options are part of what a checkpoint belongs to."""
+    file = tmp_path / "run"
+    small(algorithm={"name": "psl"}, codec={"name": "top-k"}).run(checkpoint=file)
+    for codec in ({"name": "quantise"}, {"name": "top-k", "share": 0.2}):
+        with pytest.raises(InvalidFileError, match=r"algorithm = .*this run has"):
+            small(algorithm={"name": "psl"}, codec=codec).run(checkpoint=file, resume=True)
 
 
 def test_fixed_planner():

@@ -36,6 +36,10 @@ def train(
         str | None,
         typer.Option(help="fedavg, fedprox, vanilla-split, psl, splitfed-v1, splitfed-v2, multi-server-fedavg."),
     ] = None,
+    codec: Annotated[
+        str | None,
+        typer.Option(help="For what crosses a cut: identity, random-channels, top-k, quantise, low-rank."),
+    ] = None,
     data: Annotated[
         str | None, typer.Option(help="digits, coloured-digits, mnist, fashion-mnist, cifar10, text.")
     ] = None,
@@ -71,6 +75,7 @@ def train(
     """Train a model by many clients, in virtual time. Ctrl-C keeps all rounds; --resume goes on."""
     changes: Changes = {
         "algorithm.name": algorithm,
+        "codec.name": codec,
         "data.name": data,
         "data.folder": None if folder is None else str(folder),
         "data.clients": clients,

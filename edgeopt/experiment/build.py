@@ -39,7 +39,9 @@ with needs("training", "train"):
         timing_options,
     )
     from edgeopt.models.small import SMALL_MODELS, model_for
+    from edgeopt.training.algorithm import SplitAlgorithm
     from edgeopt.training.algorithms import ALGORITHMS, Algorithm
+    from edgeopt.training.codecs import CODECS, Compressed
     from edgeopt.training.costs.selection_timing import SelectionTiming
     from edgeopt.training.costs.timing import EdgeTiming, Timing
     from edgeopt.training.history import History
@@ -107,13 +109,14 @@ def build(experiment: "Experiment") -> Setup:
     saved = None if e.network.file is None else load(e.network.file)
     kind = _kind(e, saved)
     algorithm = _algorithm(e, kind, saved)
+    trained = _compressed(e, algorithm)
     split = _data(e)
     partition = _partition(e, split, saved)
     task = _task(e, split, partition, saved)
     problem, timing = _surroundings(e, kind, task, algorithm, saved)
     with about(e.source, "planner"):
         planner, estimator = planner_for(e, task, problem, timing)
-    return Setup(e, task, algorithm, planner, timing, estimator, problem)
+    return Setup(e, task, trained, planner, timing, estimator, problem)
 
 
 def _surroundings(
@@ -203,6 +206,23 @@ def _algorithm(e: "Experiment", kind: str, saved: Problem | None) -> Algorithm:
             options[name] = optimizer_from(options[name], e.source, f"algorithm.{name}")
     with about(e.source, "algorithm"):
         return cls(**options)
+
+
+def _compressed(e: "Experiment", algorithm: Algorithm) -> Algorithm:
+    """Return the algorithm with its codec around it, if there is one."""
+    if e.codec is None:
+        return algorithm
+    codecs = {codec.name: codec for codec in CODECS}
+    if e.codec.name not in codecs:
+        raise unknown_name(e.source, "codec", e.codec.name, codecs)
+    if not isinstance(algorithm, SplitAlgorithm):
+        split = ", ".join(other.name for other in ALGORITHMS if "cut_layer" in hints_of(other))
+        raise e.wrong("algorithm", "name", e.algorithm.name, f"with a codec one that has cuts: {split}")
+    cls = codecs[e.codec.name]
+    options = checked_options(e.source, "codec", e.codec.options, {**hints_of(cls), "report_errors": bool})
+    report_errors = options.pop("report_errors", False)
+    with about(e.source, "codec"):
+        return Compressed(algorithm, cls(**options), report_errors)
 
 
 def _data(e: "Experiment") -> DataSplit:

@@ -95,6 +95,8 @@ class Experiment:
     ----------
     algorithm : one of `edgeopt.training.algorithms.ALGORITHMS`; its options are its fields, and ``optimizer`` a table with
         ``name`` (``sgd`` or ``adam``) and the fields of that.
+    codec : one of `edgeopt.training.CODECS`, for what crosses the cuts of a split algorithm; its options are its fields, and
+        ``report_errors`` as in `edgeopt.training.Compressed`. Default: nothing is coded.
     data : samples and clients.
     model : one of `edgeopt.models.small.SMALL_MODELS`, with the option ``width``.
     network : devices, servers, rates.
@@ -124,6 +126,7 @@ class Experiment:
     """
 
     algorithm: Choice = field(default_factory=lambda: Choice("fedavg"))
+    codec: Choice | None = None
     data: DataChoice = field(default_factory=DataChoice)
     model: Choice = field(default_factory=lambda: Choice("small-cnn"))
     network: NetworkChoice = field(default_factory=NetworkChoice)
@@ -216,7 +219,7 @@ class Experiment:
         found: dict[str, Any] = {}
         for key in (entry.name for entry in fields(self) if entry.name != "source"):
             value = getattr(self, key)
-            if key in _TABLES:
+            if key in _TABLES and value is not None:
                 value = asdict(value)
                 options = value.pop("options", {})
                 value = {name: entry for name, entry in value.items() if entry is not None} | options
@@ -267,7 +270,8 @@ class Experiment:
 
 
 _TABLES: dict[str, type[Choice | DataChoice | NetworkChoice]] = {
-    "algorithm": Choice, "data": DataChoice, "model": Choice, "network": NetworkChoice, "planner": Choice,
+    "algorithm": Choice, "codec": Choice, "data": DataChoice, "model": Choice, "network": NetworkChoice,
+    "planner": Choice,
 }  # fmt: skip
 _PATHS = {"data": ("folder",), "network": ("file",), "planner": ("file", "policy")}
 

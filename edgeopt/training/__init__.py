@@ -74,6 +74,7 @@ with needs("edgeopt.training", "train"):
     from edgeopt.training.algorithm import Models as Models
     from edgeopt.training.algorithm import Outcome as Outcome
     from edgeopt.training.algorithm import PredictingAlgorithm as PredictingAlgorithm
+    from edgeopt.training.algorithm import SplitAlgorithm as SplitAlgorithm
     from edgeopt.training.constants import GradientEstimator as GradientEstimator
     from edgeopt.training.costs.ledger import Ledger as Ledger
     from edgeopt.training.costs.memory import MemoryBudget as MemoryBudget
@@ -139,3 +140,13 @@ with needs("edgeopt.training", "train"):
     from edgeopt.training.algorithms.splitfed import SplitFed as SplitFed
     from edgeopt.training.algorithms.splitfed_v2 import SplitFedV2 as SplitFedV2
     from edgeopt.training.algorithms.vanilla_split import VanillaSplit as VanillaSplit
+    from edgeopt.training.codecs import CODECS as CODECS
+    from edgeopt.training.codecs import Codec as Codec
+    from edgeopt.training.codecs import Compressed as Compressed
+    from edgeopt.training.codecs import Form as Form
+    from edgeopt.training.codecs import Identity as Identity
+    from edgeopt.training.codecs import LowRank as LowRank
+    from edgeopt.training.codecs import Order as Order
+    from edgeopt.training.codecs import Quantise as Quantise
+    from edgeopt.training.codecs import RandomChannels as RandomChannels
+    from edgeopt.training.codecs import TopK as TopK

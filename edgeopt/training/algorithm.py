@@ -80,6 +80,16 @@ class Algorithm(Protocol):
 
 
 @runtime_checkable
+class SplitAlgorithm(Algorithm, Protocol):
+    """An algorithm of split learning: its clients send what their layers up to a cut return."""
+
+    @property
+    def cut_layer(self) -> int:
+        """The cut where the plan leaves it open: clients have layers 1 to it."""
+        ...
+
+
+@runtime_checkable
 class PredictingAlgorithm(Algorithm, Protocol):
     """An algorithm whose models, when they are used, are more than their weights: a code at the cut, a steered output."""
 

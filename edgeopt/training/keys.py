@@ -22,7 +22,7 @@ def fold_in(key: torch.Tensor, *numbers: int | torch.Tensor) -> torch.Tensor:
     False
     """
     for number in numbers:
-        own = number if isinstance(number, torch.Tensor) else torch.tensor(number, device=key.device)
+        own = number.long() if isinstance(number, torch.Tensor) else torch.tensor(number, device=key.device)
         key = _mixed(_mixed(key) + own * _STEP)
     return key
 

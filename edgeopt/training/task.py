@@ -116,6 +116,7 @@ class Task:
     _modes: dict[bool, nn.Sequential] = field(init=False, repr=False)  # in training mode or not
     _parts: dict[tuple[bool, int, int], nn.Sequential] = field(init=False, repr=False, default_factory=dict)
     _shares: dict[str, float] = field(init=False, repr=False, default_factory=dict)  # of experts in FLOPs of layers
+    _cuts: dict[int, tuple[tuple[int, ...], torch.dtype]] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Sequential) or len(self.model) == 0:
@@ -219,6 +220,24 @@ class Task:
     def num_clients(self) -> int:
         """Clients, N."""
         return self.partition.num_clients
+
+    def shape_at(self, cut: int) -> tuple[int, ...]:
+        """Return the shape of the activations of one sample that leave layer `cut`, from 1."""
+        return self._at(cut)[0]
+
+    def dtype_at(self, cut: int) -> torch.dtype:
+        """Return the type in which they are sent."""
+        return self._at(cut)[1]
+
+    def _at(self, cut: int) -> tuple[tuple[int, ...], torch.dtype]:
+        if not 1 <= cut <= self.num_layers:
+            raise InvalidProblemError(f"cut = {cut}: expected 1 to {self.num_layers}, the layers of the model")
+        if cut not in self._cuts:
+            with torch.no_grad():
+                passed = self.forward(self.initial_weights(), self.train.inputs[:1], 0, cut, training=False)
+            sent = self.as_sent(passed.outputs)
+            self._cuts[cut] = tuple(sent.shape[1:]), sent.dtype
+        return self._cuts[cut]
 
     def samples(self, client: int, batch_size: int) -> int:
         """Return how many samples a mini-batch of a client has: not more than it owns."""

@@ -152,6 +152,29 @@ def test_flags_override_the_file(tmp_path: Path):
     assert (experiment["rounds"], experiment["data"]["clients"]) == (1, 4)
 
 
+def test_a_codec_makes_messages_smaller():
+    """`--codec` with its options; a new one drops those of the old one; the codec and what it costs are in the summary."""
+    words = [*TINY, "--rounds", 1, "--algorithm", "psl", "--codec", "quantise", "--set", "codec.bits=4", "--json"]
+    done = run("train", *words)
+    assert done.exit_code == 0, done.stderr
+    found, plain = (
+        strict(done.stdout),
+        strict(run("train", *TINY, "--rounds", 1, "--algorithm", "psl", "--json").stdout),
+    )
+    assert found["experiment"]["codec"] == {"name": "quantise", "bits": 4}
+    assert found["algorithm"] == "psl with quantise"
+    for name in ("activations_up", "gradients_down"):
+        assert found["bytes"][name] < plain["bytes"][name]
+
+
+def test_the_help_names_all_codecs():
+    """Those that are registered."""
+    from edgeopt.training.codecs import CODECS
+
+    words = " ".join(run("train", "--help").stdout.replace("│", " ").split())
+    assert [codec.name for codec in CODECS if codec.name not in words] == []
+
+
 def test_sequential_runner_gives_the_same_result():
     """Clients one after another instead of side by side: the same up to rounding."""
     first, second = (
@@ -166,6 +189,7 @@ def test_sequential_runner_gives_the_same_result():
     ("words", "expected"),
     [
         (["--algorithm", "fedavgg"], "[algorithm] name = 'fedavgg': did you mean 'fedavg'?"),
+        (["--codec", "quantise"], "[algorithm] name = 'fedavg': expected with a codec one that has cuts"),
         (["--data", "mnist"], "[data] mnist: expected the folder"),
         (["--clients", 0], "[data] clients = 0: expected a whole number >= 1"),
         (["--alpha", -1, "--partition", "dirichlet"], "[data] alpha = -1.0: expected a positive"),

@@ -1,6 +1,7 @@
 """Every registered algorithm under every planner and runner: a cut run is the long run, and a seed gives one run.
 
-An algorithm gets the tests by being in `ALGORITHMS`, a planner by a line in `PLANNERS`, a runner by one in `RUNNERS`.
+An algorithm gets the tests by being in `ALGORITHMS`, a codec by being in `CODECS`, a planner by a line in `PLANNERS`, a
+runner by one in `RUNNERS`.
 """
 
 import dataclasses
@@ -24,8 +25,21 @@ from edgeopt.schedule import Planner
 from edgeopt.solvers.client_selection import PowerOfChoice, SelectionPlanner
 from edgeopt.solvers.split_training.planner import HasflPlanner
 from edgeopt.tensors import load_tensors
-from edgeopt.training import Adam, Algorithm, ArrayData, History, LocalRunner, Task, train
+from edgeopt.training import (
+    Adam,
+    Algorithm,
+    ArrayData,
+    Codec,
+    Compressed,
+    History,
+    LocalRunner,
+    SplitFed,
+    Task,
+    TopK,
+    train,
+)  # fmt: skip
 from edgeopt.training.algorithms import ALGORITHMS
+from edgeopt.training.codecs import CODECS
 from edgeopt.training.constants import GradientEstimator
 from edgeopt.training.loop import Estimator
 from tests.training import split_tasks
@@ -35,12 +49,19 @@ ROUNDS = 4
 SIZES = (6, 6, 5, 6)  # samples of the clients
 BATCH = 2  # the largest: small, so that clients agree and share batches
 
-OPTIONS: dict[str, Any] = {"optimizer": Adam(0.02), "batch_size": BATCH, "cut_layer": 1, "num_servers": 2}
-"""What an algorithm is given, of the fields that it has."""
+OPTIONS: dict[str, Any] = {
+    "optimizer": Adam(0.02), "batch_size": BATCH, "cut_layer": 1, "num_servers": 2,
+    "share": 0.5, "feedback": 0.5, "rank": 1,
+}  # fmt: skip
+"""What an algorithm or a codec is given, of the fields that it has."""
 
 
-def make_algorithm(kind: type[Algorithm]) -> Algorithm:
+def make(kind: Any) -> Any:
     return kind(**{name: value for name, value in OPTIONS.items() if has(kind, name)})
+
+
+def make_algorithm(kind: type[Algorithm], codec: type[Codec] | None) -> Algorithm:
+    return make(kind) if codec is None else Compressed(make(kind), make(codec), report_errors=True)
 
 
 def has(kind: Any, name: str) -> bool:
@@ -123,6 +144,13 @@ RUNNERS: dict[str, Callable[[], LocalRunner]] = {
 }
 
 every_algorithm = pytest.mark.parametrize("kind", ALGORITHMS, ids=lambda kind: kind.name)
+every_coded = pytest.mark.parametrize(
+    ("kind", "codec"),
+    [(kind, TopK) for kind in ALGORITHMS if has(kind, "cut_layer")]
+    + [(SplitFed, kind) for kind in CODECS if kind != TopK],
+    ids=lambda kind: kind.name,
+)
+"""Every algorithm with the codec that remembers most, and every codec around one algorithm."""
 every_planner = pytest.mark.parametrize("planner", PLANNERS)
 every_runner = pytest.mark.parametrize("runner", RUNNERS)
 
@@ -137,13 +165,14 @@ class Case(NamedTuple):
     planner: str = "static"
     runner: str = "batched"
     task: Callable[[], Task] = plain_task
+    codec: type[Codec] | None = None
 
     def train(self, file: Path, rounds: int = ROUNDS, **options: Any) -> History:
         """Train from where the file is, with new objects of all that remembers; some of the clients fail."""
         planner, estimator = PLANNERS[self.planner](self.kind)
         timing = small_timing(len(SIZES), rate_sigma=0.4, failure_probability=0.2, seed=5)
         return train(
-            self.task(), make_algorithm(self.kind), planner, timing, rounds=rounds, runner=RUNNERS[self.runner](),
+            self.task(), make_algorithm(self.kind, self.codec), planner, timing, rounds=rounds, runner=RUNNERS[self.runner](),
             estimator=estimator, checkpoint=file, resume=True, **options,
         )  # fmt: skip
 
@@ -225,6 +254,13 @@ def test_resumed_whatever_the_layers(
     assert_every_cut_is_the_long_run(case, long_run(case), tmp_path)
 
 
+@every_coded
+def test_resumed_with_a_codec(kind: type[Algorithm], codec: type[Codec], long_run: LongRuns, tmp_path: Path):
+    """The same with what codecs remember on both sides of a cut, and what they draw."""
+    case = Case(kind, codec=codec)
+    assert_every_cut_is_the_long_run(case, long_run(case), tmp_path)
+
+
 @every_runner
 @every_algorithm
 def test_same_seed_same_run(kind: type[Algorithm], runner: str, long_run: LongRuns, tmp_path: Path):
@@ -234,11 +270,23 @@ def test_same_seed_same_run(kind: type[Algorithm], runner: str, long_run: LongRu
     assert_same_files(tmp_path / "again", long_run(case).files[ROUNDS])
 
 
-@every_algorithm
-def test_batched_is_one_after_another(kind: type[Algorithm], tmp_path: Path):
+@every_coded
+def test_same_seed_same_run_with_a_codec(kind: type[Algorithm], codec: type[Codec], long_run: LongRuns, tmp_path: Path):
+    """The same with what codecs draw."""
+    case = Case(kind, codec=codec)
+    case.train(tmp_path / "again")
+    assert_same_files(tmp_path / "again", long_run(case).files[ROUNDS])
+
+
+@pytest.mark.parametrize(
+    ("kind", "codec"),
+    [(kind, None) for kind in ALGORITHMS] + every_coded.args[1],
+    ids=lambda kind: getattr(kind, "name", ""),
+)
+def test_batched_is_one_after_another(kind: type[Algorithm], codec: type[Codec] | None, tmp_path: Path):
     """As a batch or one after another, clients learn the same up to rounding, and cost the same."""
     task = functools.cache(lambda: split_tasks.task(sizes=SIZES))  # in double precision: rounding stays small
-    batched, alone = (Case(kind, runner=runner, task=task).train(tmp_path / runner) for runner in RUNNERS)
+    batched, alone = (Case(kind, "static", runner, task, codec).train(tmp_path / runner) for runner in RUNNERS)
     for first, second in zip(batched.models, alone.models, strict=True):
         assert_near(first, second, 1e-9)
     for row, other in zip(batched.rows, alone.rows, strict=True):

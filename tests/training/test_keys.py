@@ -77,7 +77,10 @@ def test_folding_gives_keys_of_their_own():
     key = torch.tensor(5)
     keys = [int(fold_in(key, *numbers)) for numbers in ((), (0,), (1,), (0, 1), (1, 0), (0, 0))]
     assert len(set(keys)) == len(keys)
-    assert fold_in(key, 2, torch.arange(3)).tolist() == [int(fold_in(key, 2, i)) for i in range(3)]
+    for dtype in (torch.int64, torch.int32, torch.uint8):  # a key alone is a scalar, which gives way to other types
+        found = fold_in(key, 2, torch.arange(3, dtype=dtype))
+        assert found.dtype == torch.int64
+        assert found.tolist() == [int(fold_in(key, 2, i)) for i in range(3)]
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,19 @@ from torch import nn
 from edgeopt.data.arrays import ArrayData
 from edgeopt.errors import EdgeOptError, InvalidFileError
 from edgeopt.schedule import RoundPlan, StaticPlanner
-from edgeopt.training import ALGORITHMS, EdgeTiming, FedAvg, LocalRunner, Partition, Task, train
+from edgeopt.training import (
+    ALGORITHMS,
+    Compressed,
+    EdgeTiming,
+    FedAvg,
+    LocalRunner,
+    Partition,
+    Quantise,
+    SplitFed,
+    Task,
+    TopK,
+    train,
+)  # fmt: skip
 from edgeopt.training.messages import CATEGORIES, Batches, Message, reply
 
 pytest.importorskip("flwr")
@@ -213,10 +225,13 @@ def counts(replies):
     return {entry: float(answer["scalars"]["count"]) for entry, answer in replies.items()}
 
 
-@pytest.mark.parametrize("kind", ALGORITHMS, ids=lambda kind: kind.name)
-def test_the_same_weights_as_in_process(kind):
-    """Every algorithm on fake nodes ends with the bits of the in-process run, client states included."""
-    task, algorithm = make_task(), kind()
+CODED = [Compressed(SplitFed(), codec, report_errors=True) for codec in (TopK(feedback=0.5), Quantise(4))]
+
+
+@pytest.mark.parametrize("algorithm", [*(kind() for kind in ALGORITHMS), *CODED], ids=lambda algorithm: algorithm.name)
+def test_the_same_weights_as_in_process(algorithm):
+    """Every algorithm on fake nodes ends with the bits of the in-process run, client states included; with codecs too."""
+    task = make_task()
     plan = RoundPlan(client=range(5), batch_size=4, cut_layer=[1, 2, 2, 1, 1], local_steps=2)
     here = train(task, algorithm, StaticPlanner(plan), make_timing(), rounds=2, runner=LocalRunner(batched=False))
     grid = FakeGrid((task, algorithm), {10: 1, 11: 0, 12: 2})
