@@ -8,6 +8,8 @@ from edgeopt.evaluation.plots.style import COLOURS, GREY, legend_above, new_axes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+ENTRIES = ("objective", "objective to bound", "bound", "best known")
+
 
 def plot_bounds(data: Any, ax: "Axes | None" = None) -> "Axes":
     """Draw a bar from objective to certified bound per solver: the optimum lies inside every bar.
@@ -37,5 +39,5 @@ def plot_bounds(data: Any, ax: "Axes | None" = None) -> "Axes":
     ax.use_sticky_edges = False
     ax.margins(x=0.04, y=0.03)
     ax.set_xlabel("objective")
-    legend_above(ax, drawn)
+    legend_above(ax, {name: drawn[name] for name in ENTRIES if name in drawn})
     return ax
