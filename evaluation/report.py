@@ -28,7 +28,9 @@ def write_report(
     *,
     title: str = "Comparison of solvers",
 ) -> None:
-    """Write a report: per instance its facts, a table, pictures and every failure; then versions and machine.
+    """Write a report: per kind of problem profiles, per instance facts, table, pictures, failures; then the machine.
+
+    A kind has profiles where its solvers have more than one run each.
 
     Parameters
     ----------
@@ -45,19 +47,20 @@ def write_report(
         Without jinja2 or matplotlib.
     """
     check_packages()
-    flat = [row | {name: _printable(row[name]) for name in ("instance", "solver")} for row in with_gaps(rows)]
+    flat = [
+        row | {name: _printable(row[name]) for name in ("instance", "solver", "problem")} for row in with_gaps(rows)
+    ]
     problems = {_printable(name): problem for name, problem in (problems or {}).items()}
     if not flat:
         raise EdgeOptError("rows: expected at least one run to report on")
-    names = list(dict.fromkeys(row["instance"] for row in flat))
     text = rendered(
         "report.html",
         title=title,
         num_runs=len(flat),
         num_solvers=len({row["solver"] for row in flat}),
         num_failed=len(failures(flat)),
-        overview=_overview(flat) if len(names) > 1 else [],
-        sections=[_section(name, [r for r in flat if r["instance"] == name], problems) for name in names],
+        num_instances=len({row["instance"] for row in flat}),
+        kinds=[_kind(name, own, problems) for name, own in _groups(flat, "problem").items()],
         versions=merged(flat, "versions"),
         machine=merged(flat, "machine"),
         limits=sorted({"none" if row.get("time_limit") is None else f"{row['time_limit']:g} s" for row in flat}),
@@ -131,25 +134,37 @@ def fact(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _overview(rows: list[Row]) -> list[dict[str, str]]:
+def _kind(name: str, rows: list[Row], problems: Mapping[str, Problem]) -> dict[str, Any]:
+    """Return what a report says of one kind of problem: profiles if a solver has several runs, and every instance."""
     from edgeopt.evaluation.plots.comparison.performance_profile import plot_performance_profile
 
-    rows = _drawable(rows)
-    return [
-        picture("Share of runs within a gap to the best known value", lambda: plot_performance_profile(rows)),
-        picture("Share of runs by time", lambda: plot_performance_profile(rows, metric="time")),
-    ]
+    profiles = []
+    if len({(row["instance"], row["seed"]) for row in rows}) > 1:
+        profiles = [
+            picture("Share of runs within a gap to the best known value", lambda: plot_performance_profile(rows)),
+            picture("Share of runs by time", lambda: plot_performance_profile(rows, metric="time")),
+        ]
+    sections = [_section(instance, own, problems) for instance, own in _groups(rows, "instance").items()]
+    return {"name": name, "pictures": profiles, "sections": sections}
+
+
+def _groups(rows: list[Row], name: str) -> dict[str, list[Row]]:
+    """Return rows by a column, in the order in which its values first appear."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row[name], []).append(row)
+    return groups
 
 
 def _section(name: str, rows: list[Row], problems: Mapping[str, Problem]) -> dict[str, Any]:
     from edgeopt.evaluation.plots.comparison.bounds import plot_bounds
     from edgeopt.evaluation.plots.comparison.gap_against_time import plot_gap_against_time
 
-    pictures, drawn = [], _drawable(rows)
+    pictures = []
     if any(row["feasible"] for row in rows):
-        pictures.append(picture("Objective and certified bound", lambda: plot_bounds(drawn)))
+        pictures.append(picture("Objective and certified bound", lambda: plot_bounds(rows)))
         if any(row.get("history") for row in rows):
-            pictures.append(picture("Gap to the best known value against time", lambda: plot_gap_against_time(drawn)))
+            pictures.append(picture("Gap to the best known value against time", lambda: plot_gap_against_time(rows)))
         if name in problems:
             pictures += _solution_pictures(problems[name], rows)
     facts = problems[name].describe() if name in problems else next((r["facts"] for r in rows if r.get("facts")), {})
@@ -207,8 +222,3 @@ def picture(caption: str, draw: Callable[[], "Axes"]) -> dict[str, str]:
 def _printable(name: str) -> str:
     """Return a name with what no file can hold escaped, as bytes of a file name that are no text."""
     return name.encode(errors="backslashreplace").decode()
-
-
-def _drawable(rows: list[Row]) -> list[Row]:
-    """Return rows whose names matplotlib does not take for formulas."""
-    return [row | {name: row[name].replace("$", r"\$") for name in ("instance", "solver")} for row in rows]
