@@ -230,7 +230,8 @@ def test_studies_are_what_they_say(name: str):
         test: Any = claim.test
         spoken = {getattr(test, part) for part in ("variant", "first", "second") if hasattr(test, part)}
         spoken |= set(getattr(test, "variants", ()))
-        assert spoken and spoken <= set(study.variants), claim.text
+        assert spoken, claim.text
+        assert spoken <= set(study.variants), claim.text
         assert test.task is None or test.task in study.tasks, claim.text
 
 
