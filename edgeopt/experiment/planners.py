@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import InvalidProblemError
+from edgeopt.experiment.config import KINDS
 from edgeopt.experiment.options import checked_options, hints_of, unknown_name
 from edgeopt.problem import Problem
 from edgeopt.problems import ClientSelection, SplitTraining
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from edgeopt.training.task import Task
 
 OWN_PLANNERS = ("fixed", "random", "schedule", "hasfl")
-_KINDS = ("split-training", "client-selection")
 _HORIZON = 100  # rounds that a learnt policy trains on: not those of the run, which may be resumed for more
 
 
@@ -69,10 +69,10 @@ def kind_of_solver(name: str) -> str | None:
     """
     kind, slash, _ = name.partition("/")
     if slash:
-        return kind if kind in _KINDS else None
+        return kind if kind in KINDS else None
     if name in OWN_PLANNERS:
         return None
-    return next((k for k in _KINDS if any(solver.name == name for solver in solvers_of(k))), None)
+    return next((k for k in KINDS if any(solver.name == name for solver in solvers_of(k))), None)
 
 
 def planner_for(
@@ -115,7 +115,7 @@ def planner_for(
         return Schedule.load(file), None
     kind, _, own = name.rpartition("/")
     if kind not in ("", "split-training") or own not in {solver.name for solver in solvers_of("split-training")}:
-        known = [*OWN_PLANNERS, *(f"{kind}/{solver.name}" for kind in _KINDS for solver in solvers_of(kind))]
+        known = [*OWN_PLANNERS, *(f"{kind}/{solver.name}" for kind in KINDS for solver in solvers_of(kind))]
         raise unknown_name(e.source, "planner", name, known)
     assert isinstance(problem, SplitTraining)
     return _split(e, problem, own, again=name == "hasfl")
