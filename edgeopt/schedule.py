@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from edgeopt import storage
 from edgeopt.convergence import ConvergenceEstimate
+from edgeopt.display import one_line
 from edgeopt.errors import EdgeOptError, InvalidFileError, InvalidProblemError, quoted
 from edgeopt.fields import Fields, in_file
 from edgeopt.foreign import as_array
@@ -93,6 +94,8 @@ class RoundPlan:
     cut_layer: NDArray[np.int32] = field(default_factory=_ZERO)
     local_steps: NDArray[np.int32] = field(default_factory=_ONE)
     aggregate: bool = True
+
+    __repr__ = one_line
 
     def __post_init__(self) -> None:
         size = int_array("client", self.client, (None,), low=0).size
@@ -180,6 +183,8 @@ class Feedback:
     fed_downlink_bps: NDArray[np.float64] = field(default_factory=_NAN)
     constants: ConvergenceEstimate | None = None
 
+    __repr__ = one_line
+
     def __post_init__(self) -> None:
         size = len(self.plan)
         checked = {
@@ -257,6 +262,8 @@ class StaticPlanner:
     round_plan: RoundPlan
     interval: int = 1
 
+    __repr__ = one_line
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "interval", int_array("interval", self.interval, (), low=1).item())
 
@@ -282,6 +289,8 @@ class Schedule:
     """
 
     rounds: Sequence[RoundPlan]
+
+    __repr__ = one_line
 
     def __post_init__(self) -> None:
         rounds = tuple(listed("rounds", self.rounds, single=RoundPlan))

@@ -23,7 +23,7 @@ def describe_solver(kind: str, solver: Solver) -> dict[str, Any]:
         "problem": kind,
         "name": solver.name,
         "guarantee": str(solver.guarantee),
-        "source": getattr(solver.guarantee, "source", ""),
+        "source": solver.guarantee.source,
         "summary": paragraphs[0],
         "complexity": next((sentence for sentence in sentences if "O(" in sentence), ""),
         "supports": " ".join((inspect.getdoc(solver.supports) or "").split("\n\n")[0].split()),

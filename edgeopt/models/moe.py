@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from edgeopt.display import one_line
 from edgeopt.errors import InvalidProblemError
 from edgeopt.models.attention import SelfAttention, initialise
 from edgeopt.models.decoder import Embedding, Head, Residual
@@ -31,6 +32,8 @@ class LayerRouting:
 
     logits: torch.Tensor
     experts: torch.Tensor
+
+    __repr__ = one_line
 
     @property
     def balance_loss(self) -> torch.Tensor:

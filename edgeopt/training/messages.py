@@ -6,6 +6,8 @@ from typing import Literal
 
 import torch
 
+from edgeopt.display import one_line
+
 Tensors = dict[str, torch.Tensor]
 """Tensors by name: the weights of a model, or a part of them."""
 
@@ -56,6 +58,8 @@ class Message:
     batches: Batches | None = None
     flops: float = 0.0
 
+    __repr__ = one_line
+
     def __getitem__(self, category: Category) -> Tensors:
         return self.tensors.get(category, {})
 
@@ -96,6 +100,8 @@ class Phase:
     server_flops: Mapping[int, float] = field(default_factory=dict)
     server_up_bytes: float = 0.0
     server_down_bytes: float = 0.0
+
+    __repr__ = one_line
 
 
 Replies = dict[int, Message]

@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgeopt.convergence import ConvergenceEstimate
+from edgeopt.display import one_line
 from edgeopt.errors import InvalidProblemError
 from edgeopt.schedule import Feedback, RoundPlan
 from edgeopt.training.algorithms.base import Algorithm, Outcome
@@ -36,6 +37,8 @@ class Played:
     phases: tuple[PhaseTime, ...]
     loss: dict[int, float]
     bytes: NDArray[np.int64]
+
+    __repr__ = one_line
 
     def feedback(self, number: int, plan: RoundPlan, timing: Timing, constants: ConvergenceEstimate | None) -> Feedback:
         """Return what a planner may know of the round."""

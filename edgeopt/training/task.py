@@ -17,6 +17,7 @@ from torch.func import functional_call
 
 from edgeopt.data.arrays import ArrayData, described
 from edgeopt.data.partition import Partition
+from edgeopt.display import one_line
 from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.models.moe import record_routing
 from edgeopt.profile import ModelProfile
@@ -101,6 +102,8 @@ class Task:
     """Names of the weights that are trained; the others are buffers."""
     _modes: dict[bool, nn.Sequential] = field(init=False, repr=False)  # in training mode or not
     _parts: dict[tuple[bool, int, int], nn.Sequential] = field(init=False, repr=False, default_factory=dict)
+
+    __repr__ = one_line
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Sequential) or len(self.model) == 0:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeopt import storage
+from edgeopt.display import html_rows
 from edgeopt.errors import InvalidFileError, InvalidProblemError, quoted
 from edgeopt.extras import needs
 from edgeopt.fields import Fields, in_file
@@ -36,6 +37,18 @@ COLUMNS = (
 FORMAT = 1
 
 logger = logging.getLogger("edgeopt")
+
+
+class Rows(list[Row]):
+    """Rows that show themselves as a table in a notebook."""
+
+    def __repr__(self) -> str:
+        sizes = [len({row[name] for row in self}) for name in ("solver", "instance")]
+        return "Rows({} runs, {} solvers, {} instances)".format(len(self), *sizes)
+
+    def _repr_html_(self) -> str:
+        shown = ("instance", "solver", "seed", "status", "objective", "bound", "gap", "gap_to_best", "seconds_total")
+        return html_rows(f"{len(self)} runs", [flat_row(row) for row in self], shown)
 
 
 class RowStore:
@@ -128,7 +141,7 @@ def _check_row(row: Fields) -> None:
             line.optional_number(name)
 
 
-def read_rows(folder: "str | os.PathLike[str]") -> list[Row]:
+def read_rows(folder: "str | os.PathLike[str]") -> Rows:
     """Read all rows of a comparison from its ``out`` folder, sorted; damaged files are left out with a warning."""
     inner = Path(folder) / "rows"
     rows = []
@@ -137,7 +150,7 @@ def read_rows(folder: "str | os.PathLike[str]") -> list[Row]:
             rows.append(read_row(path))
         except (InvalidFileError, OSError) as error:
             logger.warning("left out: %s", error)
-    return sorted(rows, key=lambda row: (str(row.get("instance")), row["solver"], row["seed"]))
+    return Rows(sorted(rows, key=lambda row: (str(row.get("instance")), row["solver"], row["seed"])))
 
 
 def as_rows(data: Any) -> list[Row]:

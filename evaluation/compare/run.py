@@ -18,7 +18,7 @@ import numpy as np
 from edgeopt import storage
 from edgeopt.errors import EdgeOptError, InvalidProblemError, quoted
 from edgeopt.evaluation.compare.executors import Engine, is_lost, open_engine
-from edgeopt.evaluation.compare.rows import Row, RowStore, add_gaps, plain, row_key, rows_frame
+from edgeopt.evaluation.compare.rows import Row, Rows, RowStore, add_gaps, plain, row_key, rows_frame
 from edgeopt.evaluation.compare.worker import Parcel, Task, common_values, failed_row, run_task
 from edgeopt.problem import Problem
 from edgeopt.solve import Solver, refuse_other, time_limit_s, versions
@@ -132,7 +132,7 @@ def comparison_rows(
     jobs: int = 1,
     display: bool = True,
     references: Mapping[str, float] | None = None,
-) -> tuple[list[Row], bool]:
+) -> tuple[Rows, bool]:
     """Do what `compare` does, and return the full rows, histories and solutions included, and whether Ctrl-C came."""
     named = name_instances(problems)
     known = {name: value for name in named if (value := _library_value(name, named[name])) is not None}
@@ -162,7 +162,7 @@ def comparison_rows(
         engine = open_engine(executor, jobs)
         with _progress(len(tasks), display) as advance:
             interrupted = run_all(tasks, engine, keep, advance)
-    return add_gaps((rows[key] for key in order if key in rows), known), interrupted
+    return Rows(add_gaps((rows[key] for key in order if key in rows), known)), interrupted
 
 
 def plan(

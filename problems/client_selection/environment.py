@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from edgeopt.display import one_line
 from edgeopt.errors import InvalidProblemError
 from edgeopt.problems.client_selection.kernels import bonuses, first_wrong_pick, play_round
 from edgeopt.problems.client_selection.scenario import draw_scenarios
@@ -45,6 +46,8 @@ class ServerView:
     delivered: NDArray[np.int32]
     outcome: NDArray[np.int8]
 
+    __repr__ = one_line
+
     @property
     def staleness(self) -> NDArray[np.int32]:
         """int32 [n], rounds since the last delivery; the round number plus one if there was none."""
@@ -74,6 +77,8 @@ class RoundResult:
     round_s: NDArray[np.float64]
     tally: NDArray[np.int32]
     outcome: NDArray[np.int8]
+
+    __repr__ = one_line
 
 
 class SelectionEnvironment:

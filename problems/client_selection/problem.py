@@ -26,7 +26,7 @@ MAX_RATE_SIGMA = 10.0  # beyond, fading is 0 but for a rare draw, down to number
 """Largest standard deviation of the logarithm of a rate; beyond it factors leave the floating-point numbers."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class ClientSelection(Problem):
     r"""Choose which clients S servers train with over T rounds; a client that is taken twice is a conflict.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.display import one_line
 from edgeopt.rng import stream
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ class Scenarios:
     regime: NDArray[np.int8]
     busy: NDArray[np.bool_]
     fading: NDArray[np.float64]
+
+    __repr__ = one_line
 
 
 def draw_scenarios(problem: "ClientSelection", seeds: Sequence[int]) -> Scenarios:

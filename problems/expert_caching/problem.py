@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edgeopt import storage
+from edgeopt.display import one_line
 from edgeopt.errors import InvalidFileError, InvalidProblemError, quoted
 from edgeopt.fields import Fields, check_table
 from edgeopt.npz import numbers
@@ -43,8 +44,10 @@ class CacheReport:
     hit_ratio: dict[str, float]
     storage_used: NDArray[np.float64]
 
+    __repr__ = one_line
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class ExpertCaching(Problem):
     r"""Place the experts of mixture-of-experts models on edge servers.
 
@@ -382,6 +385,10 @@ class ExpertCaching(Problem):
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some fields changed, validated anew."""
         return dataclasses.replace(self, **changes)
+
+    def tiny_like(self) -> Self:
+        """Return a tiny problem of the same latency mode: what solvers warm up on."""
+        return type(self).random(num_servers=4, num_users=4, latency=self.latency, theta=self.theta)
 
     def describe(self) -> dict[str, str | int | float]:
         """Return sizes, latency mode and storage as one flat dictionary."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-9  # relative, by which a plan may miss a limit: rounding in sums over layers and users
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class ModelDownload(Problem):
     r"""Admit users who download a model and run it layer by layer while it arrives, each within a deadline.
 
@@ -374,6 +374,10 @@ class ModelDownload(Problem):
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some fields changed, validated anew."""
         return dataclasses.replace(self, **changes)
+
+    def tiny_like(self) -> "ModelDownload":
+        """Return a tiny problem of the same kind: what solvers warm up on."""
+        return type(self).random(num_users=4, num_models=4)
 
     def describe(self) -> dict[str, str | int | float]:
         """Return sizes, modes, limits, and how many users `refusals` would list, as one flat dictionary."""

@@ -26,7 +26,7 @@ Floats = NDArray[np.float64]
 MEMORY_TOLERANCE = 1e-12  # relative
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class SplitTraining(Problem):
     r"""Choose batch sizes, cut layers and the aggregation interval of split federated learning.
 
@@ -331,6 +331,10 @@ class SplitTraining(Problem):
         plan = SplitPlan(**lists, aggregation_interval=given.integer("aggregation_interval"))
         self._check_shape(plan)
         return plan
+
+    def tiny_like(self) -> Self:
+        """Return a tiny problem of the same kind: what solvers warm up on."""
+        return type(self).random(num_devices=4, num_layers=4)
 
     def describe(self) -> dict[str, str | int | float]:
         """Return sizes, speeds and what limits the accuracy as one flat dictionary."""

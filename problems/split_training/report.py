@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.display import one_line
 from edgeopt.problems.split_training.plan import SplitPlan
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class SplitReport:
     total_s: float
     accuracy_share: dict[str, float]
     memory_bytes: Floats
+
+    __repr__ = one_line
 
 
 def report_of(problem: "SplitTraining", plan: SplitPlan) -> SplitReport:

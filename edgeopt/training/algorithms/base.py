@@ -6,6 +6,7 @@ from typing import ClassVar, Protocol
 
 import torch
 
+from edgeopt.display import one_line
 from edgeopt.schedule import RoundPlan
 from edgeopt.training.messages import Message, Phase, Replies, State, Tensors
 from edgeopt.training.task import Batch, Task
@@ -23,6 +24,8 @@ class Outcome:
 
     state: State
     loss: Mapping[int, torch.Tensor]
+
+    __repr__ = one_line
 
 
 class Algorithm(Protocol):
