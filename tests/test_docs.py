@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import json
 import pydoc
 import re
 import runpy
@@ -123,17 +124,40 @@ def test_the_reference_has_nothing_else():
 
 # --- examples -----------------------------------------------------------------------------------------------------
 
+NOTEBOOKS = sorted(DOCS.glob("*.ipynb"))
 EXAMPLES = ["README.md", *(f"docs/{page.name}" for page in sorted(DOCS.glob("*.md")) if page.name != "add-a-solver.md")]
 
 
-@pytest.mark.parametrize("page", [page for page in EXAMPLES if code_blocks(text(page))])
-def test_examples_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def cells(notebook: Path, kind: str) -> list[Any]:
+    """Return the cells of a notebook that are of a kind."""
+    found = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return [cell for cell in found if cell["cell_type"] == kind]
+
+
+def examples() -> Iterator[Any]:
+    """Yield by name the blocks of code of every page and notebook that has any."""
+    for page in EXAMPLES:
+        if blocks := code_blocks(text(page)):
+            yield pytest.param(blocks, id=page)
+    for notebook in NOTEBOOKS:
+        yield pytest.param(["".join(cell["source"]) for cell in cells(notebook, "code")], id=f"docs/{notebook.name}")
+
+
+@pytest.mark.parametrize("blocks", [*examples()])
+def test_examples_run(blocks: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The Python blocks of a page run one after another, with time limits as short as the machine lets them be."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(edgeopt, "solve", _hurried(edgeopt.solve))
     module = {"__name__": "example"}
-    for block in code_blocks(text(page)):
-        exec(compile(block, page, "exec"), module)  # noqa: S102 - our own pages
+    for number, block in enumerate(blocks):
+        exec(compile(block, f"block {number}", "exec"), module)  # noqa: S102 - our own pages
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda notebook: notebook.name)
+def test_notebooks_are_kept_without_what_they_gave(notebook: Path):
+    """Outputs are made when the pages are built: none is under version control, so that changes can be read."""
+    assert cells(notebook, "code")
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells(notebook, "code"))
 
 
 def _hurried(solve: Any) -> Any:
@@ -195,10 +219,17 @@ def test_shell_examples_name_what_exists():
 # --- links and layout ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def prose(page: Path) -> str:
+    """Return what a page says; of a notebook, its text without the code."""
+    if page.suffix == ".ipynb":
+        return "\n\n".join("".join(cell["source"]) for cell in cells(page, "markdown"))
+    return page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=lambda page: page.name)
 def test_internal_links(page: Path):
     """Every relative link leads to a file, and its anchor to a heading (or, on the API page, to a name)."""
-    content = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    content = re.sub(r"^```.*?^```", "", prose(page), flags=re.DOTALL | re.MULTILINE)
     for target in re.findall(r"\]\(([^)\s]+)\)", content):
         if re.match(r"[a-z]+:", target):
             continue
@@ -219,8 +250,8 @@ def _anchors(page: Path) -> set[str]:
 
 def test_navigation_has_every_page():
     """Every page of docs/ is in the navigation, and nothing else."""
-    listed = re.findall(r": ([\w-]+\.md)$", text("mkdocs.yml"), re.MULTILINE)
-    assert sorted(listed) == [page.name for page in sorted(DOCS.glob("*.md"))]
+    listed = re.findall(r": ([\w-]+\.(?:md|ipynb))$", text("mkdocs.yml"), re.MULTILINE)
+    assert sorted(listed) == sorted(page.name for page in [*DOCS.glob("*.md"), *NOTEBOOKS])
 
 
 def test_pages_load_nothing_from_elsewhere():
