@@ -1,5 +1,6 @@
 """The documentation says what the code does: names, solvers, guarantees, examples, links, packages."""
 
+import functools
 import importlib
 import inspect
 import json
@@ -18,9 +19,8 @@ import pytest
 
 import edgeopt
 from edgeopt import convergence, data, evaluation, experiment, inference, models, problems, schedule, solvers, training
-from edgeopt.evaluation.listing import describe_solver
-from edgeopt.problems import PROBLEMS
-from edgeopt.solvers import client_selection, expert_caching, model_download, solvers_of, split_training
+from edgeopt.evaluation.listing import describe_solver, with_registered
+from edgeopt.solvers import KINDS, solvers_of
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -41,41 +41,40 @@ def code_blocks(page: str, language: str = "python") -> list[str]:
 # --- solvers and guarantees ---------------------------------------------------------------------------------------
 
 
-GUIDES = {
-    "expert-caching": "docs/choose-a-caching-solver.md",
-    "model-download": "docs/model-download.md",
-    "split-training": "docs/split-training.md",
-    "client-selection": "docs/client-selection.md",
-}
-"""The page with the table of the solvers of each kind of problem."""
-PLACES = [(page, kind.kind) for kind in PROBLEMS for page in ("README.md", GUIDES[kind.kind])]
-
-
-def solver_rows(page: str, kind: str) -> list[list[str]]:
-    """Return the cells of the table of the solvers of a kind."""
-    after = text(page).split(f"<!-- solvers: {kind};", 1)[1].split("\n\n", 2)[1].splitlines()
+def solver_rows(kind: str) -> list[list[str]]:
+    """Return the cells of the table of the solvers of a kind, in the guide that has it."""
+    marker = f"<!-- solvers: {kind};"
+    (guide,) = [page for page in PAGES if marker in page.read_text(encoding="utf-8")]
+    after = guide.read_text(encoding="utf-8").split(marker, 1)[1].split("\n\n", 2)[1].splitlines()
     table = [line for line in after if line.startswith("| `")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
 
 
-@pytest.mark.parametrize(("page", "kind"), PLACES)
-def test_solver_tables(page: str, kind: str):
+@pytest.mark.parametrize("kind", KINDS)
+def test_solver_tables(kind: str):
     """The tables list exactly the registered solvers, in their order, with the guarantee that each one states."""
-    stated = [(row[0].strip("`"), row[1]) for row in solver_rows(page, kind)]
+    stated = [(row[0].strip("`"), row[1]) for row in solver_rows(kind)]
     registered = [(solver.name, str(solver.guarantee)) for solver in solvers_of(kind)]
-    assert stated == registered, f"{page}: the table should have the rows {registered}"
+    assert stated == registered, f"{kind}: the table should have the rows {registered}"
 
 
-@pytest.mark.parametrize("kind", [problem.kind for problem in PROBLEMS])
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_solver_says_how_long_it_takes(kind: str):
     """The guide has a time for every solver whose docstring states a complexity."""
-    for name, _, time, supports in solver_rows(GUIDES[kind], kind):
+    for name, _, does, time, supports in solver_rows(kind):
         solver = solvers.get_solver(kind, name.strip("`"))
+        assert does
         assert supports
         assert ("O(" in time) == bool(describe_solver(kind, solver)["complexity"]), name
 
 
 # --- the reference ------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def reference() -> str:
+    """Return the API page as the documentation shows it."""
+    return with_registered(text("docs/api.md"))
 
 
 def public_names(module: types.ModuleType) -> Iterator[str]:
@@ -91,15 +90,15 @@ def public_names(module: types.ModuleType) -> Iterator[str]:
 
 
 MODULES = [
-    edgeopt, convergence, schedule, problems, solvers, expert_caching, model_download, split_training,
-    client_selection, evaluation, data, models, training, inference, experiment,
+    edgeopt, convergence, schedule, problems, solvers, evaluation, data, models, training, inference, experiment,
+    *(importlib.import_module("edgeopt.solvers." + kind.replace("-", "_")) for kind in KINDS),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_the_reference_has_every_public_name(module: types.ModuleType):
     """Every public name is on the API page, under this module's name or that of the module that defines it."""
-    directives = set(re.findall(r"^::: ([\w.]+)$", text("docs/api.md"), re.MULTILINE))
+    directives = set(re.findall(r"^::: ([\w.]+)$", reference(), re.MULTILINE))
     names = [name for name in public_names(module) if (module, name) != (problems, "load")]  # it is edgeopt.load
     assert names
     missing = [name for name in names if not any(_covers(module, name, directive) for directive in directives)]
@@ -117,7 +116,7 @@ def _covers(module: types.ModuleType, name: str, directive: str) -> bool:
 
 def test_the_reference_has_nothing_else():
     """Every name on the API page exists."""
-    for directive in re.findall(r"^::: ([\w.]+)$", text("docs/api.md"), re.MULTILINE):
+    for directive in re.findall(r"^::: ([\w.]+)$", reference(), re.MULTILINE):
         module, _, name = directive.rpartition(".")
         assert hasattr(importlib.import_module(module), name), directive
 
@@ -238,7 +237,7 @@ def test_internal_links(page: Path):
         assert there.exists(), f"{page.name}: {target}"
         assert ROOT in (there, *there.parents), f"{page.name}: {target} leads out of the project"
         if anchor and there.name == "api.md":
-            assert f"::: {anchor}\n" in text("docs/api.md"), f"{page.name}: {target}"
+            assert f"::: {anchor}\n" in reference(), f"{page.name}: {target}"
         elif anchor:
             assert anchor in _anchors(there), f"{page.name}: {target}"
 
