@@ -20,6 +20,8 @@ import pytest
 import edgeopt
 from edgeopt import convergence, data, evaluation, experiment, inference, models, problems, schedule, solvers, training
 from edgeopt.evaluation.listing import describe_solver, with_registered
+from edgeopt.evaluation.plots.solutions import SOLUTION_PICTURES
+from edgeopt.extras import EXTRAS
 from edgeopt.solvers import KINDS, solvers_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,6 +68,16 @@ def test_every_solver_says_how_long_it_takes(kind: str):
         assert does
         assert supports
         assert ("O(" in time) == bool(describe_solver(kind, solver)["complexity"]), name
+
+
+def test_extras_are_listed():
+    """The quick start says of every extra that a user installs what it adds."""
+    assert set(re.findall(r"^\| `([a-z]+)` \|", text("docs/quickstart.md"), re.MULTILINE)) == set(EXTRAS)
+
+
+def test_pictures_of_solutions_are_of_kinds_that_there_are():
+    """Pictures are looked up by kind of problem; a misspelt one would never be drawn."""
+    assert set(SOLUTION_PICTURES) <= set(KINDS)
 
 
 # --- the reference ------------------------------------------------------------------------------------------------

@@ -141,7 +141,8 @@ def _surroundings(
     if e.planner.name in WITHOUT_PROBLEM:
         return None, timing
     optimizer = next((getattr(algorithm, name) for name in optimizer_fields(type(algorithm))), None)
-    return split_problem(e, task, getattr(optimizer, "lr", Sgd().lr), network), timing
+    step_size = (optimizer if isinstance(optimizer, Sgd | Adam) else Sgd()).lr
+    return split_problem(e, task, step_size, network), timing
 
 
 def optimizer_from(options: Options, source: str, table: str) -> Optimizer:

@@ -78,7 +78,7 @@ class NetworkChoice:
     file : a saved `SplitTraining` or `ClientSelection` problem. Default: a random network.
     kind : what the network is for: ``split-training``, devices around one server, or ``client-selection``, several
         servers with overlapping coverage. Default: as the file, or as the algorithm needs it.
-    servers : of the random network. Default: 1, and 3 for ``multi-server-fedavg``.
+    servers : of the random network. Default: 1, and 3 for an algorithm of several.
     seed : of the random network. Default: the experiment's.
     options : arguments of `EdgeNetwork.random`, and ``rate_sigma``, ``failure_probability``, ``joules_per_flop``,
         ``fed_rate_bps`` as in `edgeopt.training.EdgeTiming.from_network`.
