@@ -113,8 +113,8 @@ $(VENV)/.stamp-test: $(VENV)/.stamp-build $(REQUIREMENTS)
 	@touch $@ $(@D)/.stamp-run $(@D)/.stamp-report
 
 $(VENV)/.stamp-docs: $(VENV)/.stamp-build $(REQUIREMENTS)
-	$(PY) $(PINNED) -e ".[docs,report]"
-	@touch $@ $(@D)/.stamp-report
+	$(PY) $(PINNED) -e ".[docs,report,train]"
+	@touch $@ $(@D)/.stamp-run $(@D)/.stamp-report
 
 $(VENV)/.stamp-dev: $(VENV)/.stamp-build $(REQUIREMENTS)
 	$(PY) $(PINNED) -e ".[dev]"

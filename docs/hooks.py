@@ -11,6 +11,8 @@ from matplotlib.mathtext import MathTextParser
 from matplotlib.path import Path
 from matplotlib.textpath import TextPath
 
+from edgeopt.evaluation.listing import with_registered
+
 _SIZE = 200.0  # units of a drawing per em: coordinates are rounded to whole units
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\s*\\([(\[])(.*?)\\[)\]]\s*</\1>', re.DOTALL)
 _MATH_BLOCK = re.compile(r"^( *)\.\. math:: *(.+(?:\n\1 +.+)*)", re.MULTILINE)
@@ -20,6 +22,11 @@ _PARAMETERS = re.compile(
     r"^((?:Parameters|Other Parameters)\n-+\n)(.*?)(?=\n\n[A-Z][A-Za-z ]+\n-+\n|\Z)", re.MULTILINE | re.DOTALL
 )
 _PARAMETER = re.compile(r"^(\w[\w, .]*?) : (.+)", re.MULTILINE)
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """List what is registered, so that the reference has it."""
+    return with_registered(markdown)
 
 
 def on_page_content(content: str, **_: Any) -> str:

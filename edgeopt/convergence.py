@@ -24,6 +24,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.display import one_line
 from edgeopt.errors import EdgeOptError
 from edgeopt.foreign import as_array
 from edgeopt.validate import integer
@@ -46,6 +47,8 @@ class Estimate:
     value: NDArray[np.float64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
+
+    __repr__ = one_line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

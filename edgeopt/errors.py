@@ -39,7 +39,7 @@ class MissingDependencyError(EdgeOptError, ImportError):
     """An optional package is needed; the message says what to install."""
 
 
-class _Short(reprlib.Repr):
+class ShortRepr(reprlib.Repr):
     """`repr` that looks at the beginning of a value only, so that huge ones cost nothing."""
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class _Short(reprlib.Repr):
         return repr(x) if x.bit_length() < 128 else f"an integer of {int(x.bit_length() * math.log10(2)) + 1} digits"
 
 
-_SHORT = _Short()
+_SHORT = ShortRepr()
 
 
 def quoted(value: object) -> str:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, Self
 
 from edgeopt import storage
+from edgeopt.display import headline, html_facts
+from edgeopt.errors import EdgeOptError
 
 Sense = Literal["max", "min"]
 
@@ -89,9 +91,23 @@ class Problem(ABC):
         """Return which arrays a file with these plain values may hold; kinds with arrays say so."""
         return {}
 
+    def solution_from_json(self, document: dict[str, Any]) -> Any:
+        """Return the solution that its ``to_json`` wrote; kinds whose solutions can be read back say how."""
+        raise EdgeOptError(f"solutions of {self.kind} cannot be read back")
+
+    def tiny_like(self) -> "Problem | None":
+        """Return a tiny problem that takes solvers through the same branches, for warming them up; None for no warm-up."""
+        return None
+
     def is_feasible(self, solution: Any) -> bool:
         """Return whether a solution violates nothing."""
         return not self.violations(solution)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({headline(self.describe())})"
+
+    def _repr_html_(self) -> str:
+        return html_facts(type(self).__name__, self.describe())
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the problem to a ``.json`` or ``.npz`` file, atomically; `edgeopt.load` reads it back."""

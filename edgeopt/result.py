@@ -11,11 +11,12 @@ from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
 from edgeopt import storage
+from edgeopt.display import html_facts
 from edgeopt.errors import NoSolutionError, SolverError
-from edgeopt.problem import Sense
+from edgeopt.problem import Sense, Solution
 from edgeopt.stop import Limit
 
-S = TypeVar("S")
+S = TypeVar("S", bound=Solution)
 
 
 class Status(StrEnum):
@@ -133,6 +134,9 @@ class History:
     def __len__(self) -> int:
         return len(self._records)
 
+    def __repr__(self) -> str:
+        return f"History({len(self)} records)"
+
     def __iter__(self) -> Iterator[Record]:
         return iter(self._records)
 
@@ -148,7 +152,7 @@ class History:
         return text.getvalue()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Result(Generic[S]):
     """Outcome of one solve.
 
@@ -227,18 +231,30 @@ class Result(Generic[S]):
             "message": self.message,
         }
         if with_solution:
-            to_json = getattr(self.solution, "to_json", None)
-            document |= {"versions": self.versions, "solution": to_json() if to_json else None}
+            solution = None if self.solution is None else self.solution.to_json()
+            document |= {"versions": self.versions, "solution": solution}
         return document
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the result, its solution included, as JSON, atomically."""
         storage.write_text(path, json.dumps(self.to_json(with_solution=True), indent=1) + "\n")
 
+    def __repr__(self) -> str:
+        known = "" if self._objective is None else f", objective {self._objective:.6g}"
+        gap = f", gap {100 * self.gap:.4g} %" if math.isfinite(self.gap) else ""
+        return f"Result({self._headline()}{known}{gap})"
+
+    def _repr_html_(self) -> str:
+        shown = {name: value for name, value in self.to_json().items() if name not in ("problem", "solver", "status")}
+        return html_facts(self._headline(), shown | {"seconds": self.seconds.total})
+
+    def _headline(self) -> str:
+        limit = f", stopped by {self.limit} limit" if self.limit else ""
+        return f"{self.solver} on {self.problem}: {self.status}{limit}"
+
     def summary(self) -> str:
         """Return a few lines for people."""
-        limit = f", stopped by {self.limit} limit" if self.limit else ""
-        lines = [f"{self.solver} on {self.problem}: {self.status}{limit}"]
+        lines = [self._headline()]
         if self._objective is not None:
             lines.append(f"  objective {self._objective:.6g} ({self.sense}), guarantee {self.guarantee}")
         if math.isfinite(self.bound):

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from edgeopt import storage
 from edgeopt.convergence import ConvergenceEstimate
+from edgeopt.display import one_line
 from edgeopt.errors import EdgeOptError, InvalidFileError, InvalidProblemError, quoted
 from edgeopt.fields import Fields, in_file
 from edgeopt.foreign import as_array
@@ -149,6 +150,8 @@ class RoundPlan:
     experts: NDArray[np.int32] = field(default_factory=_DEFAULTS["experts"])
     aggregate: bool = True
 
+    __repr__ = one_line
+
     def __post_init__(self) -> None:
         size = int_array("client", self.client, (None,), low=0).size
         for column in COLUMNS:
@@ -246,6 +249,8 @@ class Feedback:
     constants: ConvergenceEstimate | None = None
     measured: Mapping[str, float] = field(default_factory=dict)
 
+    __repr__ = one_line
+
     def __post_init__(self) -> None:
         size = len(self.plan)
         checked = {
@@ -324,6 +329,8 @@ class StaticPlanner:
 
     round_plan: RoundPlan
     interval: int = 1
+
+    __repr__ = one_line
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "interval", int_array("interval", self.interval, (), low=1).item())
@@ -409,6 +416,8 @@ class Schedule:
     """
 
     rounds: Sequence[RoundPlan]
+
+    __repr__ = one_line
 
     def __post_init__(self) -> None:
         rounds = tuple(listed("rounds", self.rounds, single=RoundPlan))

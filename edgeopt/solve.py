@@ -15,7 +15,7 @@ import numpy as np
 from edgeopt.errors import EdgeOptError, InvalidProblemError, SolverError, UnsupportedProblemError, quoted
 from edgeopt.installed import versions
 from edgeopt.interrupts import interrupted, interrupts_noted, is_interrupt
-from edgeopt.problem import Problem
+from edgeopt.problem import Problem, Solution
 from edgeopt.progress import Callback, ProgressLine
 from edgeopt.result import Guarantee, History, Record, Result, Seconds, Status, relative_gap
 from edgeopt.stop import AnyOf, Limit, MaxTime, Progress, StopCriterion
@@ -24,7 +24,7 @@ from edgeopt.validate import flag, real, seed_number
 logger = logging.getLogger("edgeopt")
 logger.addHandler(logging.NullHandler())
 
-S = TypeVar("S")
+S = TypeVar("S", bound=Solution)
 
 TOLERANCE = 1e-7  # relative, by which a reported objective or bound may contradict the problem
 NO_GAP = 1e-9  # relative: a smaller gap is none

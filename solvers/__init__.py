@@ -4,12 +4,13 @@ import difflib
 import importlib
 
 from edgeopt.errors import EdgeOptError
+from edgeopt.problems import PROBLEMS
 from edgeopt.solve import Solver
 
 if __name__ != "edgeopt.solvers":  # one module object only: the root folder is edgeopt.solvers
     raise ImportError("import edgeopt.solvers, not " + __name__)
 
-KINDS = ("expert-caching", "model-download", "split-training", "client-selection")
+KINDS: tuple[str, ...] = tuple(problem.kind for problem in PROBLEMS)
 """The kinds of problems; the solvers of each are in the folder of its name."""
 
 

@@ -1,7 +1,9 @@
 """The documentation says what the code does: names, solvers, guarantees, examples, links, packages."""
 
+import functools
 import importlib
 import inspect
+import json
 import os
 import re
 import runpy
@@ -30,9 +32,10 @@ from edgeopt import (
     solvers,
     training,
 )
-from edgeopt.evaluation.listing import describe_solver
-from edgeopt.problems import PROBLEMS
-from edgeopt.solvers import client_selection, expert_caching, model_download, solvers_of, split_training
+from edgeopt.evaluation.listing import describe_solver, with_registered
+from edgeopt.evaluation.plots.solutions import SOLUTION_PICTURES
+from edgeopt.extras import EXTRAS
+from edgeopt.solvers import KINDS, solvers_of
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -53,41 +56,50 @@ def code_blocks(page: str, language: str = "python") -> list[str]:
 # --- solvers and guarantees ---------------------------------------------------------------------------------------
 
 
-GUIDES = {
-    "expert-caching": "docs/choose-a-caching-solver.md",
-    "model-download": "docs/model-download.md",
-    "split-training": "docs/split-training.md",
-    "client-selection": "docs/client-selection.md",
-}
-"""The page with the table of the solvers of each kind of problem."""
-PLACES = [(page, kind.kind) for kind in PROBLEMS for page in ("README.md", GUIDES[kind.kind])]
-
-
-def solver_rows(page: str, kind: str) -> list[list[str]]:
-    """Return the cells of the table of the solvers of a kind."""
-    after = text(page).split(f"<!-- solvers: {kind};", 1)[1].split("\n\n", 2)[1].splitlines()
+def solver_rows(kind: str) -> list[list[str]]:
+    """Return the cells of the table of the solvers of a kind, in the guide that has it."""
+    marker = f"<!-- solvers: {kind};"
+    (guide,) = [page for page in PAGES if marker in page.read_text(encoding="utf-8")]
+    after = guide.read_text(encoding="utf-8").split(marker, 1)[1].split("\n\n", 2)[1].splitlines()
     table = [line for line in after if line.startswith("| `")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
 
 
-@pytest.mark.parametrize(("page", "kind"), PLACES)
-def test_solver_tables(page: str, kind: str):
+@pytest.mark.parametrize("kind", KINDS)
+def test_solver_tables(kind: str):
     """The tables list exactly the registered solvers, in their order, with the guarantee that each one states."""
-    stated = [(row[0].strip("`"), row[1]) for row in solver_rows(page, kind)]
+    stated = [(row[0].strip("`"), row[1]) for row in solver_rows(kind)]
     registered = [(solver.name, str(solver.guarantee)) for solver in solvers_of(kind)]
-    assert stated == registered, f"{page}: the table should have the rows {registered}"
+    assert stated == registered, f"{kind}: the table should have the rows {registered}"
 
 
-@pytest.mark.parametrize("kind", [problem.kind for problem in PROBLEMS])
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_solver_says_how_long_it_takes(kind: str):
     """The guide has a time for every solver whose docstring states a complexity."""
-    for name, _, time, supports in solver_rows(GUIDES[kind], kind):
+    for name, _, does, time, supports in solver_rows(kind):
         solver = solvers.get_solver(kind, name.strip("`"))
+        assert does
         assert supports
         assert ("O(" in time) == bool(describe_solver(kind, solver)["complexity"]), name
 
 
+def test_extras_are_listed():
+    """The quick start says of every extra that a user installs what it adds."""
+    assert set(re.findall(r"^\| `([a-z]+)` \|", text("docs/quickstart.md"), re.MULTILINE)) == set(EXTRAS)
+
+
+def test_pictures_of_solutions_are_of_kinds_that_there_are():
+    """Pictures are looked up by kind of problem; a misspelt one would never be drawn."""
+    assert set(SOLUTION_PICTURES) <= set(KINDS)
+
+
 # --- the reference ------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def reference() -> str:
+    """Return the API page as the documentation shows it."""
+    return with_registered(text("docs/api.md"))
 
 
 def public_names(module: types.ModuleType) -> Iterator[str]:
@@ -103,15 +115,15 @@ def public_names(module: types.ModuleType) -> Iterator[str]:
 
 
 MODULES = [
-    edgeopt, convergence, schedule, problems, solvers, expert_caching, model_download, split_training,
-    client_selection, evaluation, data, models, training, inference, rl, experiment,
+    edgeopt, convergence, schedule, problems, solvers, evaluation, data, models, training, inference, rl, experiment,
+    *(importlib.import_module("edgeopt.solvers." + kind.replace("-", "_")) for kind in KINDS),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_the_reference_has_every_public_name(module: types.ModuleType):
     """Every public name is on the API page, under this module's name or that of the module that defines it."""
-    directives = set(re.findall(r"^::: ([\w.]+)$", text("docs/api.md"), re.MULTILINE))
+    directives = set(re.findall(r"^::: ([\w.]+)$", reference(), re.MULTILINE))
     names = [name for name in public_names(module) if (module, name) != (problems, "load")]  # it is edgeopt.load
     assert names
     missing = [name for name in names if not any(_covers(module, name, directive) for directive in directives)]
@@ -126,24 +138,47 @@ def _covers(module: types.ModuleType, name: str, directive: str) -> bool:
 
 def test_the_reference_has_nothing_else():
     """Every name on the API page exists."""
-    for directive in re.findall(r"^::: ([\w.]+)$", text("docs/api.md"), re.MULTILINE):
+    for directive in re.findall(r"^::: ([\w.]+)$", reference(), re.MULTILINE):
         module, _, name = directive.rpartition(".")
         assert hasattr(importlib.import_module(module), name), directive
 
 
 # --- examples -----------------------------------------------------------------------------------------------------
 
+NOTEBOOKS = sorted(DOCS.glob("*.ipynb"))
 EXAMPLES = ["README.md", *(f"docs/{page.name}" for page in sorted(DOCS.glob("*.md")) if page.name != "add-a-solver.md")]
 
 
-@pytest.mark.parametrize("page", [page for page in EXAMPLES if code_blocks(text(page))])
-def test_examples_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def cells(notebook: Path, kind: str) -> list[Any]:
+    """Return the cells of a notebook that are of a kind."""
+    found = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return [cell for cell in found if cell["cell_type"] == kind]
+
+
+def examples() -> Iterator[Any]:
+    """Yield by name the blocks of code of every page and notebook that has any."""
+    for page in EXAMPLES:
+        if blocks := code_blocks(text(page)):
+            yield pytest.param(blocks, id=page)
+    for notebook in NOTEBOOKS:
+        yield pytest.param(["".join(cell["source"]) for cell in cells(notebook, "code")], id=f"docs/{notebook.name}")
+
+
+@pytest.mark.parametrize("blocks", [*examples()])
+def test_examples_run(blocks: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The Python blocks of a page run one after another, with time limits as short as the machine lets them be."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(edgeopt, "solve", _hurried(edgeopt.solve))
     module = {"__name__": "example"}
-    for block in code_blocks(text(page)):
-        exec(compile(block, page, "exec"), module)  # noqa: S102 - our own pages
+    for number, block in enumerate(blocks):
+        exec(compile(block, f"block {number}", "exec"), module)  # noqa: S102 - our own pages
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda notebook: notebook.name)
+def test_notebooks_are_kept_without_what_they_gave(notebook: Path):
+    """Outputs are made when the pages are built: none is under version control, so that changes can be read."""
+    assert cells(notebook, "code")
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells(notebook, "code"))
 
 
 def _hurried(solve: Any) -> Any:
@@ -233,10 +268,17 @@ def test_shell_examples_name_what_exists():
 # --- links and layout ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def prose(page: Path) -> str:
+    """Return what a page says; of a notebook, its text without the code."""
+    if page.suffix == ".ipynb":
+        return "\n\n".join("".join(cell["source"]) for cell in cells(page, "markdown"))
+    return page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=lambda page: page.name)
 def test_internal_links(page: Path):
     """Every relative link leads to a file, and its anchor to a heading (or, on the API page, to a name)."""
-    content = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    content = re.sub(r"^```.*?^```", "", prose(page), flags=re.DOTALL | re.MULTILINE)
     for target in re.findall(r"\]\(([^)\s]+)\)", content):
         if re.match(r"[a-z]+:", target):
             continue
@@ -245,7 +287,7 @@ def test_internal_links(page: Path):
         assert there.exists(), f"{page.name}: {target}"
         assert ROOT in (there, *there.parents), f"{page.name}: {target} leads out of the project"
         if anchor and there.name == "api.md":
-            assert f"::: {anchor}\n" in text("docs/api.md"), f"{page.name}: {target}"
+            assert f"::: {anchor}\n" in reference(), f"{page.name}: {target}"
         elif anchor:
             assert anchor in _anchors(there), f"{page.name}: {target}"
 
@@ -257,8 +299,8 @@ def _anchors(page: Path) -> set[str]:
 
 def test_navigation_has_every_page():
     """Every page of docs/ is in the navigation, and nothing else."""
-    listed = re.findall(r": ([\w-]+\.md)$", text("mkdocs.yml"), re.MULTILINE)
-    assert sorted(listed) == [page.name for page in sorted(DOCS.glob("*.md"))]
+    listed = re.findall(r": ([\w-]+\.(?:md|ipynb))$", text("mkdocs.yml"), re.MULTILINE)
+    assert sorted(listed) == sorted(page.name for page in [*DOCS.glob("*.md"), *NOTEBOOKS])
 
 
 def test_pages_load_nothing_from_elsewhere():

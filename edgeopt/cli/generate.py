@@ -1,12 +1,13 @@
 """The commands ``edgeopt generate KIND``: instances from a seed. Heavy imports happen inside the commands."""
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgeopt.cli.names import ListingCommand
+from edgeopt.cli.options import SeedOption, check_writable
 from edgeopt.errors import EdgeOptError
 
 if TYPE_CHECKING:
@@ -15,14 +16,13 @@ if TYPE_CHECKING:
 generate_app = typer.Typer(help="Make an instance from a seed: one command per kind of problem.")
 
 OutputOption = Annotated[Path, typer.Option("-o", "--output", help="File to write, .json or .npz.")]
-SeedOption = Annotated[int, typer.Option(help="Same seed, same result.", min=0)]
 
 
-@generate_app.command("expert-caching")
+@generate_app.command("expert-caching", cls=ListingCommand)
 def generate_expert_caching(
     output: OutputOption,
     trace: Annotated[
-        list[str] | None, typer.Option(help="Routing trace: a file, or switch32, mixtral8, fine64; repeatable.")
+        list[str] | None, typer.Option(help="Routing trace: a file, or one of $traces; repeatable.")
     ] = None,
     experts: Annotated[int, typer.Option(help="Experts per layer, without --trace.", min=1)] = 32,
     layers: Annotated[int, typer.Option(help="Layers, without --trace.", min=1)] = 4,
@@ -60,7 +60,7 @@ def generate_expert_caching(
     _write(made, output)
 
 
-@generate_app.command("model-download")
+@generate_app.command("model-download", cls=ListingCommand)
 def generate_model_download(
     output: OutputOption,
     users: Annotated[int, typer.Option(help="Users, one task each.", min=1)] = 30,
@@ -102,11 +102,11 @@ def generate_model_download(
     _write(made, output)
 
 
-@generate_app.command("split-training")
+@generate_app.command("split-training", cls=ListingCommand)
 def generate_split_training(
     output: OutputOption,
     devices: Annotated[int, typer.Option(help="Devices that train.", min=1)] = 20,
-    model: Annotated[str, typer.Option(help="Measured model: resnet18, vgg16, ...")] = "resnet18",
+    model: Annotated[str, typer.Option(help="Measured model: $profiles.")] = "resnet18",
     layers: Annotated[int | None, typer.Option(help="A made-up model of so many layers instead.", min=1)] = None,
     target_eps: Annotated[
         float | None, typer.Option(help="Mean squared gradient norm to reach; default: some times the least feasible.")
@@ -133,7 +133,7 @@ def generate_split_training(
     _write(made, output)
 
 
-@generate_app.command("client-selection")
+@generate_app.command("client-selection", cls=ListingCommand)
 def generate_client_selection(
     output: OutputOption,
     servers: Annotated[int, typer.Option(help="Servers that pick.", min=1)] = 5,
@@ -166,16 +166,6 @@ def generate_client_selection(
         seed=seed,
     )
     _write(made, output)
-
-
-def check_writable(path: Path) -> None:
-    """Complain about the output before the work, not after it."""
-    if path.is_dir():
-        raise EdgeOptError(f"{path}: is a folder, expected a file to write")
-    if not path.absolute().parent.is_dir():
-        raise EdgeOptError(f"{path}: there is no folder {path.absolute().parent}")
-    if not os.access(path.absolute().parent, os.W_OK):
-        raise EdgeOptError(f"{path}: no permission to write in {path.absolute().parent}")
 
 
 def _write(problem: "Problem", output: Path) -> None:

@@ -1,6 +1,5 @@
 """The commands ``edgeopt study`` and ``edgeopt studies``. Heavy imports happen inside them."""
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -8,11 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from edgeopt.errors import EdgeOptError, MissingDependencyError
-
-INTERRUPTED = 130
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output and nothing else.")]
+from edgeopt.cli.options import INTERRUPTED, JsonOption, key_and_value, split_names
+from edgeopt.cli.printing import print_json
+from edgeopt.errors import MissingDependencyError
 
 
 def study(
@@ -32,14 +29,16 @@ def study(
     """Run a system beside its baselines and decide what is claimed of it. Ctrl-C keeps what is done; --out goes on."""
     from edgeopt.evaluation.studies import load_study, run_study
     from edgeopt.evaluation.studies.publish import json_document, text, verdict_document, write
-    from edgeopt.storage import dumps
 
-    chosen = None if tasks is None else [task.strip() for task in tasks.split(",") if task.strip()]
+    chosen = split_names(tasks)
     found = run_study(
         load_study(name), quick=quick, seeds=seeds, tasks=chosen, changes=_settings(more or []), out=out, jobs=jobs
     )
     verdicts = verdict_document(found, _command(name, quick, seeds, tasks, more or []))
-    print(dumps(json_document(found, verdicts), indent=1) if as_json else text(found, verdicts))
+    if as_json:
+        print_json(json_document(found, verdicts))
+    else:
+        print(text(found, verdicts))
     if out is not None:
         try:
             write(found, verdicts, out)
@@ -60,7 +59,7 @@ def studies(as_json: JsonOption = False) -> None:
 
     listed = describe_studies()
     if as_json:
-        print(json.dumps(listed, indent=1))
+        print_json(listed)
         return
     for entry in listed:
         print(f"{entry['name']}  {entry['title']}")
@@ -78,16 +77,7 @@ def _said(value: Any) -> str:
 
 
 def _settings(more: list[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for given in more:
-        key, equals, value = given.partition("=")
-        if not equals or not key:
-            raise EdgeOptError(f"--set = {given!r}: expected KEY=VALUE")
-        try:
-            found[key] = json.loads(value)
-        except ValueError:
-            found[key] = value
-    return found
+    return dict(key_and_value("--set", given) for given in more)
 
 
 def _command(name: str, quick: bool, seeds: int | None, tasks: str | None, more: list[str]) -> str:

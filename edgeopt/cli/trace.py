@@ -1,13 +1,15 @@
 """The command ``edgeopt trace``: a routing trace from a mixture-of-experts model that is trained here."""
 
+import copy
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeopt.cli.generate import check_writable
-from edgeopt.cli.train import INTERRUPTED, Changes, ConfigArgument, JsonOption, SetOption, configured, summary
+from edgeopt.cli.options import INTERRUPTED, ConfigArgument, JsonOption, SetOption, check_writable
+from edgeopt.cli.printing import number, print_facts, print_json
+from edgeopt.cli.train import Changes, configured, summary
 from edgeopt.errors import EdgeOptError
 
 if TYPE_CHECKING:
@@ -64,7 +66,7 @@ def trace(
         "planner.local_steps": local_steps,
         "seed": seed,
     }
-    experiment = configured(config, changes, more or [], lr=lr, base=_copy(_DEFAULTS))
+    experiment = configured(config, changes, more or [], lr=lr, base=copy.deepcopy(_DEFAULTS))
     setup, weights, result = _trained(experiment, checkpoint)
     from edgeopt.experiment.trace import client_routing, routing_statistics
 
@@ -74,9 +76,7 @@ def trace(
     routing.save(tokens)
     facts = routing_statistics(routing)
     if as_json:
-        from edgeopt.storage import dumps
-
-        print(dumps({"trace": str(output), "record": str(tokens), **facts, "training": result}, indent=1))
+        print_json({"trace": str(output), "record": str(tokens), **facts, "training": result})
     else:
         _show(facts, result)
     print(f"wrote {output} and {tokens}", file=sys.stderr)
@@ -102,13 +102,7 @@ def _trained(experiment: "Experiment", checkpoint: Path | None) -> "tuple[Setup,
 
 def _show(facts: dict[str, Any], result: dict[str, Any] | None) -> None:
     if result is not None:
-        accuracy = "-" if result["accuracy"] is None else f"{result['accuracy']:.4g}"
+        accuracy = number(result["accuracy"])
         print(f"trained {result['rounds']} rounds ({result['reason']}), accuracy on the next byte {accuracy}")
-    width = max(map(len, facts))
-    for name, value in facts.items():
-        values = value if isinstance(value, list) else [value]
-        print(f"{name.replace('_', ' '):<{width}}  {', '.join(f'{x:.4g}' for x in values)}")
-
-
-def _copy(values: Changes) -> Changes:
-    return {key: _copy(value) if isinstance(value, dict) else value for key, value in values.items()}
+    shown = {name: value if isinstance(value, list) else [value] for name, value in facts.items()}
+    print_facts({name.replace("_", " "): ", ".join(map(number, values)) for name, values in shown.items()})

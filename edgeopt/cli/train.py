@@ -1,6 +1,5 @@
 """The command ``edgeopt train``. Heavy imports happen inside it."""
 
-import json
 import math
 import sys
 import time
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgeopt.cli.options import INTERRUPTED, ConfigArgument, JsonOption, SetOption, key_and_value
+from edgeopt.cli.printing import console, number, print_json
 from edgeopt.errors import EdgeOptError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -18,38 +19,23 @@ if TYPE_CHECKING:
     from edgeopt.experiment.folder import RunFolder
     from edgeopt.training.history import History
 
-INTERRUPTED = 130
 RUNNERS = ("batched", "sequential", "flower")
-
-ConfigArgument = Annotated[Path | None, typer.Argument(help="A .toml file, or the experiment.json of a run.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output and nothing else.")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="Any entry of the file, TABLE.KEY=VALUE; repeatable.")
-]
 
 Changes = dict[str, Any]
 
 
 def train(
     config: ConfigArgument = None,
-    algorithm: Annotated[
-        str | None,
-        typer.Option(help="fedavg, fedprox, vanilla-split, psl, splitfed-v1, splitfed-v2, multi-server-fedavg."),
-    ] = None,
-    codec: Annotated[
-        str | None,
-        typer.Option(help="For what crosses a cut: identity, random-channels, top-k, quantise, low-rank."),
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="digits, coloured-digits, mnist, fashion-mnist, cifar10, text.")
-    ] = None,
+    algorithm: Annotated[str | None, typer.Option(help="How clients and servers learn: $algorithms.")] = None,
+    codec: Annotated[str | None, typer.Option(help="For what crosses a cut: $codecs.")] = None,
+    data: Annotated[str | None, typer.Option(help="What they learn from: $data_sets.")] = None,
     folder: Annotated[Path | None, typer.Option(help="Folder of the data's own files.")] = None,
     clients: Annotated[int | None, typer.Option(help="Clients that hold the data.")] = None,
-    partition: Annotated[str | None, typer.Option(help="iid, dirichlet, shards or column.")] = None,
+    partition: Annotated[str | None, typer.Option(help="Who holds which samples: $partitions.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Of the Dirichlet partition.")] = None,
-    model: Annotated[str | None, typer.Option(help="mlp, small-cnn, resnet18, vgg16, decoder, moe.")] = None,
+    model: Annotated[str | None, typer.Option(help="What they train: $models.")] = None,
     planner: Annotated[
-        str | None, typer.Option(help="fixed, random, schedule, hasfl, or the name of a solver.")
+        str | None, typer.Option(help="Who does what in each round: $planners, or the name of a solver.")
     ] = None,
     rounds: Annotated[int | None, typer.Option(help="Rounds at most.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples of a local step.")] = None,
@@ -59,7 +45,7 @@ def train(
     servers: Annotated[int | None, typer.Option(help="Servers of the random network.")] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same result.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32 or bf16.")] = None,
+    precision: Annotated[str | None, typer.Option(help="Of the layers: $precisions.")] = None,
     evaluate_every: Annotated[int | None, typer.Option(help="Rounds between two evaluations.")] = None,
     target_accuracy: Annotated[float | None, typer.Option(help="End when it is reached.")] = None,
     more: SetOption = None,
@@ -67,7 +53,8 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     checkpoint_every: Annotated[int, typer.Option(help="Rounds between two checkpoints.", min=1)] = 10,
     runner: Annotated[
-        str, typer.Option(help="batched: clients side by side; sequential; flower: in processes.")
+        str,
+        typer.Option(help="Where clients run: $runners. Batched ones run side by side, those of flower in processes."),
     ] = "batched",
     tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard's event files.")] = None,
     as_json: JsonOption = False,
@@ -108,9 +95,7 @@ def train(
         "out": None if out is None else str(out),
     }
     if as_json:
-        from edgeopt.storage import dumps
-
-        print(dumps(result, indent=1))
+        print_json(result)
     else:
         show(result)
     if history.interrupted:
@@ -132,7 +117,8 @@ def configured(
     else:
         values = {"planner": {"name": "fixed", "local_steps": 5}} if base is None else base
     source = "" if config is None else str(config)
-    given = {key: value for key, value in changes.items() if value is not None} | _settings(more)
+    settings = dict(key_and_value("--set", text, "TABLE.KEY=VALUE") for text in more)
+    given = {key: value for key, value in changes.items() if value is not None} | settings
     for key, value in sorted(given.items(), key=lambda entry: not entry[0].endswith(".name")):
         *path, last = key.split(".")
         table: Any = values
@@ -196,7 +182,6 @@ def summary(setup: "Setup", history: "History") -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> None:
     """Print a summary for people."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -204,15 +189,15 @@ def show(result: dict[str, Any]) -> None:
     table.add_column(no_wrap=True)
     facts = {name: result[name] for name in ("algorithm", "data", "model", "planner", "clients", "seed")}
     facts["rounds"] = f"{result['rounds']} ({result['reason']})"
-    facts["accuracy"] = f"{_number(result['accuracy'])} (best {_number(result['best_accuracy'])})"
+    facts["accuracy"] = f"{number(result['accuracy'])} (best {number(result['best_accuracy'])})"
     if result["target_accuracy"] is not None:
         facts[f"accuracy {result['target_accuracy']:g}"] = (
             "not reached"
             if result["target"] is None
-            else f"in round {result['target']['round']}, after {_number(result['target']['seconds'])} virtual s"
+            else f"in round {result['target']['round']}, after {number(result['target']['seconds'])} virtual s"
         )
-    facts["train loss"] = _number(result["train_loss"])
-    facts["virtual time, s"], facts["energy, J"] = _number(result["seconds"]), _number(result["energy_j"])
+    facts["train loss"] = number(result["train_loss"])
+    facts["virtual time, s"], facts["energy, J"] = number(result["seconds"]), number(result["energy_j"])
     for name in ("conflicts", "lost"):
         if result[name]:
             facts[name] = f"{result[name]} updates"
@@ -224,10 +209,7 @@ def show(result: dict[str, Any]) -> None:
         facts["files"] = result["out"]
     for name, value in facts.items():
         table.add_row(name, str(value))
-    console = Console()
-    if not console.is_terminal:
-        console.width = 200
-    console.print(table, highlight=False, markup=False)
+    console().print(table, highlight=False, markup=False)
 
 
 # --- running ---------------------------------------------------------------------------------------------------
@@ -292,23 +274,6 @@ def _on_flower(experiment: "Experiment", files: "RunFolder | None", resume: bool
     from edgeopt.training.runners.flower_loopback import run_on_flower
 
     return run_on_flower(described, output=None if files is None else files.flower, resume=resume)
-
-
-def _settings(more: list[str]) -> Changes:
-    found: Changes = {}
-    for text in more:
-        key, equals, value = text.partition("=")
-        if not equals or not key or not all(key.split(".")):
-            raise EdgeOptError(f"--set = {text!r}: expected TABLE.KEY=VALUE")
-        try:
-            found[key] = json.loads(value)
-        except ValueError:
-            found[key] = value
-    return found
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
 
 
 def _where(out: Path | None) -> str:

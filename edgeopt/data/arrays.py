@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from edgeopt.display import one_line
 from edgeopt.errors import InvalidProblemError
 from edgeopt.foreign import as_array
 from edgeopt.storage import MAX_BYTES
@@ -123,6 +124,8 @@ class DataSplit:
 
     train: ArrayData
     test: ArrayData
+
+    __repr__ = one_line
 
     def __post_init__(self) -> None:
         for field in ("inputs", "targets"):

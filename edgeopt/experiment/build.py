@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.errors import InvalidProblemError
+from edgeopt.experiment.config import KINDS
 from edgeopt.experiment.options import (
     Options,
     about,
@@ -15,7 +16,7 @@ from edgeopt.experiment.options import (
     unknown,
     unknown_name,
 )
-from edgeopt.experiment.planners import kind_of_solver, planner_for
+from edgeopt.experiment.planners import WITHOUT_PROBLEM, kind_of_solver, planner_for
 from edgeopt.extras import needs
 from edgeopt.problem import Problem
 from edgeopt.problems import ClientSelection, SplitTraining, load
@@ -31,7 +32,7 @@ with needs("training", "train"):
     from edgeopt.data.partition import Partition, by_column, dirichlet, iid, shards
     from edgeopt.data.text import byte_text
     from edgeopt.experiment.network import (
-        MULTI_SERVER,
+        has_several_servers,
         network_of,
         selection_problem,
         servers_of,
@@ -106,7 +107,7 @@ class Setup:
 def build(experiment: "Experiment") -> Setup:
     """See `Experiment.build`."""
     e = experiment
-    saved = None if e.network.file is None else load(e.network.file)
+    saved = _saved(e)
     kind = _kind(e, saved)
     algorithm = _algorithm(e, kind, saved)
     trained = _compressed(e, algorithm)
@@ -140,10 +141,11 @@ def _surroundings(
             options.pop("fed_rate_bps", None)  # it has one
             return saved, EdgeTiming.from_problem(saved).replace(seed=e.seed, **options)
         timing = EdgeTiming.from_network(network, seed=e.seed, **options)
-    if e.planner.name in ("fixed", "random", "schedule"):
+    if e.planner.name in WITHOUT_PROBLEM:
         return None, timing
     optimizer = next((getattr(algorithm, name) for name in optimizer_fields(type(algorithm))), None)
-    return split_problem(e, task, getattr(optimizer, "lr", Sgd().lr), network), timing
+    step_size = (optimizer if isinstance(optimizer, Sgd | Adam) else Sgd()).lr
+    return split_problem(e, task, step_size, network), timing
 
 
 def optimizer_from(options: Options, source: str, table: str) -> Optimizer:
@@ -173,20 +175,25 @@ def optimizer_fields(algorithm: type[Algorithm]) -> list[str]:
 # --- parts -----------------------------------------------------------------------------------------------------
 
 
+def _saved(e: "Experiment") -> SplitTraining | ClientSelection | None:
+    if e.network.file is None:
+        return None
+    saved = load(e.network.file)
+    if not isinstance(saved, SplitTraining | ClientSelection):
+        raise e.wrong("network", "file", e.network.file, f"a {' or '.join(KINDS)} problem, it is {saved.kind}")
+    return saved
+
+
 def _kind(e: "Experiment", saved: Problem | None) -> str:
     if saved is not None:
-        if not isinstance(saved, SplitTraining | ClientSelection):
-            raise e.wrong(
-                "network", "file", e.network.file, f"a split-training or client-selection problem, it is {saved.kind}"
-            )
         if e.network.kind not in (None, saved.kind):
             raise e.wrong("network", "kind", e.network.kind, f"{saved.kind!r} as in {e.network.file}")
         return saved.kind
     if e.network.kind is not None:
         return e.network.kind
-    if e.algorithm.name == MULTI_SERVER:
-        return "client-selection"
-    return kind_of_solver(e.planner.name) or "split-training"
+    if has_several_servers(e):
+        return ClientSelection.kind
+    return kind_of_solver(e.planner.name) or SplitTraining.kind
 
 
 def _algorithm(e: "Experiment", kind: str, saved: Problem | None) -> Algorithm:
@@ -196,7 +203,7 @@ def _algorithm(e: "Experiment", kind: str, saved: Problem | None) -> Algorithm:
         whole = ", ".join(other.name for other in ALGORITHMS if "cut_layer" not in hints_of(other))
         raise e.wrong("algorithm", "name", e.algorithm.name, f"with client selection one of {whole}")
     options: dict[str, Any] = {}
-    if "num_servers" in hints and kind == "client-selection":  # as many as the network has
+    if "num_servers" in hints and kind == ClientSelection.kind:  # as many as the network has
         options["num_servers"] = saved.num_servers if isinstance(saved, ClientSelection) else servers_of(e)
     options |= checked_options(e.source, "algorithm", e.algorithm.options, hints)
     for name in optimizer_fields(cls):
@@ -245,11 +252,11 @@ def text_files(folder: str) -> list[str]:
     return [os.path.join(folder, name) for name in found]
 
 
-def _partition(e: "Experiment", split: DataSplit, saved: Problem | None) -> Partition:
+def _partition(e: "Experiment", split: DataSplit, saved: SplitTraining | ClientSelection | None) -> Partition:
     data, train = e.data, split.train
     wanted = data.clients
     if saved is not None:
-        wanted = saved.num_devices if isinstance(saved, SplitTraining) else getattr(saved, "num_clients", 0)
+        wanted = saved.num_devices if isinstance(saved, SplitTraining) else saved.num_clients
         if data.clients not in (None, wanted):
             raise e.wrong("data", "clients", data.clients, f"{wanted} as in {e.network.file}")
     clients = wanted or _DEFAULT_CLIENTS

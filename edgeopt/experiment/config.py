@@ -7,12 +7,13 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from edgeopt import storage
 from edgeopt.errors import InvalidFileError, InvalidProblemError, quoted
 from edgeopt.experiment.options import Options, checked, hints_of, label, plain, unknown
 from edgeopt.files import read_file
+from edgeopt.problems import ClientSelection, SplitTraining
 
 if TYPE_CHECKING:
     from edgeopt.experiment.build import Setup
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
     from edgeopt.training.runners.local import Runner
 
 PARTITIONS = ("iid", "dirichlet", "shards", "column")
-KINDS = ("split-training", "client-selection")
+Precision = Literal["fp32", "bf16"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+KINDS = (SplitTraining.kind, ClientSelection.kind)
+"""The kinds of problems that say where clients are."""
 MAX_CONFIG_BYTES = 1 << 18
 MAX_PARTS = 64
 """Parts of a name such as ``algorithm.optimizer.lr``; the parser's work grows with their square."""
@@ -74,7 +78,7 @@ class NetworkChoice:
     file : a saved `SplitTraining` or `ClientSelection` problem. Default: a random network.
     kind : what the network is for: ``split-training``, devices around one server, or ``client-selection``, several
         servers with overlapping coverage. Default: as the file, or as the algorithm needs it.
-    servers : of the random network. Default: 1, and 3 for ``multi-server-fedavg``.
+    servers : of the random network. Default: 1, and 3 for an algorithm of several.
     seed : of the random network. Default: the experiment's.
     options : arguments of `EdgeNetwork.random`, and ``rate_sigma``, ``failure_probability``, ``joules_per_flop``,
         ``fed_rate_bps`` as in `edgeopt.training.EdgeTiming.from_network`.
@@ -135,7 +139,7 @@ class Experiment:
     rounds: int = 20
     seed: int = 0
     device: str = "cpu"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     evaluate_every: int = 1
     until_accuracy: float | None = None
     source: str = field(default="", compare=False, repr=False)

@@ -6,10 +6,11 @@ import numpy as np
 import torch
 
 from edgeopt.errors import InvalidProblemError
-from edgeopt.experiment.options import about, argument_hints, checked, checked_options
+from edgeopt.experiment.options import about, argument_hints, checked, checked_options, hints_of
 from edgeopt.network import EdgeNetwork
 from edgeopt.problems import ClientSelection, SplitTraining
 from edgeopt.problems.client_selection.build import well_covered_network
+from edgeopt.training.algorithms import ALGORITHMS
 from edgeopt.training.constants import GradientEstimator
 from edgeopt.training.costs.selection_timing import update_cost
 from edgeopt.training.task import Task
@@ -17,11 +18,10 @@ from edgeopt.training.task import Task
 if TYPE_CHECKING:
     from edgeopt.experiment import Experiment
 
-MULTI_SERVER = "multi-server-fedavg"
-_DEFAULT_SERVERS = 3  # of that algorithm
+_DEFAULT_SERVERS = 3  # of an algorithm with several
 _TIMING = {
-    "split-training": ("rate_sigma", "failure_probability", "joules_per_flop", "fed_rate_bps"),
-    "client-selection": ("rate_sigma", "joules_per_flop"),
+    SplitTraining.kind: ("rate_sigma", "failure_probability", "joules_per_flop", "fed_rate_bps"),
+    ClientSelection.kind: ("rate_sigma", "joules_per_flop"),
 }
 _DEFAULT_PICKS = 4
 _REGIMES: dict[str, Any] = {
@@ -33,9 +33,14 @@ _LARGEST_BATCH = 64
 _MEASURED_CLIENTS, _MEASURED_SAMPLES = 8, 16
 
 
+def has_several_servers(e: "Experiment") -> bool:
+    """Return whether the algorithm takes a number of servers."""
+    return any("num_servers" in hints_of(kind) for kind in ALGORITHMS if kind.name == e.algorithm.name)
+
+
 def servers_of(e: "Experiment") -> int:
     """Return how many servers the random network has."""
-    default = _DEFAULT_SERVERS if e.algorithm.name == MULTI_SERVER else 1
+    default = _DEFAULT_SERVERS if has_several_servers(e) else 1
     return default if e.network.servers is None else e.network.servers
 
 

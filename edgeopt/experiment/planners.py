@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.display import one_line
 from edgeopt.errors import InvalidProblemError
+from edgeopt.experiment.config import KINDS
 from edgeopt.experiment.options import checked_options, hints_of, unknown_name
 from edgeopt.problem import Problem
 from edgeopt.problems import ClientSelection, SplitTraining
@@ -23,9 +25,10 @@ if TYPE_CHECKING:
     from edgeopt.training.loop import Estimator
     from edgeopt.training.task import Task
 
-OWN_PLANNERS = ("fixed", "random", "schedule", "hasfl")
-_KINDS = ("split-training", "client-selection")
-_HORIZON = 100  # rounds that a learnt policy trains on: not those of the run, which may be resumed for more
+WITHOUT_PROBLEM = ("fixed", "random", "schedule")
+"""Planners that solve no problem."""
+OWN_PLANNERS = (*WITHOUT_PROBLEM, "hasfl")
+"""Planners that are not just a solver's plan."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +52,8 @@ class RandomPlanner:
     interval: int = 1
     seed: int = 0
 
+    __repr__ = one_line
+
     def plan(self, round: int, feedback: Feedback | None = None) -> RoundPlan:
         """Return the plan of a round."""
         rng = stream(self.seed, "random plan", round // self.interval)
@@ -69,10 +74,10 @@ def kind_of_solver(name: str) -> str | None:
     """
     kind, slash, _ = name.partition("/")
     if slash:
-        return kind if kind in _KINDS else None
+        return kind if kind in KINDS else None
     if name in OWN_PLANNERS:
         return None
-    return next((k for k in _KINDS if any(solver.name == name for solver in solvers_of(k))), None)
+    return next((k for k in KINDS if any(solver.name == name for solver in solvers_of(k))), None)
 
 
 def planner_for(
@@ -117,8 +122,8 @@ def planner_for(
             raise InvalidProblemError("file: expected a saved schedule, got nothing")
         return Schedule.load(file), None
     kind, _, own = name.rpartition("/")
-    if kind not in ("", "split-training") or own not in {solver.name for solver in solvers_of("split-training")}:
-        known = [*OWN_PLANNERS, *(f"{kind}/{solver.name}" for kind in _KINDS for solver in solvers_of(kind))]
+    if kind not in ("", SplitTraining.kind) or own not in {solver.name for solver in solvers_of(SplitTraining.kind)}:
+        known = [*OWN_PLANNERS, *(f"{kind}/{solver.name}" for kind in KINDS for solver in solvers_of(kind))]
         raise unknown_name(e.source, "planner", name, known)
     assert isinstance(problem, SplitTraining)
     return _split(e, problem, own, again=name == "hasfl")
@@ -139,7 +144,7 @@ def _random(e: "Experiment", task: "Task", problem: Problem | None) -> RandomPla
 
 def _split(e: "Experiment", problem: SplitTraining, name: str, *, again: bool) -> "tuple[Planner, Estimator | None]":
     if not again:
-        result = solve(problem, _configured(e, get_solver("split-training", name)), seed=e.seed)
+        result = solve(problem, _configured(e, get_solver(SplitTraining.kind, name)), seed=e.seed)
         result.raise_for_status()
         planner: Planner = result.solution.planner()  # type: ignore[union-attr]
         return planner, None
@@ -159,46 +164,25 @@ def _configured(e: "Experiment", solver: Solver) -> Solver:
 
 def _selection(e: "Experiment", problem: ClientSelection, timing: "Timing") -> Planner:
     from edgeopt.solvers.client_selection.planner import SelectionPlanner
-    from edgeopt.solvers.client_selection.trained_policy import TrainedPolicy
-    from edgeopt.training.costs.selection_timing import selection_schedule
+    from edgeopt.training.costs.selection_timing import SelectionTiming, selection_schedule
 
     kind, _, name = e.planner.name.rpartition("/")
-    names = [solver.name for solver in solvers_of("client-selection")]
-    if kind not in ("", "client-selection") or name not in names:
+    names = [solver.name for solver in solvers_of(ClientSelection.kind)]
+    if kind not in ("", ClientSelection.kind) or name not in names:
         raise unknown_name(e.source, "planner", e.planner.name, ["schedule", *names])
-    solver: Any = get_solver("client-selection", name)
-    latency_s = getattr(timing, "latency_s", None)  # servers measure their channels before they pick
+    solver: Any = get_solver(ClientSelection.kind, name)
     work_hints = {"batch_size": int, "local_steps": int}
     options = checked_options(e.source, "planner", e.planner.options, hints_of(type(solver)) | work_hints)
     work = {key: options.pop(key) for key in work_hints if key in options}
     solver = configure(solver, **options)
     planner: Planner
-    if hasattr(solver, "train"):
-        policy = solver.train(_for_training(problem), seed=e.seed, display=True) if solver.policy is None else None
-        trained = TrainedPolicy.load(solver.policy) if policy is None else policy
-        trained.check(problem)
-        planner = SelectionPlanner(problem, _policies(trained, problem, e.seed), latency_s)
-    elif hasattr(solver, "policy"):
-        planner = SelectionPlanner(problem, _policies(solver, problem, e.seed), latency_s)
+    if (policies := solver.policies(problem, e.seed)) is not None:
+        latency_s = timing.latency_s if isinstance(timing, SelectionTiming) else None  # channels are measured first
+        planner = SelectionPlanner(problem, policies, latency_s)
     else:  # a coordinator that sees all servers plays the problem's own draw of chance, which the timing has too
         found: Any = solve(problem, solver, seed=e.seed).solution
         planner = selection_schedule(found)
     return _WithWork(planner, work) if work else planner
-
-
-def _policies(source: Any, problem: ClientSelection, seed: int) -> list[Any]:
-    return [source.policy(server, seed) for server in range(problem.num_servers)]
-
-
-def _for_training(problem: ClientSelection) -> ClientSelection:
-    """Return the problem that policies learn on.
-
-    Its horizon is not that of the run, so that a run which is resumed for more rounds has the same policies.
-    """
-    tables = [
-        table for table in (problem.busy, problem.rate_bps if problem.rate_bps.ndim == 3 else None) if table is not None
-    ]
-    return problem.replace(rounds=min([_HORIZON, *map(len, tables)]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 from edgeopt import storage
 from edgeopt.data.arrays import described
+from edgeopt.display import one_line
 from edgeopt.errors import InvalidFileError, InvalidProblemError, quoted
 from edgeopt.fields import Fields, in_file
 from edgeopt.models.moe import Experts, record_routing
@@ -54,6 +55,8 @@ class RoutingRecord:
     num_experts: int
     experts: NDArray[np.int16]
     meta: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    __repr__ = one_line
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from edgeopt.display import one_line
 from edgeopt.errors import InvalidFileError, InvalidProblemError, quoted
 from edgeopt.inference.timeline import LayerTimeline
 from edgeopt.json_text import parse_json_object
@@ -47,6 +48,8 @@ class StreamedRun:
 
     output: torch.Tensor
     timeline: LayerTimeline
+
+    __repr__ = one_line
 
 
 def layer_bytes(model: nn.Sequential) -> tuple[int, ...]:

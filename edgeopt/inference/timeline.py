@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from edgeopt.display import one_line
 from edgeopt.errors import InvalidProblemError
 from edgeopt.validate import float_array
 
@@ -27,6 +28,8 @@ class LayerTimeline:
     download_finish_s: NDArray[np.float64]
     start_s: NDArray[np.float64]
     finish_s: NDArray[np.float64]
+
+    __repr__ = one_line
 
     def __post_init__(self) -> None:
         if not self.layer_names:

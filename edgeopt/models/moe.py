@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from edgeopt.display import one_line
 from edgeopt.errors import InvalidProblemError
 from edgeopt.models.attention import SelfAttention, initialise
 from edgeopt.models.decoder import Embedding, Head, Residual
@@ -37,6 +38,8 @@ class LayerRouting:
     experts: torch.Tensor
     hidden: torch.Tensor | None = None
     layer: "Experts | None" = None
+
+    __repr__ = one_line
 
     @property
     def balance_loss(self) -> torch.Tensor:

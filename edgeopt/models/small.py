@@ -1,6 +1,8 @@
 """Models that fit a data set: small ones by name, for training on many clients."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,16 +17,84 @@ from edgeopt.models.resnet import BasicBlock, resnet
 from edgeopt.models.vgg import vgg
 from edgeopt.validate import integer, listed, seed_number
 
-SMALL_MODELS: tuple[str, ...] = ("mlp", "small-cnn", "resnet18", "vgg16", "decoder", "moe")
-"""Names that `model_for` knows."""
-
 MAX_WIDTH = 1 << 15
 MAX_WEIGHTS = 1 << 28
 """Weights of a model, in float32 a gigabyte."""
-_WIDTH = {"mlp": 64, "small-cnn": 16, "resnet18": 64, "vgg16": 64, "decoder": 64, "moe": 64}
-_DECODERS = ("decoder", "moe")
 _VGG16 = ((1, 1), (2, 2), (4, 4, 4), (8, 8, 8), (8, 8, 8))  # channels of the convolutions over those of the first
 _HEADS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmallModel:
+    """What a model needs to be made for a data set.
+
+    Parameters
+    ----------
+    build : called with the size of the output, the shape of a sample, and the width.
+    takes : what a sample is.
+    width : default.
+    width_multiple : of what the width must be a multiple.
+    least_size : height and width of an image, at least.
+    """
+
+    build: Callable[[int, tuple[int, ...], int], nn.Sequential]
+    takes: Literal["anything", "square images", "sequences"] = "anything"
+    width: int = 64
+    width_multiple: int = 1
+    least_size: int = 1
+
+    def check(self, name: str, shape: tuple[int, ...], width: int) -> None:
+        """Refuse a shape of samples or a width that the model cannot have."""
+        if width < 1 or width % self.width_multiple:
+            multiple = f", a multiple of {self.width_multiple}" if self.width_multiple > 1 else ""
+            raise InvalidProblemError(f"width = {width}: expected a positive number of channels{multiple}")
+        if self.takes == "sequences" and len(shape) != 1:
+            raise InvalidProblemError(f"input_shape = {shape}: {name} takes sequences, expected (length,)")
+        if self.takes == "square images" and (len(shape) != 3 or shape[1] != shape[2]):
+            raise InvalidProblemError(
+                f"input_shape = {shape}: {name} takes square images, expected (channels, size, size)"
+            )
+        if self.takes == "square images" and shape[1] < self.least_size:
+            least = f"expected at least {self.least_size} x {self.least_size}"
+            raise InvalidProblemError(f"input_shape = {shape}: {name} makes images smaller step by step, {least}")
+
+
+def _cnn(num_classes: int, shape: tuple[int, ...], width: int) -> nn.Sequential:
+    return small_cnn(in_channels=shape[0], image_size=shape[1], channels=(width, 2 * width), num_classes=num_classes)
+
+
+def _resnet18(num_classes: int, shape: tuple[int, ...], width: int) -> nn.Sequential:
+    return resnet(
+        BasicBlock, (2, 2, 2, 2), width=width, num_classes=num_classes, in_channels=shape[0], small_images=True
+    )
+
+
+def _vgg16(num_classes: int, shape: tuple[int, ...], width: int) -> nn.Sequential:
+    stages = [[width * factor for factor in stage] for stage in _VGG16]
+    model = vgg(stages, hidden=8 * width, num_classes=num_classes, in_channels=shape[0], small_images=True)
+    for part in model.modules():  # dropout would draw from the global random state
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+    return model
+
+
+def _decoder(num_classes: int, shape: tuple[int, ...], width: int) -> nn.Sequential:
+    return gpt2(vocabulary=num_classes, context=shape[0], width=width, depth=2, heads=_HEADS, tied=False, fused=False)
+
+
+def _moe(num_classes: int, shape: tuple[int, ...], width: int) -> nn.Sequential:
+    return moe_decoder(vocabulary=num_classes, context=shape[0], width=width, heads=_HEADS, hidden=2 * width)
+
+
+SMALL_MODELS: dict[str, SmallModel] = {
+    "mlp": SmallModel(build=lambda num_classes, shape, width: mlp(shape, (width,), num_classes)),
+    "small-cnn": SmallModel(build=_cnn, takes="square images", width=16),
+    "resnet18": SmallModel(build=_resnet18, takes="square images"),
+    "vgg16": SmallModel(build=_vgg16, takes="square images", least_size=32),
+    "decoder": SmallModel(build=_decoder, takes="sequences", width_multiple=_HEADS),
+    "moe": SmallModel(build=_moe, takes="sequences", width_multiple=_HEADS),
+}
+"""The models that `model_for` makes, by name; a new one is on the command line at once."""
 
 
 def model_for(
@@ -56,58 +126,23 @@ def model_for(
     """
     if name not in SMALL_MODELS:
         raise InvalidProblemError(f"no model {name!r}: expected one of {', '.join(SMALL_MODELS)}")
+    kind = SMALL_MODELS[name]
     sizes = listed("input_shape", input_shape, single=(int, np.integer))
     shape = tuple(integer(f"input_shape[{i}]", size) for i, size in enumerate(sizes))
-    width, num_classes = integer("width", _WIDTH[name] if width is None else width), integer("num_classes", num_classes)
-    _check(name, shape, width, num_classes)
+    width, num_classes = integer("width", kind.width if width is None else width), integer("num_classes", num_classes)
+    if not shape or min(shape) < 1:
+        raise InvalidProblemError(f"input_shape = {shape}: expected positive sizes")
+    if width > MAX_WIDTH:
+        raise InvalidProblemError(f"width = {quoted(width)}: expected at most {MAX_WIDTH} channels")
+    if num_classes < 1:
+        raise InvalidProblemError(f"num_classes = {num_classes}: expected at least 1")
+    kind.check(name, shape, width)
     with torch.device("meta"), torch.random.fork_rng(devices=[]):  # what it will take, before it takes it
-        weights = sum(parameter.numel() for parameter in _build(name, num_classes, shape, width).parameters())
+        weights = sum(parameter.numel() for parameter in kind.build(num_classes, shape, width).parameters())
     if weights > MAX_WEIGHTS:
         raise InvalidProblemError(
             f"width = {width}: {name} would have {weights} weights, expected at most {MAX_WEIGHTS}"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_number("seed", seed))
-        return _build(name, num_classes, shape, width)
-
-
-def _check(name: str, shape: tuple[int, ...], width: int, num_classes: int) -> None:
-    if not shape or min(shape) < 1:
-        raise InvalidProblemError(f"input_shape = {shape}: expected positive sizes")
-    if width > MAX_WIDTH:
-        raise InvalidProblemError(f"width = {quoted(width)}: expected at most {MAX_WIDTH} channels")
-    if width < 1 or (name in _DECODERS and width % _HEADS):
-        multiple = f", a multiple of {_HEADS}" if name in _DECODERS else ""
-        raise InvalidProblemError(f"width = {width}: expected a positive number of channels{multiple}")
-    if num_classes < 1:
-        raise InvalidProblemError(f"num_classes = {num_classes}: expected at least 1")
-    if name in _DECODERS and len(shape) != 1:
-        raise InvalidProblemError(f"input_shape = {shape}: {name} takes sequences, expected (length,)")
-    if name in ("small-cnn", "resnet18", "vgg16") and (len(shape) != 3 or shape[1] != shape[2]):
-        raise InvalidProblemError(f"input_shape = {shape}: {name} takes square images, expected (channels, size, size)")
-    if name == "vgg16" and shape[1] < 32:
-        raise InvalidProblemError(f"input_shape = {shape}: vgg16 halves images five times, expected at least 32 x 32")
-
-
-def _build(name: str, num_classes: int, shape: tuple[int, ...], width: int) -> nn.Sequential:
-    if name == "mlp":
-        return mlp(shape, (width,), num_classes)
-    if name == "decoder":
-        return gpt2(
-            vocabulary=num_classes, context=shape[0], width=width, depth=2, heads=_HEADS, tied=False, fused=False
-        )
-    if name == "moe":
-        return moe_decoder(vocabulary=num_classes, context=shape[0], width=width, heads=_HEADS, hidden=2 * width)
-    channels, size, _ = shape
-    if name == "small-cnn":
-        return small_cnn(in_channels=channels, image_size=size, channels=(width, 2 * width), num_classes=num_classes)
-    if name == "resnet18":
-        return resnet(
-            BasicBlock, (2, 2, 2, 2), width=width, num_classes=num_classes, in_channels=channels, small_images=True
-        )
-    stages = [[width * factor for factor in stage] for stage in _VGG16]
-    model = vgg(stages, hidden=8 * width, num_classes=num_classes, in_channels=channels, small_images=True)
-    for part in model.modules():  # dropout would draw from the global random state
-        if isinstance(part, nn.Dropout):
-            part.p = 0.0
-    return model
+        return kind.build(num_classes, shape, width)

@@ -6,6 +6,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 
+from edgeopt.display import one_line
 from edgeopt.schedule import RoundPlan
 from edgeopt.training.messages import Message, Phase, Replies, State, Tensors
 from edgeopt.training.task import Batch, Task
@@ -29,6 +30,8 @@ class Outcome:
     state: State
     loss: Mapping[int, torch.Tensor]
     measured: Mapping[str, float | torch.Tensor] = field(default_factory=dict)
+
+    __repr__ = one_line
 
 
 class Algorithm(Protocol):

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt import storage
+from edgeopt.display import html_rows, one_line
 from edgeopt.extras import needs
 from edgeopt.schedule import RoundPlan
 from edgeopt.training.costs.ledger import DIRECTIONS
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Row = dict[str, float | int]
+_SHOWN = ("round", "seconds", "energy_j", "bytes_up", "bytes_down", "train_loss", "test_loss", "accuracy")
 
 PERSONAL = ("personal_accuracy", "personal_accuracy_worst_tenth")
 """Columns of the rows in which clients' own models were judged."""
@@ -56,6 +58,8 @@ class RoundRecord:
     completed: NDArray[np.bool_]
     conflict: NDArray[np.bool_]
     row: Mapping[str, float | int]
+
+    __repr__ = one_line
 
     @property
     def seconds(self) -> float:
@@ -93,7 +97,7 @@ def straggler(plan: RoundPlan, phases: Sequence[PhaseTime]) -> int | None:
     return max(spared, key=lambda client: spared[client]) if spared else None
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class History:
     """The rows of a run, and what it ended with.
 
@@ -123,6 +127,20 @@ class History:
     clients: dict[int, State] = field(default_factory=dict)
     interrupted: bool = False
     reason: str = ""
+
+    def __repr__(self) -> str:
+        return f"History({self._headline()})"
+
+    def _repr_html_(self) -> str:
+        return html_rows(self._headline(), self.rows, [name for name in _SHOWN if self.rows and name in self.rows[0]])
+
+    def _headline(self) -> str:
+        words = [f"{len(self.rows)} rounds"]
+        if evaluated := [row["accuracy"] for row in self.rows if not math.isnan(row["accuracy"])]:
+            words.append(f"accuracy {evaluated[-1]:.4g}")
+        if self.rows:
+            words.append(f"{self.rows[-1]['seconds']:.4g} virtual s")
+        return ", ".join(words) + (f"; {self.reason}" if self.reason else "")
 
     def column(self, name: str) -> NDArray[np.float64]:
         """Return one number of every round, float64 [rounds]; nan in rounds in which it was not measured."""

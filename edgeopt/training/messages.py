@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 
+from edgeopt.display import one_line
 from edgeopt.errors import quoted
 from edgeopt.training.trouble import TrainingError, described
 
@@ -72,6 +73,8 @@ class Message:
     held: frozenset[str] = frozenset()
     rows: Mapping[str, torch.Tensor] = field(default_factory=dict)
     key: torch.Tensor | None = None
+
+    __repr__ = one_line
 
     def __getitem__(self, category: Category) -> Tensors:
         return self.tensors.get(category, {})
@@ -190,6 +193,8 @@ class Phase:
     server_flops: Mapping[int, float] = field(default_factory=dict)
     server_up_bytes: float = 0.0
     server_down_bytes: float = 0.0
+
+    __repr__ = one_line
 
 
 Replies = dict[int, Message]

@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgeopt.convergence import ConvergenceEstimate
+from edgeopt.display import one_line
 from edgeopt.errors import InvalidProblemError
 from edgeopt.rng import stream
 from edgeopt.schedule import Feedback, RoundPlan
@@ -43,6 +44,8 @@ class RoundResult:
     peak_bytes: NDArray[np.float64]
     bytes: NDArray[np.int64]
     measured: dict[str, float]
+
+    __repr__ = one_line
 
     def feedback(self, number: int, plan: RoundPlan, timing: Timing, constants: ConvergenceEstimate | None) -> Feedback:
         """Return what a planner may know of the round."""

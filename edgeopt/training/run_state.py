@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.convergence import ConvergenceEstimate, Estimate
+from edgeopt.display import one_line
 from edgeopt.errors import InvalidFileError, quoted
 from edgeopt.fields import Fields, in_file
 from edgeopt.schedule import COLUMNS, MEASURED, Feedback, Planner, RoundPlan, StatefulPlanner
@@ -65,6 +66,8 @@ class RunState:
     rows: list[Row] = field(default_factory=list)
     memory: Arrays = field(default_factory=dict)
     clients: dict[int, State] = field(default_factory=dict)
+
+    __repr__ = one_line
 
     @classmethod
     def start(

@@ -17,6 +17,7 @@ from torch.func import functional_call
 
 from edgeopt.data.arrays import ArrayData, described
 from edgeopt.data.partition import Partition
+from edgeopt.display import one_line
 from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.models.moe import Experts, LayerRouting, Learners, expert_shares, limit_learners, record_routing
 from edgeopt.profile import ModelProfile
@@ -117,6 +118,8 @@ class Task:
     _parts: dict[tuple[bool, int, int], nn.Sequential] = field(init=False, repr=False, default_factory=dict)
     _shares: dict[str, float] = field(init=False, repr=False, default_factory=dict)  # of experts in FLOPs of layers
     _cuts: dict[int, tuple[tuple[int, ...], torch.dtype]] = field(init=False, repr=False, default_factory=dict)
+
+    __repr__ = one_line
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Sequential) or len(self.model) == 0:

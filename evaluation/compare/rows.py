@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt import storage
+from edgeopt.display import html_rows
 from edgeopt.errors import InvalidFileError, InvalidProblemError, quoted
 from edgeopt.extras import needs
 from edgeopt.fields import Fields, in_file
@@ -34,6 +35,18 @@ Check = Callable[[Row], None]
 FORMAT = 1
 
 logger = logging.getLogger("edgeopt")
+
+
+class Rows(list[Row]):
+    """Rows that show themselves as a table in a notebook."""
+
+    def __repr__(self) -> str:
+        sizes = [len({row[name] for row in self}) for name in ("solver", "instance")]
+        return "Rows({} runs, {} solvers, {} instances)".format(len(self), *sizes)
+
+    def _repr_html_(self) -> str:
+        shown = ("instance", "solver", "seed", "status", "objective", "bound", "gap", "gap_to_best", "seconds_total")
+        return html_rows(f"{len(self)} runs", [flat_row(row) for row in self], shown)
 
 
 def check_row(document: Row) -> None:
@@ -135,7 +148,7 @@ def read_row(path: "str | os.PathLike[str]", check: Check = check_row) -> Row:
     return row
 
 
-def read_rows(folder: "str | os.PathLike[str]") -> list[Row]:
+def read_rows(folder: "str | os.PathLike[str]") -> Rows:
     """Read all rows of a comparison from its ``out`` folder, sorted; damaged files are left out with a warning."""
     inner = Path(folder) / "rows"
     rows = []
@@ -144,7 +157,7 @@ def read_rows(folder: "str | os.PathLike[str]") -> list[Row]:
             rows.append(read_row(path))
         except (InvalidFileError, OSError) as error:
             logger.warning("left out: %s", error)
-    return sorted(rows, key=lambda row: (str(row.get("instance")), row["solver"], row["seed"]))
+    return Rows(sorted(rows, key=lambda row: (str(row.get("instance")), row["solver"], row["seed"])))
 
 
 def as_rows(data: Any) -> list[Row]:

@@ -13,7 +13,7 @@ import numpy as np
 from edgeopt import storage
 from edgeopt.errors import EdgeOptError, InvalidProblemError, quoted
 from edgeopt.evaluation.compare.cells import finished_rows
-from edgeopt.evaluation.compare.rows import Row, RowStore, add_gaps, row_key, rows_frame
+from edgeopt.evaluation.compare.rows import Rows, RowStore, add_gaps, row_key, rows_frame
 from edgeopt.evaluation.compare.worker import Parcel, Task
 from edgeopt.installed import versions
 from edgeopt.problem import Problem
@@ -122,7 +122,7 @@ def comparison_rows(
     jobs: int = 1,
     display: bool = True,
     references: Mapping[str, float] | None = None,
-) -> tuple[list[Row], bool]:
+) -> tuple[Rows, bool]:
     """Do what `compare` does, and return the full rows, histories and solutions included, and whether Ctrl-C came."""
     named = name_instances(problems)
     known = {name: value for name in named if (value := _library_value(name, named[name])) is not None}
@@ -130,7 +130,7 @@ def comparison_rows(
     store = RowStore(storage.open_folder(out) / "rows") if out is not None else None
     tasks = plan(named, solvers, seeds, time_limit, stop, deterministic)
     rows, interrupted = finished_rows(tasks, store, executor, jobs, display)
-    return add_gaps(rows, known), interrupted
+    return Rows(add_gaps(rows, known)), interrupted
 
 
 def plan(

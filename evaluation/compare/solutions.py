@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 from edgeopt import storage
-from edgeopt.errors import EdgeOptError, InvalidProblemError
+from edgeopt.errors import InvalidProblemError
 from edgeopt.fields import Fields, in_file
 from edgeopt.problem import Problem
 
@@ -29,9 +29,7 @@ def solution_from_json(problem: Problem, document: Any) -> Any:
     """
     if not isinstance(document, dict):
         raise InvalidProblemError(f"solution: expected a JSON object, got {type(document).__name__}")
-    if (own := getattr(problem, "solution_from_json", None)) is None:
-        raise EdgeOptError(f"solutions of {problem.kind} cannot be read back")
-    return own(document)
+    return problem.solution_from_json(document)
 
 
 def read_solution(problem: Problem, path: str | os.PathLike[str]) -> Any:

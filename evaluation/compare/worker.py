@@ -1,7 +1,6 @@
 """One run of a comparison, made in a worker: warm the kernels, solve, say what came of it."""
 
 import functools
-import inspect
 import logging
 import os
 import platform
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt import storage
-from edgeopt.errors import EdgeOptError
 from edgeopt.evaluation.compare.rows import Row
 from edgeopt.installed import versions
 from edgeopt.problem import Problem
@@ -104,7 +102,7 @@ def warm_up(problem: Problem, solver: Solver) -> None:
         return
     _warm.add(mark)
     try:
-        tiny = tiny_like(problem)
+        tiny = problem.tiny_like()
         if tiny is not None and solver.supports(tiny) is None:
             result = solve(tiny, solver, time_limit=WARM_UP_SECONDS)
             if result.limit is Limit.INTERRUPT:  # it is the run that Ctrl-C is meant for
@@ -112,37 +110,6 @@ def warm_up(problem: Problem, solver: Solver) -> None:
             tiny.objective(result.solution)
     except Exception:  # the run itself will say what is wrong
         logger.debug("no warm-up of %s", solver.name, exc_info=True)
-
-
-def tiny_like(problem: Problem) -> Problem | None:
-    """Return a tiny problem of the same kind, or None if its class has no ``random``.
-
-    A problem may offer ``tiny_like()`` itself, to take the same branches of its solvers. Otherwise
-    ``random(seed=0)`` is called with every ``num_...`` that has a default lowered to at most four.
-
-    Examples
-    --------
-    >>> from edgeopt.evaluation import load_instance
-    >>> tiny = tiny_like(load_instance("facility-full"))
-    >>> tiny is None or tiny.describe()["servers"] < 10
-    True
-    """
-    if (own := getattr(problem, "tiny_like", None)) is not None:
-        made: Problem = own()
-        return made
-    random = getattr(type(problem), "random", None)
-    if random is None:
-        return None
-    numbers = {
-        name: min(parameter.default, 4)
-        for name, parameter in inspect.signature(random).parameters.items()
-        if name.startswith("num_") and isinstance(parameter.default, int)
-    }
-    try:
-        made = random(seed=0, **numbers)
-    except EdgeOptError:
-        made = random(seed=0)
-    return made
 
 
 @functools.cache

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from edgeopt.display import one_line
 from edgeopt.errors import InvalidProblemError
 from edgeopt.problems.client_selection.instance import SelectionInstance
 from edgeopt.problems.client_selection.kernels import bonuses, first_wrong_pick, play_round
@@ -42,6 +43,8 @@ class ServerView:
     delivered: NDArray[np.int32]
     outcome: NDArray[np.int8]
 
+    __repr__ = one_line
+
     @property
     def staleness(self) -> NDArray[np.int32]:
         """int32 [n], rounds since the last delivery; the round number plus one if there was none."""
@@ -71,6 +74,8 @@ class RoundResult:
     round_s: NDArray[np.float64]
     tally: NDArray[np.int32]
     outcome: NDArray[np.int8]
+
+    __repr__ = one_line
 
 
 class SelectionEnvironment:

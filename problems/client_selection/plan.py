@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from edgeopt.display import one_line
 from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.fields import check_table
 from edgeopt.foreign import as_array
@@ -28,6 +29,8 @@ class SelectionPlan:
     """
 
     picks: NDArray[np.int32]
+
+    __repr__ = one_line
 
     def __post_init__(self) -> None:
         given: ArrayLike = self.picks

@@ -18,7 +18,7 @@ from edgeopt.problems.client_selection.plan import SelectionPlan
 from edgeopt.problems.client_selection.report import SelectionReport
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class ClientSelection(SelectionInstance, Problem):
     r"""Choose which clients S servers train with over T rounds; a client that is taken twice is a conflict.
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.display import one_line
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SelectionReport:
@@ -44,3 +46,5 @@ class SelectionReport:
     reward: NDArray[np.float64]
     round_s: NDArray[np.float64]
     conflicts: NDArray[np.int32]
+
+    __repr__ = one_line

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.display import one_line
 from edgeopt.problems.client_selection.instance import SelectionInstance
 from edgeopt.rng import stream
 
@@ -24,6 +25,8 @@ class Scenarios:
     regime: NDArray[np.int8]
     busy: NDArray[np.bool_]
     fading: NDArray[np.float64]
+
+    __repr__ = one_line
 
 
 def held_out_seeds(seed: int, episodes: int) -> list[int]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from edgeopt.display import one_line
 from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.foreign import as_array
 from edgeopt.validate import int_array
@@ -27,6 +28,8 @@ class Placement:
     """
 
     cached: NDArray[np.bool_]
+
+    __repr__ = one_line
 
     def __post_init__(self) -> None:
         given: ArrayLike = self.cached

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from edgeopt import storage
 from edgeopt.built import Built
+from edgeopt.display import one_line
 from edgeopt.errors import InvalidFileError, InvalidProblemError, quoted
 from edgeopt.fields import Fields, check_table
 from edgeopt.npz import numbers
@@ -38,8 +39,10 @@ class CacheReport:
     hit_ratio: dict[str, float]
     storage_used: NDArray[np.float64]
 
+    __repr__ = one_line
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class ExpertCaching(Problem):
     r"""Place the experts of mixture-of-experts models on edge servers.
 
@@ -377,6 +380,10 @@ class ExpertCaching(Problem):
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some fields changed, validated anew."""
         return dataclasses.replace(self, **changes)
+
+    def tiny_like(self) -> Self:
+        """Return a tiny problem of the same latency mode: what solvers warm up on."""
+        return type(self).random(num_servers=4, num_users=4, latency=self.latency, theta=self.theta)
 
     def describe(self) -> dict[str, str | int | float]:
         """Return sizes, latency mode and storage as one flat dictionary."""

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.display import one_line
 from edgeopt.errors import InvalidProblemError
 from edgeopt.fields import check_table
 from edgeopt.validate import float32_rounding, float_array, int_array, sums_to
@@ -55,6 +56,8 @@ class RoutedModel:
     probability: NDArray[np.float64]
     uses: NDArray[np.float64] = field(init=False, repr=False)
     """float64 [P, E], expected uses of each expert per token of each profile."""
+
+    __repr__ = one_line
 
     def __post_init__(self) -> None:
         layer = int_array("expert_layer", self.expert_layer, (None,), low=0)

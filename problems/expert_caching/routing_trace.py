@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edgeopt import storage
+from edgeopt.display import one_line
 from edgeopt.errors import InvalidFileError, InvalidProblemError, quoted
 from edgeopt.fields import in_file
 from edgeopt.foreign import as_array, at
@@ -71,6 +72,8 @@ class RoutingTrace:
     set_count: NDArray[np.int64]
     tokens_per_user: NDArray[np.int64]
     meta: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    __repr__ = one_line
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):

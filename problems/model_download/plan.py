@@ -6,6 +6,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.display import one_line
 from edgeopt.fields import Fields
 from edgeopt.validate import float_array, int_array
 
@@ -29,6 +30,8 @@ class DownloadPlan:
     model: NDArray[np.int32]
     bandwidth_hz: NDArray[np.float64]
     frequency_hz: NDArray[np.float64]
+
+    __repr__ = one_line
 
     def __post_init__(self) -> None:
         model = int_array("model", self.model, (None,), low=-1)
@@ -101,3 +104,5 @@ class DownloadTimeline:
     finish_s: NDArray[np.float64]
     completion_s: NDArray[np.float64]
     energy_j: NDArray[np.float64]
+
+    __repr__ = one_line

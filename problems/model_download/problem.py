@@ -20,7 +20,7 @@ from edgeopt.problems.model_download.instance import CHANNELS, FLOATS, DownloadI
 from edgeopt.problems.model_download.plan import DownloadPlan, DownloadTimeline
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class ModelDownload(DownloadInstance, Problem):
     r"""Admit users who download a model and run it layer by layer while it arrives, each within a deadline.
 
@@ -186,6 +186,10 @@ class ModelDownload(DownloadInstance, Problem):
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some fields changed, validated anew."""
         return dataclasses.replace(self, **changes)
+
+    def tiny_like(self) -> "ModelDownload":
+        """Return a tiny problem of the same kind: what solvers warm up on."""
+        return type(self).random(num_users=4, num_models=4)
 
     def describe(self) -> dict[str, str | int | float]:
         """Return sizes, modes, limits, and how many users `refusals` would list, as one flat dictionary."""

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from edgeopt.display import one_line
 from edgeopt.errors import InvalidProblemError
 from edgeopt.schedule import RoundPlan, StaticPlanner
 from edgeopt.validate import int_array
@@ -35,6 +36,8 @@ class SplitPlan:
     batch_size: NDArray[np.int32]
     cut_layer: NDArray[np.int32]
     aggregation_interval: int = 1
+
+    __repr__ = one_line
 
     def __post_init__(self) -> None:
         batch = int_array("batch_size", self.batch_size, (None,), low=1)

@@ -19,7 +19,7 @@ from edgeopt.problems.split_training.plan import SplitPlan
 from edgeopt.problems.split_training.report import SplitReport, report_of
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class SplitTraining(SplitInstance, Problem):
     r"""Choose batch sizes, cut layers and the aggregation interval of split federated learning.
 
@@ -187,6 +187,10 @@ class SplitTraining(SplitInstance, Problem):
         plan = SplitPlan(**lists, aggregation_interval=given.integer("aggregation_interval"))
         self._check_shape(plan)
         return plan
+
+    def tiny_like(self) -> Self:
+        """Return a tiny problem of the same kind: what solvers warm up on."""
+        return type(self).random(num_devices=4, num_layers=4)
 
     def describe(self) -> dict[str, str | int | float]:
         """Return sizes, speeds and what limits the accuracy as one flat dictionary."""

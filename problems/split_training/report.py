@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.display import one_line
 from edgeopt.problems.split_training.instance import SplitInstance
 from edgeopt.problems.split_training.plan import SplitPlan
 
@@ -50,6 +51,8 @@ class SplitReport:
     total_s: float
     accuracy_share: dict[str, float]
     memory_bytes: Floats
+
+    __repr__ = one_line
 
 
 def report_of(problem: SplitInstance, plan: SplitPlan) -> SplitReport:

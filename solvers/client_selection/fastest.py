@@ -1,5 +1,6 @@
 """`fastest`: every server picks the clients whose updates would be back first."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,7 +12,7 @@ from edgeopt.problems import ClientSelection
 from edgeopt.problems.client_selection.environment import ServerView
 from edgeopt.result import Guarantee, Heuristic, Result
 from edgeopt.solve import SolveOptions
-from edgeopt.solvers.client_selection.policy import Policy, play_alone, supports_client_selection
+from edgeopt.solvers.client_selection.policy import Policy, one_each, play_alone, supports_client_selection
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,10 @@ class Fastest:
     def solve(self, problem: ClientSelection, options: SolveOptions) -> Result[Any]:
         """Solve by picking the fastest."""
         return play_alone(self, problem, options)
+
+    def policies(self, problem: ClientSelection, seed: int) -> Sequence[Policy]:
+        """Return one policy for each server."""
+        return one_each(self, problem, seed)
 
     def policy(self, server: int, seed: int) -> Policy:
         """Return a server's policy; nothing is random."""

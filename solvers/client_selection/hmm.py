@@ -7,6 +7,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from edgeopt.display import one_line
 from edgeopt.errors import InvalidProblemError
 from edgeopt.foreign import as_array
 from edgeopt.rng import stream
@@ -49,6 +50,8 @@ class CategoricalHMM:
     start: NDArray[np.float64]
     transition: NDArray[np.float64]
     emission: NDArray[np.float64]
+
+    __repr__ = one_line
 
     def __post_init__(self) -> None:
         if as_array("start", self.start).size == 0:

@@ -62,6 +62,9 @@ class Matching:
                 run.tighten(float(np.mean(bounds)) / problem.num_servers)
         return run.result()
 
+    def policies(self, problem: ClientSelection, seed: int) -> None:
+        """Return None: the servers do not decide alone."""
+
 
 def round_picks(environment: SelectionEnvironment) -> NDArray[np.int32]:
     """Return the picks int32 [S, M] of the coming round, episode 0."""

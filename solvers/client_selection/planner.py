@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.display import one_line
 from edgeopt.errors import InvalidProblemError
 from edgeopt.problems import ClientSelection
 from edgeopt.problems.client_selection.environment import ServerView
@@ -46,6 +47,8 @@ class SelectionPlanner:
     latency_s: Callable[[int], NDArray[np.float64]] | None = None
     _heard: list[Feedback | None] = field(init=False, default_factory=list, repr=False)
     _memory: Arrays = field(init=False, repr=False)
+
+    __repr__ = one_line
 
     def __post_init__(self) -> None:
         if len(self.policies) != self.problem.num_servers:

@@ -1,7 +1,7 @@
 """Decentralised play: one policy per server, each of which sees only its own server's view."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,9 @@ from edgeopt.problems.client_selection.environment import SelectionEnvironment, 
 from edgeopt.result import Result
 from edgeopt.solve import Run, SolveOptions, Solver
 
+if TYPE_CHECKING:
+    from edgeopt.solvers.client_selection.trained_policy import TrainedPolicy
+
 
 class Policy(Protocol):
     """How one server picks in one episode; it may remember the views it was given."""
@@ -21,7 +24,18 @@ class Policy(Protocol):
         ...
 
 
-class LocalSolver(Solver, Protocol):
+class SelectionSolver(Solver, Protocol):
+    """A solver of client selection."""
+
+    def policies(self, problem: ClientSelection, seed: int) -> Sequence[Policy] | None:
+        """Return how each server picks in one episode, for picks round by round; a solver that learns does so first.
+
+        None where a coordinator that sees all servers picks for them.
+        """
+        ...
+
+
+class LocalSolver(SelectionSolver, Protocol):
     """A solver whose servers decide alone."""
 
     def policy(self, server: int, seed: int) -> Policy:
@@ -37,9 +51,14 @@ def supports_client_selection(problem: Problem) -> str | None:
 def play_alone(solver: LocalSolver, problem: ClientSelection, options: SolveOptions) -> Result[Any]:
     """Solve by letting every server play its own policy; one iteration is one round."""
     with Run[SelectionPlan](solver, problem, options) as run:
-        policies = [solver.policy(server, run.seed) for server in range(problem.num_servers)]
+        policies = one_each(solver, problem, run.seed)
         play(run, problem, lambda environment: picks_of(policies, environment))
     return run.result()
+
+
+def one_each(source: "LocalSolver | TrainedPolicy", problem: ClientSelection, seed: int) -> list[Policy]:
+    """Return one policy for each server."""
+    return [source.policy(server, seed) for server in range(problem.num_servers)]
 
 
 def picks_of(policies: Sequence[Policy], environment: SelectionEnvironment) -> NDArray[np.int32]:

@@ -1,6 +1,7 @@
 """`power-of-choice`: every server draws some candidates and picks those it has waited for longest."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from edgeopt.problems.client_selection.environment import ServerView
 from edgeopt.result import Guarantee, Heuristic, Result
 from edgeopt.rng import stream
 from edgeopt.solve import SolveOptions
-from edgeopt.solvers.client_selection.policy import Policy, play_alone, supports_client_selection
+from edgeopt.solvers.client_selection.policy import Policy, one_each, play_alone, supports_client_selection
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,10 @@ class PowerOfChoice:
     def solve(self, problem: ClientSelection, options: SolveOptions) -> Result[Any]:
         """Solve by the power of choice."""
         return play_alone(self, problem, options)
+
+    def policies(self, problem: ClientSelection, seed: int) -> Sequence[Policy]:
+        """Return one policy for each server."""
+        return one_each(self, problem, seed)
 
     def policy(self, server: int, seed: int) -> Policy:
         """Return a server's policy, with a random stream of its own."""

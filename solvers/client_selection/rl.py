@@ -18,7 +18,7 @@ from edgeopt.problems.client_selection.environment import SelectionEnvironment
 from edgeopt.progress import TrainingBar
 from edgeopt.result import Guarantee, Heuristic, Result
 from edgeopt.solve import Run, SolveOptions
-from edgeopt.solvers.client_selection.policy import cyclic_plan, picks_of, supports_client_selection
+from edgeopt.solvers.client_selection.policy import Policy, cyclic_plan, one_each, picks_of, supports_client_selection
 from edgeopt.solvers.client_selection.trained_policy import TrainedPolicy
 from edgeopt.stop import Limit
 
@@ -118,6 +118,20 @@ class RlCrp:
                 plan = play_policy(problem, learner.policy())
             run.offer(plan)
 
+    def policies(self, problem: ClientSelection, seed: int) -> list[Policy]:
+        """Return what each server has learned, on `HORIZON` rounds of the problem or as many as are recorded.
+
+        So a run that is resumed for more rounds has the same policies. Where a policy is given, nothing is learned.
+        """
+        if self.policy is not None:
+            trained = TrainedPolicy.load(self.policy)
+        else:
+            recorded = [problem.busy, problem.rate_bps if problem.rate_bps.ndim == 3 else None]
+            rounds = min([HORIZON, *(len(table) for table in recorded if table is not None)])
+            trained = self.train(problem.replace(rounds=rounds), seed=seed, display=True)
+        trained.check(problem)
+        return one_each(trained, problem, seed)
+
     def train(self, problem: ClientSelection, *, seed: int = 0, display: bool = False) -> TrainedPolicy:
         """Train on a problem and return the policy; Ctrl-C returns what has been learned so far.
 
@@ -209,6 +223,7 @@ class RlNoFairness(RlCrp):
 
 
 CHECKPOINT_EVERY = 10  # iterations
+HORIZON = 100  # rounds
 SMOOTHED = 10  # iterations
 
 
@@ -225,7 +240,7 @@ def play_policy(
         If the policy was trained for another number of servers.
     """
     trained.check(problem)
-    policies = [trained.policy(server) for server in range(problem.num_servers)]
+    policies = one_each(trained, problem, seed=0)
     environment = SelectionEnvironment(problem)
     picks = cyclic_plan(problem)
     while not environment.done and not stopped():

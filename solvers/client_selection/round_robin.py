@@ -1,5 +1,6 @@
 """`round-robin`: every server takes its clients in turn."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from edgeopt.problems.client_selection.environment import ServerView
 from edgeopt.result import Guarantee, Heuristic, Result
 from edgeopt.rng import stream
 from edgeopt.solve import SolveOptions
-from edgeopt.solvers.client_selection.policy import Policy, play_alone, supports_client_selection
+from edgeopt.solvers.client_selection.policy import Policy, one_each, play_alone, supports_client_selection
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,10 @@ class RoundRobin:
     def solve(self, problem: ClientSelection, options: SolveOptions) -> Result[Any]:
         """Solve by taking turns."""
         return play_alone(self, problem, options)
+
+    def policies(self, problem: ClientSelection, seed: int) -> Sequence[Policy]:
+        """Return one policy for each server."""
+        return one_each(self, problem, seed)
 
     def policy(self, server: int, seed: int) -> Policy:
         """Return a server's policy, with an order of its own."""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.display import one_line
 from edgeopt.errors import InvalidFileError, UnsupportedProblemError
 from edgeopt.fields import Fields, in_file
 from edgeopt.npz import Form, numbers
@@ -48,6 +49,8 @@ class TrainedPolicy:
     models: tuple[CategoricalHMM, ...] = ()
     timeout_s: float
     facts: dict[str, Any] = field(default_factory=dict)
+
+    __repr__ = one_line
 
     @property
     def num_servers(self) -> int:

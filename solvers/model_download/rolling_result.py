@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.display import one_line
 from edgeopt.extras import needs
 from edgeopt.problems import DownloadPlan
 
@@ -48,6 +49,8 @@ class RollingResult:
     refused_s: NDArray[np.float64] = field(repr=False)
     reason: tuple[str, ...] = field(repr=False)
     plan: DownloadPlan = field(repr=False)
+
+    __repr__ = one_line
 
     def __post_init__(self) -> None:
         for value in (getattr(self, name) for name in self.__dataclass_fields__):

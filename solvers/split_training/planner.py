@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeopt.display import one_line
 from edgeopt.errors import EdgeOptError, InvalidProblemError
 from edgeopt.problems import SplitPlan, SplitTraining
 from edgeopt.result import Status
@@ -66,6 +67,8 @@ class HasflPlanner:
     _solved_round: int = field(init=False, default=0)
     _since_aggregation: int = field(init=False, default=0)
     _news: bool = field(init=False, default=False)  # whether anything was measured since the last solve
+
+    __repr__ = one_line
 
     def __post_init__(self) -> None:
         check_count("every", self.every)

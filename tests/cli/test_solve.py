@@ -74,7 +74,7 @@ def test_solve_param(instance: Path):
     unknown = run("solve", instance, "--solver", "greedy", "--param", "lasy=false")
     assert (unknown.exit_code, "lazy" in unknown.stderr) == (2, True)
     wrong = run("solve", instance, "--solver", "greedy", "--param", "lazy=5")
-    assert (wrong.exit_code, "expected bool" in wrong.stderr) == (2, True)
+    assert (wrong.exit_code, "lazy = 5: expected true or false" in wrong.stderr) == (2, True)
 
 
 def bad_inputs(folder: Path) -> dict[str, tuple[list[object], str]]:

@@ -19,7 +19,7 @@ def built(name: str, shape: tuple[int, ...], clients: tuple[int, ...] = ()) -> t
     """Return a narrow model in double precision and a batch of two samples, for each client."""
     generator = torch.Generator().manual_seed(1)
     model = model_for(name, num_classes=7, input_shape=shape, width=4, seed=3).double()
-    if name in ("decoder", "moe"):
+    if SMALL_MODELS[name].takes == "sequences":
         return model, torch.randint(7, (*clients, 2, *shape), generator=generator)
     return model, torch.randn(*clients, 2, *shape, generator=generator, dtype=torch.float64)
 
@@ -34,7 +34,7 @@ def test_shape_and_layers(name, shape):
     """Outputs have the stated size, layers have names and parameters, and no two of them share any."""
     model, sample = built(name, shape)
     output = model.eval()(sample)
-    assert output.shape == ((2, *shape, 7) if name in ("decoder", "moe") else (2, 7))
+    assert output.shape == ((2, *shape, 7) if SMALL_MODELS[name].takes == "sequences" else (2, 7))
     assert torch.isfinite(output).all()
     names = [child for child, _ in model.named_children()]
     assert not any(child.isdigit() for child in names)
@@ -76,7 +76,7 @@ def test_cut_anywhere_is_the_whole_model(name, shape):
 def test_batched_clients_are_single_clients(name, shape):
     """vmap(grad) over clients gives the gradients of each client, without a fall-back (that would be a warning)."""
     model, samples = built(name, shape, (3,))
-    targets = samples if name in ("decoder", "moe") else torch.tensor([[0, 1], [2, 3], [4, 5]])
+    targets = samples if SMALL_MODELS[name].takes == "sequences" else torch.tensor([[0, 1], [2, 3], [4, 5]])
     generator = torch.Generator().manual_seed(2)
     weights = {
         key: value.detach() * (1 + 0.1 * torch.randn(3, *value.shape, dtype=value.dtype, generator=generator))
@@ -126,7 +126,7 @@ def test_it_learns(name):
     """A few steps of gradient descent lower the loss on one batch."""
     model, sample = built(name, dict(CASES)[name])
     optimiser = torch.optim.Adam(model.parameters(), 0.02)
-    target = sample if name in ("decoder", "moe") else torch.tensor([0, 2])
+    target = sample if SMALL_MODELS[name].takes == "sequences" else torch.tensor([0, 2])
     losses = []
     for _ in range(15):
         loss = F.cross_entropy(model(sample).flatten(0, -2), target.flatten())

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import pytest
 import edgeopt
 from edgeopt import interrupts
 from edgeopt.interrupts import interrupted, interrupts_noted, is_interrupt
-from edgeopt.problems import ExpertCaching, Placement
+from edgeopt.problems import PROBLEMS, ExpertCaching, Placement
 from edgeopt.progress import Callback
 from edgeopt.result import Result, Status
 from edgeopt.solve import Run, SolveOptions, configure
@@ -36,6 +36,14 @@ INSTANCES: dict[str, tuple[Any, ...]] = {
     "split-training": (split.instance("varied 13"),),
     "client-selection": (selection.instance("fail, regimes"),),
 }
+
+
+def instances_of(kind: str) -> tuple[Any, ...]:
+    """Return the instances above, or what the kind itself calls tiny."""
+    (problem,) = (problem for problem in PROBLEMS if problem.kind == kind)
+    return INSTANCES.get(kind) or (SimpleNamespace(name="tiny", problem=problem.random(seed=0).tiny_like()),)
+
+
 MOMENTS = 6  # of each solve
 BRIEF: dict[str, dict[str, Any]] = {
     "max-convolution": {"search_work": 1e5, "bound_steps": 3},
@@ -54,7 +62,7 @@ pairs = pytest.mark.parametrize(
         pytest.param(configure(solver, **BRIEF.get(solver.name, {})), tiny, id=f"{kind}-{solver.name}-{tiny.name}")
         for kind in KINDS
         for solver in solvers_of(kind)
-        for tiny in INSTANCES[kind]
+        for tiny in instances_of(kind)
         if solver.supports(tiny.problem) is None
     ],
 )  # fmt: skip

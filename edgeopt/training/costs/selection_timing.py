@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.display import one_line
 from edgeopt.errors import InvalidProblemError
 from edgeopt.problems import ClientSelection, SelectionPlan
 from edgeopt.problems.client_selection.scenario import Scenarios, draw_scenarios
@@ -85,6 +86,8 @@ class PickTimes:
     conflict: NDArray[np.bool_]
     delivered: NDArray[np.bool_]
 
+    __repr__ = one_line
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SelectionTiming:
@@ -120,6 +123,8 @@ class SelectionTiming:
     device_power_w: Floats = 0.2  # type: ignore[assignment]
     joules_per_flop: float = 1e-10
     _chance: Scenarios = field(init=False, repr=False)
+
+    __repr__ = one_line
 
     def __post_init__(self) -> None:
         power = float_array("device_power_w", self.device_power_w, (self.problem.num_clients,), positive=True, unit="W")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.display import one_line
 from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.problems.client_selection.instance import MAX_RATE_SIGMA
 from edgeopt.rng import stream
@@ -51,6 +52,8 @@ class Traffic:
     server_up_bytes: float = 0.0
     server_down_bytes: float = 0.0
 
+    __repr__ = one_line
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PhaseTime:
@@ -78,6 +81,8 @@ class PhaseTime:
     served: NDArray[np.int64]
     server_s: Floats
     energy_j: Floats
+
+    __repr__ = one_line
 
     @property
     def client_s(self) -> Floats:
@@ -149,6 +154,8 @@ class EdgeTiming:
     failure_probability: float = 0.0
     timed: frozenset[Category] = TIMED
     seed: int = 0
+
+    __repr__ = one_line
 
     def __post_init__(self) -> None:
         count = float_array("device_flops", self.device_flops, (None,)).size

@@ -7,6 +7,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch.func import grad_and_value
 
+from edgeopt.display import one_line
 from edgeopt.training.messages import State, Tensors
 from edgeopt.training.optimizers import Optimizer
 from edgeopt.training.rules.optimizer_state import leaves_in, overlay
@@ -94,6 +95,8 @@ class SharedModel:
     assigned: Mapping[int, Assignment]
     weights: Tensors
     state: State
+
+    __repr__ = one_line
 
     def work(self, smashed: Mapping[int, Smashed]) -> dict[int, Answer]:
         """Step with each client's activations, in the order of the plan."""

@@ -9,7 +9,9 @@ import edgeopt
 from edgeopt.errors import EdgeOptError
 from edgeopt.problems import ClientSelection
 from edgeopt.problems.client_selection.environment import SelectionEnvironment, ServerView
-from edgeopt.solvers.client_selection import Fastest, PowerOfChoice, RandomPicks, RoundRobin
+from edgeopt.solve import configure
+from edgeopt.solvers import solvers_of
+from edgeopt.solvers.client_selection import Fastest, PowerOfChoice, RandomPicks, RlCrp, RoundRobin
 from edgeopt.solvers.client_selection.policy import cyclic_plan
 from edgeopt.stop import MaxIterations
 
@@ -100,3 +102,27 @@ def test_the_plan_by_ids_is_feasible_and_fair():
     for s, covered in enumerate(uneven.coverage):
         counts = plan.mask(24)[:, s].sum(axis=0)[covered]
         assert counts.max() - counts.min() <= 1
+
+
+@pytest.mark.parametrize("solver", solvers_of("client-selection"), ids=lambda solver: solver.name)
+def test_solvers_say_whether_servers_decide_alone(solver: Any):
+    """One policy for each server, whose picks round by round are the solver's; none from the coordinator."""
+    solver = configure(solver, iterations=1, episodes=1) if isinstance(solver, RlCrp) else solver
+    policies = solver.policies(PROBLEM, seed=3)
+    assert (policies is None) == (solver.name == "matching")
+    if policies is not None:
+        first = [policies[server].pick(SelectionEnvironment(PROBLEM).view(server)) for server in range(4)]
+        assert all(len(set(picks.tolist())) == 3 for picks in first)
+    if solver in LOCAL:
+        assert np.array_equal(played(solver, seed=3)[0], np.sort(first))
+
+
+def test_what_is_learned_does_not_depend_on_the_length_of_the_run():
+    """A run that is resumed for more rounds has the same policies: they learn on a hundred rounds, or those recorded."""
+    learner = RlCrp(iterations=1, episodes=1)
+    short, long = (learner.policies(PROBLEM.replace(rounds=rounds), seed=0) for rounds in (30, 300))
+    environment = SelectionEnvironment(PROBLEM)
+    for server in range(4):
+        np.testing.assert_array_equal(
+            short[server].pick(environment.view(server)), long[server].pick(environment.view(server))
+        )
