@@ -5,19 +5,11 @@ import json
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, Self
 
 from edgeopt import storage
 
 Sense = Literal["max", "min"]
-
-
-class Solution(Protocol):
-    """Frozen decision arrays of one problem."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values for `json.dumps`."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ from edgeopt import (
 )
 from edgeopt.problem import Problem, Sense, Violation
 from edgeopt.result import Exact, History, Record, Seconds, relative_gap
-from edgeopt.rng import as_generator, stream
+from edgeopt.rng import stream
 from edgeopt.solve import configure
 from tests.clock import install
 
@@ -672,13 +672,6 @@ def test_streams_leave_the_global_state_alone():
         "from edgeopt.rng import stream; stream(0, 'x').random(9); print((before == np.random.get_state()[1]).all())"
     )
     assert run_python(code).strip() == "True"
-
-
-def test_as_generator():
-    """A generator is passed through, anything else seeds a new one."""
-    generator = np.random.default_rng(1)
-    assert as_generator(generator) is generator
-    assert as_generator(3).random() == np.random.default_rng(3).random()
 
 
 # --- compiled kernels ---------------------------------------------------------------------------------------------
