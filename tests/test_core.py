@@ -41,7 +41,7 @@ from edgeopt import (
     UnsupportedProblemError,
 )
 from edgeopt.problem import Problem, Sense, Violation
-from edgeopt.result import Exact, History, Record, Seconds, relative_gap
+from edgeopt.result import Exact, Record, Seconds, SolveHistory, relative_gap
 from edgeopt.rng import stream
 from edgeopt.solve import configure
 from tests.clock import install
@@ -198,7 +198,7 @@ def test_relative_gap(objective, bound, gap):
 @pytest.mark.parametrize("count", [1, 2, 3, 16, 17, 100, 1001])
 def test_history_thins_but_keeps_both_ends(capacity, count):
     """However many records come, at most `capacity` stay, in order, the first and the last among them."""
-    history = History(capacity)
+    history = SolveHistory(capacity)
     for i in range(count):
         history.append(Record(float(i), i, float(i), None))
     kept = [record.iteration for record in history]
@@ -210,7 +210,7 @@ def test_history_thins_but_keeps_both_ends(capacity, count):
 
 def test_history_as_csv():
     """CSV has a header, one line per record, and empty cells where there is no value."""
-    history = History()
+    history = SolveHistory()
     history.append(Record(0.5, 0, None, None))
     history.append(Record(1.5, 3, 2.0, 4.25))
     rows = list(csv.reader(io.StringIO(history.to_csv())))

@@ -43,7 +43,7 @@ def train(
     clients: Annotated[int | None, typer.Option(help="Clients that hold the data.")] = None,
     partition: Annotated[str | None, typer.Option(help="iid, dirichlet, shards or column.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Of the Dirichlet partition.")] = None,
-    model: Annotated[str | None, typer.Option(help="mlp, small-cnn, resnet18, vgg16, decoder, moe.")] = None,
+    model: Annotated[str | None, typer.Option(help="mlp, small-cnn, small-resnet, small-vgg, decoder, moe.")] = None,
     planner: Annotated[
         str | None, typer.Option(help="fixed, random, schedule, hasfl, or the name of a solver.")
     ] = None,

@@ -15,13 +15,13 @@ from edgeopt.models.resnet import BasicBlock, resnet
 from edgeopt.models.vgg import vgg
 from edgeopt.validate import integer, listed, seed_number
 
-SMALL_MODELS: tuple[str, ...] = ("mlp", "small-cnn", "resnet18", "vgg16", "decoder", "moe")
+SMALL_MODELS: tuple[str, ...] = ("mlp", "small-cnn", "small-resnet", "small-vgg", "decoder", "moe")
 """Names that `model_for` knows."""
 
 MAX_WIDTH = 1 << 15
 MAX_WEIGHTS = 1 << 28
 """Weights of a model, in float32 a gigabyte."""
-_WIDTH = {"mlp": 64, "small-cnn": 16, "resnet18": 64, "vgg16": 64, "decoder": 64, "moe": 64}
+_WIDTH = {"mlp": 64, "small-cnn": 16, "small-resnet": 64, "small-vgg": 64, "decoder": 64, "moe": 64}
 _DECODERS = ("decoder", "moe")
 _VGG16 = ((1, 1), (2, 2), (4, 4, 4), (8, 8, 8), (8, 8, 8))  # channels of the convolutions over those of the first
 _HEADS = 4
@@ -34,7 +34,7 @@ def model_for(
 
     Parameters
     ----------
-    name : one of `SMALL_MODELS`. ``resnet18`` and ``vgg16`` are the variants for small images; ``decoder`` and ``moe``
+    name : one of `SMALL_MODELS`. ``small-resnet`` and ``small-vgg`` are ResNet-18 and VGG-16 for small images, of any width; ``decoder`` and ``moe``
         are language models of two blocks.
     num_classes : size of the output; for language models the size of the vocabulary.
     input_shape : shape of a sample: (channels, height, width) of images, (T,) of sequences of token ids; any for
@@ -83,10 +83,12 @@ def _check(name: str, shape: tuple[int, ...], width: int, num_classes: int) -> N
         raise InvalidProblemError(f"num_classes = {num_classes}: expected at least 1")
     if name in _DECODERS and len(shape) != 1:
         raise InvalidProblemError(f"input_shape = {shape}: {name} takes sequences, expected (length,)")
-    if name in ("small-cnn", "resnet18", "vgg16") and (len(shape) != 3 or shape[1] != shape[2]):
+    if name in ("small-cnn", "small-resnet", "small-vgg") and (len(shape) != 3 or shape[1] != shape[2]):
         raise InvalidProblemError(f"input_shape = {shape}: {name} takes square images, expected (channels, size, size)")
-    if name == "vgg16" and shape[1] < 32:
-        raise InvalidProblemError(f"input_shape = {shape}: vgg16 halves images five times, expected at least 32 x 32")
+    if name == "small-vgg" and shape[1] < 32:
+        raise InvalidProblemError(
+            f"input_shape = {shape}: small-vgg halves images five times, expected at least 32 x 32"
+        )
 
 
 def _build(name: str, num_classes: int, shape: tuple[int, ...], width: int) -> nn.Sequential:
@@ -101,7 +103,7 @@ def _build(name: str, num_classes: int, shape: tuple[int, ...], width: int) -> n
     channels, size, _ = shape
     if name == "small-cnn":
         return small_cnn(in_channels=channels, image_size=size, channels=(width, 2 * width), num_classes=num_classes)
-    if name == "resnet18":
+    if name == "small-resnet":
         return resnet(
             BasicBlock, (2, 2, 2, 2), width=width, num_classes=num_classes, in_channels=channels, small_images=True
         )

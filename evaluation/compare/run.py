@@ -19,7 +19,7 @@ from edgeopt import storage
 from edgeopt.errors import EdgeOptError, InvalidProblemError, quoted
 from edgeopt.evaluation.compare.executors import Engine, is_lost, open_engine
 from edgeopt.evaluation.compare.rows import Row, RowStore, add_gaps, row_key, rows_frame
-from edgeopt.evaluation.compare.worker import Parcel, Task, common_values, failed_row, run_task
+from edgeopt.evaluation.compare.worker import Job, Parcel, common_values, failed_row, run_job
 from edgeopt.installed import versions
 from edgeopt.problem import Problem
 from edgeopt.solve import Solver, refuse_other, time_limit_s
@@ -141,28 +141,28 @@ def comparison_rows(
     store = RowStore(storage.open_folder(out) / "rows") if out is not None else None
     rows: dict[str, Row] = {}
     order: list[str] = []
-    tasks: list[Task] = []
+    left: list[Job] = []
 
     def keep(row: Row) -> None:
         rows[row["key"]] = row
         if store is not None:
             store.put(row)
 
-    for task, reason in plan(named, solvers, seeds, time_limit, stop, deterministic):
-        if task.key in order:
+    for job, reason in plan(named, solvers, seeds, time_limit, stop, deterministic):
+        if job.key in order:
             continue
-        order.append(task.key)
+        order.append(job.key)
         if reason is not None:
-            keep(storage.plain(failed_row(task, "skipped", reason)))
-        elif store is not None and (row := store.get(task.key)) and row["status"] not in ("error", "skipped"):
-            rows[task.key] = row | storage.plain(common_values(task) | {"machine": row.get("machine")})
+            keep(storage.plain(failed_row(job, "skipped", reason)))
+        elif store is not None and (row := store.get(job.key)) and row["status"] not in ("error", "skipped"):
+            rows[job.key] = row | storage.plain(common_values(job) | {"machine": row.get("machine")})
         else:
-            tasks.append(task)
+            left.append(job)
     interrupted = False
-    if tasks:
+    if left:
         engine = open_engine(executor, jobs)
-        with _progress(len(tasks), display) as advance:
-            interrupted = run_all(tasks, engine, keep, advance)
+        with _progress(len(left), display) as advance:
+            interrupted = run_all(left, engine, keep, advance)
     return add_gaps((rows[key] for key in order if key in rows), known), interrupted
 
 
@@ -173,7 +173,7 @@ def plan(
     time_limit: float | None,
     stop: StopCriterion | None,
     deterministic: bool,
-) -> Iterator[tuple[Task, str | None]]:
+) -> Iterator[tuple[Job, str | None]]:
     """Yield every run with None, or with the sentence that says why it is skipped."""
     chosen = choose_solvers(problems, solvers)
     given = listed("seeds", seeds, single=(int, np.integer))
@@ -191,7 +191,7 @@ def plan(
             reason, label = solver.supports(problem), solver_label(solver)
             for seed in numbers:
                 key = row_key(fingerprint, _identity(solver), seed, seconds, repr(stop), deterministic, version)
-                task = Task(
+                job = Job(
                     key=key,
                     instance=name,
                     parcel=parcel,
@@ -202,29 +202,29 @@ def plan(
                     stop=stop,
                     deterministic=deterministic,
                 )
-                yield task, reason
+                yield job, reason
 
 
-def run_all(tasks: Iterable[Task], engine: Engine, keep: Callable[[Row], None], advance: Callable[[Row], None]) -> bool:
-    """Run the tasks, hand each row to `keep` as it comes, and return whether Ctrl-C ended it.
+def run_all(jobs: Iterable[Job], engine: Engine, keep: Callable[[Row], None], advance: Callable[[Row], None]) -> bool:
+    """Run the jobs, hand each row to `keep` as it comes, and return whether Ctrl-C ended it.
 
     When a worker dies, every run in flight on an executor that does not say whose it was is suspect: each is repeated
     alone, so that the one which kills its worker takes no other down with it. A run that is `GRACE_S` behind its time
     limit loses its worker.
     """
-    queue, suspects = deque(tasks), deque[Task]()
+    queue, suspects = deque(jobs), deque[Job]()
     attempts: dict[str, int] = {}
-    running: dict[Future[Row], Task] = {}
+    running: dict[Future[Row], Job] = {}
     due: dict[Future[Row], float] = {}
     finished = False
 
-    def start(task: Task) -> None:
-        future = _submit(engine, task)
-        running[future], due[future] = task, time.monotonic() + task.time_limit + GRACE_S
+    def start(job: Job) -> None:
+        future = _submit(engine, job)
+        running[future], due[future] = job, time.monotonic() + job.time_limit + GRACE_S
 
-    def end(task: Task, row: Row) -> None:
+    def end(job: Job, row: Row) -> None:
         if row.get("traceback"):
-            logger.error("%s on %s, seed %d:\n%s", task.label, task.instance, task.seed, row["traceback"])
+            logger.error("%s on %s, seed %d:\n%s", job.label, job.instance, job.seed, row["traceback"])
         keep(row)
         advance(row)
 
@@ -235,27 +235,27 @@ def run_all(tasks: Iterable[Task], engine: Engine, keep: Callable[[Row], None], 
             if suspects and not queue and not running:
                 start(suspects.popleft())
             for future in wait(running, _until(due.values()), FIRST_COMPLETED).done:
-                task = running.pop(future)
+                job = running.pop(future)
                 del due[future]
-                row = _outcome(future, task)
+                row = _outcome(future, job)
                 if row is None:
-                    attempts[task.key] = attempts.get(task.key, 0) + 1
-                    if attempts[task.key] <= MAX_RESUBMISSIONS:
-                        suspects.append(task)
+                    attempts[job.key] = attempts.get(job.key, 0) + 1
+                    if attempts[job.key] <= MAX_RESUBMISSIONS:
+                        suspects.append(job)
                         continue
-                    message = f"its worker died {attempts[task.key]} times: {future_error(future)}"
-                    row = storage.plain(failed_row(task, "error", message))
+                    message = f"its worker died {attempts[job.key]} times: {future_error(future)}"
+                    row = storage.plain(failed_row(job, "error", message))
                 elif row["limit"] == "interrupt":  # not a result of the solver: it is run again next time
                     return True
-                end(task, row)
+                end(job, row)
             for future in [late for late in running if due[late] <= time.monotonic() and not late.done()]:
-                task = running[future]
+                job = running[future]
                 if not engine.kill(future):
-                    due[future] += task.time_limit + GRACE_S
+                    due[future] += job.time_limit + GRACE_S
                     continue
                 del running[future], due[future]
-                message = f"did not return within {GRACE_S:g} s after its time limit of {task.time_limit:g} s"
-                end(task, storage.plain(failed_row(task, "error", f"{message}: its worker was killed")))
+                message = f"did not return within {GRACE_S:g} s after its time limit of {job.time_limit:g} s"
+                end(job, storage.plain(failed_row(job, "error", f"{message}: its worker was killed")))
         finished = True
         return False
     except KeyboardInterrupt:
@@ -342,26 +342,26 @@ def future_error(future: Future[Row]) -> str:
     return "cancelled" if error is None else " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def _submit(engine: Engine, task: Task) -> Future[Row]:
+def _submit(engine: Engine, job: Job) -> Future[Row]:
     try:
-        return engine.submit(run_task, task)
+        return engine.submit(run_job, job)
     except (BrokenExecutor, RuntimeError) as error:  # broken by an earlier run
         if engine.restart():
-            return engine.submit(run_task, task)
+            return engine.submit(run_job, job)
         future: Future[Row] = Future()
         future.set_exception(BrokenExecutor(str(error)))
         return future
 
 
-def _outcome(future: Future[Row], task: Task) -> Row | None:
+def _outcome(future: Future[Row], job: Job) -> Row | None:
     """Return the row, or None if the worker was lost."""
     try:
         return future.result()
-    except Exception as error:  # run_task returns its own errors as rows: these come from the way there and back
+    except Exception as error:  # run_job returns its own errors as rows: these come from the way there and back
         if is_lost(error):
             return None
-        logger.error("%s on %s, seed %d", task.label, task.instance, task.seed, exc_info=error)
-        row: Row = storage.plain(failed_row(task, "error", future_error(future)))
+        logger.error("%s on %s, seed %d", job.label, job.instance, job.seed, exc_info=error)
+        row: Row = storage.plain(failed_row(job, "error", future_error(future)))
         return row
 
 

@@ -35,7 +35,7 @@ class Parcel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
+class Job:
     """One run: everything a worker needs to know."""
 
     key: str
@@ -49,59 +49,59 @@ class Task:
     deterministic: bool
 
 
-def run_task(task: Task) -> Row:
+def run_job(job: Job) -> Row:
     """Solve and return the row; an exception becomes a row with status ``error``. Only the solve itself is timed."""
-    problem, solver = task.parcel.problem, task.solver
+    problem, solver = job.parcel.problem, job.solver
     try:
         warm_up(problem, solver)
         result = solve(
             problem,
             solver,
-            time_limit=task.time_limit,
-            stop=task.stop,
-            seed=task.seed,
-            deterministic=task.deterministic,
+            time_limit=job.time_limit,
+            stop=job.stop,
+            seed=job.seed,
+            deterministic=job.deterministic,
         )
         document = result.to_json(with_solution=True)
         document["history"] = [[r.seconds, r.iteration, r.objective, r.bound] for r in result.history]
     except MissingDependencyError as error:  # nothing is wrong with the run: install it, and it is made up for
-        document = failed_row(task, "skipped", str(error))
+        document = failed_row(job, "skipped", str(error))
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the row says what failed
         message = " ".join(f"{type(error).__name__}: {error}".split())
-        document = failed_row(task, "error", message) | {"traceback": traceback.format_exc()}
-    row: Row = storage.plain(document | common_values(task))
+        document = failed_row(job, "error", message) | {"traceback": traceback.format_exc()}
+    row: Row = storage.plain(document | common_values(job))
     return row
 
 
-def failed_row(task: Task, status: str, message: str) -> Row:
+def failed_row(job: Job, status: str, message: str) -> Row:
     """Return the row of a run that has no result."""
     return {
-        "problem": task.parcel.problem.kind,
-        "sense": task.parcel.problem.sense,
+        "problem": job.parcel.problem.kind,
+        "sense": job.parcel.problem.sense,
         "status": status,
         "limit": None,
         "objective": None,
         "bound": None,
         "gap": None,
-        "guarantee": str(task.solver.guarantee),
+        "guarantee": str(job.solver.guarantee),
         "feasible": False,
         "seconds": {"build": None, "compile": None, "solve": None, "total": None},
         "message": message,
         "versions": versions(),
         "solution": None,
         "history": [],
-    } | common_values(task)
+    } | common_values(job)
 
 
-def common_values(task: Task) -> Row:
-    """Return what every row of the task says, whatever came of it."""
+def common_values(job: Job) -> Row:
+    """Return what every row of the job says, whatever came of it."""
     return {
-        "key": task.key,
-        "instance": task.instance,
-        "solver": task.label,
-        "seed": task.seed,
-        "time_limit": task.time_limit,
-        "facts": task.parcel.problem.describe(),
+        "key": job.key,
+        "instance": job.instance,
+        "solver": job.label,
+        "seed": job.seed,
+        "time_limit": job.time_limit,
+        "facts": job.parcel.problem.describe(),
         "machine": machine(),
     }
 
