@@ -116,7 +116,7 @@ class Record:
     bound: float | None
 
 
-class History:
+class SolveHistory:
     """Best objective and bound against time; thinned to at most `capacity` records, first and last kept."""
 
     __slots__ = ("_records", "capacity")
@@ -181,7 +181,7 @@ class Result(Generic[S]):
     feasible: bool
     bound: float
     guarantee: Guarantee
-    history: History = field(repr=False)
+    history: SolveHistory = field(repr=False)
     seconds: Seconds
     seed: int | None
     versions: dict[str, str] = field(repr=False)

@@ -6,13 +6,6 @@ import numpy as np
 
 from edgeopt.validate import seed_number
 
-Seed = int | np.random.Generator | None
-
-
-def as_generator(seed: Seed) -> np.random.Generator:
-    """Return `seed` itself if it is a Generator, else a new Generator seeded with it."""
-    return seed if isinstance(seed, np.random.Generator) else np.random.default_rng(seed)
-
 
 def stream(seed: int, *keys: int | str) -> np.random.Generator:
     """Return the independent stream named by `keys` of a run seeded with `seed`.

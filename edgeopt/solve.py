@@ -17,7 +17,7 @@ from edgeopt.installed import versions
 from edgeopt.interrupts import interrupted, interrupts_noted, is_interrupt
 from edgeopt.problem import Problem, Solution
 from edgeopt.progress import Callback, ProgressLine
-from edgeopt.result import Guarantee, History, Record, Result, Seconds, Status, relative_gap
+from edgeopt.result import Guarantee, Record, Result, Seconds, SolveHistory, Status, relative_gap
 from edgeopt.stop import AnyOf, Limit, MaxTime, Progress, StopCriterion
 from edgeopt.validate import flag, real, seed_number
 
@@ -197,7 +197,7 @@ class Run(Generic[S]):
         self.iteration = 0
         self.limit: Limit | None = None
         self._best_at = (0.0, 0)
-        self.history = History()
+        self.history = SolveHistory()
         criteria: list[StopCriterion] = [MaxTime(options.time_limit)] if math.isfinite(options.time_limit) else []
         self._criteria = AnyOf((*criteria, options.stop) if options.stop else tuple(criteria))
         self._callbacks = [c for c in (options.callback, ProgressLine() if options.display else None) if c]

@@ -41,7 +41,7 @@ def with_registered(page: str) -> str:
     >>> print(with_registered("::: edgeopt.solvers.split_training.SOLVERS"))  # doctest: +ELLIPSIS
     ::: edgeopt.solvers.split_training.SOLVERS
     ::: edgeopt.solvers.split_training.Hasfl
-    ::: edgeopt.solvers.split_training.Exact...
+    ::: edgeopt.solvers.split_training.BranchAndBound...
     """
     return _REGISTRY.sub(
         lambda found: "\n".join([found[0], *map("::: {}".format, _registered(found[1], found[2]))]), page

@@ -41,8 +41,8 @@ from edgeopt import (
     UnsupportedProblemError,
 )
 from edgeopt.problem import Problem, Sense, Violation
-from edgeopt.result import Exact, History, Record, Seconds, relative_gap
-from edgeopt.rng import as_generator, stream
+from edgeopt.result import Exact, Record, Seconds, SolveHistory, relative_gap
+from edgeopt.rng import stream
 from edgeopt.solve import configure
 from tests.clock import install
 
@@ -198,7 +198,7 @@ def test_relative_gap(objective, bound, gap):
 @pytest.mark.parametrize("count", [1, 2, 3, 16, 17, 100, 1001])
 def test_history_thins_but_keeps_both_ends(capacity, count):
     """However many records come, at most `capacity` stay, in order, the first and the last among them."""
-    history = History(capacity)
+    history = SolveHistory(capacity)
     for i in range(count):
         history.append(Record(float(i), i, float(i), None))
     kept = [record.iteration for record in history]
@@ -210,7 +210,7 @@ def test_history_thins_but_keeps_both_ends(capacity, count):
 
 def test_history_as_csv():
     """CSV has a header, one line per record, and empty cells where there is no value."""
-    history = History()
+    history = SolveHistory()
     history.append(Record(0.5, 0, None, None))
     history.append(Record(1.5, 3, 2.0, 4.25))
     rows = list(csv.reader(io.StringIO(history.to_csv())))
@@ -672,13 +672,6 @@ def test_streams_leave_the_global_state_alone():
         "from edgeopt.rng import stream; stream(0, 'x').random(9); print((before == np.random.get_state()[1]).all())"
     )
     assert run_python(code).strip() == "True"
-
-
-def test_as_generator():
-    """A generator is passed through, anything else seeds a new one."""
-    generator = np.random.default_rng(1)
-    assert as_generator(generator) is generator
-    assert as_generator(3).random() == np.random.default_rng(3).random()
 
 
 # --- compiled kernels ---------------------------------------------------------------------------------------------

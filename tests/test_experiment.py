@@ -164,7 +164,7 @@ def test_large_files_are_refused(tmp_path: Path):
         ({"data": {"clients": 5000}}, "[data] num_clients = 5000"),
         ({"data": {"partition": "column"}}, "[data] partition = 'column'"),
         ({"model": {"name": "cnn"}}, "[model] name = 'cnn'"),
-        ({"model": {"name": "vgg16"}}, "[model] input_shape"),
+        ({"model": {"name": "small-vgg"}}, "[model] input_shape"),
         ({"model": {"name": "mlp", "depth": 3}}, "[model] depth = 3: unknown; "),
         ({"network": {"area": 3}}, "[network] area = 3: unknown; did you mean 'area_m'?"),
         ({"network": {"fading": 1}}, "[network] fading = 1: expected true or false"),

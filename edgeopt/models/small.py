@@ -63,13 +63,13 @@ def _cnn(num_classes: int, shape: tuple[int, ...], width: int) -> nn.Sequential:
     return small_cnn(in_channels=shape[0], image_size=shape[1], channels=(width, 2 * width), num_classes=num_classes)
 
 
-def _resnet18(num_classes: int, shape: tuple[int, ...], width: int) -> nn.Sequential:
+def _small_resnet(num_classes: int, shape: tuple[int, ...], width: int) -> nn.Sequential:
     return resnet(
         BasicBlock, (2, 2, 2, 2), width=width, num_classes=num_classes, in_channels=shape[0], small_images=True
     )
 
 
-def _vgg16(num_classes: int, shape: tuple[int, ...], width: int) -> nn.Sequential:
+def _small_vgg(num_classes: int, shape: tuple[int, ...], width: int) -> nn.Sequential:
     stages = [[width * factor for factor in stage] for stage in _VGG16]
     model = vgg(stages, hidden=8 * width, num_classes=num_classes, in_channels=shape[0], small_images=True)
     for part in model.modules():  # dropout would draw from the global random state
@@ -89,8 +89,8 @@ def _moe(num_classes: int, shape: tuple[int, ...], width: int) -> nn.Sequential:
 SMALL_MODELS: dict[str, SmallModel] = {
     "mlp": SmallModel(build=lambda num_classes, shape, width: mlp(shape, (width,), num_classes)),
     "small-cnn": SmallModel(build=_cnn, takes="square images", width=16),
-    "resnet18": SmallModel(build=_resnet18, takes="square images"),
-    "vgg16": SmallModel(build=_vgg16, takes="square images", least_size=32),
+    "small-resnet": SmallModel(build=_small_resnet, takes="square images"),
+    "small-vgg": SmallModel(build=_small_vgg, takes="square images", least_size=32),
     "decoder": SmallModel(build=_decoder, takes="sequences", width_multiple=_HEADS),
     "moe": SmallModel(build=_moe, takes="sequences", width_multiple=_HEADS),
 }
@@ -104,7 +104,7 @@ def model_for(
 
     Parameters
     ----------
-    name : one of `SMALL_MODELS`. ``resnet18`` and ``vgg16`` are the variants for small images; ``decoder`` and ``moe``
+    name : one of `SMALL_MODELS`. ``small-resnet`` and ``small-vgg`` are ResNet-18 and VGG-16 for small images, of any width; ``decoder`` and ``moe``
         are language models of two blocks.
     num_classes : size of the output; for language models the size of the vocabulary.
     input_shape : shape of a sample: (channels, height, width) of images, (T,) of sequences of token ids; any for

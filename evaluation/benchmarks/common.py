@@ -19,7 +19,7 @@ from edgeopt.evaluation.compare.worker import machine, warm_up
 from edgeopt.installed import versions
 from edgeopt.jit import CompileTimer
 from edgeopt.problem import Problem
-from edgeopt.result import History, Record, Result, Status, relative_gap
+from edgeopt.result import Record, Result, SolveHistory, Status, relative_gap
 from edgeopt.solve import Solver, solve
 from edgeopt.solvers import get_solver, solvers_of
 from edgeopt.storage import dumps
@@ -134,7 +134,7 @@ def available(names: Iterable[str]) -> list[str]:
     return [name for name in names if name in known]
 
 
-def first_time(history: History, gap: float, bound: float | None = None) -> float | None:
+def first_time(history: SolveHistory, gap: float, bound: float | None = None) -> float | None:
     """Return the seconds at which a run first had a gap of at most `gap`, None if never.
 
     The gap is to its own bound at that time, or to `bound` if given.
@@ -142,7 +142,7 @@ def first_time(history: History, gap: float, bound: float | None = None) -> floa
     return next((record.seconds for record in history if _gap(record, bound) <= gap), None)
 
 
-def gap_at(history: History, seconds: float, bound: float | None = None) -> float:
+def gap_at(history: SolveHistory, seconds: float, bound: float | None = None) -> float:
     """Return the gap a run had after some seconds: certified by itself, or to `bound` if given."""
     return min((_gap(record, bound) for record in history if record.seconds <= seconds), default=math.inf)
 

@@ -14,7 +14,7 @@ from edgeopt import storage
 from edgeopt.errors import EdgeOptError, InvalidProblemError, quoted
 from edgeopt.evaluation.compare.cells import finished_rows
 from edgeopt.evaluation.compare.rows import Rows, RowStore, add_gaps, row_key, rows_frame
-from edgeopt.evaluation.compare.worker import Parcel, Task
+from edgeopt.evaluation.compare.worker import Job, Parcel
 from edgeopt.installed import versions
 from edgeopt.problem import Problem
 from edgeopt.solve import Solver, refuse_other, time_limit_s
@@ -140,7 +140,7 @@ def plan(
     time_limit: float | None,
     stop: StopCriterion | None,
     deterministic: bool,
-) -> Iterator[tuple[Task, str | None]]:
+) -> Iterator[tuple[Job, str | None]]:
     """Yield every run with None, or with the sentence that says why it is skipped."""
     chosen = choose_solvers(problems, solvers)
     given = listed("seeds", seeds, single=(int, np.integer))
@@ -158,7 +158,7 @@ def plan(
             reason, label = solver.supports(problem), solver_label(solver)
             for seed in numbers:
                 key = row_key(fingerprint, _identity(solver), seed, seconds, repr(stop), deterministic, version)
-                task = Task(
+                job = Job(
                     key=key,
                     instance=name,
                     parcel=parcel,
@@ -169,7 +169,7 @@ def plan(
                     stop=stop,
                     deterministic=deterministic,
                 )
-                yield task, reason
+                yield job, reason
 
 
 def choose_solvers(

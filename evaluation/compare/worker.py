@@ -32,7 +32,7 @@ class Parcel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
+class Job:
     """One run, a `edgeopt.evaluation.compare.cells.Cell`."""
 
     key: str
@@ -83,7 +83,7 @@ class Task:
         }
 
     def common(self) -> Row:
-        """Return what every row of the task says, whatever came of it."""
+        """Return what every row of the job says, whatever came of it."""
         return {
             "key": self.key,
             "instance": self.instance,

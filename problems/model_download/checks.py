@@ -1,7 +1,7 @@
 """What a plan of model download violates, and which users cannot be served at all."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,6 @@ from edgeopt.problems.model_download.instance import TOLERANCE, DownloadInstance
 from edgeopt.problems.model_download.plan import DownloadPlan, DownloadTimeline
 
 Reason = Literal["model", "deadline", "energy", "rate", "bandwidth"]
-REASONS: tuple[Reason, ...] = get_args(Reason)
 Floats = NDArray[np.float64]
 
 

@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 from edgeopt.problems import ExpertCaching
 from edgeopt.solvers.expert_caching.facility import storage_units
 from edgeopt.solvers.kernels.groups import (
+    Inverted,
+    Rows,
+    State,
     all_subsets,
     chain,
     change,
@@ -77,6 +80,9 @@ class Groups:
         self.first_expert = problem.first_expert.astype(np.int64)
         self._rows()
         self._sets()
+        self.rows = Rows(
+            self.model, self.slot_of, self.row_first, self.server_level, self.base, self.final, self.step
+        )  # fmt: skip
 
     def _rows(self) -> None:
         problem = self.problem
@@ -167,11 +173,12 @@ class Groups:
         self.entry_probability = np.concatenate([np.zeros(0), *probability])
         first_expert = problem.first_expert[self.profile_model]
         sizes = np.diff(problem.first_expert)[self.profile_model]
-        self.inverted_at = _ints(np.concatenate([[0], np.cumsum(sizes)[:-1]]))
-        self.inverted = invert(
-            self.entry_first, self.entry_set, self.entry_probability, self.member, self.width, self.inverted_at,
+        at = _ints(np.concatenate([[0], np.cumsum(sizes)[:-1]]))
+        lists = invert(
+            self.entry_first, self.entry_set, self.entry_probability, self.member, self.width, at,
             _ints(first_expert), int(sizes.sum()),
         )  # fmt: skip
+        self.inverted = Inverted(self.row_profile, at, self.first_expert, *lists)
         order = np.argsort(self.entry_set, kind="stable")
         entry_profile = np.repeat(np.arange(self.profile_model.size), np.diff(self.entry_first))
         self.use_first = np.searchsorted(self.entry_set[order], np.arange(total + 1)).astype(np.int64)
@@ -304,6 +311,7 @@ class Cover:
             self.level, self.cover, groups.slot_of, groups.row_first, groups.model, groups.row_profile,
             groups.entry_first, groups.entry_set, groups.entry_probability, groups.member, groups.width,
         )  # fmt: skip
+        self.state = State(self.cached, self.level, self.second, self.cover)
         shape = (groups.model.size, self.cached.shape[0])
         self.gain, self.loss = np.zeros(shape), np.zeros(shape)
 
@@ -318,17 +326,9 @@ class Cover:
 
     def value_of(self, expert: int, leave: int = -1, enter: int = -1) -> float:
         """Return what it adds to move an expert from server `leave` to server `enter`; -1: only add, or only drop."""
-        g, m = self.groups, self.groups.model[expert]
-        return change_value(
-            expert, leave, enter, self.level, self.second, g.final, self.cover, g.step, g.server_level, g.slot_of,
-            g.row_first[m], g.row_first[m + 1],
-        )  # fmt: skip
+        value: float = change_value(expert, leave, enter, self.state, self.groups.rows)
+        return value
 
     def move(self, expert: int, leave: int = -1, enter: int = -1) -> None:
         """Move an expert from server `leave` to server `enter`, in place; -1: only add, or only drop."""
-        g, m = self.groups, self.groups.model[expert]
-        change(
-            expert, leave, enter, self.cached, self.level, self.second, g.base, g.final, self.cover, g.server_level,
-            g.slot_of, g.row_first[m], g.row_first[m + 1], g.row_profile, g.inverted_at, *g.inverted,
-            int(g.problem.first_expert[m]),
-        )  # fmt: skip
+        change(expert, leave, enter, self.state, self.groups.rows, self.groups.inverted)

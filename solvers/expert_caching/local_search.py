@@ -1,5 +1,7 @@
 """Local search on the true objective of ``max`` and ``mix``: swaps, moves and exchanges with an incremental state."""
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -8,7 +10,7 @@ from edgeopt.problems import Placement
 from edgeopt.rng import stream
 from edgeopt.solve import Run
 from edgeopt.solvers.expert_caching.groups import Cover, Groups
-from edgeopt.solvers.kernels.groups import change, change_value
+from edgeopt.solvers.kernels.groups import Inverted, Rows, State, change, change_value
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -22,22 +24,49 @@ WARMER = (1.0, 5.0)  # factors of the first temperature, round by round
 HOT, COLD = 0.1, 0.003  # temperatures in medians of what dropping a cached expert loses
 
 
+class Schedule(NamedTuple):
+    """How far to go, and how warm: ``hot * (cold / hot) ** (start + slope * work done)`` is the temperature."""
+
+    work: int
+    hot: float
+    cold: float
+    start: float
+    slope: float
+
+
+class Shelves(NamedTuple):
+    """What servers hold, changed in place.
+
+    Parameters
+    ----------
+    left : int64 [N], free storage units.
+    units, group : int64 [E], those of the experts.
+    order, position : int64 [N, E], each server's experts, the cached ones first, and where each is.
+    held : int64 [N], how many are cached.
+    """
+
+    left: Ints
+    units: Ints
+    group: Ints
+    order: Ints
+    position: Ints
+    held: Ints
+
+
 @kernel
 def anneal(
-    rng: np.random.Generator, work: int, hot: float, cold: float, start: float, slope: float, cached: Bools,
-    level: Ints, second: Ints, cover: Floats, left: Ints, units: Ints, group: Ints, order: Ints, position: Ints,
-    count: Ints, value: float, top: float, best: Bools, base: Ints, final: Bools, step: Floats, server_level: Ints,
-    slot_of: Ints, row_first: Ints, model: Ints, row_profile: Ints, inverted_at: Ints, inverted_first: Ints,
-    inverted_others: NDArray[np.int32], inverted_probability: Floats, first_expert: Ints,
+    rng: np.random.Generator, schedule: Schedule, state: State, rows: Rows, inverted: Inverted, shelves: Shelves,
+    value: float, top: float, best: Bools,
 ) -> tuple[float, float]:  # fmt: skip
     """Anneal until `work` rows and sets have been visited; return the value now and the best one, stored in `best`.
 
     A proposal changes one or two experts. Its value is exact when they are of different groups; within a group the
     first change is made, the second one priced exactly, and the first undone if the two are refused. At one server
-    the sum of two single changes is never too low, so few proposals get that far. The temperature is
-    ``hot * (cold / hot) ** (start + slope * work done)``. order [N, E] lists each server's experts, the count [N]
-    cached ones first; position is its inverse.
+    the sum of two single changes is never too low, so few proposals get that far.
     """
+    cached = state.cached
+    left, units, group, order, position, count = shelves
+    work, hot, cold, start, slope = schedule
     num_servers, num_experts = cached.shape
     smallest = units.min()
     done = 0
@@ -80,44 +109,22 @@ def anneal(
                 if units[e] - units[f] > left[n]:
                     continue
         need = temperature * np.log(1.0 - rng.random())
-        low, high = row_first[model[f]], row_first[model[f] + 1]
-        done += high - low
-        delta = change_value(
-            f, f_leave, f_enter, level, second, final, cover, step, server_level, slot_of, low, high
-        )  # fmt: skip
-        low_e, high_e = low, high
+        done += _num_rows(f, rows)
+        delta = change_value(f, f_leave, f_enter, state, rows)
+        both = delta
         if e >= 0:
-            low_e, high_e = row_first[model[e]], row_first[model[e] + 1]
-            done += high_e - low_e
-            both = delta + change_value(
-                e, e_leave, e_enter, level, second, final, cover, step, server_level, slot_of, low_e, high_e
-            )
-        else:
-            both = delta
+            done += _num_rows(e, rows)
+            both += change_value(e, e_leave, e_enter, state, rows)
         if both < need:
             continue
-        done += change(
-            f, f_leave, f_enter, cached, level, second, base, final, cover, server_level, slot_of, low, high,
-            row_profile, inverted_at, inverted_first, inverted_others, inverted_probability,
-            first_expert[model[f]],
-        )  # fmt: skip
+        done += change(f, f_leave, f_enter, state, rows, inverted)
         if e >= 0:
             if group[e] == group[f]:
-                both = delta + change_value(
-                    e, e_leave, e_enter, level, second, final, cover, step, server_level, slot_of, low_e, high_e
-                )
+                both = delta + change_value(e, e_leave, e_enter, state, rows)
                 if both < need:
-                    done += change(
-                        f, f_enter, f_leave, cached, level, second, base, final, cover, server_level, slot_of, low,
-                        high, row_profile, inverted_at, inverted_first, inverted_others, inverted_probability,
-                        first_expert[model[f]],
-                    )  # fmt: skip
+                    done += change(f, f_enter, f_leave, state, rows, inverted)
                     continue
-            done += change(
-                e, e_leave, e_enter, cached, level, second, base, final, cover, server_level, slot_of, low_e, high_e,
-                row_profile, inverted_at, inverted_first, inverted_others, inverted_probability,
-                first_expert[model[e]],
-            )  # fmt: skip
+            done += change(e, e_leave, e_enter, state, rows, inverted)
         for x, leave, enter in ((f, f_leave, f_enter), (e, e_leave, e_enter)):
             if leave >= 0:
                 left[leave] += units[x]
@@ -132,6 +139,12 @@ def anneal(
             top = value
             best[:] = cached
     return value, top
+
+
+@kernel
+def _num_rows(e: int, rows: Rows) -> int:
+    """Return how many rows an expert's model has."""
+    return int(rows.row_first[rows.model[e] + 1] - rows.row_first[rows.model[e]])
 
 
 @kernel
@@ -189,18 +202,19 @@ def _anneal(
         return None
     scale = float(np.median(losses))
     order = np.argsort(~cover.cached, axis=1, kind="stable").astype(np.int64)
-    position = np.argsort(order, axis=1, kind="stable").astype(np.int64)
-    count = cover.cached.sum(axis=1).astype(np.int64)
-    left = groups.capacity_units - cover.cached @ groups.units
+    shelves = Shelves(
+        left=groups.capacity_units - cover.cached @ groups.units,
+        units=groups.units,
+        group=groups.group,
+        order=order,
+        position=np.argsort(order, axis=1, kind="stable").astype(np.int64),
+        held=cover.cached.sum(axis=1).astype(np.int64),
+    )
     value = start = top = float(run.problem.objective(Placement(cached)))
     best = cover.cached.copy()
     for done in range(0, work, CHUNK):
-        value, top = anneal(
-            rng, min(CHUNK, work - done), hot * scale, cold * scale, done / work, 1 / work, cover.cached, cover.level,
-            cover.second, cover.cover, left, groups.units, groups.group, order, position, count, value, top, best,
-            groups.base, groups.final, groups.step, groups.server_level, groups.slot_of, groups.row_first,
-            groups.model, groups.row_profile, groups.inverted_at, *groups.inverted, groups.first_expert,
-        )  # fmt: skip
+        schedule = Schedule(min(CHUNK, work - done), hot * scale, cold * scale, done / work, 1 / work)
+        value, top = anneal(rng, schedule, cover.state, groups.rows, groups.inverted, shelves, value, top, best)
         if top > start * (1 + 1e-9) and top > (run.objective or 0.0) * (1 + 1e-9):
             run.offer(Placement(best))
         if not run.step():

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from edgeopt.errors import EdgeOptError, SolverError
+from edgeopt.errors import EdgeOptError
 from edgeopt.problem import Problem
 from edgeopt.problems import ExpertCaching, Placement
 from edgeopt.result import Exact, Guarantee, Result
@@ -20,7 +20,7 @@ from edgeopt.solvers.expert_caching.common import supports_expert_caching
 from edgeopt.solvers.expert_caching.exact import offer_bound, offer_feasible, offer_start, supports_size
 from edgeopt.solvers.expert_caching.facility import storage_units
 from edgeopt.solvers.expert_caching.terms import Columns
-from edgeopt.solvers.highs import end_of_run, new_highs, own_scheduler, run_highs
+from edgeopt.solvers.highs import new_highs, run_highs
 
 if TYPE_CHECKING:
     import highspy
@@ -51,8 +51,8 @@ class MilpModel:
     objective_scale: float
 
 
-def build_model(problem: ExpertCaching, *, relaxed: bool = False) -> MilpModel:
-    """Return the programme of a problem, with x continuous in [0, 1] if `relaxed`."""
+def build_model(problem: ExpertCaching) -> MilpModel:
+    """Return the programme of a problem."""
     columns = Columns.of(problem)
     cost = np.zeros(columns.num_columns)
     np.add.at(cost, columns.of_term, columns.terms.value)
@@ -65,10 +65,9 @@ def build_model(problem: ExpertCaching, *, relaxed: bool = False) -> MilpModel:
     lp.col_cost_ = cost * scale
     lp.col_lower_, lp.col_upper_ = np.zeros(columns.num_columns), _upper(problem, cost, links)
     _set_rows(lp, sparse.vstack([storage, links], format="csr"), np.append(capacity, np.zeros(links.shape[0])))
-    if not relaxed:
-        kinds = highspy.HighsVarType
-        rest = columns.num_columns - columns.first_z
-        lp.integrality_ = [kinds.kInteger] * columns.first_z + [kinds.kContinuous] * rest
+    kinds = highspy.HighsVarType
+    rest = columns.num_columns - columns.first_z
+    lp.integrality_ = [kinds.kInteger] * columns.first_z + [kinds.kContinuous] * rest
     return MilpModel(lp, columns, scale)
 
 
@@ -116,21 +115,6 @@ def _set_rows(lp: "highspy.HighsLp", rows: sparse.csr_array, upper: NDArray[np.f
     lp.a_matrix_.format_ = highs_module().MatrixFormat.kRowwise
     lp.a_matrix_.num_row_, lp.a_matrix_.num_col_ = rows.shape
     lp.a_matrix_.start_, lp.a_matrix_.index_, lp.a_matrix_.value_ = rows.indptr, rows.indices, rows.data
-
-
-def lp_bound(problem: ExpertCaching) -> float:
-    """Return the value of the linear relaxation: an upper bound on the optimum, for every K and latency.
-
-    It is the bound of max sum w g z, z[u, n, e] <= x[n, e], sum over n of z <= 1 for K = 1 and ``sum``, with
-    x[n, e] = 0 where expert e does not fit server n and storage rounded down to whole units where sizes are whole.
-    """
-    model = build_model(problem, relaxed=True)
-    highs = new_highs(model.lp, {})
-    with own_scheduler():
-        ending = end_of_run(highs)
-    if ending.end is not End.OPTIMAL:
-        raise SolverError(ending.message)
-    return ending.objective / model.objective_scale
 
 
 @dataclass(frozen=True, slots=True)

@@ -205,22 +205,3 @@ def server_gradient(
             total += weight[e, u] * free * (own - later)
         gradient[e] = total
     return gradient
-
-
-@parallel_kernel
-def extension(y: Floats, weight: Floats, gain: Floats, model: Ints, order: Ints) -> Floats:
-    """Return [E]: the multilinear extension of each expert's value at y [N, E]."""
-    num_experts, num_users = weight.shape
-    values = np.zeros(num_experts)
-    for e in prange(num_experts):
-        m = model[e]
-        total = 0.0
-        for u in range(num_users):
-            free, value = 1.0, 0.0
-            for j in range(order.shape[2]):
-                n = order[m, u, j]
-                value += free * y[n, e] * gain[m, u, n]
-                free *= 1.0 - y[n, e]
-            total += weight[e, u] * value
-        values[e] = total
-    return values

@@ -11,6 +11,8 @@ bringing the expert from level j down to i then gains the sum of ``step * cover`
 constant `bias` times the expected uses in ``cover`` adds a share of the *sum* of the savings.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import prange
 from numpy.typing import NDArray
@@ -23,6 +25,47 @@ Bools = NDArray[np.bool_]
 Members = NDArray[np.int32]
 
 ROUNDING = 1e-15  # of the best single change: a smaller gain of a swap is none
+
+
+class Rows(NamedTuple):
+    """What no placement changes: where the slots of experts are, which level each server has, what levels take.
+
+    Parameters
+    ----------
+    model, slot_of : int64 [E], model and first slot of each expert.
+    row_first : int64 [M + 1], the rows of each model.
+    server_level : int64 [I, N], the level at which each server serves a row.
+    base : int64 [S], level of each slot without any server; final : bool [S], it is the device's, and stays.
+    step : float64 [I, R], weighted seconds from each level to the next.
+    """
+
+    model: Ints
+    slot_of: Ints
+    row_first: Ints
+    server_level: Ints
+    base: Ints
+    final: Bools
+    step: Floats
+
+
+class Inverted(NamedTuple):
+    """The sets with each expert by profile, see `invert`, and the profile [I] of each row."""
+
+    row_profile: Ints
+    at: Ints
+    first_expert: Ints
+    first: Ints
+    others: Members
+    probability: Floats
+
+
+class State(NamedTuple):
+    """A placement bool [N, E] with best and second-best level [S] and cover [S, R] of its slots; changed in place."""
+
+    cached: Bools
+    level: Ints
+    second: Ints
+    cover: Floats
 
 
 @parallel_kernel
@@ -106,18 +149,15 @@ def gains_and_losses(
 
 
 @kernel
-def change_value(
-    e: int, leave: int, enter: int, level: Ints, second: Ints, final: Bools, cover: Floats, step: Floats,
-    server_level: Ints, slot_of: Ints, low: int, high: int,
-) -> float:  # fmt: skip
-    """Return what it adds to move expert e from server `leave` to server `enter` (-1: only add, or only drop), O(I R).
-
-    low ... high - 1 are the rows of the expert's model.
-    """
+def change_value(e: int, leave: int, enter: int, state: State, rows: Rows) -> float:
+    """Return what it adds to move expert e from server `leave` to server `enter` (-1: only add, or only drop), O(I R)."""
+    level, second, cover = state.level, state.second, state.cover
+    server_level, step = rows.server_level, rows.step
+    low = rows.row_first[rows.model[e]]
     total = 0.0
-    for i in range(low, high):
-        s = slot_of[e] + i - low
-        if final[s]:
+    for i in range(low, rows.row_first[rows.model[e] + 1]):
+        s = rows.slot_of[e] + i - low
+        if rows.final[s]:
             continue
         old = level[s]
         new = old
@@ -133,24 +173,24 @@ def change_value(
 
 
 @kernel
-def change(
-    e: int, leave: int, enter: int, cached: Bools, level: Ints, second: Ints, base: Ints, final: Bools, cover: Floats,
-    server_level: Ints, slot_of: Ints, low: int, high: int, row_profile: Ints, inverted_at: Ints,
-    inverted_first: Ints, inverted_others: Members, inverted_probability: Floats, first_expert: int,
-) -> int:  # fmt: skip
+def change(e: int, leave: int, enter: int, state: State, rows: Rows, inverted: Inverted) -> int:
     """Move expert e from server `leave` to server `enter` (-1: only add, or only drop), bring everything up to date.
 
     Only the sets that contain e are visited, and only for rows that are served differently. Returns how many rows and other members were visited.
     """
-    visited = high - low
-    others = inverted_others.shape[1]
+    cached, level, second, cover = state.cached, state.level, state.second, state.cover
+    server_level, base, slot_of = rows.server_level, rows.base, rows.slot_of
+    low, high = rows.row_first[rows.model[e]], rows.row_first[rows.model[e] + 1]
+    first_expert = inverted.first_expert[rows.model[e]]
+    visited = int(high - low)
+    others = inverted.others.shape[1]
     if leave >= 0:
         cached[leave, e] = False
     if enter >= 0:
         cached[enter, e] = True
     for i in range(low, high):
         s = slot_of[e] + i - low
-        if final[s]:
+        if rows.final[s]:
             continue
         old = level[s]
         if leave >= 0 and server_level[i, leave] < base[s] and server_level[i, leave] <= second[s]:
@@ -170,12 +210,12 @@ def change(
         new = level[s]
         if new == old:
             continue
-        where = inverted_at[row_profile[i]] + e - first_expert
-        visited += others * (inverted_first[where + 1] - inverted_first[where])
-        for t in range(inverted_first[where], inverted_first[where + 1]):
+        where = inverted.at[inverted.row_profile[i]] + e - first_expert
+        visited += others * (inverted.first[where + 1] - inverted.first[where])
+        for t in range(inverted.first[where], inverted.first[where + 1]):
             top, below, leader = 0, 0, -1  # of the members other than e
             for j in range(others):
-                f = inverted_others[t, j]
+                f = inverted.others[t, j]
                 if f >= 0:
                     here = level[slot_of[f] + i - low]
                     if here > top:
@@ -183,16 +223,16 @@ def change(
                     elif here > below:
                         below = here
             for j in range(others):
-                f = inverted_others[t, j]
+                f = inverted.others[t, j]
                 if f < 0:
                     continue
                 rest = below if j == leader else top
                 before, after = max(rest, old), max(rest, new)
                 sf = slot_of[f] + i - low
                 for k in range(after, before):
-                    cover[sf, k] += inverted_probability[t]
+                    cover[sf, k] += inverted.probability[t]
                 for k in range(before, after):
-                    cover[sf, k] -= inverted_probability[t]
+                    cover[sf, k] -= inverted.probability[t]
     return visited
 
 

@@ -17,8 +17,6 @@ WORD = 64  # choices packed into one word
 CORE = 48  # items of the first, small core; a larger core pays only when this one leaves a gap
 EXACT_TOTAL = 2.0**40  # integral values up to this total let bounds be rounded down safely
 ROUNDING = 1e-14  # relative rounding error of a bound, below which an improvement is no improvement
-MAX_UNITS = 2.0**52  # whole numbers up to here and their halves are float64
-DEFAULT_GRAIN = 4096  # units in the capacity when `knapsack_bound` chooses the unit
 
 
 @kernel
@@ -432,70 +430,6 @@ def fractional_knapsack(values: ArrayLike, weights: ArrayLike, capacity: float) 
     return _linear(v, w, _real("capacity", capacity))
 
 
-def to_units(weights: ArrayLike, unit: float, *, up: bool) -> Ints:
-    """Return real weights as whole units, rounded up (choices stay feasible) or down (bounds stay valid), [n].
-
-    The quotient is that of the two float64 numbers without rounding error: three times 0.1 is a little more
-    than the float 0.3, so 0.3 is two whole units of 0.1.
-
-    Raises
-    ------
-    InvalidProblemError
-        If a weight is negative or not finite, the unit is not positive, or a quotient exceeds 2**52.
-
-    Examples
-    --------
-    >>> to_units([2.0, 2.5], 1.0, up=True), to_units([2.0, 2.5], 1.0, up=False)
-    (array([2, 3]), array([2, 2]))
-    """
-    return _whole("weights", float_vector("weights", weights), unit, up=up)
-
-
-def knapsack_bound(values: ArrayLike, weights: ArrayLike, capacity: float, *, unit: float | None = None) -> float:
-    """Return an upper bound on a 0/1 knapsack with real weights, by exact solution in whole units.
-
-    Weights and capacity are both rounded down to units: if the weights of a choice sum to at most the capacity, so do
-    their whole parts, hence every feasible choice stays feasible. The linear bound is returned where it is lower.
-
-    Parameters
-    ----------
-    values
-        Worth of each item, real [n], >= 0.
-    weights
-        Weight of each item, real [n], >= 0, in the unit of `capacity`.
-    capacity
-        Capacity, real, >= 0.
-    unit
-        Grain of the weights; capacity / 4096 if not given. A unit that divides every weight gives the optimum.
-
-    Returns
-    -------
-    float
-        Never below the best value, up to the rounding of its sum. Time as for `knapsack` with capacity / unit.
-
-    Raises
-    ------
-    InvalidProblemError
-        If lengths differ, a number is negative or not finite, or the unit is not positive.
-
-    Examples
-    --------
-    >>> knapsack_bound([6, 10, 12], [1.0, 2.0, 3.0], 5.5, unit=0.5)
-    22.0
-    """
-    v, w = _items(values, float_vector("weights", weights))
-    room = _real("capacity", capacity)
-    linear, _ = _linear(v, w, room)
-    fits = w <= room
-    if unit is None:
-        unit = room / DEFAULT_GRAIN
-        if unit == 0.0:
-            return linear
-    units = _whole("weights", w[fits], unit, up=False)
-    room_units = int(_whole("capacity", np.array([room]), unit, up=False)[0])
-    return min(linear, float(knapsack_kernel(v[fits], units, room_units)[0]))
-
-
 def warm_up() -> None:
     """Compile or load every kernel of this module.
 
@@ -521,15 +455,6 @@ def _linear(v: Floats, w: Floats, capacity: float) -> tuple[float, float]:
     with np.errstate(over="ignore"):  # a density beyond float64 is infinite: first in order, as it should be
         bound, price = fractional_kernel(v, w, capacity)
     return float(bound), float(price)
-
-
-def _whole(name: str, real: Floats, unit: float, *, up: bool) -> Ints:
-    require(name, real, np.isfinite(real) & (real >= 0.0), "a finite number >= 0")
-    if not _real("unit", unit) > 0.0:
-        raise InvalidProblemError(f"unit = {unit}, expected a number > 0")
-    require(name, real, real <= MAX_UNITS * unit, f"at most 2**52 units of {unit}")
-    rest = np.fmod(real, unit)  # exact, so (real - rest) / unit is a whole number but for rounding
-    return (np.rint((real - rest) / unit) + (up & (rest > 0.0))).astype(np.int64)
 
 
 def _capacity(capacity: int) -> int:

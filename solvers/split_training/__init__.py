@@ -4,7 +4,7 @@ from edgeopt.solve import Solver
 from edgeopt.solvers.split_training.adaptsfl import AdaptSfl as AdaptSfl
 from edgeopt.solvers.split_training.batch_only import BatchOnly as BatchOnly
 from edgeopt.solvers.split_training.cut_only import CutOnly as CutOnly
-from edgeopt.solvers.split_training.exact import Exact as Exact
+from edgeopt.solvers.split_training.exact import BranchAndBound as BranchAndBound
 from edgeopt.solvers.split_training.fixed import Fixed as Fixed
 from edgeopt.solvers.split_training.hasfl import Hasfl as Hasfl
 from edgeopt.solvers.split_training.random_batch import RandomBatch as RandomBatch
@@ -12,7 +12,7 @@ from edgeopt.solvers.split_training.random_cut import RandomCut as RandomCut
 
 SOLVERS: tuple[Solver, ...] = (
     Hasfl(),
-    Exact(),
+    BranchAndBound(),
     BatchOnly(),
     CutOnly(),
     AdaptSfl(),

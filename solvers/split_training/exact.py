@@ -7,8 +7,7 @@ import numpy as np
 
 from edgeopt.problem import Problem
 from edgeopt.problems import SplitPlan, SplitTraining
-from edgeopt.result import Exact as Proof
-from edgeopt.result import Guarantee, Result
+from edgeopt.result import Exact, Guarantee, Result
 from edgeopt.solve import Run, SolveOptions
 from edgeopt.solvers.split_training.common import (
     Costs,
@@ -33,7 +32,7 @@ ROUNDED = "searched to the end; the gap left is the rounding of Den, which is sm
 
 
 @dataclass(frozen=True, slots=True)
-class Exact:
+class BranchAndBound:
     r"""Prove, gap by gap, that no plan takes less than (1 - gap) times the incumbent. Ours.
 
     In the notation of `SplitTraining`, a plan takes less than :math:`\lambda \cdot 2 \vartheta / \gamma` seconds if and
@@ -66,7 +65,7 @@ class Exact:
     """
 
     name: ClassVar[str] = "exact"
-    guarantee: ClassVar[Guarantee] = Proof("branch and bound over stage times")
+    guarantee: ClassVar[Guarantee] = Exact("branch and bound over stage times")
 
     def guarantee_for(self, problem: SplitTraining) -> Guarantee:
         """Return that the optimum is proved, left to finish."""

@@ -10,7 +10,7 @@ from edgeopt.profile import ModelProfile
 
 CASES = [  # name, shape of a sample
     ("mlp", (1, 8, 8)), ("mlp", (5,)), ("small-cnn", (1, 8, 8)), ("small-cnn", (1, 28, 28)), ("small-cnn", (3, 32, 32)),
-    ("resnet18", (1, 8, 8)), ("resnet18", (3, 32, 32)), ("vgg16", (3, 32, 32)), ("decoder", (12,)), ("moe", (12,)),
+    ("small-resnet", (1, 8, 8)), ("small-resnet", (3, 32, 32)), ("small-vgg", (3, 32, 32)), ("decoder", (12,)), ("moe", (12,)),
 ]  # fmt: skip
 IDS = [f"{name}-{'x'.join(map(str, shape))}" for name, shape in CASES]
 
@@ -52,7 +52,7 @@ def test_profile_has_the_children_as_layers(name, shape):
     assert profile.num_parameters == sum(parameter.numel() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize(("name", "shape"), [case for case in CASES if case != ("resnet18", (3, 32, 32))])
+@pytest.mark.parametrize(("name", "shape"), [case for case in CASES if case != ("small-resnet", (3, 32, 32))])
 def test_cut_anywhere_is_the_whole_model(name, shape):
     """At every boundary, two halves that exchange one activation and its gradient compute what the whole model computes."""
     model, sample = built(name, shape)
@@ -72,7 +72,7 @@ def test_cut_anywhere_is_the_whole_model(name, shape):
             torch.testing.assert_close(parameter.grad, gradients[key])
 
 
-@pytest.mark.parametrize(("name", "shape"), [case for case in CASES if case[0] != "resnet18"])
+@pytest.mark.parametrize(("name", "shape"), [case for case in CASES if case[0] != "small-resnet"])
 def test_batched_clients_are_single_clients(name, shape):
     """vmap(grad) over clients gives the gradients of each client, without a fall-back (that would be a warning)."""
     model, samples = built(name, shape, (3,))
@@ -153,7 +153,7 @@ def test_untied_decoder():
         ("small-cnn", {"input_shape": (64,)}, "expected \\(channels, size, size\\)"),
         ("small-cnn", {"input_shape": (1, 8, 9)}, "expected \\(channels, size, size\\)"),
         ("small-cnn", {"input_shape": (1, 3, 3)}, "image_size = 3: expected at least 4 pixels"),
-        ("vgg16", {"input_shape": (1, 28, 28)}, "expected at least 32 x 32"),
+        ("small-vgg", {"input_shape": (1, 28, 28)}, "expected at least 32 x 32"),
         ("moe", {"input_shape": (1, 8, 8)}, "moe takes sequences"),
         ("decoder", {"input_shape": (8,), "width": 6}, "width = 6: expected a positive number of channels, a multiple of 4"),
         ("mlp", {"input_shape": ()}, "expected positive sizes"),

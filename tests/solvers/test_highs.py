@@ -17,10 +17,11 @@ from edgeopt.solvers.back_ends import highs_class, highs_module, knapsack_module
 from edgeopt.solvers.background import Mailbox
 from edgeopt.solvers.ending import End, Ending
 from edgeopt.solvers.expert_caching.cp_sat import CpSat
-from edgeopt.solvers.expert_caching.milp import Milp, lp_bound
+from edgeopt.solvers.expert_caching.milp import Milp
 from edgeopt.solvers.highs import end_of_run, new_highs, own_scheduler, run_highs
 from edgeopt.stop import Limit
 from tests.solvers.expert_caching.instances import brute_force
+from tests.solvers.expert_caching.relaxation import lp_bound
 from tests.solvers.expert_caching.test_milp import any_problem
 from tests.solvers.expert_caching.test_properties import Form
 

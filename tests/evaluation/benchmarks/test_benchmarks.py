@@ -15,7 +15,7 @@ from edgeopt.evaluation import load_instance
 from edgeopt.evaluation.benchmarks import __main__ as everything
 from edgeopt.evaluation.benchmarks import caching, common, greedy, peers, scale, time_limits, top_k
 from edgeopt.problems import Placement, bundled_trace
-from edgeopt.result import History, Record
+from edgeopt.result import Record, SolveHistory
 from edgeopt.solve import solve
 from edgeopt.solvers.expert_caching.facility import Facility
 
@@ -47,8 +47,8 @@ def in_own_process(name: str) -> dict[str, Any]:
 # --- what they share -------------------------------------------------------------------------------------------
 
 
-def history(*records: tuple[float, float, float | None]) -> History:
-    made = History()
+def history(*records: tuple[float, float, float | None]) -> SolveHistory:
+    made = SolveHistory()
     for k, (seconds, objective, bound) in enumerate(records):
         made.append(Record(seconds, k, objective, bound))
     return made

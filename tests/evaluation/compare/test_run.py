@@ -22,7 +22,7 @@ from edgeopt.errors import EdgeOptError
 from edgeopt.evaluation import compare, comparison_rows, read_rows
 from edgeopt.evaluation.compare.executors import SpawnPool
 from edgeopt.evaluation.compare.rows import COLUMNS, Row, add_gaps, as_rows, read_row, rows_frame
-from edgeopt.evaluation.compare.worker import Task
+from edgeopt.evaluation.compare.worker import Job
 from edgeopt.solvers import get_solver
 from tests.evaluation.fake_solvers import Fake, calls, meet, tiny_problem
 
@@ -176,7 +176,7 @@ class StubEngine:
     def __init__(self, stuck: int) -> None:
         self.stuck, self.asked = stuck, 0
 
-    def submit(self, fn: Callable[[Task], Row], task: Task) -> Future[Row]:
+    def submit(self, fn: Callable[[Job], Row], task: Job) -> Future[Row]:
         future: Future[Row] = Future()
         if task.seed != self.stuck:
             future.set_result(fn(task))

@@ -1,7 +1,7 @@
 """The model-download problem: the recursion, constraints, reasons for refusals, builders, files, bad input."""
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ import edgeopt
 from edgeopt import EdgeNetwork
 from edgeopt.errors import InvalidProblemError
 from edgeopt.problems import DownloadPlan, ModelDownload
-from edgeopt.problems.model_download.checks import REASONS
+from edgeopt.problems.model_download.checks import Reason
 from edgeopt.profile import ModelProfile, model_profile
 
 
@@ -268,9 +268,7 @@ def test_counts_of_refusals():
     for seed in range(4):
         one = ModelDownload.random(num_users=60, seed=seed, bandwidth_hz=20e6, fixed_power=seed % 2 == 1)
         listed = [refusal.reason for refusal in one.refusals()]
-        assert one.count_refusals() == {
-            reason: listed.count(reason) for reason in dict.fromkeys(REASONS) if reason in listed
-        }
+        assert one.count_refusals() == {reason: listed.count(reason) for reason in get_args(Reason) if reason in listed}
     assert problem().count_refusals() == {}
     assert problem().describe()["users that cannot be served"] == "0"
     assert problem().refusal_summary() == ""

@@ -20,12 +20,13 @@ from edgeopt.solvers.expert_caching.dual import minimise_dual
 from edgeopt.solvers.expert_caching.facility import Facility
 from edgeopt.solvers.expert_caching.finish import Finish
 from edgeopt.solvers.expert_caching.lagrangian import Lagrangian
-from edgeopt.solvers.expert_caching.milp import Milp, lp_bound
+from edgeopt.solvers.expert_caching.milp import Milp
 from edgeopt.solvers.expert_caching.pricing import AscentPricing, SubsetPricing, pricing_for, start_prices
 from edgeopt.solvers.kernels.subsets import cached_to_masks
 from edgeopt.stop import Limit, MaxIterations, Progress, TargetGap
 from tests.clock import install
 from tests.solvers.expert_caching.instances import brute_force, random_problem
+from tests.solvers.expert_caching.relaxation import lp_bound
 
 few = settings(max_examples=12)
 seeds = st.integers(0, 2**32 - 1)

@@ -9,9 +9,10 @@ import edgeopt
 from edgeopt.errors import EdgeOptError, UnsupportedProblemError
 from edgeopt.problems import ExpertCaching, Placement, RoutedModel
 from edgeopt.result import Status
-from edgeopt.solvers.expert_caching.milp import Milp, build_model, lp_bound
+from edgeopt.solvers.expert_caching.milp import Milp, build_model
 from edgeopt.solvers.expert_caching.terms import Columns, Terms, count_nonzeros
 from tests.solvers.expert_caching.instances import brute_force, device_caps, instance, max_trap, random_problem
+from tests.solvers.expert_caching.relaxation import lp_bound
 
 seeds = st.integers(0, 2**32 - 1)
 few = settings(max_examples=15)

@@ -147,7 +147,6 @@ def test_nothing_to_gain(what: str) -> None:
     weight, gain = (0 * weight, gain) if what == "weight" else (weight, 0 * gain)
     y, (order, rank) = np.full((3, 4), 0.5), ranking(gain)
     assert not module.marginals(weight, gain, model, np.zeros_like(weight)).any()
-    assert not module.extension(y, weight, gain, model, order).any()
     assert not module.server_gradient(1, y, weight, gain, model, order, rank).any()
     assert not run_lazy(weight, gain, model, np.ones(4), np.ones(3), True, 5)[0].any()
 
@@ -164,20 +163,17 @@ def test_heap_is_a_heap(keys: list[int]) -> None:
         assert (-key[parent], parent) < (-key[here], here)
 
 
-@few
-@given(seeds, shapes)
-def test_extension_is_the_expectation(seed: int, shape: tuple[int, int, int, int]) -> None:
-    """The extension is the expected value when each server holds the expert with its own probability."""
-    weight, gain, model = arrays(seed, shape, real=True)
-    y = np.random.default_rng(seed).choice([0.0, 0.3, 0.5, 1.0], (shape[2], shape[0]))
-    values = module.extension(y, weight, gain, model, ranking(gain)[0])
-    for e in range(shape[0]):
-        expected = sum(
-            np.prod(np.where(held, y[:, e], 1 - y[:, e]))
-            * expert_value(weight[e], gain[model[e]], np.flatnonzero(held))
-            for held in itertools.product([False, True], repeat=shape[2])
-        )
-        assert values[e] == pytest.approx(expected, abs=1e-12)
+def extension(y: np.ndarray, weight: np.ndarray, gain: np.ndarray, model: np.ndarray) -> np.ndarray:
+    """Return [E]: the expected value of each expert when server n holds it with probability y[n, e]."""
+    held_by = itertools.product([False, True], repeat=len(y))
+    return np.sum(
+        [
+            np.prod(np.where(np.array(held)[:, None], y, 1 - y), axis=0)
+            * [expert_value(weight[e], gain[model[e]], np.flatnonzero(held)) for e in range(len(weight))]
+            for held in held_by
+        ],
+        axis=0,
+    )
 
 
 @few
@@ -193,14 +189,12 @@ def test_gradient_is_the_difference_of_the_extension(seed: int, shape: tuple[int
         for there in (0.0, 1.0):
             y_there = y.copy()
             y_there[n] = there
-            ends.append(module.extension(y_there, weight, gain, model, order))
+            ends.append(extension(y_there, weight, gain, model))
         assert gradient == pytest.approx(ends[1] - ends[0], abs=1e-12)
         h = 0.125 * np.where(y[n] > 0.5, -1.0, 1.0)  # a finite difference within the unit cube
         moved = y.copy()
         moved[n] += h
-        slope = (
-            module.extension(moved, weight, gain, model, order) - module.extension(y, weight, gain, model, order)
-        ) / h
+        slope = (extension(moved, weight, gain, model) - extension(y, weight, gain, model)) / h
         assert gradient == pytest.approx(slope, abs=1e-12)
 
 
@@ -218,7 +212,6 @@ def test_compiled_equals_uncompiled(shape: tuple[int, int, int, int]) -> None:
         (module.marginals, (weight, gain, model, best)),
         (module.best_without, (cached, num_servers - 1, gain, model, weight)),
         (module.server_gradient, (0, y, weight, gain, model, order, rank)),
-        (module.extension, (y, weight, gain, model, order)),
         (module.build_heap, (rng.random(17) - 0.3,)),
     ):
         assert np.array_equal(kernel(*arguments), python(kernel)(*arguments)), kernel

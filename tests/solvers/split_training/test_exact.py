@@ -11,7 +11,7 @@ from edgeopt.evaluation.benchmarks.generic_split import solve_generic
 from edgeopt.problems import SplitPlan, SplitTraining
 from edgeopt.result import Result, Status
 from edgeopt.solvers.split_training import exact
-from edgeopt.solvers.split_training.exact import Exact
+from edgeopt.solvers.split_training.exact import BranchAndBound
 from edgeopt.stop import Limit
 from tests.solvers.split_training.brute_force import any_problem, brute_force
 
@@ -219,7 +219,7 @@ def test_stops_within_the_descent(reaction, monkeypatch):
                 raise reaction
             return False
 
-    monkeypatch.setattr(Exact, "_prove", None)  # is not reached
+    monkeypatch.setattr(BranchAndBound, "_prove", None)  # is not reached
     stop = Stop()
     result = edgeopt.solve(medium(), "exact", callback=stop)
     assert result.status is Status.FEASIBLE
@@ -230,7 +230,7 @@ def test_stops_within_the_descent(reaction, monkeypatch):
 
 def test_limits_hold_within_the_descent(monkeypatch):
     """Iterations of the descent count, and each better plan is told of: one iteration allows no more than one."""
-    monkeypatch.setattr(Exact, "_prove", None)
+    monkeypatch.setattr(BranchAndBound, "_prove", None)
     result = edgeopt.solve(medium(), "exact", stop=MaxIterations(1))
     assert (result.status, result.limit) == (Status.FEASIBLE, Limit.ITERATION)
     monkeypatch.undo()
