@@ -17,6 +17,7 @@ import pytest
 
 import edgeopt
 from edgeopt import convergence, data, evaluation, experiment, inference, models, problems, schedule, solvers, training
+from edgeopt.evaluation import studies
 from edgeopt.evaluation.listing import describe_solver
 from edgeopt.problems import PROBLEMS
 from edgeopt.solvers import client_selection, expert_caching, model_download, solvers_of, split_training
@@ -74,6 +75,12 @@ def test_every_solver_says_how_long_it_takes(kind: str):
         assert ("O(" in time) == bool(describe_solver(kind, solver)["complexity"]), name
 
 
+def test_the_table_of_studies():
+    """The table lists exactly the registered studies, in their order."""
+    table = text("docs/studies.md").split("| study | system |", 1)[1].split("\n\n", 1)[0]
+    assert tuple(re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE)) == studies.STUDIES
+
+
 # --- the reference ------------------------------------------------------------------------------------------------
 
 
@@ -91,7 +98,7 @@ def public_names(module: types.ModuleType) -> Iterator[str]:
 
 MODULES = [
     edgeopt, convergence, schedule, problems, solvers, expert_caching, model_download, split_training,
-    client_selection, evaluation, data, models, training, inference, experiment,
+    client_selection, evaluation, studies, data, models, training, inference, experiment,
 ]  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from edgeopt.errors import EdgeOptError, MissingDependencyError
+from edgeopt.evaluation.studies import STUDIES
 
 INTERRUPTED = 130
 
@@ -16,7 +17,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard
 
 
 def study(
-    name: Annotated[str, typer.Argument(help="Name of the study, see `edgeopt studies`.")],
+    name: Annotated[str, typer.Argument(help=f"{', '.join(STUDIES)}; `edgeopt studies` tells more.")],
     quick: Annotated[
         bool, typer.Option("--quick", help="A small version, a minute or two: does it run at all?")
     ] = False,

@@ -22,9 +22,10 @@ import edgeopt
 from edgeopt import EdgeNetwork, Feedback, RoundPlan
 from edgeopt.data import digits
 from edgeopt.data.partition import dirichlet
+from edgeopt.evaluation.compare.rows import Row
 from edgeopt.evaluation.statistics import interval
 from edgeopt.evaluation.studies.claims import Always, Claim, Difference, Ratio
-from edgeopt.evaluation.studies.study import Found, Picture, Row, Study, StudyCell, finished
+from edgeopt.evaluation.studies.study import Found, Picture, Study, StudyCell, finished
 from edgeopt.models.small import model_for
 from edgeopt.problems import ClientSelection, SelectionPlan
 from edgeopt.problems.client_selection.scenario import held_out_seeds

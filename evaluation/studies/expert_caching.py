@@ -28,10 +28,10 @@ import edgeopt
 from edgeopt import EdgeNetwork, RoundPlan, StaticPlanner
 from edgeopt.data.partition import Partition
 from edgeopt.data.text import byte_text
-from edgeopt.evaluation.compare.rows import plain
+from edgeopt.evaluation.compare.rows import Row, plain
 from edgeopt.evaluation.compare.worker import warm_up
 from edgeopt.evaluation.studies.claims import Always, Claim, Difference, Ratio
-from edgeopt.evaluation.studies.study import Found, Picture, Row, Study, StudyCell, finished
+from edgeopt.evaluation.studies.study import Found, Picture, Study, StudyCell, finished
 from edgeopt.inference.distributed import simulate_inference
 from edgeopt.inference.routing import RoutingRecord, record_users
 from edgeopt.models.moe import moe_decoder, record_routing

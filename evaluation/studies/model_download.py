@@ -26,9 +26,9 @@ import edgeopt
 from edgeopt import EdgeNetwork, RoundPlan, StaticPlanner, storage
 from edgeopt.data import digits
 from edgeopt.data.partition import dirichlet
-from edgeopt.evaluation.compare.rows import dumps, plain
+from edgeopt.evaluation.compare.rows import Row, dumps, plain
 from edgeopt.evaluation.studies.claims import Always, Claim, Difference, Level
-from edgeopt.evaluation.studies.study import Found, Picture, Row, Study, StudyCell, finished
+from edgeopt.evaluation.studies.study import Found, Picture, Study, StudyCell, finished
 from edgeopt.inference.streaming import layer_bytes, run_over_loopback
 from edgeopt.inference.timeline import LayerTimeline
 from edgeopt.models.small import model_for

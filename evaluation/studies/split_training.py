@@ -21,7 +21,7 @@ import numpy as np
 
 import edgeopt
 from edgeopt import EdgeNetwork, storage
-from edgeopt.evaluation.compare.rows import dumps
+from edgeopt.evaluation.compare.rows import Row, dumps
 from edgeopt.evaluation.studies.claims import Claim, Level, Ratio
 from edgeopt.evaluation.studies.split_training_setup import (
     SETUPS,
@@ -30,7 +30,7 @@ from edgeopt.evaluation.studies.split_training_setup import (
     measured_constants,
     train_equally,
 )
-from edgeopt.evaluation.studies.study import Found, Picture, Row, Study, StudyCell, finished
+from edgeopt.evaluation.studies.study import Found, Picture, Study, StudyCell, finished
 from edgeopt.problems import SplitPlan, SplitTraining
 from edgeopt.schedule import Planner
 from edgeopt.solve import Solver

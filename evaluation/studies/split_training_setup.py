@@ -14,8 +14,8 @@ from edgeopt import EdgeNetwork, RoundPlan, StaticPlanner
 from edgeopt.convergence import ConvergenceEstimate
 from edgeopt.data import DataSplit, coloured_digits, digits
 from edgeopt.data.partition import dirichlet
-from edgeopt.evaluation.compare.rows import plain
-from edgeopt.evaluation.studies.study import Row, finished
+from edgeopt.evaluation.compare.rows import Row, plain
+from edgeopt.evaluation.studies.study import finished
 from edgeopt.models.cnn import small_cnn
 from edgeopt.storage import Arrays
 from edgeopt.training import ArrayData, EdgeTiming, FedAvg, History, Sgd, Task, train

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 from edgeopt import storage
 from edgeopt.errors import EdgeOptError, UnsupportedProblemError, quoted
 from edgeopt.evaluation.compare.cells import finished_rows
-from edgeopt.evaluation.compare.rows import FORMAT, RowStore, merged, row_key
-from edgeopt.evaluation.compare.rows import Row as Row
+from edgeopt.evaluation.compare.rows import FORMAT, Row, RowStore, merged, row_key
 from edgeopt.evaluation.compare.worker import machine
 from edgeopt.evaluation.studies.claims import Claim, Evidence
 from edgeopt.experiment.options import checked_options, hints_of
