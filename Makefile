@@ -35,7 +35,7 @@ help:  ## list the targets
 run: $(VENV)/.stamp-run  ## solve bundled instances with every solver, then train a small model and cache its experts: out/run
 	$(PY) -m edgeopt compare $(INSTANCE) --time-limit $(TIME_LIMIT) --jobs $(JOBS) --out $(OUT)
 	@$(PY) docs/make_images.py --rows $(OUT) --out $(OUT)/plots
-	$(PY) -m edgeopt.evaluation.studies.expert_caching --quick --out $(OUT)/expert-caching
+	$(PY) -m edgeopt study expert-caching --quick --out $(OUT)/expert-caching
 	@echo "report: $(OUT)/report.html   pictures: $(OUT)/plots   one file per run: $(OUT)/rows   a trained model: $(OUT)/expert-caching"
 
 test: $(VENV)/.stamp-test  ## the fast tests, WORKERS processes at once; ARGS="-k name" to choose

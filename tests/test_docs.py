@@ -32,6 +32,7 @@ from edgeopt import (
     solvers,
     training,
 )
+from edgeopt.evaluation import studies
 from edgeopt.evaluation.listing import describe_solver, with_registered
 from edgeopt.evaluation.plots.solutions import SOLUTION_PICTURES
 from edgeopt.extras import EXTRAS
@@ -93,6 +94,12 @@ def test_pictures_of_solutions_are_of_kinds_that_there_are():
     assert set(SOLUTION_PICTURES) <= set(KINDS)
 
 
+def test_the_table_of_studies():
+    """The table lists exactly the registered studies, in their order."""
+    table = text("docs/studies.md").split("| study | system |", 1)[1].split("\n\n", 1)[0]
+    assert tuple(re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE)) == studies.STUDIES
+
+
 # --- the reference ------------------------------------------------------------------------------------------------
 
 
@@ -115,7 +122,7 @@ def public_names(module: types.ModuleType) -> Iterator[str]:
 
 
 MODULES = [
-    edgeopt, convergence, schedule, problems, solvers, evaluation, data, models, training, inference, rl, experiment,
+    edgeopt, convergence, schedule, problems, solvers, evaluation, studies, data, models, training, inference, rl, experiment,
     *(importlib.import_module("edgeopt.solvers." + kind.replace("-", "_")) for kind in KINDS),
 ]  # fmt: skip
 

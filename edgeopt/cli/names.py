@@ -22,6 +22,7 @@ REGISTRIES: dict[str, tuple[str, str]] = {
     "precisions": ("edgeopt.experiment.config", "PRECISIONS"),
     "profiles": ("edgeopt.profile", "BUNDLED_PROFILES"),
     "runners": ("edgeopt.cli.train", "RUNNERS"),
+    "studies": ("edgeopt.evaluation.studies", "STUDIES"),
     "traces": ("edgeopt.problems", "BUNDLED_TRACES"),
 }
 """Module and name of the registry behind each ``$word``."""

@@ -13,7 +13,7 @@ from edgeopt.errors import MissingDependencyError
 
 
 def study(
-    name: Annotated[str, typer.Argument(help="Name of the study, see `edgeopt studies`.")],
+    name: Annotated[str, typer.Argument(help="$studies; `edgeopt studies` tells more.")],
     quick: Annotated[
         bool, typer.Option("--quick", help="A small version, a minute or two: does it run at all?")
     ] = False,

@@ -83,7 +83,8 @@ class Evidence:
         wanted = [(name, seed) for name in (self.tasks if task is None else (task,)) for seed in self.seeds]
         if lost := [key for key in wanted if key not in own]:
             raise Undecided(f"{variant}: {len(lost)} of {len(wanted)} runs are missing or failed, {_said(lost)}")
-        found = {key: math.nan if (value := own[key].get(metric)) is None else float(value) for key in wanted}
+        measured = {key: own[key].get(metric) for key in wanted}
+        found = {key: float(value) if isinstance(value, int | float) else math.nan for key, value in measured.items()}
         if lost := [key for key in wanted if not math.isfinite(found[key])]:
             raise Undecided(f"{metric} of {variant}: {len(lost)} of {len(wanted)} runs have none, {_said(lost)}")
         return found

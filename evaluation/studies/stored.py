@@ -79,16 +79,13 @@ def store(path: Path) -> Path:
 
 def systems_page() -> str:
     """Return the text of ``docs/systems.md``, all of it from the stored verdicts."""
-    parts = [
-        "# What each system is worth",
-        (
-            "One part per [study](studies.md): a system beside its baselines and ablations, what is claimed of it, and "
-            "what the rows of a full run say. This page is written by `python -m edgeopt.evaluation.studies --docs` from "
-            "the verdicts in evaluation/studies/verdicts; nothing is left out because it came out badly."
-        ),
-        "| study | system | shown | not shown | contradicted | seeds |\n|---|---|---:|---:|---:|---:|\n"
-        + "\n".join(map(_line, STUDIES)),
-    ]
+    about = (
+        "One part per [study](studies.md): a system beside its baselines and ablations, what is claimed of it, and what "
+        "the rows of a full run say. This page is written by `python -m edgeopt.evaluation.studies --docs` from the "
+        "verdicts in evaluation/studies/verdicts; nothing is left out because it came out badly."
+    )
+    head = "| study | system | shown | not shown | contradicted | seeds |\n|---|---|---:|---:|---:|---:|"
+    parts = ["# What each system is worth", about, "\n".join([head, *map(_line, STUDIES)])]
     return "\n\n".join([*parts, *map(_part, STUDIES)]) + "\n"
 
 

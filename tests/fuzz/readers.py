@@ -5,6 +5,7 @@ A new reader is covered by one line in `READERS`. The suffix of its name says ho
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,10 +17,15 @@ import edgeopt
 from edgeopt import storage
 from edgeopt.cli.train import configured
 from edgeopt.data import byte_text, cifar10, mnist
+from edgeopt.errors import EdgeOptError
 from edgeopt.evaluation.compare.performance import summarise
 from edgeopt.evaluation.compare.rows import RowStore, add_gaps, read_row, read_rows, rows_frame
 from edgeopt.evaluation.compare.solutions import read_solution
 from edgeopt.evaluation.instances import library, load_instance
+from edgeopt.evaluation.studies import Evidence, Level, run_study
+from edgeopt.evaluation.studies.publish import verdict_document
+from edgeopt.evaluation.studies.stored import read_verdicts
+from edgeopt.evaluation.studies.study import check_row
 from edgeopt.experiment import Experiment
 from edgeopt.inference.routing import RoutingRecord
 from edgeopt.network import EdgeNetwork
@@ -29,9 +35,11 @@ from edgeopt.schedule import Schedule
 from edgeopt.solvers.client_selection import RlCrp
 from edgeopt.solvers.client_selection.learner import Learner, LearnerSettings
 from edgeopt.solvers.client_selection.trained_policy import TrainedPolicy
+from edgeopt.storage import dumps
 from edgeopt.training import Adam, FedAvg, SplitFed, train
 from edgeopt.training.constants import GradientEstimator
 from tests.data.test_data import write_cifar, write_mnist
+from tests.evaluation.studies import toy
 from tests.training.small_tasks import small_plan, small_task, small_timing
 
 
@@ -109,6 +117,30 @@ def use_rows(path: Path) -> None:
     assert len(rows) <= 1
     rows_frame(rows), summarise(rows)
     read_row(path)
+
+
+def write_study_row(path: Path) -> None:
+    _study(path.parent / "out")
+    first, *_ = sorted((path.parent / "out" / "rows").glob("*.json"))
+    first.rename(path)
+
+
+def use_study_row(path: Path) -> None:
+    RowStore(path.parent, check_row).get(path.stem)
+    row = read_row(path, check_row)
+    evidence = Evidence(
+        rows=[{"task": "near", "variant": "system", "seed": 0} | row["found"]], tasks=("near",), seeds=(0,)
+    )
+    with suppress(EdgeOptError):
+        Level(metric="value", variant="system", above=0.0).decide(evidence)
+
+
+def write_verdicts(path: Path) -> None:
+    path.write_text(dumps(verdict_document(_study(None), "edgeopt study toy")))
+
+
+def _study(out: Path | None) -> Any:
+    return run_study(toy.STUDY, quick=True, seeds=3, out=out, executor="serial", display=False)
 
 
 # --- networks ----------------------------------------------------------------------------------------------------
@@ -277,6 +309,8 @@ READERS = (
     Reader("client-selection.npz", lambda path: problem(ClientSelection).save(path), describe),
     *(Reader(f"solution-{kind.kind}.json", lambda path, kind=kind: result(kind).save(path), use_solution(kind)) for kind in SOLVERS),
     Reader("row.json", write_row, use_rows),
+    Reader("study-row.json", write_study_row, use_study_row),
+    Reader("verdicts.json", write_verdicts, read_verdicts),
     Reader("library.json", lambda path: path.write_bytes((library.FOLDER / "facility-tiny.json").read_bytes()), library.read_entry),
     Reader("instance.json", lambda path: problem(SplitTraining).save(path), load_instance),
     Reader("network.json", write_network, lambda path: repr(EdgeNetwork.from_dict(storage.read_json(path)))),

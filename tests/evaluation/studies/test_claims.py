@@ -115,7 +115,7 @@ def test_a_failed_run_or_a_missing_value_shows_nothing():
     test = Difference(metric="m", first="a", second="b", above=0.0)
     lost = decide(test, {"a": [9.0] * 5, "b": [0.0] * 4})
     assert (lost.verdict, lost.reason) == ("not shown", "b: 1 of 5 runs are missing or failed, that of seed 4 on t")
-    for nothing in (None, math.nan, math.inf):
+    for nothing in (None, math.nan, math.inf, "much", [1.0]):
         found = decide(test, {"a": [9.0, nothing, nothing, 9.0], "b": [0.0] * 4})
         assert (found.verdict, found.reason) == ("not shown", "m of a: 2 of 4 runs have none, the first of seed 1 on t")
     unknown = decide(Level(metric="m", variant="a", above=0.0, task="other"), {"a": [9.0] * 3})
