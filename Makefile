@@ -7,7 +7,7 @@ VENV_FLOWER ?= .venv-flower
 VENV_NEWEST ?= .venv-newest
 VENV_PINS ?= .venv-pins
 
-INSTANCE ?= traces-switch32 download-energy split-resnet18 selection-fail
+INSTANCE ?= traces-switch32 facility-tiny download-energy download-small split-resnet18 split-tiny selection-fail selection-tiny
 TIME_LIMIT ?= 10
 JOBS ?= 2
 OUT ?= out/run

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import edgeopt
+from edgeopt.evaluation.benchmarks.held_out_selection import played_forecasts
 from edgeopt.evaluation.benchmarks.selection_quality import make_rows
 from edgeopt.evaluation.plots import (
     plot_forecast_calibration,
@@ -14,7 +15,6 @@ from edgeopt.evaluation.plots import (
     plot_selection_rounds,
     plot_selection_training,
 )
-from edgeopt.evaluation.studies.selection_quality import played_forecasts
 from edgeopt.problems import ClientSelection
 from edgeopt.solvers.client_selection import RlCrp, RlNoCrp, RlNoFairness, TrainedPolicy
 from edgeopt.solvers.client_selection.learner import Iteration, Learner, LearnerSettings

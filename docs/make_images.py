@@ -22,6 +22,7 @@ from edgeopt.evaluation.plots.solutions import SOLUTION_PICTURES, draw_solution
 from edgeopt.problem import Problem
 from edgeopt.problems import ExpertCaching, bundled_trace
 from edgeopt.solvers import solvers_of
+from edgeopt.streams import one_line_messages
 
 IMAGES = Path(__file__).resolve().parent / "images"
 TIME_LIMIT = 20.0
@@ -35,10 +36,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=IMAGES, help="folder of the pictures")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    if options.rows is None:
-        draw_documentation(options.out)
-    else:
-        draw_comparison(options.rows, options.out)
+    with one_line_messages():
+        if options.rows is None:
+            draw_documentation(options.out)
+        else:
+            draw_comparison(options.rows, options.out)
 
 
 def draw_documentation(out: Path) -> None:

@@ -29,6 +29,9 @@ _SCHEMA_VERSION = 2  # version 1 lacked the columns that came later
 RATES = ("device_flops", "uplink_bps", "downlink_bps", "fed_uplink_bps", "fed_downlink_bps")
 """What `Feedback` may measure per client, in FLOP/s and bit/s; the fields of `SplitTraining` of the same names."""
 
+MEASURED = ("client_seconds", "client_peak_bytes", *RATES)
+"""What `Feedback` has per entry in floats, nan where it was not measured."""
+
 # defaults: one value for every entry
 _FALSE, _TRUE, _NAN = (functools.partial(np.array, value) for value in (False, True, np.nan))
 
@@ -218,6 +221,7 @@ class Feedback:
     conflict : bool [M], whether another server's pick, or a busy client, was in the way. Default: none.
     device_flops, uplink_bps, downlink_bps, fed_uplink_bps, fed_downlink_bps : float64 [M], speed and rates of each
         entry's client in this round; nan where not measured, which is the default.
+    client_peak_bytes : float64 [M], memory of each entry's client at the peak of its work; nan where not measured.
     constants : what the gradients say about the convergence bound, if they were looked at.
     measured : numbers by name that the algorithm has reported of the round.
 
@@ -238,6 +242,7 @@ class Feedback:
     downlink_bps: NDArray[np.float64] = field(default_factory=_NAN)
     fed_uplink_bps: NDArray[np.float64] = field(default_factory=_NAN)
     fed_downlink_bps: NDArray[np.float64] = field(default_factory=_NAN)
+    client_peak_bytes: NDArray[np.float64] = field(default_factory=_NAN)
     constants: ConvergenceEstimate | None = None
     measured: Mapping[str, float] = field(default_factory=dict)
 
@@ -249,14 +254,14 @@ class Feedback:
             "completed": bool_array("completed", self.completed, (size,)),
             "conflict": bool_array("conflict", self.conflict, (size,)),
         }
-        checked |= {name: _measured(name, getattr(self, name), size) for name in ("client_seconds", *RATES)}
+        checked |= {name: _measured(name, getattr(self, name), size) for name in MEASURED}
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
     def of_server(self, server: int) -> Self:
         """Return what one server knows: its own entries; as seconds those of its slowest client, 0 if none was measured."""
         own = np.flatnonzero(self.plan.server == server)
-        columns = {name: getattr(self, name)[own] for name in ("client_seconds", "completed", "conflict", *RATES)}
+        columns = {name: getattr(self, name)[own] for name in ("completed", "conflict", *MEASURED)}
         slowest = float(np.fmax.reduce(columns["client_seconds"], initial=0.0))
         return dataclasses.replace(
             self, plan=self.plan.take(own), seconds=slowest, constants=None, measured={}, **columns
@@ -265,7 +270,7 @@ class Feedback:
 
 def _measured(name: str, value: ArrayLike, size: int) -> NDArray[np.float64]:
     """Return float64 [M], positive or nan."""
-    unit = {"client_seconds": "s", "device_flops": "FLOP/s"}.get(name, "bit/s")
+    unit = {"client_seconds": "s", "client_peak_bytes": "byte", "device_flops": "FLOP/s"}.get(name, "bit/s")
     given = as_array(name, value)
     missing = np.isnan(given) if given.dtype.kind == "f" else np.zeros(given.shape, bool)
     known = np.where(missing, 1.0, given) if missing.any() else given
@@ -336,8 +341,25 @@ class LinkRates(Protocol):
         ...
 
 
+class AroundPlanner:
+    """What planners around another one share: what they remember is what `inner` remembers."""
+
+    __slots__ = ()
+
+    inner: Planner
+
+    def state(self) -> storage.Arrays:
+        """Return what the other planner remembers."""
+        return self.inner.state() if isinstance(self.inner, StatefulPlanner) else {}
+
+    def restore(self, state: storage.Arrays) -> None:
+        """Continue from what `state` returned."""
+        if isinstance(self.inner, StatefulPlanner):
+            self.inner.restore(state)
+
+
 @dataclass(frozen=True, slots=True)
-class LinkBudget:
+class LinkBudget(AroundPlanner):
     """The plans of another planner, with what each client's uplink carries in a slot as its `budget_bytes`.
 
     A budget that the other planner has set stays where it is smaller; an uplink that is not measured is no limit.
@@ -368,15 +390,6 @@ class LinkBudget:
         plan = self.inner.plan(round, feedback)
         carried = self.timing.rates(round, plan)["uplink_bps"] * self.slot_s / 8
         return plan.replace(budget_bytes=np.fmin(carried, plan.budget_bytes))
-
-    def state(self) -> storage.Arrays:
-        """Return what the other planner remembers."""
-        return self.inner.state() if isinstance(self.inner, StatefulPlanner) else {}
-
-    def restore(self, state: storage.Arrays) -> None:
-        """Continue from what `state` returned."""
-        if isinstance(self.inner, StatefulPlanner):
-            self.inner.restore(state)
 
 
 @dataclass(frozen=True, slots=True)

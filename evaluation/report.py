@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from edgeopt import storage
 from edgeopt.errors import EdgeOptError
 from edgeopt.evaluation.compare.performance import summarise, with_gaps
-from edgeopt.evaluation.compare.rows import Row
+from edgeopt.evaluation.compare.rows import Row, merged
 from edgeopt.extras import needs
 from edgeopt.problem import Problem
 
@@ -28,7 +28,9 @@ def write_report(
     *,
     title: str = "Comparison of solvers",
 ) -> None:
-    """Write a report: per instance its facts, a table, pictures and every failure; then versions and machine.
+    """Write a report: per kind of problem profiles, per instance facts, table, pictures, failures; then the machine.
+
+    A kind has profiles where its solvers have more than one run each.
 
     Parameters
     ----------
@@ -44,13 +46,45 @@ def write_report(
     MissingDependencyError
         Without jinja2 or matplotlib.
     """
-    with needs("a report", "report"):
-        import jinja2
-        import matplotlib  # noqa: F401 - missing now is better than missing halfway
-    flat = [row | {name: _printable(row[name]) for name in ("instance", "solver")} for row in with_gaps(rows)]
+    check_packages()
+    flat = [
+        row | {name: _printable(row[name]) for name in ("instance", "solver", "problem")} for row in with_gaps(rows)
+    ]
     problems = {_printable(name): problem for name, problem in (problems or {}).items()}
     if not flat:
         raise EdgeOptError("rows: expected at least one run to report on")
+    text = rendered(
+        "report.html",
+        title=title,
+        num_runs=len(flat),
+        num_solvers=len({row["solver"] for row in flat}),
+        num_failed=len(failures(flat)),
+        num_instances=len({row["instance"] for row in flat}),
+        kinds=[_kind(name, own, problems) for name, own in _groups(flat, "problem").items()],
+        versions=merged(flat, "versions"),
+        machine=merged(flat, "machine"),
+        limits=sorted({"none" if row.get("time_limit") is None else f"{row['time_limit']:g} s" for row in flat}),
+    )
+    storage.write_text(path, text)
+
+
+def check_packages() -> None:
+    """Refuse to begin without the packages that a report needs: missing now is better than missing halfway.
+
+    Raises
+    ------
+    MissingDependencyError
+        Without jinja2 or matplotlib.
+    """
+    with needs("a report", "report"):
+        import jinja2  # noqa: F401
+        import matplotlib  # noqa: F401
+
+
+def rendered(template: str, **values: Any) -> str:
+    """Return a template of this package filled in."""
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("edgeopt.evaluation"),
         autoescape=True,
@@ -59,19 +93,7 @@ def write_report(
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "percent": percent, "fact": fact}
-    names = list(dict.fromkeys(row["instance"] for row in flat))
-    text = environment.get_template("report.html").render(
-        title=title,
-        num_runs=len(flat),
-        num_solvers=len({row["solver"] for row in flat}),
-        num_failed=len(failures(flat)),
-        overview=_overview(flat) if len(names) > 1 else [],
-        sections=[_section(name, [r for r in flat if r["instance"] == name], problems) for name in names],
-        versions=_merged(flat, "versions"),
-        machine=_merged(flat, "machine"),
-        limits=sorted({"none" if row.get("time_limit") is None else f"{row['time_limit']:g} s" for row in flat}),
-    )
-    storage.write_text(path, text)
+    return environment.get_template(template).render(**values)
 
 
 def failures(rows: list[Row]) -> list[Row]:
@@ -112,25 +134,37 @@ def fact(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _overview(rows: list[Row]) -> list[dict[str, str]]:
+def _kind(name: str, rows: list[Row], problems: Mapping[str, Problem]) -> dict[str, Any]:
+    """Return what a report says of one kind of problem: profiles if a solver has several runs, and every instance."""
     from edgeopt.evaluation.plots.comparison.performance_profile import plot_performance_profile
 
-    rows = _drawable(rows)
-    return [
-        _picture("Share of runs within a gap to the best known value", lambda: plot_performance_profile(rows)),
-        _picture("Share of runs by time", lambda: plot_performance_profile(rows, metric="time")),
-    ]
+    profiles = []
+    if len({(row["instance"], row["seed"]) for row in rows}) > 1:
+        profiles = [
+            picture("Share of runs within a gap to the best known value", lambda: plot_performance_profile(rows)),
+            picture("Share of runs by time", lambda: plot_performance_profile(rows, metric="time")),
+        ]
+    sections = [_section(instance, own, problems) for instance, own in _groups(rows, "instance").items()]
+    return {"name": name, "pictures": profiles, "sections": sections}
+
+
+def _groups(rows: list[Row], name: str) -> dict[str, list[Row]]:
+    """Return rows by a column, in the order in which its values first appear."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row[name], []).append(row)
+    return groups
 
 
 def _section(name: str, rows: list[Row], problems: Mapping[str, Problem]) -> dict[str, Any]:
     from edgeopt.evaluation.plots.comparison.bounds import plot_bounds
     from edgeopt.evaluation.plots.comparison.gap_against_time import plot_gap_against_time
 
-    pictures, drawn = [], _drawable(rows)
+    pictures = []
     if any(row["feasible"] for row in rows):
-        pictures.append(_picture("Objective and certified bound", lambda: plot_bounds(drawn)))
+        pictures.append(picture("Objective and certified bound", lambda: plot_bounds(rows)))
         if any(row.get("history") for row in rows):
-            pictures.append(_picture("Gap to the best known value against time", lambda: plot_gap_against_time(drawn)))
+            pictures.append(picture("Gap to the best known value against time", lambda: plot_gap_against_time(rows)))
         if name in problems:
             pictures += _solution_pictures(problems[name], rows)
     facts = problems[name].describe() if name in problems else next((r["facts"] for r in rows if r.get("facts")), {})
@@ -157,12 +191,12 @@ def _solution_pictures(problem: Problem, rows: list[Row]) -> list[dict[str, str]
         return []
     solution = solution_from_json(problem, best["solution"])
     return [
-        _picture(f"{caption}, by {best['solver']}", partial(draw_solution, function, problem, solution))
+        picture(f"{caption}, by {best['solver']}", partial(draw_solution, function, problem, solution))
         for caption, function in SOLUTION_PICTURES.get(problem.kind, ())
     ]
 
 
-def _picture(caption: str, draw: Callable[[], "Axes"]) -> dict[str, str]:
+def picture(caption: str, draw: Callable[[], "Axes"]) -> dict[str, str]:
     """Return caption and inline markup: SVG, or PNG where that is much smaller."""
     import base64
 
@@ -188,18 +222,3 @@ def _picture(caption: str, draw: Callable[[], "Axes"]) -> dict[str, str]:
 def _printable(name: str) -> str:
     """Return a name with what no file can hold escaped, as bytes of a file name that are no text."""
     return name.encode(errors="backslashreplace").decode()
-
-
-def _drawable(rows: list[Row]) -> list[Row]:
-    """Return rows whose names matplotlib does not take for formulas."""
-    return [row | {name: row[name].replace("$", r"\$") for name in ("instance", "solver")} for row in rows]
-
-
-def _merged(rows: list[Row], name: str) -> dict[str, str]:
-    """Return the values of a dictionary over all rows; where rows differ, all of them."""
-    values: dict[str, list[str]] = {}
-    for row in rows:
-        for key, value in (row.get(name) or {}).items():
-            if str(value) not in values.setdefault(key, []):
-                values[key].append(str(value))
-    return {key: ", ".join(found) for key, found in values.items()}

@@ -18,6 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from edgeopt.cli.generate import SeedOption, check_writable, generate_app
+from edgeopt.cli.study import studies, study
 from edgeopt.cli.trace import trace
 from edgeopt.cli.train import train
 from edgeopt.errors import EdgeOptError, MissingDependencyError, NoSolutionError, SolverError
@@ -103,6 +104,8 @@ app = typer.Typer(cls=_Group, add_completion=False, pretty_exceptions_enable=Fal
 app.add_typer(generate_app, name="generate")
 app.command()(train)
 app.command()(trace)
+app.command()(study)
+app.command()(studies)
 
 InstanceArgument = Annotated[str, typer.Argument(help="A .json or .npz file, or a name of the library.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output and nothing else.")]

@@ -1,7 +1,8 @@
 """Measuring a torch module layer by layer on the meta device: no weights, no data. Used by `ModelProfile.from_module`.
 
-The module runs twice. The first run finds where it can be cut, and adds up forward FLOPs and saved tensors. The second
-one is cut there into separate graphs, so that the backward pass of each layer can be run and charged by itself.
+The module runs three times. The first run finds where it can be cut, and adds up forward FLOPs. The second one is cut
+there into separate graphs, so that the backward pass of each layer can be run and charged by itself. In the third one
+only what is trained requires gradients: what autograd keeps then is what training keeps.
 """
 
 import math
@@ -14,13 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.autograd.graph import GradientEdge, Node, get_gradient_edge, saved_tensors_hooks
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
 from edgeopt.errors import InvalidProblemError
+from edgeopt.models.kept import KeptMemory
 from edgeopt.training.trouble import check_weights, in_words
 from edgeopt.validate import listed
 
@@ -40,15 +42,14 @@ def measure_module(module: nn.Module, sample: Sample, *, layers: Sequence[str] |
         inputs = {get_gradient_edge(leaf).node for leaf in (*args, *kwargs.values()) if leaf.requires_grad}
         kept = _valid_cuts(boundaries, inputs, explicit=layers is not None)
         parameter_bytes, backward_flops = _run_backward(run, kept)
-    before_parameters = np.cumsum(parameter_bytes) == 0  # autograd keeps nothing there
-    memory_bytes = np.diff([boundary.saved_bytes for boundary in kept], prepend=0) / batch
+        memory_bytes = _run_training(run, kept)
     return {
         "layer_names": _layer_names([boundary.parts for boundary in kept]),
         "parameter_bytes": parameter_bytes,
         "forward_flops": np.diff([boundary.forward_flops for boundary in kept], prepend=0) / batch,
         "backward_flops": np.array(backward_flops) / batch,
         "activation_bytes": np.array([boundary.output_bytes for boundary in kept]) / batch,
-        "memory_bytes": np.where(before_parameters, 0, memory_bytes),
+        "memory_bytes": np.diff(memory_bytes, prepend=0) / batch,
         "input_bytes": sum(_bytes(leaf) for leaf in (*args, *kwargs.values())) / batch,
     }
 
@@ -127,7 +128,7 @@ def _training_mode(module: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
-# --- the two runs ------------------------------------------------------------------------------------------------
+# --- the runs ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,8 +196,7 @@ class _Boundary:
     name: str
     output: tuple[GradientEdge, ...]
     output_bytes: int
-    forward_flops: int  # up to here, as the next one
-    saved_bytes: int
+    forward_flops: int  # up to here
     visit: int  # place in the order of execution
     parts: tuple[str, ...] = ()  # names of the pieces of the layer that ends here
 
@@ -205,24 +205,14 @@ def _record(run: _Run) -> list[_Boundary]:
     """Run the module; return the boundaries in the order of execution, the last one is the module's output."""
     boundaries: list[_Boundary] = []
     meter = _FlopMeter()
-    seen = {tensor.untyped_storage()._cdata: tensor for tensor in run.weights.values()}  # these do not count
-    saved_bytes = 0
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        nonlocal saved_bytes
-        storage = tensor.untyped_storage()
-        if storage._cdata not in seen:
-            seen[storage._cdata] = tensor  # holds the storage, so that its address stays taken
-            saved_bytes += storage.nbytes()
-        return tensor
 
     def mark(name: str, output: Any) -> None:
         tensors = _differentiable(output)
         edges = tuple(get_gradient_edge(tensor) for tensor in tensors)
         size = sum(map(_bytes, tensors))
-        boundaries.append(_Boundary(name, edges, size, meter.total, saved_bytes, len(boundaries)))
+        boundaries.append(_Boundary(name, edges, size, meter.total, len(boundaries)))
 
-    with saved_tensors_hooks(keep, lambda tensor: tensor), meter:
+    with meter:
         output = run(mark)
     last = boundaries.pop().name if boundaries else type(run.module).__name__
     mark(last, output)  # what follows the last layer belongs to it
@@ -265,6 +255,30 @@ def _run_backward(run: _Run, kept: list[_Boundary]) -> tuple[list[int], list[int
     if unused := [name for parameter, name in names.items() if parameter not in charged]:
         raise InvalidProblemError(f"{unused[0]}: expected a parameter that the output depends on")
     return parameter_bytes, backward_flops
+
+
+def _run_training(run: _Run, kept: list[_Boundary]) -> list[int]:
+    """Run the module as in training; return the bytes that autograd keeps up to each of the boundaries."""
+    trained = {run.weights[name] for name, parameter in run.module.named_parameters() if parameter.requires_grad}
+    inputs = (*run.args, *run.kwargs.values())
+    fixed = [tensor for tensor in (*inputs, *run.weights.values()) if tensor.requires_grad and tensor not in trained]
+    memory = KeptMemory(run.weights.values())
+    found = list[int]()
+    with _without_gradients(fixed), memory.counting():
+        run(lambda *_: found.append(memory.bytes))
+    found.append(memory.bytes)  # what follows the last layer belongs to it
+    return [*(found[boundary.visit] for boundary in kept[:-1]), found[-1]]
+
+
+@contextmanager
+def _without_gradients(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
+    for tensor in tensors:
+        tensor.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for tensor in tensors:
+            tensor.requires_grad_()
 
 
 def _differentiable(output: Any) -> list[torch.Tensor]:

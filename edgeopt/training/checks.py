@@ -8,9 +8,10 @@ from collections.abc import Container, Iterable, Mapping
 
 import torch
 
+from edgeopt.errors import quoted
 from edgeopt.schedule import RoundPlan
 from edgeopt.training.messages import Message, Phase, check_message
-from edgeopt.training.trouble import TrainingError, described, shown
+from edgeopt.training.trouble import TrainingError, described
 
 
 def check_state(state: object, name: str = "state") -> None:
@@ -19,7 +20,7 @@ def check_state(state: object, name: str = "state") -> None:
         raise TrainingError(f"{name} is {described(state)}: expected a dictionary of tensors, or of such dictionaries")
     for key, value in state.items():
         if not isinstance(key, str):
-            raise TrainingError(f"{name}: key {shown(key)}: expected a name")
+            raise TrainingError(f"{name}: key {quoted(key)}: expected a name")
         if not isinstance(value, torch.Tensor):
             if not isinstance(value, Mapping):
                 raise TrainingError(
@@ -39,7 +40,7 @@ def check_measured(measured: Mapping[str, float | torch.Tensor], taken: Containe
     """Refuse numbers that no row can hold, or under names that are taken."""
     for name, value in measured.items():
         if not isinstance(name, str) or name in taken:
-            raise TrainingError(f"measured: {shown(name)}: expected a name that no column of a row has")
+            raise TrainingError(f"measured: {quoted(name)}: expected a name that no column of a row has")
         check_scalar(f"measured: {name}", value)
         if math.isinf(number := float(value)):
             raise TrainingError(f"measured: {name} = {number}: expected a finite number, or nan")
@@ -76,4 +77,4 @@ def check_entries(what: str, entries: Iterable[object], plan: RoundPlan) -> None
         if not isinstance(entry, int) or isinstance(entry, bool) or not 0 <= entry < len(plan):
             last = len(plan) - 1
             expected = f"0 to {last}, positions in the plan" if len(plan) else "none, the plan is empty"
-            raise TrainingError(f"{what}: entry {shown(entry)}: expected {expected}")
+            raise TrainingError(f"{what}: entry {quoted(entry)}: expected {expected}")

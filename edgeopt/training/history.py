@@ -29,7 +29,7 @@ PERSONAL = ("personal_accuracy", "personal_accuracy_worst_tenth")
 COLUMNS_OF_ROWS: frozenset[str] = frozenset(
     (
         "round", "seconds", "round_seconds", "energy_j", "bytes_up", "bytes_down", "train_loss", "test_loss", "accuracy",
-        "planned", "completed", "conflicts", "straggler",
+        "planned", "completed", "conflicts", "straggler", "client_peak_bytes",
         *(f"{category}_{direction}" for category in CATEGORIES for direction in DIRECTIONS),
     )
 )  # fmt: skip
@@ -103,7 +103,8 @@ class History:
         ``train_loss``; ``test_loss`` and ``accuracy`` (nan in rounds without evaluation); ``personal_accuracy`` of the
         clients' own models, each on held-out samples with the labels of its own data, and that of the worst tenth of
         them, ``personal_accuracy_worst_tenth`` (where clients have any); ``planned``, ``completed``,
-        ``conflicts``: entries of the round; ``straggler``: a client, -1 for none; the bytes so far of each category
+        ``conflicts``: entries of the round; ``straggler``: a client, -1 for none; ``client_peak_bytes``: memory of the
+        client that needs most in this round, nan where none is charged; the bytes so far of each category
         and direction, such as ``activations_up``; and what the algorithm has measured, see `edgeopt.training.Outcome`.
     last : the last round of this process.
     models : the weights whose mean score is ``accuracy``, see `edgeopt.training.Algorithm.models`.

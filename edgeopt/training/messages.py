@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 import torch
 
-from edgeopt.training.trouble import TrainingError, described, shown
+from edgeopt.errors import quoted
+from edgeopt.training.trouble import TrainingError, described
 
 Tensors = dict[str, torch.Tensor]
 """Tensors by name: the weights of a model, or a part of them."""
@@ -53,7 +54,9 @@ class Message:
     tensors : content by category; each tensor counts with its bytes.
     values : plain values that control the work. They are part of the plan and count no bytes.
     batches : the client's own data that is needed.
-    flops : work that the message causes at the client; it does not see the number.
+    flops : work that the message causes at the client; it does not see the number. In a reply, what it really was, where it
+        says so: not 0.
+    peak_bytes : memory that the client needs at the peak of it, see `edgeopt.training.client_peak_bytes`.
     held : names of weights that the message is about and does not bring, as the client has them already.
     rows : of tensors that do not count in full, by name: which rows do, bool [R], or [1, C] for columns; see `nbytes`.
     key : for random numbers at the client, an int64 scalar, see `edgeopt.training.keys`. It is given to every message on
@@ -64,7 +67,8 @@ class Message:
     tensors: Mapping[Category, Tensors] = field(default_factory=dict)
     values: Mapping[str, Value] = field(default_factory=dict)
     batches: Batches | None = None
-    flops: float = 0.0
+    flops: float | torch.Tensor = 0.0
+    peak_bytes: float = 0.0
     held: frozenset[str] = frozenset()
     rows: Mapping[str, torch.Tensor] = field(default_factory=dict)
     key: torch.Tensor | None = None
@@ -89,12 +93,15 @@ def _count(rows: torch.Tensor, of: torch.Tensor) -> int:
     return int(rows.expand(of.shape[: rows.ndim]).sum()) * each
 
 
-def reply(*, rows: Mapping[str, torch.Tensor] | None = None, **tensors: Tensors) -> Message:
+def reply(
+    *, rows: Mapping[str, torch.Tensor] | None = None, flops: float | torch.Tensor = 0.0, **tensors: Tensors
+) -> Message:
     """Return a client's answer; the keywords are categories.
 
     Parameters
     ----------
     rows : of tensors with rows that are padding, or experts that have not learnt, which rows are charged: see `Message`.
+    flops : the work that was really done, a scalar: it takes the place of what the message was charged with.
 
     Examples
     --------
@@ -105,7 +112,7 @@ def reply(*, rows: Mapping[str, torch.Tensor] | None = None, **tensors: Tensors)
     24
     """
     content: Any = tensors
-    message = Message("reply", content, rows=rows or {})
+    message = Message("reply", content, flops=flops, rows=rows or {})
     check_message(message)
     return message
 
@@ -133,18 +140,18 @@ def check_message(message: Message) -> None:
     """
     for category, tensors in message.tensors.items():
         if category not in CATEGORIES:
-            raise TrainingError(f"{message.kind}: category {shown(category)}: expected one of {', '.join(CATEGORIES)}")
+            raise TrainingError(f"{message.kind}: category {quoted(category)}: expected one of {', '.join(CATEGORIES)}")
         if not isinstance(tensors, Mapping):
             raise TrainingError(f"{message.kind}: {category} is {described(tensors)}: expected tensors by name")
         for name, tensor in tensors.items():
             if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
                 raise TrainingError(
-                    f"{message.kind}: {category}[{shown(name)}] is {described(tensor)}: expected a tensor under a name"
+                    f"{message.kind}: {category}[{quoted(name)}] is {described(tensor)}: expected a tensor under a name"
                 )
     for name, value in message.values.items():
         if not isinstance(name, str) or not isinstance(value, Value):
             raise TrainingError(
-                f"{message.kind}: values[{shown(name)}] is {described(value)}: expected a number, a text or a truth value"
+                f"{message.kind}: values[{quoted(name)}] is {described(value)}: expected a number, a text or a truth value"
             )
     _check_rows(message)
 
@@ -153,7 +160,7 @@ def _check_rows(message: Message) -> None:
     tensors = {name: tensor for category in message for name, tensor in message[category].items()}
     for name, rows in message.rows.items():
         if name not in tensors:
-            raise TrainingError(f"{message.kind}: rows[{shown(name)}]: expected the name of a tensor in the message")
+            raise TrainingError(f"{message.kind}: rows[{quoted(name)}]: expected the name of a tensor in the message")
         if not isinstance(rows, torch.Tensor) or rows.dtype != torch.bool:
             raise TrainingError(f"{message.kind}: rows[{name!r}] is {described(rows)}: expected booleans")
         shape = tensors[name].shape

@@ -32,6 +32,7 @@ class RoundResult:
     state : of the server, after the round.
     phases : in the order of time.
     loss : by entry whose update arrived.
+    peak_bytes : float64 [M], memory of each entry's client at the peak of its work; nan where none is charged.
     bytes : int64 [N, 2, 6], see `edgeopt.training.Ledger`.
     measured : what the algorithm reports, by name.
     """
@@ -39,6 +40,7 @@ class RoundResult:
     state: State
     phases: tuple[PhaseTime, ...]
     loss: dict[int, float]
+    peak_bytes: NDArray[np.float64]
     bytes: NDArray[np.int64]
     measured: dict[str, float]
 
@@ -51,6 +53,7 @@ class RoundResult:
             seconds=sum(phase.seconds for phase in self.phases),
             client_seconds=np.where(seconds > 0, seconds, np.nan),
             completed=np.isin(np.arange(len(plan)), list(self.loss)),
+            client_peak_bytes=self.peak_bytes,
             conflict=timing.conflicts(number, plan),
             constants=constants,
             measured=self.measured,
@@ -70,6 +73,7 @@ def play_round(
     lost = timing.lost(run.round, plan)
     ledger = Ledger(task.num_clients)
     phases: list[PhaseTime] = []
+    peak_bytes = np.full(len(plan), np.nan)
     start = 0.0
     conversation = algorithm.round(task, run.server, plan, run.round)
     replies: Replies | None = None
@@ -86,11 +90,13 @@ def play_round(
             check_phase(phase, plan)
             phase = replace(phase, messages=_with_keys(task, phase, plan, run.round, len(phases)))
             replies, traffic = _exchange(task, algorithm, phase, plan, lost, runner, ledger)
+        charged = [message.peak_bytes or np.nan for message in phase.messages.values()]
+        peak_bytes[traffic.entry] = np.fmax(peak_bytes[traffic.entry], charged)
         phases.append(timing.phase(run.round, plan, phase.name, start, traffic))
         start += phases[-1].seconds
     loss = dict(zip(outcome.loss, _finite(outcome, plan, run.round), strict=True))
     measured = {name: float(value) for name, value in outcome.measured.items()}
-    return RoundResult(kept(outcome.state), tuple(phases), loss, ledger.bytes, measured)
+    return RoundResult(kept(outcome.state), tuple(phases), loss, peak_bytes, ledger.bytes, measured)
 
 
 def _with_keys(task: Task, phase: Phase, plan: RoundPlan, number: int, index: int) -> dict[int, Message]:
@@ -121,7 +127,7 @@ def _exchange(
         entry=entry,
         down_bytes=ledger.charge(clients, "down", list(phase.messages.values())),
         up_bytes=ledger.charge(clients, "up", [replies.get(e) for e in phase.messages]),
-        flops=np.array([message.flops for message in phase.messages.values()], np.float64),
+        flops=np.array([_work(plan.client[e], m, replies.get(e)) for e, m in phase.messages.items()], np.float64),
         server_flops=np.array([phase.server_flops.get(e, 0.0) for e in replies], np.float64),
         served=np.fromiter(replies, np.int64, len(replies)),
         lost=np.array([e not in replies for e in phase.messages], np.bool_),
@@ -130,6 +136,16 @@ def _exchange(
         server_down_bytes=phase.server_down_bytes,
     )
     return replies, traffic
+
+
+def _work(client: int, message: Message, answer: Message | None) -> float:
+    """Return the FLOPs of a client: what it says that it has computed, or what it was asked to."""
+    said = 0.0 if answer is None else float(answer.flops)
+    if not 0 <= said < np.inf:
+        raise TrainingError(
+            f"client {client}: reply to {message.kind!r}: flops = {said}: expected a finite number >= 0"
+        )
+    return said or float(message.flops)
 
 
 def _checked(outcome: object, plan: RoundPlan) -> Outcome:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edgeopt.convergence import ConvergenceEstimate, Estimate
 from edgeopt.errors import InvalidFileError, quoted
 from edgeopt.fields import Fields, in_file
-from edgeopt.schedule import COLUMNS, RATES, Feedback, Planner, RoundPlan, StatefulPlanner
+from edgeopt.schedule import COLUMNS, MEASURED, Feedback, Planner, RoundPlan, StatefulPlanner
 from edgeopt.storage import Arrays, Layout
 from edgeopt.tensors import Shapes, load_tensors, save_tensors
 from edgeopt.training.algorithm import Algorithm
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from edgeopt.training.play import RoundResult
 
 _KIND = "training"
-_SCHEMA_VERSION = 2
+_SCHEMA_VERSION = 3  # version 2 lacked the memory of clients
 _INCOMPLETE = "not a complete checkpoint: "
-_MEASURED = ("client_seconds", "completed", "conflict", *RATES)
+_MEASURED = ("completed", "conflict", *MEASURED)
 _ESTIMATES = ("gradient_variance", "gradient_second_moment", "smoothness")
 _INTERVAL = ("value", "low", "high")
 
@@ -96,6 +96,7 @@ class RunState:
             "planned": len(feedback.plan),
             "completed": int(feedback.completed.sum()),
             "conflicts": int(feedback.conflict.sum()),
+            "client_peak_bytes": float(np.fmax.reduce(feedback.client_peak_bytes, initial=np.nan)),
             "straggler": -1 if slowest is None else slowest,
             **self.ledger.by_category(),
             **result.measured,

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Self
@@ -18,7 +18,7 @@ from torch.func import functional_call
 from edgeopt.data.arrays import ArrayData, described
 from edgeopt.data.partition import Partition
 from edgeopt.errors import InvalidProblemError, quoted
-from edgeopt.models.moe import record_routing
+from edgeopt.models.moe import Experts, LayerRouting, Learners, expert_shares, limit_learners, record_routing
 from edgeopt.profile import ModelProfile
 from edgeopt.rng import stream
 from edgeopt.schedule import ClientPlan
@@ -40,11 +40,15 @@ class Batch(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """What some layers return: outputs, buffers as they are afterwards, what the layers add to the loss."""
+    """What some layers return: outputs, buffers as they are afterwards, what the layers add to the loss.
+
+    And, by name, what routers of mixture-of-experts layers have decided on which hidden states.
+    """
 
     outputs: torch.Tensor
     buffers: Tensors
     penalty: torch.Tensor
+    routing: Mapping[str, LayerRouting]
 
 
 class Score(NamedTuple):
@@ -63,7 +67,7 @@ def cross_entropy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(outputs.flatten(0, -2), targets.flatten())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, weakref_slot=True, kw_only=True, eq=False)
 class Task:
     """A model, the clients' data, and how the two are joined; everything that an algorithm may ask of them.
 
@@ -107,8 +111,11 @@ class Task:
     """Names of the weights that are trained."""
     frozen: Tensors = field(init=False, repr=False)
     """Weights that are not trained and that everybody has, by name."""
+    experts: dict[str, int] = field(init=False, repr=False)
+    """Experts of each mixture-of-experts layer, by its name in ``model.named_modules()``."""
     _modes: dict[bool, nn.Sequential] = field(init=False, repr=False)  # in training mode or not
     _parts: dict[tuple[bool, int, int], nn.Sequential] = field(init=False, repr=False, default_factory=dict)
+    _shares: dict[str, float] = field(init=False, repr=False, default_factory=dict)  # of experts in FLOPs of layers
     _cuts: dict[int, tuple[tuple[int, ...], torch.dtype]] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -152,6 +159,8 @@ class Task:
                 "model: none of its parameters requires gradients, expected at least one to train"
             )
         object.__setattr__(self, "parameters", trained)
+        experts = {name: len(layer.up) for name, layer in self.model.named_modules() if isinstance(layer, Experts)}
+        object.__setattr__(self, "experts", experts)
         whole = copy.deepcopy(self.model).to(self.device)
         held = {name: value.detach() for name, value in whole.named_parameters() if name not in trained}
         object.__setattr__(self, "frozen", held)
@@ -244,17 +253,52 @@ class Task:
         own = self.partition.indices[plan.client].size
         return plan.local_epochs * max(1, own // max(1, self.samples(plan.client, batch_size)))
 
-    def flops(self, samples: int, first: int = 0, last: int | None = None, *, backward: bool = True) -> float:
-        """Return the work of a forward pass and, unless told otherwise, a backward pass through layers `first` to `last`."""
-        work = float(self.profile.forward_flops[first:last].sum())
+    def flops(
+        self,
+        samples: int,
+        first: int = 0,
+        last: int | None = None,
+        *,
+        backward: bool = True,
+        runs: Mapping[str, float] | None = None,
+        learns: Mapping[str, float] | None = None,
+    ) -> float:
+        """Return the work of a forward pass and, unless told otherwise, a backward pass through layers `first` to `last`.
+
+        Parameters
+        ----------
+        samples : of the mini-batch.
+        runs : how many experts compute a token, by mixture-of-experts layer. Default: all, as the layers do here.
+        learns : how many have a backward pass, see `forward`. Default: as many as compute.
+        """
+        passes = [(self.profile.forward_flops, runs or {})]
         if backward:
-            work += float(self.profile.backward_flops[first:last].sum())
+            passes.append((self.profile.backward_flops, {**(runs or {}), **(learns or {})}))
+        work = 0.0
+        for flops, counts in passes:
+            work += float(flops[first:last].sum())
+            for name, count in counts.items():
+                share, layer = 1 - count / self.num_experts(name), self.layer_of[f"{name}.up"]
+                if first <= layer < (self.num_layers if last is None else last):
+                    work -= share * self._expert_shares()[name] * float(flops[layer])
         return samples * work
+
+    def _expert_shares(self) -> dict[str, float]:
+        if not self._shares:
+            self._shares.update(expert_shares(self._modes[False], self.test.inputs[:1]))
+        return self._shares
 
     @property
     def weight_names(self) -> list[str]:
         """Names of the weights that algorithms train, average and send: parameters and buffers that are not frozen."""
         return [name for name in self.layer_of if name not in self.frozen]
+
+    def num_experts(self, layer: str) -> int:
+        """Return how many experts a mixture-of-experts layer has, by its name."""
+        if layer not in self.experts:
+            known = ", ".join(self.experts) or "none"
+            raise InvalidProblemError(f"learns: {quoted(layer)}: expected a layer of experts, the model has {known}")
+        return self.experts[layer]
 
     def trains(self, first: int = 0, last: int | None = None) -> bool:
         """Return whether layers `first` (from 0) to before `last` have a parameter that is trained."""
@@ -284,7 +328,14 @@ class Task:
     # --- computing ---------------------------------------------------------------------------------------------
 
     def forward(
-        self, weights: Tensors, inputs: torch.Tensor, first: int = 0, last: int | None = None, *, training: bool = True
+        self,
+        weights: Tensors,
+        inputs: torch.Tensor,
+        first: int = 0,
+        last: int | None = None,
+        *,
+        training: bool = True,
+        learns: Mapping[str, Learners] | None = None,
     ) -> Pass:
         """Run layers `first` (from 0) to before `last`.
 
@@ -293,30 +344,60 @@ class Task:
         weights : of these layers at least; frozen ones are known, but may be given too.
         inputs : [samples, ...], what the layer before `first` returned, or the model's input.
         training : whether layers behave as in training, which matters to dropout and batch normalisation.
+        learns : which experts learn from this pass, by mixture-of-experts layer: bool [experts], as plain values or as
+            a tensor. The outputs do not change. The gradients of the others are exactly zero, and none goes through
+            them; given plain values, they keep nothing for the backward pass, see `edgeopt.models.Experts`. Default: all.
 
         Returns
         -------
-        Outputs [samples, ...]; buffers of these layers afterwards; the penalty, a float32 scalar.
+        Outputs [samples, ...]; buffers of these layers afterwards; the penalty, a float32 scalar; the routing of the
+        mixture-of-experts layers among them, by name.
         """
         end = self.num_layers if last is None else last
         if first >= end:
-            return Pass(inputs, {}, inputs.new_zeros((), dtype=torch.float32))
+            return Pass(inputs, {}, inputs.new_zeros((), dtype=torch.float32), {})
         module = self._module(training, first, end)
         used = {name: value for name, value in weights.items() if first <= self.layer_of[name] < end}
         fixed = self.parameters | self.frozen.keys()
         buffers = {name: value.clone() for name, value in used.items() if name not in fixed}  # changed in place
         used = {**self.part(self.frozen, first, end), **used}
-        with self._autocast(), record_routing() as routing:
+        modules = module.named_modules() if self.experts else ()
+        layers = {layer: name for name, layer in modules if isinstance(layer, Experts)}
+        masks = self._learners(learns, layers)
+        with self._autocast(), record_routing() as routing, limit_learners(masks):
             outputs = functional_call(module, {**used, **buffers}, (inputs,))
         penalty = inputs.new_zeros((), dtype=torch.float32)
         if self.balance:
             penalty = penalty + self.balance * sum(layer.balance_loss for layer in routing)
-        return Pass(outputs, buffers, penalty)
+        return Pass(
+            outputs, buffers, penalty, {layers[found.layer]: found for found in routing if found.layer in layers}
+        )
 
-    def batch_loss(self, weights: Tensors, inputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, Tensors]:
-        """Return the training loss of a mini-batch, and the buffers afterwards."""
-        outputs, buffers, penalty = self.forward(weights, inputs)
-        return self.loss(_full_precision(outputs), targets) + penalty, buffers
+    def batch_loss(
+        self,
+        weights: Tensors,
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        *,
+        learns: Mapping[str, Learners] | None = None,
+    ) -> tuple[torch.Tensor, Tensors]:
+        """Return the training loss of a mini-batch, and the buffers afterwards; `learns` is that of `forward`."""
+        passed = self.forward(weights, inputs, learns=learns)
+        return self.loss(_full_precision(passed.outputs), targets) + passed.penalty, passed.buffers
+
+    def _learners(
+        self, learns: Mapping[str, Learners] | None, layers: Mapping[Experts, str]
+    ) -> dict[Experts, Learners]:
+        """Return what `learns` says of some layers; refuse what fits none of the model's."""
+        for name, chosen in (learns or {}).items():
+            count = self.num_experts(name)
+            wrong = f"learns[{name!r}]: expected {count} truth values, one for each expert, got "
+            if isinstance(chosen, torch.Tensor):
+                if chosen.dtype != torch.bool or chosen.shape != (count,):
+                    raise InvalidProblemError(f"{wrong}{chosen.dtype} {list(chosen.shape)}")
+            elif len(chosen) != count or not all(isinstance(value, bool | np.bool_) for value in chosen):
+                raise InvalidProblemError(f"{wrong}{quoted(chosen)}")
+        return {layer: learns[name] for layer, name in layers.items() if learns and name in learns}
 
     def _module(self, training: bool, first: int, last: int) -> nn.Sequential:
         key = (training, first, last)

@@ -153,9 +153,3 @@ def described(value: object) -> str:
         return f"a tensor of shape {list(value.shape)}"
     kind = type(value).__name__
     return f"{'an' if kind[:1] in 'aeiou' else 'a'} {kind}"
-
-
-def shown(value: object) -> str:
-    """Return a value as code, cut to readable length."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -19,17 +19,15 @@ from rich.console import Console
 from edgeopt.errors import EdgeOptError
 from edgeopt.evaluation.benchmarks import common
 from edgeopt.evaluation.benchmarks.common import Row
-from edgeopt.evaluation.studies.selection_quality import (
+from edgeopt.evaluation.benchmarks.held_out_selection import (
     METRICS,
     SETTINGS,
-    Interval,
     difference,
     evaluate,
     gapped_forecasts,
-    intervals,
-    log_loss,
     played_forecasts,
 )
+from edgeopt.evaluation.statistics import Interval, intervals, log_loss
 from edgeopt.problems import ClientSelection
 from edgeopt.solve import Solver
 from edgeopt.solvers import solvers_of
@@ -150,13 +148,13 @@ def measure(options: argparse.Namespace) -> Row:
     forecasts = {"two regimes, gapped": gapped_forecasts(*((20, 60) if options.quick else (200, 400)))}
     for case, changes in SETTINGS.items():
         forecasts[f"random picks, {case}"] = played_forecasts(ClientSelection.random(**(small | changes)))
-    table = {row["solver"]: row for row in intervals(of["default"])}
+    table = {row["solver"]: row for row in intervals(of["default"], METRICS)}
     training = [row["train_s"] for row in of["default"] if row["solver"] == "rl-crp"]
     return {
         "default": [_plain(row) for row in table.values()],
-        "settings": [_plain(row) for row in intervals(of["settings"], ("case", "solver"))],
-        "frontier": [_plain(row) for row in intervals(of["frontier"], ("case", "solver"))],
-        "size": [_plain(row) for row in intervals(of["size"], ("case", "solver"))],
+        "settings": [_plain(row) for row in intervals(of["settings"], METRICS, ("case", "solver"))],
+        "frontier": [_plain(row) for row in intervals(of["frontier"], METRICS, ("case", "solver"))],
+        "size": [_plain(row) for row in intervals(of["size"], METRICS, ("case", "solver"))],
         "differences": {
             case: {name: _values(difference(own, "rl-crp", "rl-no-crp", name)) for name in SHOWN}
             for case, own in _cases(of)

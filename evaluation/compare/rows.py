@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,76 +28,17 @@ COLUMNS = (
 )  # fmt: skip
 """Columns of the data frame of a comparison."""
 
+Check = Callable[[Row], None]
+"""What refuses a document that is no row of its kind."""
+
 FORMAT = 1
 
 logger = logging.getLogger("edgeopt")
 
 
-class RowStore:
-    """A folder with one JSON file per finished run, each written whole or not at all.
-
-    Parameters
-    ----------
-    folder : made if it is not there.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> store = RowStore(tempfile.mkdtemp())
-    >>> store.get("0123") is None
-    True
-    """
-
-    def __init__(self, folder: "str | os.PathLike[str]") -> None:
-        self.folder = storage.open_folder(folder)
-
-    def path(self, key: str) -> Path:
-        """Return the file of a row."""
-        return self.folder / f"{key}.json"
-
-    def get(self, key: str) -> Row | None:
-        """Return a stored row, or None if there is none or its file is damaged."""
-        try:
-            row = read_row(self.path(key))
-        except FileNotFoundError:
-            return None
-        except (OSError, InvalidFileError) as error:
-            logger.warning("this run is repeated: %s", error)
-            return None
-        return row if row["key"] == key else None
-
-    def put(self, row: Row) -> None:
-        """Write a row at once; whoever reads sees all of it or nothing."""
-        storage.write_text(self.path(row["key"]), storage.dumps({"format": FORMAT, **row}) + "\n")
-
-
-def row_key(*parts: object) -> str:
-    """Return a file name that is equal for equal parts.
-
-    Examples
-    --------
-    >>> row_key("instance", 1) == row_key("instance", 1) != row_key("instance", 2)
-    True
-    """
-    return hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()[:24]
-
-
-def read_row(path: "str | os.PathLike[str]") -> Row:
-    """Read one row file.
-
-    Raises
-    ------
-    InvalidFileError
-        If the file is truncated or lacks something.
-    """
-    row = storage.read_json(path)
-    with in_file(path):
-        _check_row(Fields(row, "not a row of a comparison: "))
-    del row["format"]
-    return row
-
-
-def _check_row(row: Fields) -> None:
+def check_row(document: Row) -> None:
+    """Refuse what is no row of a comparison."""
+    row = Fields(document, "not a row of a comparison: ")
     row.expect("format", FORMAT)
     for name in ("key", "instance", "problem", "solver", "status"):
         row.text(name)
@@ -121,6 +62,77 @@ def _check_row(row: Fields) -> None:
         line = Fields(dict(zip(("seconds", "iteration", "objective", "bound"), point, strict=True)), f"history[{i}].")
         for name in line:
             line.optional_number(name)
+
+
+class RowStore:
+    """A folder with one JSON file per finished run, each written whole or not at all.
+
+    Parameters
+    ----------
+    folder : made if it is not there.
+    check : refuses rows that lack something.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> store = RowStore(tempfile.mkdtemp())
+    >>> store.get("0123") is None
+    True
+    """
+
+    def __init__(self, folder: "str | os.PathLike[str]", check: Check = check_row) -> None:
+        self.folder = storage.open_folder(folder)
+        self._check = check
+
+    def path(self, key: str) -> Path:
+        """Return the file of a row."""
+        return self.folder / f"{key}.json"
+
+    def get(self, key: str) -> Row | None:
+        """Return a stored row, or None if there is none or its file is damaged."""
+        try:
+            row = read_row(self.path(key), self._check)
+        except FileNotFoundError:
+            return None
+        except (OSError, InvalidFileError) as error:
+            logger.warning("this run is repeated: %s", error)
+            return None
+        return row if row["key"] == key else None
+
+    def put(self, row: Row) -> None:
+        """Write a row at once; whoever reads sees all of it or nothing."""
+        storage.write_text(self.path(row["key"]), storage.dumps({"format": FORMAT, **row}) + "\n")
+
+
+def row_key(*parts: object) -> str:
+    """Return a file name that is equal for equal parts.
+
+    Examples
+    --------
+    >>> row_key("instance", 1) == row_key("instance", 1) != row_key("instance", 2)
+    True
+    """
+    return hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()[:24]
+
+
+def read_row(path: "str | os.PathLike[str]", check: Check = check_row) -> Row:
+    """Read one row file.
+
+    Parameters
+    ----------
+    path : the file.
+    check : refuses rows that lack something, by default those that are none of a comparison.
+
+    Raises
+    ------
+    InvalidFileError
+        If the file is truncated or lacks something.
+    """
+    row = storage.read_json(path)
+    with in_file(path):
+        check(row)
+    del row["format"]
+    return row
 
 
 def read_rows(folder: "str | os.PathLike[str]") -> list[Row]:
@@ -207,6 +219,16 @@ def flat_row(row: Row) -> Row:
     """Return the row with ``seconds`` as ``seconds_build``, ``seconds_compile``, ``seconds_solve``, ``seconds_total``."""
     seconds = row.get("seconds") or {}
     return row | {f"seconds_{part}": seconds.get(part) for part in ("build", "compile", "solve", "total")}
+
+
+def merged(rows: Iterable[Row], name: str) -> dict[str, str]:
+    """Return the values of a dictionary over all rows; where rows differ, all of them."""
+    values: dict[str, list[str]] = {}
+    for row in rows:
+        for key, value in (row.get(name) or {}).items():
+            if str(value) not in values.setdefault(key, []):
+                values[key].append(str(value))
+    return {key: ", ".join(found) for key, found in values.items()}
 
 
 def _better(sense: Sense, first: float, second: float) -> float:

@@ -1,15 +1,10 @@
 """Compare solvers on instances: one row per (instance, solver, seed), kept on disk the moment it is made."""
 
 import dataclasses
-import logging
 import math
 import os
-import threading
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +12,9 @@ import numpy as np
 
 from edgeopt import storage
 from edgeopt.errors import EdgeOptError, InvalidProblemError, quoted
-from edgeopt.evaluation.compare.executors import Engine, is_lost, open_engine
+from edgeopt.evaluation.compare.cells import finished_rows
 from edgeopt.evaluation.compare.rows import Row, RowStore, add_gaps, row_key, rows_frame
-from edgeopt.evaluation.compare.worker import Parcel, Task, common_values, failed_row, run_task
+from edgeopt.evaluation.compare.worker import Parcel, Task
 from edgeopt.installed import versions
 from edgeopt.problem import Problem
 from edgeopt.solve import Solver, refuse_other, time_limit_s
@@ -29,14 +24,8 @@ from edgeopt.validate import flag, listed, seed_number
 if TYPE_CHECKING:
     import pandas as pd
 
-logger = logging.getLogger("edgeopt")
-
 Instance = Problem | str | os.PathLike[str]
 Instances = Mapping[str, Instance] | Iterable[Instance] | Instance
-
-MAX_RESUBMISSIONS = 2
-GRACE_S = 60.0
-"""How long a run may take beyond its time limit, for starting its worker, compiling kernels and evaluating the solution."""
 
 
 def compare(
@@ -139,31 +128,9 @@ def comparison_rows(
     known = {name: value for name in named if (value := _library_value(name, named[name])) is not None}
     known |= references or {}
     store = RowStore(storage.open_folder(out) / "rows") if out is not None else None
-    rows: dict[str, Row] = {}
-    order: list[str] = []
-    tasks: list[Task] = []
-
-    def keep(row: Row) -> None:
-        rows[row["key"]] = row
-        if store is not None:
-            store.put(row)
-
-    for task, reason in plan(named, solvers, seeds, time_limit, stop, deterministic):
-        if task.key in order:
-            continue
-        order.append(task.key)
-        if reason is not None:
-            keep(storage.plain(failed_row(task, "skipped", reason)))
-        elif store is not None and (row := store.get(task.key)) and row["status"] not in ("error", "skipped"):
-            rows[task.key] = row | storage.plain(common_values(task) | {"machine": row.get("machine")})
-        else:
-            tasks.append(task)
-    interrupted = False
-    if tasks:
-        engine = open_engine(executor, jobs)
-        with _progress(len(tasks), display) as advance:
-            interrupted = run_all(tasks, engine, keep, advance)
-    return add_gaps((rows[key] for key in order if key in rows), known), interrupted
+    tasks = plan(named, solvers, seeds, time_limit, stop, deterministic)
+    rows, interrupted = finished_rows(tasks, store, executor, jobs, display)
+    return add_gaps(rows, known), interrupted
 
 
 def plan(
@@ -203,71 +170,6 @@ def plan(
                     deterministic=deterministic,
                 )
                 yield task, reason
-
-
-def run_all(tasks: Iterable[Task], engine: Engine, keep: Callable[[Row], None], advance: Callable[[Row], None]) -> bool:
-    """Run the tasks, hand each row to `keep` as it comes, and return whether Ctrl-C ended it.
-
-    When a worker dies, every run in flight on an executor that does not say whose it was is suspect: each is repeated
-    alone, so that the one which kills its worker takes no other down with it. A run that is `GRACE_S` behind its time
-    limit loses its worker.
-    """
-    queue, suspects = deque(tasks), deque[Task]()
-    attempts: dict[str, int] = {}
-    running: dict[Future[Row], Task] = {}
-    due: dict[Future[Row], float] = {}
-    finished = False
-
-    def start(task: Task) -> None:
-        future = _submit(engine, task)
-        running[future], due[future] = task, time.monotonic() + task.time_limit + GRACE_S
-
-    def end(task: Task, row: Row) -> None:
-        if row.get("traceback"):
-            logger.error("%s on %s, seed %d:\n%s", task.label, task.instance, task.seed, row["traceback"])
-        keep(row)
-        advance(row)
-
-    try:
-        while queue or suspects or running:
-            while queue and len(running) < engine.window:
-                start(queue.popleft())
-            if suspects and not queue and not running:
-                start(suspects.popleft())
-            for future in wait(running, _until(due.values()), FIRST_COMPLETED).done:
-                task = running.pop(future)
-                del due[future]
-                row = _outcome(future, task)
-                if row is None:
-                    attempts[task.key] = attempts.get(task.key, 0) + 1
-                    if attempts[task.key] <= MAX_RESUBMISSIONS:
-                        suspects.append(task)
-                        continue
-                    message = f"its worker died {attempts[task.key]} times: {future_error(future)}"
-                    row = storage.plain(failed_row(task, "error", message))
-                elif row["limit"] == "interrupt":  # not a result of the solver: it is run again next time
-                    return True
-                end(task, row)
-            for future in [late for late in running if due[late] <= time.monotonic() and not late.done()]:
-                task = running[future]
-                if not engine.kill(future):
-                    due[future] += task.time_limit + GRACE_S
-                    continue
-                del running[future], due[future]
-                message = f"did not return within {GRACE_S:g} s after its time limit of {task.time_limit:g} s"
-                end(task, storage.plain(failed_row(task, "error", f"{message}: its worker was killed")))
-        finished = True
-        return False
-    except KeyboardInterrupt:
-        return True
-    finally:
-        engine.close(now=not finished)
-
-
-def _until(due: Iterable[float]) -> float | None:
-    """Return the seconds until the first of some times, None for ever."""
-    seconds = min(due, default=math.inf) - time.monotonic()
-    return max(0.0, seconds) if seconds < threading.TIMEOUT_MAX else None
 
 
 def choose_solvers(
@@ -336,35 +238,6 @@ def solver_label(solver: Solver) -> str:
     return f"{solver.name}({', '.join(changed)})" if changed else solver.name
 
 
-def future_error(future: Future[Row]) -> str:
-    """Return in one line why a finished future has no result."""
-    error = None if future.cancelled() else future.exception()
-    return "cancelled" if error is None else " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def _submit(engine: Engine, task: Task) -> Future[Row]:
-    try:
-        return engine.submit(run_task, task)
-    except (BrokenExecutor, RuntimeError) as error:  # broken by an earlier run
-        if engine.restart():
-            return engine.submit(run_task, task)
-        future: Future[Row] = Future()
-        future.set_exception(BrokenExecutor(str(error)))
-        return future
-
-
-def _outcome(future: Future[Row], task: Task) -> Row | None:
-    """Return the row, or None if the worker was lost."""
-    try:
-        return future.result()
-    except Exception as error:  # run_task returns its own errors as rows: these come from the way there and back
-        if is_lost(error):
-            return None
-        logger.error("%s on %s, seed %d", task.label, task.instance, task.seed, exc_info=error)
-        row: Row = storage.plain(failed_row(task, "error", future_error(future)))
-        return row
-
-
 def _identity(solver: Solver) -> str:
     text = repr(solver)
     kind = f"{type(solver).__module__}.{type(solver).__qualname__}"
@@ -387,20 +260,6 @@ def _library_value(name: str, problem: Problem) -> float | None:
     if name not in library_names() or load_instance(name).fingerprint() != problem.fingerprint():
         return None
     return best_known(name).objective
-
-
-@contextmanager
-def _progress(total: int, display: bool) -> Iterator[Callable[[Row], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console, transient=True, disable=not (display and console.is_terminal)) as bar:
-        line = bar.add_task("", total=total)
-        yield lambda row: bar.update(
-            line, advance=1, description=f"{row['solver']} on {row['instance']}: {row['status']}"
-        )
 
 
 __all__ = ["compare", "comparison_rows", "name_instances", "solver_label"]

@@ -1,17 +1,16 @@
-"""One run of a comparison, made in a worker: warm the kernels, solve, return a row of plain values."""
+"""One run of a comparison, made in a worker: warm the kernels, solve, say what came of it."""
 
 import functools
 import inspect
 import logging
 import os
 import platform
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgeopt import storage
-from edgeopt.errors import EdgeOptError, MissingDependencyError
+from edgeopt.errors import EdgeOptError
 from edgeopt.evaluation.compare.rows import Row
 from edgeopt.installed import versions
 from edgeopt.problem import Problem
@@ -36,7 +35,7 @@ class Parcel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One run: everything a worker needs to know."""
+    """One run, a `edgeopt.evaluation.compare.cells.Cell`."""
 
     key: str
     instance: str
@@ -48,62 +47,54 @@ class Task:
     stop: StopCriterion | None
     deterministic: bool
 
+    def __str__(self) -> str:
+        return f"{self.label} on {self.instance}, seed {self.seed}"
 
-def run_task(task: Task) -> Row:
-    """Solve and return the row; an exception becomes a row with status ``error``. Only the solve itself is timed."""
-    problem, solver = task.parcel.problem, task.solver
-    try:
+    def run(self) -> Row:
+        """Solve; only the solve itself is timed."""
+        problem, solver = self.parcel.problem, self.solver
         warm_up(problem, solver)
         result = solve(
             problem,
             solver,
-            time_limit=task.time_limit,
-            stop=task.stop,
-            seed=task.seed,
-            deterministic=task.deterministic,
+            time_limit=self.time_limit,
+            stop=self.stop,
+            seed=self.seed,
+            deterministic=self.deterministic,
         )
-        document = result.to_json(with_solution=True)
-        document["history"] = [[r.seconds, r.iteration, r.objective, r.bound] for r in result.history]
-    except MissingDependencyError as error:  # nothing is wrong with the run: install it, and it is made up for
-        document = failed_row(task, "skipped", str(error))
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - the row says what failed
-        message = " ".join(f"{type(error).__name__}: {error}".split())
-        document = failed_row(task, "error", message) | {"traceback": traceback.format_exc()}
-    row: Row = storage.plain(document | common_values(task))
-    return row
+        history = [[r.seconds, r.iteration, r.objective, r.bound] for r in result.history]
+        return result.to_json(with_solution=True) | {"history": history}
 
+    def failed(self, status: str, message: str) -> Row:
+        """Return what a run says that has no result."""
+        return {
+            "problem": self.parcel.problem.kind,
+            "sense": self.parcel.problem.sense,
+            "status": status,
+            "limit": None,
+            "objective": None,
+            "bound": None,
+            "gap": None,
+            "guarantee": str(self.solver.guarantee),
+            "feasible": False,
+            "seconds": {"build": None, "compile": None, "solve": None, "total": None},
+            "message": message,
+            "versions": versions(),
+            "solution": None,
+            "history": [],
+        }
 
-def failed_row(task: Task, status: str, message: str) -> Row:
-    """Return the row of a run that has no result."""
-    return {
-        "problem": task.parcel.problem.kind,
-        "sense": task.parcel.problem.sense,
-        "status": status,
-        "limit": None,
-        "objective": None,
-        "bound": None,
-        "gap": None,
-        "guarantee": str(task.solver.guarantee),
-        "feasible": False,
-        "seconds": {"build": None, "compile": None, "solve": None, "total": None},
-        "message": message,
-        "versions": versions(),
-        "solution": None,
-        "history": [],
-    } | common_values(task)
-
-
-def common_values(task: Task) -> Row:
-    """Return what every row of the task says, whatever came of it."""
-    return {
-        "key": task.key,
-        "instance": task.instance,
-        "solver": task.label,
-        "seed": task.seed,
-        "time_limit": task.time_limit,
-        "facts": task.parcel.problem.describe(),
-        "machine": machine(),
-    }
+    def common(self) -> Row:
+        """Return what every row of the task says, whatever came of it."""
+        return {
+            "key": self.key,
+            "instance": self.instance,
+            "solver": self.label,
+            "seed": self.seed,
+            "time_limit": self.time_limit,
+            "facts": self.parcel.problem.describe(),
+            "machine": machine(),
+        }
 
 
 def warm_up(problem: Problem, solver: Solver) -> None:

@@ -1,36 +1,34 @@
 """Several servers train on shared clients: what choosing the clients well is worth, in accuracy.
 
-``python -m edgeopt.evaluation.studies.client_selection --out out/client-selection``
+``edgeopt study client-selection --out out/client-selection``
 
 Five servers with overlapping coverage train a small CNN each on the digits, which sixty clients hold unevenly. In every
 round each server picks four clients: at random, the fastest, by a coordinator's matching, or by a policy that was
 learned with or without forecasts of conflicts. Conflicts, losses, times and payloads are those of a client-selection
 problem built from the model. Each seed has data and chance of its own; policies learn on other episodes than those that
-they are used in. With ``--out`` the learned policies are kept there, and a second run takes them from there.
+they are used in. The learned policies are kept beside the rows.
 """
 
-import argparse
 import math
-import multiprocessing
-import sys
-from collections.abc import Iterable, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 import edgeopt
-from edgeopt import EdgeNetwork, Feedback, RoundPlan, storage
+from edgeopt import EdgeNetwork, Feedback, RoundPlan
 from edgeopt.data import digits
 from edgeopt.data.partition import dirichlet
-from edgeopt.evaluation.compare.executors import SerialExecutor, init_worker
-from edgeopt.evaluation.studies.common import Row, parser, quiet_threads, to_csv, write
-from edgeopt.evaluation.studies.selection_quality import held_out_seeds, interval
+from edgeopt.evaluation.compare.rows import Row
+from edgeopt.evaluation.statistics import interval
+from edgeopt.evaluation.studies.claims import Always, Claim, Difference, Ratio
+from edgeopt.evaluation.studies.study import Found, Picture, Study, StudyCell, finished
 from edgeopt.models.small import model_for
 from edgeopt.problems import ClientSelection, SelectionPlan
+from edgeopt.problems.client_selection.scenario import held_out_seeds
 from edgeopt.schedule import Planner
 from edgeopt.solvers.client_selection import Fastest, RandomPicks, RlCrp, RlNoCrp, SelectionPlanner, TrainedPolicy
 from edgeopt.training import RoundRecord, Sgd, Task, train
@@ -38,7 +36,6 @@ from edgeopt.training.algorithms.multi_server import MultiServerFedAvg
 from edgeopt.training.costs.selection_timing import SelectionTiming, selection_schedule, update_cost
 
 LEARNERS: dict[str, type[RlCrp]] = {"rl-no-crp": RlNoCrp, "rl-crp": RlCrp}
-SOLVERS = ("random", "fastest", "matching", *LEARNERS)
 BATCH, STEPS, RATE = 8, 3, 0.2  # of local training
 DEVICE_FLOPS = (3e8, 3e9)  # small devices for a small model: work and sending take about equally long
 EVALUATED_EVERY = 2
@@ -51,9 +48,19 @@ COSTS = {
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What all runs have in common: how uneven labels are, sizes, and the target; iterations and episodes of learners."""
+    """What all runs have in common.
 
-    mode: str = "fail"
+    Parameters
+    ----------
+    mode : what a client taken twice means.
+    target : accuracy whose time and bytes are reported.
+    alpha : of the Dirichlet distribution of labels over clients.
+    rounds, servers, clients, picks : sizes.
+    iterations, episodes : of learning.
+    trainings : of each learner; seeds use them in turn.
+    """
+
+    mode: Literal["fail", "share"] = "fail"
     target: float = 0.85
     alpha: float = 0.5
     rounds: int = 100
@@ -62,6 +69,7 @@ class Setting:
     picks: int = 4
     iterations: int = 100
     episodes: int = 8
+    trainings: int = 1
 
     def task(self, seed: int) -> Task:
         """Return the digits, spread over the clients, and the model."""
@@ -87,7 +95,7 @@ class Setting:
             rate_sigma=0.3,
             regime_transition=((0.97, 0.03), (0.06, 0.94)),
             busy_probability=(0.05, 0.75),
-            mode=self.mode,  # type: ignore[arg-type]  # one of the choices of the option
+            mode=self.mode,
         )
 
 
@@ -132,61 +140,48 @@ class Watch:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
-    """A finished run: its numbers, what each evaluation found, and what was played."""
-
-    row: Row
-    curve: list[Row]
-    problem: ClientSelection
-    plan: SelectionPlan
+def learned(cell: StudyCell[Setting]) -> TrainedPolicy | None:
+    """Return the policy of a learner that the seed of the cell uses, None for what does not learn."""
+    if cell.variant not in LEARNERS:
+        return None
+    number = cell.seed % max(1, cell.setting.trainings)
+    return TrainedPolicy.load(cell.keep(f"{cell.variant}-{number}.safetensors", partial(learn, cell, number)))
 
 
-def learn(setting: Setting, name: str, number: int, folder: Path | None) -> TrainedPolicy:
-    """Return a trained policy: from the folder if one of the same problem, seed and length is there."""
-    problem = setting.problem(setting.task(0))
-    solver = LEARNERS[name](iterations=setting.iterations, episodes=setting.episodes)
-    path = None if folder is None else folder / "policies" / f"{name}-{setting.mode}-{number}.safetensors"
-    wanted = {"problem": problem.fingerprint(), "seed": number, "iterations": solver.iterations}
-    if path is not None and path.exists():
-        policy = TrainedPolicy.load(path)
-        if wanted.items() <= policy.facts.items():
-            return policy
-    policy = solver.train(problem, seed=number, display=True)
+def learn(cell: StudyCell[Setting], number: int, path: Path) -> None:
+    """Train a policy on the episodes of the problem that a seed does not play, and write it to a file."""
+    setting = cell.setting
+    solver = LEARNERS[cell.variant](iterations=setting.iterations, episodes=setting.episodes)
+    policy = solver.train(setting.problem(setting.task(0)), seed=number)
     if policy.facts["iterations"] < solver.iterations:
         raise KeyboardInterrupt  # which training answers with what it has learned so far
-    if path is not None:
-        storage.open_folder(path.parent)
-        policy.save(path)
-    return policy
+    policy.save(path)
 
 
-def run(setting: Setting, name: str, seed: int, policy: TrainedPolicy | None) -> Done:
+def run(cell: StudyCell[Setting]) -> Row:
     """Train under one solver's picks, with the data and the chance of a seed."""
-    quiet_threads()
+    setting, seed = cell.setting, cell.seed
     task = setting.task(seed)
     problem = setting.problem(task).replace(seed=held_out_seeds(seed, 1)[0])
     timing = SelectionTiming(problem=problem)
     watch = Watch(timing)
-    history = train(
-        task,
-        MultiServerFedAvg(setting.servers, Sgd(RATE), batch_size=BATCH),
-        Steady(planner_of(name, timing, seed, policy)),
-        timing,
-        rounds=setting.rounds,
-        evaluate_every=EVALUATED_EVERY,
-        on_round=watch,
-        display=True,
+    history = finished(
+        train(
+            task,
+            MultiServerFedAvg(setting.servers, Sgd(RATE), batch_size=BATCH),
+            Steady(planner_of(cell.variant, timing, seed, learned(cell))),
+            timing,
+            rounds=setting.rounds,
+            evaluate_every=EVALUATED_EVERY,
+            on_round=watch,
+        )
     )
-    plan = SelectionPlan.from_lists(watch.picks)
-    curve = [{"solver": name, "seed": seed, **row} for row in watch.curve if not math.isnan(row["accuracy"])]
+    curve = [row for row in watch.curve if not math.isnan(row["accuracy"])]
     reached = next((row for row in curve if row["accuracy"] >= setting.target), None)
-    report = problem.report(plan)
-    row = {
-        "solver": name,
-        "seed": seed,
+    report = problem.report(SelectionPlan.from_lists(watch.picks))
+    return {
         "accuracy": curve[-1]["accuracy"],
-        **{f"target_{cost}": math.nan if reached is None else reached[cost] for cost in ("round", *COSTS)},
+        **{f"target_{cost}": None if reached is None else reached[cost] for cost in ("round", *COSTS)},
         **{cost: curve[-1][cost] for cost in COSTS},
         "energy_j": history.rows[-1]["energy_j"],
         **{f"{kind}_rate": getattr(report, f"{kind}_rate") for kind in ("conflict", "collision", "busy", "delivery")},
@@ -194,8 +189,9 @@ def run(setting: Setting, name: str, seed: int, policy: TrainedPolicy | None) ->
         "mean_staleness": report.mean_staleness,
         "megabytes_wasted": report.bytes_wasted / 1e6,
         "reward": report.mean_reward,
+        "curve": curve,
+        "picks": watch.picks,
     }
-    return Done(row, curve, problem, plan)
 
 
 def planner_of(name: str, timing: SelectionTiming, seed: int, policy: TrainedPolicy | None) -> Planner:
@@ -211,24 +207,12 @@ def planner_of(name: str, timing: SelectionTiming, seed: int, policy: TrainedPol
     return SelectionPlanner(problem, [solver.policy(server, seed) for server in servers], timing.latency_s)
 
 
-def experiment(setting: Setting, seeds: int, trainings: int, folder: Path | None, executor: Executor) -> Iterable[Done]:
-    """Train the policies, then yield a run for each seed and solver; seeds use the trainings in turn."""
-    learners = [(name, number) for name in LEARNERS for number in range(min(trainings, seeds))]
-    calls = {key: executor.submit(learn, setting, *key, folder) for key in learners}
-    policies = {key: call.result() for key, call in calls.items()}
-    runs = [(name, seed) for seed in range(seeds) for name in SOLVERS]
-    started = [executor.submit(run, setting, *key, policies.get((key[0], key[1] % trainings))) for key in runs]
-    for (name, seed), call in zip(runs, started, strict=True):
-        yield call.result()
-        print(f"{name}, seed {seed}: done", file=sys.stderr, flush=True)
-
-
 def summary(rows: Sequence[Row], target: float) -> list[Row]:
-    """Return a row per solver: means over seeds, with half of the 95 % interval."""
+    """Return a row per variant: means over seeds, with half of the 95 % interval."""
     found: list[Row] = []
-    for name in dict.fromkeys(row["solver"] for row in rows):
-        own = [row for row in rows if row["solver"] == name]
-        reached = [row for row in own if not math.isnan(row["target_round"])]
+    for name in dict.fromkeys(row["variant"] for row in rows):
+        own = [row for row in rows if row["variant"] == name]
+        reached = [row for row in own if row["target_round"] is not None]
         found.append(
             {
                 "solver": name,
@@ -256,63 +240,107 @@ def _cell(rows: Sequence[Row], name: str, factor: float = 1.0) -> str:
     return f"{found.mean:.3g}" + ("" if math.isnan(found.low) else f" ± {found.mean - found.low:.2g}")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Train, and write tables and pictures."""
-    arguments = parser(__doc__, argv, options=_options)
-    quiet_threads()
-    setting = Setting(arguments.mode, arguments.target, arguments.alpha, arguments.rounds)
-    if arguments.quick:
-        setting = Setting(arguments.mode, 0.2, arguments.alpha, 10, 2, 12, 2, 2, 2)
-    spawn = multiprocessing.get_context("spawn")
-    pool = SerialExecutor() if arguments.jobs == 1 else ProcessPoolExecutor(arguments.jobs, spawn, init_worker)
-    with pool as executor:
-        done = list(experiment(setting, arguments.seeds, max(1, arguments.trainings), arguments.out, executor))
-    publish(arguments, setting, done)
+def tables(found: Found[Setting]) -> dict[str, list[Row]]:
+    """Return means over seeds, and every run."""
+    drawn = ("curve", "picks")
+    return {
+        "summary": summary(found.rows, found.setting.target),
+        "runs": [{name: value for name, value in row.items() if name not in drawn} for row in found.rows],
+    }
 
 
-def publish(arguments: argparse.Namespace, setting: Setting, done: Sequence[Done]) -> None:
-    """Print and write what the runs have found."""
-    name = "multi-server" if setting.mode == "fail" else f"multi-server-{setting.mode}"
-    rows, curves = [one.row for one in done], [row for one in done for row in one.curve]
-    pictures = {f"{name}-{cost.replace('_', '-')}": partial(draw, curves, cost) for cost in COSTS}
-    tables = {name: summary(rows, setting.target), f"{name}-runs": rows}
-    write(arguments, tables, pictures | {f"{name}-fairness": partial(_draw_fairness, done[: len(SOLVERS)])})
-    if arguments.out is not None:
-        data = to_csv(curves).encode()
-        storage.write_atomic(arguments.out / f"{name}-curves.csv", lambda file: file.write(data))
+def pictures(found: Found[Setting]) -> dict[str, Picture]:
+    """Return accuracy against each cost, and who delivers how often under the first seed."""
+    if not found.rows:
+        return {}
+    drawn = {
+        cost.replace("_", "-"): Picture(f"Accuracy against {label}", partial(draw_curves, found, cost))
+        for cost, label in COSTS.items()
+    }
+    return drawn | {"fairness": Picture("Deliveries of every client", partial(draw_fairness, found))}
 
 
-def _options(options: argparse.ArgumentParser) -> None:
-    options.add_argument("--seeds", type=int, default=5, help="runs of each solver, with data and chance of their own")
-    options.add_argument("--trainings", type=int, default=1, help="of each learner; seeds use them in turn")
-    options.add_argument("--rounds", type=int, default=100, help="rounds of training")
-    options.add_argument("--target", type=float, default=0.85, help="accuracy whose time and bytes are reported")
-    options.add_argument(
-        "--alpha", type=float, default=0.5, help="of the Dirichlet distribution of labels over clients"
-    )
-    options.add_argument("--mode", choices=("fail", "share"), default="fail", help="what a client taken twice means")
-    options.add_argument("--jobs", type=int, default=1, help="processes side by side; the results are the same")
-    options.add_argument("--quick", action="store_true", help="a tiny version: does it run at all?")
-
-
-def draw(curves: Sequence[Row], cost: str) -> Any:
+def draw_curves(found: Found[Setting], cost: str) -> Any:
     """Draw accuracy against one of `COSTS`."""
     from edgeopt.evaluation.plots.training.curves import plot_training_curves
 
-    runs: dict[str, dict[int, list[Row]]] = {}
-    for row in curves:
-        own = runs.setdefault(row["solver"], {}).setdefault(row["seed"], [])
-        own.append({"seconds": row[cost], "accuracy": row["accuracy"]})
-    ax = plot_training_curves({solver: list(of_seed.values()) for solver, of_seed in runs.items()})
+    ax = plot_training_curves(
+        {
+            variant: [
+                [{"seconds": row[cost], "accuracy": row["accuracy"]} for row in run["curve"]]
+                for run in found.of(variant=variant)
+            ]
+            for variant in found.variants()
+        }
+    )
     ax.set_xlabel(COSTS[cost])
     return ax
 
 
-def _draw_fairness(done: Sequence[Done]) -> Any:
+def draw_fairness(found: Found[Setting]) -> Any:
+    """Draw the deliveries of every client under the first seed of which there are runs."""
     from edgeopt.evaluation.plots.selection.fairness import plot_selection_fairness
 
-    return plot_selection_fairness(done[0].problem, {one.row["solver"]: one.plan for one in done})
+    seed = found.rows[0]["seed"]
+    problem = found.setting.problem(found.setting.task(seed)).replace(seed=held_out_seeds(seed, 1)[0])
+    plans = {row["variant"]: SelectionPlan.from_lists(row["picks"]) for row in found.of(seed=seed)}
+    return plot_selection_fairness(problem, plans)
 
 
-if __name__ == "__main__":
-    main()
+CLAIMS = (
+    Claim(
+        text="Forecasts of conflicts avoid some: fewer picks of rl-crp than of rl-no-crp are in conflict",
+        source="paper",
+        test=Difference(metric="conflict_rate", first="rl-crp", second="rl-no-crp", below=0.0),
+    ),
+    Claim(
+        text="rl-crp needs fewer rounds to the target accuracy than random picks",
+        source="paper",
+        test=Ratio(metric="target_round", first="rl-crp", second="random", below=1.0),
+    ),
+    Claim(
+        text="rl-crp sends fewer bytes up to the target accuracy than random picks",
+        source="paper",
+        test=Ratio(metric="target_megabytes", first="rl-crp", second="random", below=1.0),
+    ),
+    Claim(
+        text="rl-crp ends with a higher accuracy than random picks",
+        source="ours",
+        test=Difference(metric="accuracy", first="rl-crp", second="random", above=0.0),
+    ),
+    Claim(
+        text="rl-crp needs fewer rounds to the target accuracy than rl-no-crp",
+        source="paper",
+        test=Ratio(metric="target_round", first="rl-crp", second="rl-no-crp", below=1.0),
+    ),
+    Claim(
+        text="Servers wait less for their own picks of rl-crp than for random ones until the target accuracy",
+        source="ours",
+        test=Ratio(metric="target_server_seconds", first="rl-crp", second="random", below=1.0),
+    ),
+    Claim(
+        text="A coordinator has no conflicts at all",
+        source="ours",
+        test=Always(metric="conflict_rate", variants=("matching",), below=1e-12),
+    ),
+    Claim(
+        text="A coordinator reaches the target accuracy in less than a third of the virtual time of random picks",
+        source="ours",
+        test=Ratio(metric="target_seconds", first="matching", second="random", below=1 / 3),
+    ),
+)
+
+STUDY = Study(
+    name="client-selection",
+    title="Several servers train on shared clients: what choosing the clients well is worth",
+    system="rl-crp",
+    baselines=("random", "fastest", "matching"),
+    ablations=("rl-no-crp",),
+    tasks=("digits",),
+    full=Setting(),
+    quick=Setting(target=0.2, rounds=10, servers=2, clients=12, picks=2, iterations=2, episodes=2),
+    measure=run,
+    claims=CLAIMS,
+    tables=tables,
+    pictures=pictures,
+)

@@ -1,6 +1,6 @@
 """Models trained by several clients, downloaded and run layer by layer, for real, under an allocation of bandwidth.
 
-``python -m edgeopt.evaluation.studies.model_download --out out/model-download``
+``edgeopt study model-download --out out/model-download``
 
 Three models of different size are trained by FedAvg on the digits. Users ask for an accuracy within a deadline and share
 a band; every solver decides who is served, with which model, over how much of the band. Then each user that ``slide``
@@ -8,11 +8,13 @@ admits gets its model over a real connection of this machine, throttled to its r
 there. What is measured is put beside what the plan says.
 """
 
-import argparse
 import copy
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,34 +23,55 @@ from numpy.typing import NDArray
 from torch import nn
 
 import edgeopt
-from edgeopt import EdgeNetwork, RoundPlan, StaticPlanner
+from edgeopt import EdgeNetwork, RoundPlan, StaticPlanner, storage
 from edgeopt.data import digits
 from edgeopt.data.partition import dirichlet
-from edgeopt.evaluation.studies.common import Row, parser, quiet_threads, write
+from edgeopt.evaluation.compare.rows import Row
+from edgeopt.evaluation.studies.claims import Always, Claim, Difference, Level
+from edgeopt.evaluation.studies.study import Found, Picture, Study, StudyCell, finished
 from edgeopt.inference.streaming import layer_bytes, run_over_loopback
 from edgeopt.inference.timeline import LayerTimeline
 from edgeopt.models.small import model_for
 from edgeopt.problems import DownloadPlan, ModelDownload
 from edgeopt.rng import stream
+from edgeopt.storage import dumps, plain
 from edgeopt.training import EdgeTiming, FedAvg, Sgd, Task, train
 
 MODELS = (("mlp", 64), ("small-cnn", 16), ("small-cnn", 64))  # name, width
-SOLVERS = ("slide", "download-then-infer", "equal-bandwidth", "smallest-model", "random")
-SAMPLES = 4096  # that each user runs through its model
+SYSTEM, BASELINES = "slide", ("download-then-infer", "equal-bandwidth", "smallest-model", "random")
 RESERVE = 1.5  # planned compute time over the measured one
+TIME_LIMIT_S = 20.0  # of each solver
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What all runs have in common.
+
+    Parameters
+    ----------
+    users : who ask for a model.
+    mhz : band to share, MHz.
+    rounds : of training of each model.
+    samples : that each user runs through its model.
+    """
+
+    users: int = 24
+    mhz: float = 8.0
+    rounds: int = 60
+    samples: int = 4096
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trained:
-    """A model that can be served: its weights are in it; seconds of each layer on this machine; accuracy."""
+    """A model that can be served: its weights are in it; accuracy."""
 
     name: str
     model: nn.Sequential
-    layer_s: NDArray[np.float64]
     accuracy: float
 
 
-def trained_models(rounds: int, seed: int) -> list[Trained]:
+@lru_cache(maxsize=1)
+def trained_models(rounds: int, seed: int) -> tuple[Trained, ...]:
     """Train the models, each by ten clients with uneven data."""
     data = digits()
     partition = dirichlet(data.train.labels, 10, alpha=0.5, seed=seed)
@@ -60,18 +83,17 @@ def trained_models(rounds: int, seed: int) -> list[Trained]:
         shape = data.train.inputs.shape[1:]
         model = model_for(name, num_classes=data.train.num_classes, input_shape=shape, width=width, seed=seed)
         task = Task(model=model, train=data.train, partition=partition, test=data.test, seed=seed)
-        history = train(task, FedAvg(Sgd(0.1)), planner, timing, rounds=rounds, evaluate_every=rounds)
+        history = finished(train(task, FedAvg(Sgd(0.1)), planner, timing, rounds=rounds, evaluate_every=rounds))
         model.load_state_dict(history.models[0])
         model.eval()
-        seconds = layer_seconds(model, inputs_of(0, seed))
-        found.append(Trained(f"{name}-{width}", model, seconds, history.rows[-1]["accuracy"]))
-    return found
+        found.append(Trained(f"{name}-{width}", model, history.rows[-1]["accuracy"]))
+    return tuple(found)
 
 
-def inputs_of(user: int, seed: int) -> torch.Tensor:
+def inputs_of(user: int, seed: int, samples: int) -> torch.Tensor:
     """Return the samples that a user runs: draws from the test images."""
     test = digits().test
-    rows = stream(seed, "inputs", user).integers(len(test), size=SAMPLES)
+    rows = stream(seed, "inputs", user).integers(len(test), size=samples)
     return test.inputs[torch.from_numpy(rows)]
 
 
@@ -88,25 +110,38 @@ def layer_seconds(model: nn.Sequential, inputs: torch.Tensor, repeats: int = 7) 
     return np.asarray(np.median(seconds, axis=0))
 
 
-def problem_of(models: Sequence[Trained], num_users: int, bandwidth_hz: float, seed: int) -> ModelDownload:
+def measured_models(setting: Setting, seed: int) -> Row:
+    """Return what the problem needs to know of the trained models: sizes, accuracies, seconds of each layer here."""
+    models = trained_models(setting.rounds, seed)
+    inputs = inputs_of(0, seed, setting.samples)
+    return {
+        "name": [trained.name for trained in models],
+        "layers": [len(trained.model) for trained in models],
+        "accuracy": [trained.accuracy for trained in models],
+        "layer_bytes": np.concatenate([layer_bytes(trained.model) for trained in models]),
+        "layer_s": np.concatenate([layer_seconds(trained.model, inputs) for trained in models]),
+    }
+
+
+def problem_of(models: Row, setting: Setting, seed: int) -> ModelDownload:
     """Return the problem: users with channels, deadlines and wishes of their own, and the models as they were measured."""
     rng = stream(seed, "users")
-    accuracy = np.array([trained.accuracy for trained in models])
+    accuracy = np.array(models["accuracy"])
     return ModelDownload(
-        layer_indptr=np.cumsum([0, *(len(trained.model) for trained in models)]),
-        layer_bits=8.0 * np.concatenate([layer_bytes(trained.model) for trained in models]),
+        layer_indptr=np.cumsum([0, *models["layers"]]),
+        layer_bits=8.0 * np.array(models["layer_bytes"]),
         layer_flops=np.array(0.0),  # seconds were measured, so that no frequency enters
-        layer_fixed_s=RESERVE * np.concatenate([trained.layer_s for trained in models]),
-        model_names=tuple(trained.name for trained in models),
+        layer_fixed_s=RESERVE * np.array(models["layer_s"]),
+        model_names=tuple(models["name"]),
         accuracy=accuracy,
-        min_accuracy=rng.choice(accuracy - 1e-9, num_users),
-        deadline_s=rng.uniform(0.2, 1.0, num_users),
-        samples=np.array(float(SAMPLES)),
+        min_accuracy=rng.choice(accuracy - 1e-9, setting.users),
+        deadline_s=rng.uniform(0.2, 1.0, setting.users),
+        samples=np.array(float(setting.samples)),
         cycles_per_flop=np.array(1.0),
         min_frequency_hz=np.array(1e9),
         max_frequency_hz=np.array(1e9),
-        spectral_efficiency=rng.uniform(1.0, 6.0, num_users),
-        bandwidth_hz=bandwidth_hz,
+        spectral_efficiency=rng.uniform(1.0, 6.0, setting.users),
+        bandwidth_hz=1e6 * setting.mhz,
     )
 
 
@@ -120,7 +155,7 @@ def serve(
     for user in np.flatnonzero(plan.admitted).tolist():
         trained = models[plan.model[user]]
         shell = without_weights(trained.model)
-        inputs = inputs_of(user, seed)
+        inputs = inputs_of(user, seed, int(problem.samples.flat[0]))
         run = run_over_loopback(trained.model, shell, inputs, rate_bps=float(rate[user]))
         measured[user] = run.timeline
         with torch.no_grad():
@@ -150,36 +185,96 @@ def without_weights(model: nn.Sequential) -> nn.Sequential:
     return shell
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Train, decide, serve, and write tables and a picture."""
-    arguments = parser(__doc__, argv, options=_options)
-    quiet_threads()
-    models = trained_models(arguments.rounds, arguments.seed)
-    problem = problem_of(models, arguments.users, arguments.mhz * 1e6, arguments.seed)
-    results = {name: edgeopt.solve(problem, name, seed=arguments.seed, time_limit=20) for name in SOLVERS}
-    plans: dict[str, Any] = {name: result.raise_for_status().solution for name, result in results.items()}
-    admitted: list[Row] = [
-        {"solver": name, "admitted": plan.num_admitted, "users": problem.num_users, "bound": results[name].bound}
-        for name, plan in plans.items()
-    ]
-    plan = plans["slide"]
-    served, measured = serve(problem, plan, models, arguments.seed)
-    tables = {"admitted": admitted, "served": served}
-    write(arguments, tables, {"model-download-served": lambda: _draw(problem, plan, measured)})
+def run(cell: StudyCell[Setting]) -> Row:
+    """Decide who is served; under the system, serve them."""
+    setting, seed = cell.setting, cell.seed
+    models = storage.read_json(cell.keep(f"models-{seed}.json", partial(_measure, setting, seed)))
+    problem = problem_of(models, setting, seed)
+    result = edgeopt.solve(problem, cell.variant, seed=seed, time_limit=TIME_LIMIT_S).raise_for_status()
+    plan: Any = result.solution
+    found: Row = {"admitted": plan.num_admitted, "users": problem.num_users, "bound": result.bound}
+    if cell.variant != SYSTEM:
+        return found
+    served, measured = serve(problem, plan, trained_models(setting.rounds, seed), seed)
+    return found | {
+        "all_equal": all(row["equal_output"] for row in served),
+        "share_in_time": float(np.mean([row["in_time"] for row in served])) if served else None,
+        "served": served,
+        "models": models,
+        "plan": plan.to_json(),
+        "timelines": {str(user): _timeline(timeline) for user, timeline in measured.items()},
+    }
 
 
-def _options(options: argparse.ArgumentParser) -> None:
-    options.add_argument("--users", type=int, default=24, help="users who ask for a model")
-    options.add_argument("--mhz", type=float, default=8.0, help="band to share, MHz")
-    options.add_argument("--rounds", type=int, default=60, help="rounds of training of each model")
-    options.add_argument("--seed", type=int, default=0)
+def _measure(setting: Setting, seed: int, path: Path) -> None:
+    """Measure once for all solvers: seconds measured anew would differ, and so would the problems."""
+    storage.write_text(path, dumps(measured_models(setting, seed)))
 
 
-def _draw(problem: ModelDownload, plan: DownloadPlan, measured: dict[int, LayerTimeline]) -> Any:
+def _timeline(timeline: LayerTimeline) -> Row:
+    return {field.name: plain(getattr(timeline, field.name)) for field in dataclasses.fields(timeline)}
+
+
+def tables(found: Found[Setting]) -> dict[str, list[Row]]:
+    """Return who is admitted under every solver, and how each user of the system was served."""
+    names = ("seed", "variant", "admitted", "users", "bound")
+    served = [{"seed": run["seed"], **row} for run in found.of(variant=SYSTEM) for row in run["served"]]
+    return {"admitted": [{name: row[name] for name in names} for row in found.rows], "served": served}
+
+
+def pictures(found: Found[Setting]) -> dict[str, Picture]:
+    """Return what was planned and measured under the first seed."""
+    if not (runs := found.of(variant=SYSTEM)):
+        return {}
+    return {
+        "served": Picture("Download and inference of every served user", partial(draw_served, found.setting, runs[0]))
+    }
+
+
+def draw_served(setting: Setting, run: Row) -> Any:
+    """Draw a run of the system."""
     from edgeopt.evaluation.plots.download.served_timeline import plot_served_timeline
 
-    return plot_served_timeline(problem, plan, measured)
+    problem = problem_of(run["models"], setting, run["seed"])
+    timelines = {
+        int(user): LayerTimeline(**{**times, "layer_names": tuple(times["layer_names"])})
+        for user, times in run["timelines"].items()
+    }
+    return plot_served_timeline(problem, DownloadPlan.from_json(run["plan"]), timelines)
 
 
-if __name__ == "__main__":
-    main()
+CLAIMS = (
+    Claim(
+        text="What a user computes while its model arrives is to the last bit what the whole model computes",
+        source="ours",
+        test=Always(metric="all_equal", variants=(SYSTEM,), above=0.5),
+    ),
+    *(
+        Claim(
+            text=f"{SYSTEM} serves more users than {name}",
+            source="paper",
+            test=Difference(metric="admitted", first=SYSTEM, second=name, above=0.0),
+        )
+        for name in BASELINES
+    ),
+    Claim(
+        text="More than 95 % of the users that slide admits are done within their deadlines when they are served for real",
+        source="ours",
+        test=Level(metric="share_in_time", variant=SYSTEM, above=0.95),
+    ),
+)
+
+STUDY = Study(
+    name="model-download",
+    title="Models that run while they are downloaded: how many users are served in time, planned and for real",
+    system=SYSTEM,
+    baselines=BASELINES,
+    tasks=("digits",),
+    seeds=5,
+    full=Setting(),
+    quick=Setting(users=6, rounds=2, samples=256),
+    measure=run,
+    claims=CLAIMS,
+    tables=tables,
+    pictures=pictures,
+)

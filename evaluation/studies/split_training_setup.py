@@ -14,9 +14,10 @@ from edgeopt import EdgeNetwork, RoundPlan, StaticPlanner
 from edgeopt.convergence import ConvergenceEstimate
 from edgeopt.data import DataSplit, coloured_digits, digits
 from edgeopt.data.partition import dirichlet
-from edgeopt.evaluation.studies.common import Row
+from edgeopt.evaluation.compare.rows import Row
+from edgeopt.evaluation.studies.study import finished
 from edgeopt.models.cnn import small_cnn
-from edgeopt.storage import Arrays
+from edgeopt.storage import Arrays, plain
 from edgeopt.training import ArrayData, EdgeTiming, FedAvg, History, Sgd, Task, train
 from edgeopt.training.constants import GradientEstimator
 from edgeopt.training.loop import Estimator
@@ -76,9 +77,9 @@ class Setup:
             seed=seed,
         )
 
-    def shortened(self, rounds: int) -> "Setup":
-        """Return the same with other most rounds."""
-        return dataclasses.replace(self, rounds=rounds)
+    def shortened(self, rounds: int | None) -> "Setup":
+        """Return the same with other most rounds, if there are any."""
+        return self if rounds is None else dataclasses.replace(self, rounds=rounds)
 
 
 def standardised(data: ArrayData) -> ArrayData:
@@ -134,6 +135,17 @@ class Constants:
         left = self.target - noise
         return 2 * self.initial_gap / (setup.step_size * left) if left > 0 else np.inf
 
+    def to_json(self) -> Row:
+        """Return plain values."""
+        found: Row = plain(dataclasses.asdict(self))
+        return found
+
+    @classmethod
+    def from_json(cls, document: Row) -> "Constants":
+        """Return what `to_json` wrote."""
+        layers = ("gradient_variance", "gradient_second_moment")
+        return cls(**document | {name: np.array(document[name]) for name in layers})
+
     def row(self) -> Row:
         """Return totals over the layers."""
         return {
@@ -177,7 +189,7 @@ def train_equally(setup: Setup, task: Task, batch_size: int, estimator: Estimato
     """Train with the same batch size for all devices until the target accuracy is reached, or for the most rounds."""
     number = task.num_clients
     plan = RoundPlan(client=np.arange(number, dtype=np.int32), batch_size=np.array(batch_size))
-    return train(
+    history = train(
         task,
         FedAvg(Sgd(setup.step_size), weighting="uniform"),  # with aggregation in every round, SplitFed learns the same
         StaticPlanner(plan),
@@ -187,6 +199,7 @@ def train_equally(setup: Setup, task: Task, batch_size: int, estimator: Estimato
         until_accuracy=setup.accuracy,
         estimator=estimator,
     )
+    return finished(history)
 
 
 def measured_constants(setup: Setup, task: Task) -> Constants:

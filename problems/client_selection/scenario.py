@@ -26,6 +26,11 @@ class Scenarios:
     fading: NDArray[np.float64]
 
 
+def held_out_seeds(seed: int, episodes: int) -> list[int]:
+    """Return seeds of episodes to play what was trained under `seed` on; training draws its own from elsewhere."""
+    return [int(found) for found in stream(seed, "held-out").integers(2**31, size=episodes)]
+
+
 def draw_scenarios(problem: SelectionInstance, seeds: Sequence[int]) -> Scenarios:
     """Draw one episode per seed; the same seed gives the same episode, alone or among others."""
     shape = (len(seeds), problem.rounds, problem.num_clients)

@@ -5,10 +5,15 @@ import re
 from pathlib import Path
 
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from edgeopt.errors import EdgeOptError
 from edgeopt.evaluation import compare, comparison_rows, write_report
+from edgeopt.evaluation.compare.rows import Row
+from edgeopt.evaluation.plots.comparison import performance_profile
 from tests.evaluation.fake_solvers import Fake, tiny_problem
+from tests.evaluation.plots import drawings
 
 EVIL = "<script>alert('x')</script>&"
 
@@ -65,6 +70,34 @@ def test_it_says_everything(text: str):
         assert expected in text
     assert "8 of the runs gave no result" in text
     assert text.count("<svg") >= 2 + 2 * 3
+
+
+def test_kinds_have_profiles_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Solvers of different kinds are never in one profile; a kind whose solvers ran once each has none."""
+    drawn: list[tuple[str, set[str]]] = []
+
+    def record(rows: list[Row], **options: str) -> Axes:
+        drawn.append((options.get("metric", "gap"), {row["solver"] for row in rows}))
+        return Figure().add_subplot()
+
+    monkeypatch.setattr(performance_profile, "plot_performance_profile", record)
+    rows = [
+        row
+        for kind, solver, instances in (("kind a", "one", 2), ("kind b", "two", 3), ("kind c", "three", 1))
+        for row in (r | {"problem": kind} for r in drawings.comparison([solver], instances=instances, seeds=1))
+    ]
+    write_report([row | {"instance": f"{row['instance']} of {row['problem']}"} for row in rows], tmp_path / "a.html")
+    assert drawn == [("gap", {"one"}), ("time", {"one"}), ("gap", {"two"}), ("time", {"two"})]
+    text = (tmp_path / "a.html").read_text()
+    headings = re.findall(r"<h([23])[^>]*>([^<]*)</h", text)
+    assert [(level, words) for level, words in headings if words.startswith("kind")] == [
+        ("2", f"kind {k}") for k in "abc"
+    ]
+    assert [words for level, words in headings if level == "3"] == [
+        f"instance {i} of kind {kind}" for kind, count in (("a", 2), ("b", 3), ("c", 1)) for i in range(count)
+    ]
+    assert len(set(re.findall(r'id="(s[^"]*)"', text))) == 6
+    assert set(re.findall(r'href="#(s[^"]*)"', text)) == set(re.findall(r'id="(s\d[^"]*)"', text))
 
 
 def test_same_rows_same_report(tmp_path: Path):

@@ -73,7 +73,7 @@ def test_training_mode_and_buffers():
     norm = nn.BatchNorm1d(6)
     hidden = task.forward(weights, task.test.inputs, 0, 1).outputs
     norm(hidden)
-    _, buffers, _ = task.forward(weights, hidden, 1, 2)
+    buffers = task.forward(weights, hidden, 1, 2).buffers
     assert_same({name.removeprefix("1."): value for name, value in buffers.items()}, dict(norm.named_buffers()))
     first, second = (task.forward(weights, task.test.inputs, training=False).outputs for _ in range(2))
     torch.testing.assert_close(first, second, rtol=0, atol=0)  # no dropout

@@ -41,7 +41,8 @@ class AveragedModel:
     def round(self, task: Task, state: State, plan: RoundPlan, number: int) -> Generator[Phase, Replies, Outcome]:
         """Send the model, average what comes back; if nothing does, the state stays."""
         content: Content = {"weights": tensors_of(state, "weights")}
-        replies = yield Phase("train", train_messages(task, content, plan, number, self.batch_size))
+        messages = train_messages(task, content, plan, number, self.batch_size, optimizer=self.optimizer)
+        replies = yield Phase("train", messages)
         if replies:
             state = {**state, "weights": dict(average_of_replies(task, plan, replies, self.weighting))}
         return Outcome(state, losses_of(replies))

@@ -61,7 +61,12 @@ class MultiServerFedAvg(AveragedModel):
             )
         weights = {str(server): tensors_of(state, str(server)) for server in np.unique(plan.server)}
         messages = train_messages(
-            task, lambda entry: {"weights": weights[str(plan.server[entry])]}, plan, number, self.batch_size
+            task,
+            lambda entry: {"weights": weights[str(plan.server[entry])]},
+            plan,
+            number,
+            self.batch_size,
+            optimizer=self.optimizer,
         )
         replies = yield Phase("train", messages)
         state = dict(state)

@@ -81,7 +81,7 @@ class ParallelSplit:
 
     def round(self, task: Task, state: State, plan: RoundPlan, number: int) -> Generator[Phase, Replies, Outcome]:
         """Train for the planned steps."""
-        assigned = assign(task, plan, number, self.cut_layer, self.batch_size)
+        assigned = assign(task, plan, number, self.cut_layer, self.batch_size, self.optimizer)
         if not assigned:
             return Outcome(state, {})
         placement, weights = Placement.of(state), tensors_of(state, "weights")

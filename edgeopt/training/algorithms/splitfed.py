@@ -98,7 +98,7 @@ class SplitFed:
 
     def round(self, task: Task, state: State, plan: RoundPlan, number: int) -> Generator[Phase, Replies, Outcome]:
         """Train for the planned steps, aggregate if planned."""
-        assigned = assign(task, plan, number, self.cut_layer, self.batch_size)
+        assigned = assign(task, plan, number, self.cut_layer, self.batch_size, self.optimizer)
         if not assigned:
             return Outcome(state, {})
         placement, deepest = (

@@ -70,7 +70,7 @@ class SplitFedV2:
 
     def round(self, task: Task, state: State, plan: RoundPlan, number: int) -> Generator[Phase, Replies, Outcome]:
         """Train for the planned steps, aggregate if planned."""
-        assigned = assign(task, plan, number, self.cut_layer, self.batch_size)
+        assigned = assign(task, plan, number, self.cut_layer, self.batch_size, self.optimizer)
         if not assigned:
             return Outcome(state, {})
         placement, (weights, optimizer, deepest) = Placement.of(state), _read(state)

@@ -50,7 +50,7 @@ class VanillaSplit:
 
     def round(self, task: Task, state: State, plan: RoundPlan, number: int) -> Generator[Phase, Replies, Outcome]:
         """Give each client its turn."""
-        assigned = assign(task, plan, number, self.cut_layer, self.batch_size)
+        assigned = assign(task, plan, number, self.cut_layer, self.batch_size, self.optimizer)
         losses: dict[int, torch.Tensor] = {}
         for entry, assignment in assigned.items():
             weights, optimizer = tensors_of(state, "weights"), state["optimizer"]

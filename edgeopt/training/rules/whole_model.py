@@ -1,12 +1,15 @@
 """What algorithms share that send a model to clients and take what comes back: messages, averages, losses."""
 
+import functools
 from collections.abc import Callable, Mapping
 
 import torch
 
 from edgeopt.errors import InvalidProblemError
 from edgeopt.schedule import RoundPlan
+from edgeopt.training.costs.memory import client_peak_bytes
 from edgeopt.training.messages import Batches, Category, Message, Replies, Tensors, Value
+from edgeopt.training.optimizers import Optimizer
 from edgeopt.training.rules.average import weighted_average
 from edgeopt.training.rules.common import Weighting, client_weight
 from edgeopt.training.task import Task
@@ -21,8 +24,10 @@ def train_messages(
     number: int,
     batch_size: int,
     *,
+    optimizer: Optimizer | None = None,
     values: Callable[[int], Mapping[str, Value]] | None = None,
     flops: Callable[[int], float] | None = None,
+    peak_bytes: Callable[[int], float] | None = None,
 ) -> dict[int, Message]:
     """Return messages ``train`` that have every entry of the plan work through its mini-batches.
 
@@ -30,25 +35,29 @@ def train_messages(
     ----------
     content : what is sent, such as ``{"weights": weights}``: to everybody, or by entry.
     batch_size : where the plan leaves it open.
+    optimizer : of the clients; its state counts as memory. Default: one without a state.
     values : plain values of the message, by entry. Default: none.
     flops : work per sample, by entry. Default: a forward and a backward pass through the whole model.
+    peak_bytes : memory of the client, by entry. Default: what training the whole model takes.
     """
     if not plan.aggregate:
         raise InvalidProblemError(
             f"round {number}: a plan without aggregation: expected aggregation in every round; local_steps makes rounds longer"
         )
     whole = task.flops(1)
+    peak = functools.cache(lambda samples: client_peak_bytes(task, samples, optimizer))
     messages = {}
     for entry, client in enumerate(plan):
         size = client.batch_size or batch_size
         batches = Batches(number, 0, task.steps(client, size), size)
-        samples = batches.count * task.samples(client.client, size)
+        samples = task.samples(client.client, size)
         messages[entry] = Message(
             "train",
             content(entry) if callable(content) else content,
             {} if values is None else values(entry),
             batches,
-            samples * (whole if flops is None else flops(entry)),
+            batches.count * samples * (whole if flops is None else flops(entry)),
+            peak_bytes=peak(samples) if peak_bytes is None else peak_bytes(entry),
         )
     return messages
 

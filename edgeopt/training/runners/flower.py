@@ -120,7 +120,7 @@ def to_records(message: Message, prefix: str = "") -> "RecordDict":
     ----------
     prefix : of the names of the records, so that several messages fit into one RecordDict.
     """
-    plain: dict[str, Any] = {"kind": message.kind, "flops": message.flops, "held": sorted(message.held)}
+    plain: dict[str, Any] = {"kind": message.kind, "flops": float(message.flops), "held": sorted(message.held)}
     plain |= {f"{_VALUE}{name}": value for name, value in message.values.items()}
     if message.batches is not None:
         plain |= {name: getattr(message.batches, name) for name in _BATCHES}
@@ -140,7 +140,9 @@ def from_records(records: "RecordDict", prefix: str = "") -> Message:
     content: Any = {c: _unpacked(records, f"{prefix}{c}") for c in CATEGORIES if f"{prefix}{c}" in records}
     rows: Any = _unpacked(records, f"{prefix}rows")
     key = torch.tensor(plain["key"]) if "key" in plain else None
-    return Message(plain["kind"], content, values, batches, plain["flops"], frozenset(plain["held"]), rows, key)
+    return Message(
+        plain["kind"], content, values, batches, plain["flops"], held=frozenset(plain["held"]), rows=rows, key=key
+    )
 
 
 def state_to_records(state: State, prefix: str = "") -> "RecordDict":

@@ -17,7 +17,7 @@ from edgeopt.training.task import Batch, Task
 from edgeopt.training.trouble import blaming
 from edgeopt.validate import flag, integer
 
-Result = tuple[dict[Category, Tensors], State, Tensors]  # a reply's content, the new state, the reply's rows
+Result = tuple[dict[Category, Tensors], State, Tensors, torch.Tensor]  # of a reply: content; new state; rows; FLOPs
 
 
 class Runner(Protocol):
@@ -105,7 +105,10 @@ class LocalRunner:
             client, state = int(plan.client[entry]), results[entry][1]
             if state or client in states:
                 self._changed[client] = kept(state)
-        return {entry: Message("reply", results[entry][0], rows=results[entry][2]) for entry in messages}
+        return {
+            entry: Message("reply", content, flops=float(flops), rows=rows)
+            for entry, (content, _, rows, flops) in ((entry, results[entry]) for entry in messages)
+        }
 
     def _together(
         self,
@@ -133,7 +136,9 @@ class LocalRunner:
             found = algorithm.client(task, message, state, Batch(*data) if data else None)
             check_answer(found)
             answer, new = found
-            return dict(answer.tensors), new, dict(answer.rows)
+            flops = answer.flops
+            said = flops if isinstance(flops, torch.Tensor) else torch.tensor(flops, dtype=torch.float64)
+            return dict(answer.tensors), new, dict(answer.rows), said
 
         @contextmanager
         def alone(index: int) -> Iterator[None]:

@@ -9,6 +9,7 @@ trains alone: it sends nothing but its loss. A client whose layers are all froze
 All clients have the model's initial weights from the start: they come with the task and cost no bytes.
 """
 
+import functools
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,7 +19,8 @@ from torch.func import grad_and_value
 
 from edgeopt.errors import InvalidProblemError
 from edgeopt.schedule import RoundPlan
-from edgeopt.training.messages import Batches, Message, Phase, Replies, State, Tensors, received, reply
+from edgeopt.training.costs.memory import client_peak_bytes
+from edgeopt.training.messages import Batches, Category, Message, Phase, Replies, State, Tensors, received, reply
 from edgeopt.training.optimizers import Optimizer
 from edgeopt.training.rules.common import tensors_of
 from edgeopt.training.rules.optimizer_state import leaves_in, overlay
@@ -54,6 +56,7 @@ class Assignment:
     cut : it has layers 1 to `cut`.
     batch_size, samples : of a mini-batch, as planned and as the client has them.
     steps : mini-batches of the round.
+    peak_bytes : memory that the client needs.
     """
 
     client: int
@@ -61,6 +64,7 @@ class Assignment:
     batch_size: int
     samples: int
     steps: int
+    peak_bytes: float = 0.0
 
 
 def check_cut_layer(cut_layer: int) -> None:
@@ -68,12 +72,15 @@ def check_cut_layer(cut_layer: int) -> None:
     int_array("cut_layer", cut_layer, (), low=1)
 
 
-def assign(task: Task, plan: RoundPlan, number: int, cut_layer: int, batch_size: int) -> dict[int, Assignment]:
+def assign(
+    task: Task, plan: RoundPlan, number: int, cut_layer: int, batch_size: int, optimizer: Optimizer | None = None
+) -> dict[int, Assignment]:
     """Return what each entry of a plan does.
 
     Parameters
     ----------
     cut_layer, batch_size : where the plan leaves them open.
+    optimizer : of the clients; its state counts as memory. Default: one without a state.
 
     Raises
     ------
@@ -81,6 +88,7 @@ def assign(task: Task, plan: RoundPlan, number: int, cut_layer: int, batch_size:
         If a cut is above the last layer, or a client has two entries: it holds one part of one model.
     """
     assigned: dict[int, Assignment] = {}
+    peak = functools.cache(lambda samples, cut: client_peak_bytes(task, samples, optimizer, cut=cut))
     for entry, planned in enumerate(plan):
         cut, size = planned.cut_layer or cut_layer, planned.batch_size or batch_size
         if cut > task.num_layers:
@@ -88,7 +96,7 @@ def assign(task: Task, plan: RoundPlan, number: int, cut_layer: int, batch_size:
                 f"round {number}: cut_layer[{entry}] = {cut}: expected 1 to {task.num_layers}, the layers of the model"
             )
         samples = task.samples(planned.client, size)
-        assigned[entry] = Assignment(planned.client, cut, size, samples, task.steps(planned, size))
+        assigned[entry] = Assignment(planned.client, cut, size, samples, task.steps(planned, size), peak(samples, cut))
     if (twice := plan.conflicts).size:
         raise InvalidProblemError(
             f"round {number}: client {twice[0]} is planned by two servers: split learning has one, expected one entry"
@@ -240,4 +248,5 @@ def _message(
     kind: str, assignment: Assignment, number: int, step: int, flops: float, gradients: Tensors | None = None
 ) -> Message:
     batches = Batches(number, step, 1, assignment.batch_size)
-    return Message(kind, {} if gradients is None else {"gradients": gradients}, {"cut": assignment.cut}, batches, flops)
+    tensors: dict[Category, Tensors] = {} if gradients is None else {"gradients": gradients}
+    return Message(kind, tensors, {"cut": assignment.cut}, batches, flops, peak_bytes=assignment.peak_bytes)

@@ -35,10 +35,10 @@ def server_gradients(task: Task, cut: int, weights: Tensors, smashed: Smashed) -
 
     def loss_of(first: tuple[Tensors, torch.Tensor]) -> tuple[torch.Tensor, tuple[torch.Tensor, Tensors]]:
         parameters, inputs = first
-        outputs, changed, penalty = task.forward({**parameters, **buffers}, inputs, cut)
-        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-        loss = task.loss(outputs, targets) + penalty
-        return loss, (loss.detach(), changed)
+        passed = task.forward({**parameters, **buffers}, inputs, cut)
+        outputs = passed.outputs.to(torch.promote_types(passed.outputs.dtype, torch.float32))
+        loss = task.loss(outputs, targets) + passed.penalty
+        return loss, (loss.detach(), passed.buffers)
 
     found = grad_and_value(loss_of, has_aux=True)((task.trained(weights), activations))
     (gradients, gradient), (_, (loss, changed)) = found

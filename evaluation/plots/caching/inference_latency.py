@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt.errors import InvalidProblemError
 from edgeopt.evaluation.compare.rows import as_rows
-from edgeopt.evaluation.plots.style import COLOURS, GREY, new_axes
+from edgeopt.evaluation.plots.style import COLOURS, GREY, legend_above, new_axes, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,21 +37,19 @@ def plot_inference_latency(rows: Sequence[Mapping[str, Any]], ax: "Axes | None" 
     rows = sorted(found, key=lambda row: row["predicted_ms"])
     places = range(len(rows))
     ax = new_axes(ax, width=11.0, height=1.6 + 0.3 * max(3, len(rows)))
-    ax.errorbar(
+    simulated = ax.errorbar(
         [row["unseen_ms"] for row in rows], places, xerr=[2 * row["unseen_error_ms"] for row in rows], fmt="o",
-        color=COLOURS[0], markersize=5, capsize=3, linewidth=1.4, label="simulated on unseen text, ±2 standard errors",
+        color=COLOURS[0], markersize=5, capsize=3, linewidth=1.4,
     )  # fmt: skip
-    ax.scatter(
-        [row["predicted_ms"] for row in rows], places, marker="|", s=170, linewidths=2.4, color=COLOURS[1], zorder=3,
-        label="predicted by the problem",
-    )  # fmt: skip
-    ax.set_yticks(list(places), [row["solver"] for row in rows])
+    predicted = ax.scatter(
+        [row["predicted_ms"] for row in rows], places, marker="|", s=170, linewidths=2.4, color=COLOURS[1], zorder=3
+    )
+    ax.set_yticks(list(places), [shown(row["solver"]) for row in rows], parse_math=False)
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.set_xlabel("ms per token spent on experts")
-    ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), frameon=False, fontsize=9)
     for y, row in enumerate(rows):
         ax.annotate(
-            f"z = {row['z']:+.1f}", (row["unseen_ms"], y), (12, 0), textcoords="offset points", va="center", fontsize=8,
+            f"z = {row['z']:+.1f}", (row["unseen_ms"] + 2 * row["unseen_error_ms"], y), (7, 0), textcoords="offset points", va="center", fontsize=8,
             color=GREY,
         )  # fmt: skip
     ax.margins(x=0.14)
@@ -61,11 +59,11 @@ def plot_inference_latency(rows: Sequence[Mapping[str, Any]], ax: "Axes | None" 
     ax.set_subplotspec(halves[0])
     shares = ax.figure.add_subplot(halves[1])
     shares.spines[["top", "right", "left"]].set_visible(False)
-    left = [0.0] * len(rows)
+    left, drawn = [0.0] * len(rows), {}
     for tier, colour in TIERS.items():
         if not any(width := [100 * row[tier] for row in rows]):
             continue
-        shares.barh(places, width, left=left, height=0.72, color=colour, edgecolor="white", linewidth=0.6, label=tier)
+        drawn[tier] = shares.barh(places, width, left=left, height=0.72, color=colour, edgecolor="white", linewidth=0.6)
         for y, (start, share) in enumerate(zip(left, width, strict=True)):
             if share >= 8:  # a narrower bar has no room for a number
                 shares.text(start + share / 2, y, f"{share:.0f}", ha="center", va="center", fontsize=8)
@@ -74,5 +72,7 @@ def plot_inference_latency(rows: Sequence[Mapping[str, Any]], ax: "Axes | None" 
     shares.set_ylim(ax.get_ylim())
     shares.set_xlim(0.0, 100.0)
     shares.set_xlabel("% of expert uses, by who serves them")
-    shares.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=len(TIERS), frameon=False, fontsize=9)
+    entries = {"simulated on unseen text, ±2 standard errors": simulated, "predicted by the problem": predicted}
+    legend_above(ax, entries)
+    legend_above(shares, drawn)
     return ax

@@ -3,10 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.evaluation.compare.performance import summarise
-from edgeopt.evaluation.plots.style import COLOURS, GREY, new_axes
+from edgeopt.evaluation.plots.style import COLOURS, GREY, legend_above, new_axes, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+ENTRIES = ("objective", "objective to bound", "bound", "best known")
 
 
 def plot_bounds(data: Any, ax: "Axes | None" = None) -> "Axes":
@@ -20,25 +22,22 @@ def plot_bounds(data: Any, ax: "Axes | None" = None) -> "Axes":
     lines = [line for line in summarise(data) if line["objective"] is not None]
     ax = new_axes(ax, height=1.5 + 0.34 * max(1, len(lines)))
     ax.grid(visible=False, axis="y")
+    drawn: dict[str, Any] = {}
     for position, line in enumerate(lines):
         objective, bound = line["objective"], line["bound"]
         if bound is not None:
-            ax.barh(
-                position, bound - objective, left=objective, height=0.5, color=COLOURS[5], alpha=0.45,
-                label="objective to bound",
-            )  # fmt: skip
-            ax.plot(bound, position, marker="|", markersize=13, color=COLOURS[0], linestyle="", label="bound")
-        ax.plot(objective, position, "o", color=COLOURS[1], markersize=6, label="objective", zorder=3)
+            drawn["objective to bound"] = ax.barh(
+                position, bound - objective, left=objective, height=0.5, color=COLOURS[5], alpha=0.45
+            )
+            (drawn["bound"],) = ax.plot(bound, position, marker="|", markersize=13, color=COLOURS[0], linestyle="")
+        (drawn["objective"],) = ax.plot(objective, position, "o", color=COLOURS[1], markersize=6, zorder=3)
     best = next((line["best_known"] for line in lines if line["best_known"] is not None), None)
     if best is not None:
-        ax.axvline(best, color=GREY, linewidth=1, linestyle="--", label="best known", zorder=0)
-    ax.set_yticks(range(len(lines)), [line["solver"] for line in lines])
+        drawn["best known"] = ax.axvline(best, color=GREY, linewidth=1, linestyle="--", zorder=0)
+    ax.set_yticks(range(len(lines)), [shown(line["solver"]) for line in lines], parse_math=False)
     ax.invert_yaxis()
     ax.use_sticky_edges = False
     ax.margins(x=0.04, y=0.03)
     ax.set_xlabel("objective")
-    if lines:
-        handles, labels = ax.get_legend_handles_labels()
-        once = dict(zip(labels, handles, strict=True))
-        ax.legend(once.values(), once.keys(), loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=4, frameon=False)
+    legend_above(ax, {name: drawn[name] for name in ENTRIES if name in drawn})
     return ax

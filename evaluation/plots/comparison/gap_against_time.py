@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from edgeopt.evaluation.compare.performance import BAND, with_gaps
 from edgeopt.evaluation.compare.rows import Row
-from edgeopt.evaluation.plots.style import legend_beside, line_styles, new_axes
+from edgeopt.evaluation.plots.style import MAX_BANDS, legend_outside, line_styles, new_axes, plain_log_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,9 +16,9 @@ POINTS = 200
 
 
 def plot_gap_against_time(data: Any, ax: "Axes | None" = None, *, least_seconds: float = 1e-4) -> "Axes":
-    """Draw the gap to the best known value against seconds: the median over runs with a 20-80 % band.
+    """Draw the gap to the best known value against seconds: the median over runs with a 20-80 % band of up to ten solvers.
 
-    A line starts where half of its solver's runs have a solution; the marker is where its last improvement comes.
+    The legend has the smallest final gap first, and of equal ones the earliest. A line starts where half of its solver's runs have a solution; the marker is where its last improvement comes.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ def plot_gap_against_time(data: Any, ax: "Axes | None" = None, *, least_seconds:
     """
     groups: dict[str, list[list[tuple[float, float]]]] = {}
     rows = with_gaps(data)
-    styles = line_styles(rows)
+    styles = line_styles(row["solver"] for row in rows)
     for row in rows:
         groups.setdefault(row["solver"], [])
         if steps := _steps(row, least_seconds):
@@ -38,6 +38,7 @@ def plot_gap_against_time(data: Any, ax: "Axes | None" = None, *, least_seconds:
     end = 1.5 * max([*times, 10 * least_seconds])
     start = max(least_seconds, 0.7 * min([*times, end]))
     grid = np.geomspace(start, end, POINTS)
+    drawn: dict[str, tuple[tuple[float, int], Any]] = {}  # rank and line
     for solver, runs in groups.items():
         if not runs:
             continue
@@ -49,16 +50,21 @@ def plot_gap_against_time(data: Any, ax: "Axes | None" = None, *, least_seconds:
             continue
         middle[~shown] = np.nan
         last = int(np.flatnonzero(middle > np.nanmin(middle)).max(initial=int(shown.argmax()) - 1)) + 1
-        ax.plot(grid, middle, drawstyle="steps-post", label=solver, markevery=[min(last, POINTS - 1)], **style)
-        if len(runs) > 1:
+        (line,) = ax.plot(
+            grid, middle, drawstyle="steps-post", label=solver, markevery=[min(last, POINTS - 1)], **style
+        )
+        drawn[solver] = (float(middle[-1]), last), line
+        if len(runs) > 1 and len(groups) <= MAX_BANDS:
             ax.fill_between(grid, low, high, where=shown, step="post", color=style["color"], alpha=0.18, linewidth=0)
     ax.set_xscale("log")
     ax.set_xlim(start, end)
     ax.set_yscale("symlog", linthresh=0.01, linscale=0.5)
-    ax.set_ylim(-0.001, 150)
+    ax.set_ylim(-0.001, 1.5 * max([100.0, *(gap for (gap, _), _ in drawn.values())]))
+    plain_log_ticks(ax.xaxis)
+    plain_log_ticks(ax.yaxis)
     ax.set_xlabel("seconds")
     ax.set_ylabel("gap to best known, %")
-    legend_beside(ax)
+    legend_outside(ax, {solver: line for solver, (_, line) in sorted(drawn.items(), key=lambda item: item[1][0])})
     return ax
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from edgeopt.errors import EdgeOptError
 from edgeopt.evaluation.compare.performance import band, with_gaps
 from edgeopt.evaluation.compare.rows import Row
-from edgeopt.evaluation.plots.style import legend_beside, line_styles, new_axes
+from edgeopt.evaluation.plots.style import MAX_BANDS, by_height, legend_outside, line_styles, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def plot_objective_against(
     data: Any, x: str, ax: "Axes | None" = None, *, value: str = "objective", label: str | None = None
 ) -> "Axes":
-    """Draw a value against a number: the median over seeds and instances with a 20-80 % band.
+    """Draw a value against a number: the median over seeds and instances with a 20-80 % band of up to ten solvers.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ def plot_objective_against(
     """
     groups: dict[str, dict[float, list[float]]] = {}
     rows = with_gaps(data)
-    styles = line_styles(rows)
+    styles = line_styles(row["solver"] for row in rows)
     for row in rows:
         at, height = _number(row, x), row.get(value) if row["feasible"] else None
         if at is not None and height is not None:
@@ -42,16 +42,19 @@ def plot_objective_against(
     if not groups:
         raise EdgeOptError(f"x = {x!r}: expected a column or fact with numbers in rows with a solution")
     ax = new_axes(ax)
+    drawn: dict[str, tuple[float, Any]] = {}  # height at the right end and line
     for solver, points in groups.items():
         xs = np.array(sorted(points))
         low, middle, high = np.array([band(points[at]) for at in xs]).T
         style = styles[solver]
-        ax.plot(xs, middle, label=solver, **style)
-        ax.fill_between(xs, low, high, color=style["color"], alpha=0.18, linewidth=0)
-    ax.set_xlabel(label or x)
-    ax.set_ylabel(value.replace("_", " "))
+        (line,) = ax.plot(xs, middle, label=solver, **style)
+        drawn[solver] = float(middle[-1]), line
+        if len(groups) <= MAX_BANDS:
+            ax.fill_between(xs, low, high, color=style["color"], alpha=0.18, linewidth=0)
+    ax.set_xlabel(label or x, parse_math=False)
+    ax.set_ylabel(value.replace("_", " "), parse_math=False)
     ax.margins(x=0.03)
-    legend_beside(ax)
+    legend_outside(ax, by_height(drawn))
     return ax
 
 

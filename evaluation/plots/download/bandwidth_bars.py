@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.evaluation.plots.style import COLOURS, GREY, new_axes
+from edgeopt.evaluation.plots.style import COLOURS, GREY, legend_outside, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,12 +33,13 @@ def plot_bandwidth_bars(problem: "ModelDownload", solution: "DownloadPlan", ax: 
     named = kinds if kinds.size <= len(COLOURS) else kinds[: len(COLOURS) - 1]
     at = np.arange(users.size)
     width = 0.8 if users.size <= MAX_LABELS else 1.0  # narrow bars with gaps would flicker
+    drawn = {}
     for colour, kind in zip(COLOURS, named, strict=False):
         own = model == kind
-        _add_bars(ax, at[own], mhz[own], width, color=colour, label=problem.model_names[kind])
+        drawn[problem.model_names[kind]] = _add_bars(ax, at[own], mhz[own], width, color=colour)
     if named.size < kinds.size:
         own = ~np.isin(model, named)
-        _add_bars(ax, at[own], mhz[own], width, color=GREY, label=f"{kinds.size - named.size} other models")
+        drawn[f"{kinds.size - named.size} other models"] = _add_bars(ax, at[own], mhz[own], width, color=GREY)
     ax.autoscale_view()
     ax.set_ylim(bottom=0)
     if users.size <= MAX_LABELS:
@@ -55,15 +56,15 @@ def plot_bandwidth_bars(problem: "ModelDownload", solution: "DownloadPlan", ax: 
         fontsize=10,
         loc="left",
     )
-    if users.size:
-        ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0, frameon=False, title="model")
+    legend_outside(ax, drawn, title="model")
     return ax
 
 
-def _add_bars(ax: "Axes", at: NDArray[np.int64], height: NDArray[np.float64], width: float, **style: Any) -> None:
-    """Add bars as one collection, which draws ten thousands of them where ``ax.bar`` would take minutes."""
+def _add_bars(ax: "Axes", at: NDArray[np.int64], height: NDArray[np.float64], width: float, **style: Any) -> Any:
+    """Add bars as one collection, and return it: it draws ten thousands of them where ``ax.bar`` would take minutes."""
     from matplotlib.collections import PolyCollection
 
     x = at[:, None] + width * np.array([-0.5, -0.5, 0.5, 0.5])
     y = height[:, None] * np.array([0.0, 1.0, 1.0, 0.0])
-    ax.add_collection(PolyCollection(list(np.stack([x, y], axis=-1)), linewidth=0, antialiased=width < 1, **style))
+    corners = list(np.stack([x, y], axis=-1))
+    return ax.add_collection(PolyCollection(corners, linewidth=0, antialiased=width < 1, **style))

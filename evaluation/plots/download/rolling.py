@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from edgeopt.evaluation.plots.style import COLOURS, new_axes
+from edgeopt.evaluation.plots.style import COLOURS, legend_above, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,11 +28,9 @@ def plot_rolling(result: "RollingResult", ax: "Axes | None" = None) -> "Axes":
     queue = ax.twinx()
     queue.spines[["top", "left"]].set_visible(False)
     times, used = result.bandwidth_in_use()
-    ax.fill_between(times, 100 * used / result.band_hz, step="post", color=COLOURS[5], alpha=0.5, linewidth=0)
-    ax.plot([], [], color=COLOURS[5], alpha=0.5, linewidth=8, label="bandwidth in use")
+    in_use = ax.fill_between(times, 100 * used / result.band_hz, step="post", color=COLOURS[5], alpha=0.5, linewidth=0)
     times, waiting = result.num_waiting()
-    queue.plot(times, waiting, drawstyle="steps-post", color=COLOURS[1], linewidth=1.3)
-    ax.plot([], [], color=COLOURS[1], linewidth=1.3, label="waiting requests")
+    (line,) = queue.plot(times, waiting, drawstyle="steps-post", color=COLOURS[1], linewidth=1.3)
     ax.set_ylim(0, 104)
     queue.set_ylim(0, max(1.0, float(waiting.max(initial=0.0))) * 1.04)
     queue.yaxis.set_major_locator(MaxNLocator(integer=True))
@@ -40,12 +38,9 @@ def plot_rolling(result: "RollingResult", ax: "Axes | None" = None) -> "Axes":
     ax.set_xlabel("time, s")
     ax.set_ylabel("bandwidth in use, %")
     queue.set_ylabel("waiting requests")
-    ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, frameon=False, fontsize=9)
-    ax.set_title(
+    title = (
         f"{result.solver}: {result.num_done} of {result.num_requests} requests done in time, "
-        f"{result.throughput_per_s:.1f} per second",
-        fontsize=10,
-        loc="left",
-        pad=24,
+        f"{result.throughput_per_s:.1f} per second"
     )
+    legend_above(ax, {"bandwidth in use": in_use, "waiting requests": line}, title=title)
     return ax

@@ -8,7 +8,7 @@ import numpy as np
 from edgeopt.errors import EdgeOptError
 from edgeopt.evaluation.compare.performance import band
 from edgeopt.evaluation.compare.rows import as_rows
-from edgeopt.evaluation.plots.style import legend_beside, line_styles, new_axes
+from edgeopt.evaluation.plots.style import MAX_BANDS, by_height, legend_outside, line_styles, new_axes
 from edgeopt.solve import Solver, solve
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def download_throughput(
 def plot_download_throughput(
     data: Any, ax: "Axes | None" = None, *, x: str | None = None, value: str = "done"
 ) -> "Axes":
-    """Draw the tasks done within their deadline against what varies: the median over seeds with a 20-80 % band.
+    """Draw the tasks done within their deadline against what varies: the median over seeds with a 20-80 % band of up to ten.
 
     Parameters
     ----------
@@ -102,14 +102,17 @@ def plot_download_throughput(
     ax = new_axes(ax)
     from matplotlib.ticker import MaxNLocator  # after new_axes, which says what to install
 
-    styles = line_styles(rows)
+    styles = line_styles(row["solver"] for row in rows)
+    drawn: dict[str, tuple[float, Any]] = {}  # height at the right end and line
     for solver, heights in points.items():
         at = np.array(sorted(heights))
         low, middle, high = np.array([band(heights[position]) for position in at]).T
         if value == "share_done":
             low, middle, high = 100 * low, 100 * middle, 100 * high
-        ax.plot(at, middle, label=solver, **styles[solver])
-        ax.fill_between(at, low, high, color=styles[solver]["color"], alpha=0.12, linewidth=0)
+        (line,) = ax.plot(at, middle, label=solver, **styles[solver])
+        drawn[solver] = float(middle[-1]), line
+        if len(points) <= MAX_BANDS:
+            ax.fill_between(at, low, high, color=styles[solver]["color"], alpha=0.12, linewidth=0)
     ax.set_xlabel(label)
     ax.set_ylabel(
         {"done": "tasks done in time", "share_done": "tasks done in time, %"}.get(value, value.replace("_", " "))
@@ -117,7 +120,7 @@ def plot_download_throughput(
     ax.set_ylim(bottom=0)
     ax.yaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10], integer=value == "done"))
     ax.margins(x=0.03)
-    legend_beside(ax)
+    legend_outside(ax, by_height(drawn))
     return ax
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import EdgeOptError
-from edgeopt.evaluation.plots.style import COLOURS, new_axes
+from edgeopt.evaluation.plots.style import COLOURS, legend_above, new_axes, shown
 from edgeopt.validate import int_array
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from edgeopt.problems import DownloadPlan, DownloadTimeline, ModelDownload
 
 MAX_LANES = 24
+MAX_COUNTS = 4  # plans whose counts have room in a title
 DOWNLOAD = (COLOURS[0], "#7FB8DC")  # the layers take turns between two tints
 INFERENCE = (COLOURS[1], "#EFA876")
 DEADLINE = "#222222"
@@ -63,15 +64,14 @@ def plot_download_timeline(
         _draw(ax, bars[1], y + 0.02, INFERENCE)
     for y, (user, _) in zip(spacing, lanes, strict=True):
         ax.plot([problem.deadline_s[user]] * 2, [y - 0.5, y + 0.5], color=DEADLINE, linewidth=2, solid_capstyle="butt")
-    ax.set_yticks(spacing, _labels(lanes, named))
+    ax.set_yticks(spacing, _labels(lanes, named), parse_math=False)
     ax.tick_params(axis="y", length=0)
     if spacing:
         ax.set_ylim(spacing[-1] + 0.7, -0.7)
     ax.set_xlim(left=0)
     ax.set_xlabel("time, s")
     part = f"; shown: {len(shown)}" if len(shown) < admitted.size else ""
-    ax.set_title(_title(problem, named) + part, fontsize=10, loc="left", pad=24)
-    _add_legend(ax)
+    legend_above(ax, _entries(), title=_title(problem, named) + part)
     return ax
 
 
@@ -97,23 +97,25 @@ def _labels(lanes: list[tuple[int, str]], named: Mapping[str, Any]) -> list[str]
     first = next(iter(named))
     if len(named) == 1:
         return [f"user {user}" for user, _ in lanes]
-    return [f"user {user}   {name}" if name == first else name for user, name in lanes]
+    return [f"user {user}   {shown(name)}" if name == first else shown(name) for user, name in lanes]
 
 
 def _title(problem: "ModelDownload", named: "Mapping[str, DownloadPlan]") -> str:
     if len(named) == 1:
         return f"{next(iter(named.values())).num_admitted} of {problem.num_users} users done in time"
-    counts = ", ".join(f"{name} {plan.num_admitted}" for name, plan in named.items())
+    if len(named) > MAX_COUNTS:
+        done = [plan.num_admitted for plan in named.values()]
+        return f"{min(done)} to {max(done)} of {problem.num_users} users done in time, under {len(named)} plans"
+    counts = ", ".join(f"{shown(name)} {plan.num_admitted}" for name, plan in named.items())
     return f"done in time, of {problem.num_users} users: {counts}"
 
 
-def _add_legend(ax: "Axes") -> None:
+def _entries() -> dict[str, Any]:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    handles: list[Any] = [
-        Patch(color=DOWNLOAD[0], label="download, layer by layer"),
-        Patch(color=INFERENCE[0], label="inference"),
-        Line2D([], [], color=DEADLINE, linewidth=2, marker="", label="deadline"),
-    ]
-    ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, frameon=False, fontsize=9)
+    return {
+        "download, layer by layer": Patch(color=DOWNLOAD[0]),
+        "inference": Patch(color=INFERENCE[0]),
+        "deadline": Line2D([], [], color=DEADLINE, linewidth=2, marker=""),
+    }

@@ -5,37 +5,39 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.evaluation.plots.style import GREY, legend_beside, line_styles, new_axes
-from edgeopt.evaluation.studies.selection_quality import log_loss
+from edgeopt.evaluation.plots.style import GREY, MAX_BANDS, legend_outside, line_styles, new_axes
+from edgeopt.evaluation.statistics import log_loss
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from edgeopt.evaluation.studies.selection_quality import Forecasts
+    from edgeopt.evaluation.benchmarks.held_out_selection import Forecasts
 
 
 def plot_forecast_calibration(forecasts: "Forecasts", ax: "Axes | None" = None, *, bins: int = 10) -> "Axes":
-    """Draw how often the forecast happened against the forecast, in bins of equally many, with 95 % intervals.
+    """Draw how often the forecast happened against the forecast, in bins of equally many, with 95 % intervals of up to ten forecasts.
 
     Parameters
     ----------
-    forecasts : probabilities and what happened, by name, as `edgeopt.evaluation.studies.selection_quality.gapped_forecasts` returns.
+    forecasts : probabilities and what happened, by name, as `edgeopt.evaluation.benchmarks.held_out_selection.gapped_forecasts` returns.
     ax : axes to draw on; a new figure without.
     bins : of each forecast; equal forecasts are never parted, so that there may be fewer.
     """
     ax = new_axes(ax, width=7.4, height=4.4)
     ax.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--", zorder=0)
-    styles = line_styles([{"solver": name} for name in forecasts])
+    styles = line_styles(forecasts)
+    drawn = {}
     for name, (chance, happened) in forecasts.items():
         mean, share, error = calibration(chance, happened, bins)
         label = f"{name}: {log_loss(chance, happened):.3f}"
-        ax.errorbar(mean, share, yerr=error, label=label, capsize=2, elinewidth=1, **styles[name])
+        bars = error if len(forecasts) <= MAX_BANDS else None
+        drawn[label] = ax.errorbar(mean, share, yerr=bars, label=label, capsize=2, elinewidth=1, **styles[name])
     most = max(max(float(chance.max()), 0.0) for chance, _ in forecasts.values())
     ax.set_xlim(0, min(1.0, 1.1 * most))
     ax.set_ylim(0, min(1.0, 1.2 * most))
     ax.set_xlabel("forecast probability of a conflict")
     ax.set_ylabel("share that happened")
-    legend_beside(ax, title="forecast: log-loss")
+    legend_outside(ax, drawn, title="forecast: log-loss")
     return ax
 
 

@@ -1,11 +1,11 @@
 """Who is picked when, and by which server."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.evaluation.plots.style import COLOURS, GREY, legend_beside, new_axes
+from edgeopt.evaluation.plots.style import COLOURS, GREY, legend_outside, new_axes, title_left, whole_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,15 +34,13 @@ def plot_selection_rounds(problem: "ClientSelection", solution: "SelectionPlan",
     height = 1.4 + (0.17 * problem.num_clients if small else 3.6)
     ax = new_axes(ax, height=float(np.clip(height, 2.6, 9.0)))
     ax.grid(visible=False)
-    if small:
-        _boxes(ax, picked, conflict)
-    else:
-        _heat(ax, picked, conflict)
+    whole_ticks(ax.xaxis, ax.yaxis)
+    drawn = (_boxes if small else _heat)(ax, picked, conflict)
     ax.set_xlabel("round")
     ax.set_ylabel("client")
     share = 100 * conflict.sum() / max(1, picked.sum())
-    ax.set_title(f"{int(picked.sum()):,} picks, {share:.1f} % in conflict", fontsize=10, loc="left")
-    legend_beside(ax)
+    title_left(ax, f"{int(picked.sum()):,} picks, {share:.1f} % in conflict")
+    legend_outside(ax, drawn)
     return ax
 
 
@@ -55,36 +53,39 @@ def picks_and_conflicts(problem: "ClientSelection", solution: "SelectionPlan") -
     return solution.mask(problem.num_clients), conflict
 
 
-def _boxes(ax: "Axes", picked: _Bools, conflict: _Bools) -> None:
-    """Draw every pick; boxes of one client and round are side by side, by the number of the server."""
+def _boxes(ax: "Axes", picked: _Bools, conflict: _Bools) -> dict[str, Any]:
+    """Draw every pick, and return what the legend names; boxes of one client and round are side by side, by the number of the server."""
     from matplotlib.collections import PolyCollection
 
     rounds, servers, clients = picked.shape
     count, place = picked.sum(axis=1), np.cumsum(picked, axis=1) - 1  # (T, C), (T, S, C)
     crosses: list[tuple[float, float]] = []
+    drawn: dict[str, Any] = {}
     for s in range(servers):
         t, c = np.nonzero(picked[:, s])
         width = 0.86 / count[t, c]
         left = t - 0.43 + place[t, s, c] * width
         corners = [left, c - 0.4], [left + width, c - 0.4], [left + width, c + 0.4], [left, c + 0.4]
         boxes = np.stack([np.stack(corner, axis=-1) for corner in corners], axis=1)
-        ax.add_collection(PolyCollection(list(boxes), facecolor=COLOURS[s], linewidth=0, label=f"server {s}"))
+        name = f"server {s}"
+        drawn[name] = ax.add_collection(PolyCollection(list(boxes), facecolor=COLOURS[s], linewidth=0, label=name))
         bad = conflict[t, s, c]
         crosses += zip((left + width / 2)[bad].tolist(), c[bad].tolist(), strict=True)
     if crosses:
         x, y = zip(*crosses, strict=True)
         size = float(np.clip(1200 / max(rounds, 2 * clients), 4, 30))
         ax.scatter(x, y, marker="x", s=size, color="white", linewidth=3.0)
-        ax.scatter(x, y, marker="x", s=size, color="black", linewidth=1.1, label="conflict")
+        drawn["conflict"] = ax.scatter(x, y, marker="x", s=size, color="black", linewidth=1.1, label="conflict")
     ax.set_xlim(-0.6, rounds - 0.4)
     ax.set_ylim(clients - 0.4, -0.6)
     ax.set_yticks(range(0, clients, -(-clients // 30)))
+    return drawn
 
 
-def _heat(ax: "Axes", picked: _Bools, conflict: _Bools) -> None:
-    """Draw shades of two colours over blocks of clients and rounds."""
+def _heat(ax: "Axes", picked: _Bools, conflict: _Bools) -> dict[str, Any]:
+    """Draw shades of two colours over blocks of clients and rounds, and return what the legend names."""
     from matplotlib.colors import to_rgb
-    from matplotlib.patches import Rectangle
+    from matplotlib.patches import Patch
 
     rounds, _, clients = picked.shape
     good, bad = (
@@ -96,10 +97,9 @@ def _heat(ax: "Axes", picked: _Bools, conflict: _Bools) -> None:
     ax.imshow(
         np.clip(image, 0, 1), aspect="auto", interpolation="nearest", extent=(-0.5, rounds - 0.5, clients - 0.5, -0.5)
     )
-    for colour, label in ((PICKED, "picked, no conflict"), (CONFLICT, "picked, conflict")):
-        ax.add_patch(Rectangle((0, 0), 0, 0, facecolor=colour, label=label))  # for the legend
     for spine in ax.spines.values():
         spine.set_color(GREY)
+    return {"picked, no conflict": Patch(facecolor=PICKED), "picked, conflict": Patch(facecolor=CONFLICT)}
 
 
 def _blocks(mask: _Bools) -> NDArray[np.float64]:

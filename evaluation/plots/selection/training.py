@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from edgeopt.evaluation.plots.style import legend_beside, line_styles, new_axes
+from edgeopt.evaluation.plots.style import MAX_BANDS, curve_styles, legend_outside, new_axes, whole_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +22,7 @@ def plot_selection_training(
     *,
     value: Literal["reward", "conflict_rate"] = "reward",
 ) -> "Axes":
-    """Draw reward or conflict rate against iterations: faint as played, bold the mean of ten iterations.
+    """Draw reward or conflict rate against iterations: faint as played (up to ten learners), bold the mean of ten iterations.
 
     Parameters
     ----------
@@ -31,19 +31,22 @@ def plot_selection_training(
     value : what to draw.
     """
     ax = new_axes(ax, height=3.6)
-    styles = line_styles([{"solver": name} for name in runs])
+    styles = curve_styles(runs)
+    drawn = {}
     for name, played in runs.items():
-        style = styles[name] | {"marker": ""}
+        style = styles[name]
         number = np.array([iteration.number for iteration in played])
         height = np.array([getattr(iteration, value) for iteration in played]) * (
             100 if value == "conflict_rate" else 1
         )
-        ax.plot(number, height, color=style["color"], linewidth=0.7, alpha=0.4)
+        if len(runs) <= MAX_BANDS:
+            ax.plot(number, height, color=style["color"], linewidth=0.7, alpha=0.4)
         width = min(SMOOTHED, len(played))
         mean = np.convolve(height, np.full(width, 1 / width), "valid")
-        ax.plot(number[width - 1 :], mean, label=name, **style)
+        (drawn[name],) = ax.plot(number[width - 1 :], mean, label=name, **style)
+    whole_ticks(ax.xaxis)
     ax.set_xlabel("iteration")
     ax.set_ylabel(LABELS[value])
     ax.margins(x=0.02)
-    legend_beside(ax)
+    legend_outside(ax, drawn)
     return ax

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeopt.evaluation.plots.style import GREY, new_axes
+from edgeopt.evaluation.plots.style import GREY, new_axes, whole_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,6 +50,7 @@ def plot_split_decisions(problem: "SplitTraining", solution: "SplitPlan", ax: "A
     ax.set_ylabel("batch size, samples" + (" (number: cut layer)" if few else ""))
     ax.set_xlim(-0.7, order.size - 0.3)
     ax.set_ylim(0, 1.12 * max(int(batch.max()), min(int(limit.max()), 2 * int(batch.max()))))
+    whole_ticks(ax.yaxis)
     ax.set_title(
         f"{problem.num_layers} layers; batch sizes {batch.min()} to {batch.max()}, {batch.sum()} samples per round",
         fontsize=10,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.evaluation.plots.style import GREY, new_axes
+from edgeopt.evaluation.plots.style import GREY, new_axes, plain_log_ticks, whole_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,7 +50,6 @@ def plot_split_descent(
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
-    from matplotlib.ticker import MaxNLocator
 
     ax = new_axes(ax, height=3.9)
     least = min((path.min() for path in paths.values()), default=1.0)
@@ -62,10 +61,12 @@ def plot_split_descent(
     ax.axhline(0.0, color=GREY, linewidth=1, linestyle="--", zorder=0)
     ax.set_yscale("symlog", linthresh=0.1, linscale=0.5)
     ax.set_ylim(-0.02, 2 * max([1.0, *(100 * (path.max() / base - 1) for path in paths.values())]))
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    plain_log_ticks(ax.yaxis)
+    whole_ticks(ax.xaxis)
     ax.set_xlabel("step: batch sizes and cuts in turn, both at once where that ends")
     ax.set_ylabel("seconds to target, % above " + ("the best end" if bound is None else "the bound"))
     ax.margins(x=0.03)
     if paths:
-        ax.figure.colorbar(ScalarMappable(norm, tints), ax=ax, pad=0.02, label="start: all cuts after layer")
+        bar = ax.figure.colorbar(ScalarMappable(norm, tints), ax=ax, pad=0.02, label="start: all cuts after layer")
+        whole_ticks(bar.ax.yaxis)
     return ax

@@ -1,7 +1,7 @@
 """What joint control is worth: each baseline against `hasfl` as devices become more unequal."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -9,12 +9,22 @@ from edgeopt.errors import EdgeOptError
 from edgeopt.evaluation.compare import comparison_rows
 from edgeopt.evaluation.compare.performance import band
 from edgeopt.evaluation.compare.rows import Row, as_rows
-from edgeopt.evaluation.plots.style import GREY, legend_beside, line_styles, new_axes
+from edgeopt.evaluation.plots.style import (
+    GREY,
+    MAX_BANDS,
+    by_height,
+    legend_outside,
+    line_styles,
+    new_axes,
+    plain_log_ticks,
+    shown,
+)
 from edgeopt.problems import SplitTraining
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+MAX_UNIT = 20  # letters of a reference that have room beside the axis
 LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0)
 
 
@@ -58,7 +68,7 @@ def heterogeneity_rows(
 
 
 def plot_split_heterogeneity(rows: Sequence[Row], ax: "Axes | None" = None, *, reference: str = "hasfl") -> "Axes":
-    """Draw each solver's seconds over those of the reference on the same problem: median and 20-80 % band over seeds.
+    """Draw each solver's seconds over those of the reference on the same problem: median, and 20-80 % band over seeds of up to ten.
 
     Parameters
     ----------
@@ -81,23 +91,22 @@ def plot_split_heterogeneity(rows: Sequence[Row], ax: "Axes | None" = None, *, r
             levels = ratios.setdefault(row["solver"], {})
             levels.setdefault(row["heterogeneity"], []).append(row["objective"] / base[row["instance"]])
     ax = new_axes(ax)
-    styles = line_styles(rows)
+    styles = line_styles(row["solver"] for row in rows)
+    drawn: dict[str, tuple[float, Any]] = {}  # height at the right end and line
     for solver, points in ratios.items():
         x = np.array(sorted(points))
         low, middle, high = np.array([band(points[level]) for level in x]).T
-        ax.plot(x, middle, label=solver, **styles[solver])
-        ax.fill_between(x, low, high, color=styles[solver]["color"], alpha=0.15, linewidth=0)
-    ax.axhline(1.0, color=GREY, linewidth=1.2, linestyle="--", label=reference)
+        (line,) = ax.plot(x, middle, label=solver, **styles[solver])
+        drawn[solver] = float(middle[-1]), line
+        if len(ratios) <= MAX_BANDS:
+            ax.fill_between(x, low, high, color=styles[solver]["color"], alpha=0.15, linewidth=0)
+    drawn[reference] = 1.0, ax.axhline(1.0, color=GREY, linewidth=1.2, linestyle="--", label=reference)
     ax.set_yscale("log")
-    ax.yaxis.set_major_formatter(_plain)
-    ax.yaxis.set_minor_formatter(_plain)
+    plain_log_ticks(ax.yaxis)
     ax.set_xticks(sorted({row["heterogeneity"] for row in rows}))
     ax.set_xlabel("heterogeneity: exponent on the devices' ratios of speed, rates and memory")
-    ax.set_ylabel(f"seconds to target, multiple of {reference}")
+    unit = reference if len(reference) <= MAX_UNIT else "the dashed line"
+    ax.set_ylabel(f"seconds to target, multiple of {shown(unit)}", parse_math=False)
     ax.margins(x=0.03)
-    legend_beside(ax)
+    legend_outside(ax, by_height(drawn))
     return ax
-
-
-def _plain(value: float, _: float) -> str:
-    return f"{value:g}" if value >= 1 else ""

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.evaluation.plots.style import COLOURS, new_axes
+from edgeopt.evaluation.plots.style import COLOURS, legend_above, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,17 +39,18 @@ def plot_split_latency(problem: "SplitTraining", solution: "SplitPlan", ax: "Axe
     shown = _shown(report)
     ax = new_axes(ax, height=float(np.clip(1.7 + 0.22 * shown.size, 2.6, 9.0)))
     ax.grid(visible=False, axis="y")
-    start = _starts(report)
+    start, drawn = _starts(report), {}
     for stage, (name, colour) in enumerate(LABELS.items()):
         width = report.stage_s[shown, stage]
-        ax.barh(np.arange(shown.size), width, left=start[shown, stage], height=0.72, color=colour, label=name)
+        bars: dict[str, Any] = {"left": start[shown, stage], "height": 0.72, "color": colour, "label": name}
+        drawn[name] = ax.barh(np.arange(shown.size), width, **bars)
     forward, server = report.forward_s, report.forward_s + report.server_s
     for device, left, width in (
         (report.forward_straggler, 0.0, report.forward_s),
         (report.backward_straggler, server, report.backward_s),
     ):
         if (row := np.flatnonzero(shown == device)).size:
-            ax.barh(
+            drawn["straggler"] = ax.barh(
                 row, width, left=left, height=0.9, fill=False, edgecolor=STRAGGLER, linewidth=1.6, label="straggler"
             )
     for at in (forward, server):
@@ -61,8 +62,7 @@ def plot_split_latency(problem: "SplitTraining", solution: "SplitPlan", ax: "Axe
     some = "" if shown.size == problem.num_devices else f" ({shown.size} slowest of {problem.num_devices})"
     ax.set_ylabel("device" + some)
     ax.set_xlabel("time in the round, s")
-    ax.set_title(_title(report, solution), fontsize=10, loc="left", pad=24)
-    _add_legend(ax)
+    legend_above(ax, drawn, title=_title(report, solution))
     return ax
 
 
@@ -90,20 +90,4 @@ def _title(report: "SplitReport", plan: "SplitPlan") -> str:
     return (
         f"round {report.round_s:.3g} s: up {report.forward_s:.3g} + server {report.server_s:.3g} + down "
         f"{report.backward_s:.3g};  aggregation {report.aggregation_s:.3g} s {every}"
-    )
-
-
-def _add_legend(ax: "Axes") -> None:
-    handles, labels = ax.get_legend_handles_labels()
-    once: dict[str, Any] = dict(zip(labels, handles, strict=True))
-    options: dict[str, Any] = {"handlelength": 1.2, "columnspacing": 1.2, "borderaxespad": 0.2}
-    ax.legend(
-        once.values(),
-        once.keys(),
-        loc="lower left",
-        bbox_to_anchor=(0.0, 1.0),
-        ncols=6,
-        frameon=False,
-        fontsize=9,
-        **options,
     )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt.evaluation.compare.performance import with_gaps
 from edgeopt.evaluation.plots.comparison.objective_against import plot_objective_against
-from edgeopt.evaluation.plots.style import GREY
+from edgeopt.evaluation.plots.style import GREY, plain_log_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +38,8 @@ def plot_split_target(data: Any, ax: "Axes | None" = None) -> "Axes":
     ax.set_yscale("log")
     ax.set_xticks(targets[:: -(-len(targets) // MAX_TICKS)])
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:.2g}")
-    ax.minorticks_off()
+    ax.xaxis.minorticks_off()
+    plain_log_ticks(ax.yaxis)
     ax.set_ylabel("seconds to reach the target, Θ")
     ax.axvline(min(least), color=GREY, linewidth=1, linestyle="--", zorder=0)
     ax.annotate(

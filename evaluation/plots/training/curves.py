@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import EdgeOptError
-from edgeopt.evaluation.plots.style import legend_beside, line_styles, new_axes
+from edgeopt.evaluation.plots.style import MAX_BANDS, curve_styles, legend_outside, new_axes, whole_ticks
 from edgeopt.validate import listed
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def plot_training_curves(
     y: str = "accuracy",
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Draw the median over seeds and the band from the 20th to the 80th percentile, one line for each label.
+    """Draw the median over seeds, one line for each label, and of up to ten the band from the 20th to the 80th percentile.
 
     Seeds are brought together in steps: between two evaluations a run has what the last one found, and one that has
     ended keeps it. A line starts where every seed has been evaluated.
@@ -62,21 +62,24 @@ def plot_training_curves(
     if not histories:
         raise EdgeOptError("histories: expected at least one label")
     label, columns, unit = _AXES[x]
-    styles = line_styles({"solver": name} for name in histories)
+    styles = curve_styles(histories)
     ax = new_axes(ax)
+    drawn = {}
     for name, runs in histories.items():
         curves = [_curve(run, columns, y) for run in _runs(name, runs)]
         if not curves or not all(at.size for at, _ in curves):
             raise EdgeOptError(f"{name}: expected runs with at least one value of {y!r} each")
         at, low, middle, high = _band(curves)
-        style = styles[name] | {"marker": "", "drawstyle": "steps-post"}
-        ax.plot(at / unit, middle, label=name, **style)
-        if len(curves) > 1:
+        style = styles[name] | {"drawstyle": "steps-post"}
+        (drawn[name],) = ax.plot(at / unit, middle, label=name, **style)
+        if len(curves) > 1 and len(histories) <= MAX_BANDS:
             ax.fill_between(at / unit, low, high, step="post", color=style["color"], alpha=0.2, linewidth=0)
     ax.set_xlim(left=0)
+    if x == "round":
+        whole_ticks(ax.xaxis)
     ax.set_xlabel(label)
-    ax.set_ylabel(_NAMES.get(y, y))
-    legend_beside(ax)
+    ax.set_ylabel(_NAMES.get(y, y), parse_math=False)
+    legend_outside(ax, drawn)
     return ax
 
 

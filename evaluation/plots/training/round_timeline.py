@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.evaluation.plots.style import COLOURS, new_axes
+from edgeopt.evaluation.plots.style import COLOURS, legend_above, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,8 +59,7 @@ def plot_round_timeline(record: "RoundRecord", ax: "Axes | None" = None) -> "Axe
     ax.set_ylim(max(lanes, 1) - 0.4, -0.6)
     ax.set_xlim(0, record.seconds or 1.0)
     ax.set_xlabel("virtual time of the round, s")
-    ax.set_title(_title(record, len(shown)), fontsize=10, loc="left", pad=24)
-    _add_legend(ax, with_server)
+    legend_above(ax, _entries(with_server), title=_title(record, len(shown)))
     return ax
 
 
@@ -84,11 +83,8 @@ def _title(record: "RoundRecord", shown: int) -> str:
     return text + (f"; shown: the {shown} slowest" if shown < len(record.plan) else "")
 
 
-def _add_legend(ax: "Axes", with_server: bool) -> None:
+def _entries(with_server: bool) -> dict[str, Any]:
     from matplotlib.patches import Patch
 
-    handles: list[Any] = [Patch(color=colour, label=stage) for stage, colour in STAGES.items()]
-    handles.append(Patch(color=WAITING, label="waiting for the others"))
-    if with_server:
-        handles.append(Patch(color=SERVER, label="server"))
-    ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=5, frameon=False, fontsize=9)
+    colours = STAGES | {"waiting for the others": WAITING} | ({"server": SERVER} if with_server else {})
+    return {name: Patch(color=colour) for name, colour in colours.items()}

@@ -1,8 +1,10 @@
 """Pictures: they draw what the data says, on given axes or their own, without pyplot."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -103,3 +105,19 @@ def test_no_pyplot():
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_pictures_of_a_folder_are_drawn_in_silence(tmp_path: Path):
+    """Nothing but what was written is said, not even by matplotlib about a home that it cannot write."""
+    comparison_rows({"a": tiny_problem()}, [Fake()], executor="serial", out=tmp_path)
+    script = Path(__file__).parents[3] / "docs" / "make_images.py"
+    done = subprocess.run(
+        [sys.executable, script, "--rows", tmp_path, "--out", tmp_path / "plots"],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"MPLCONFIGDIR": str(script)},  # a file
+    )
+    assert done.stderr == ""
+    assert done.returncode == 0
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {"a-bounds.png", "a-gap-against-time.png"}

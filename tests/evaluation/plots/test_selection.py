@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 import edgeopt
 from edgeopt.errors import EdgeOptError
+from edgeopt.evaluation.benchmarks.held_out_selection import METRICS
 from edgeopt.evaluation.plots.selection.fairness import plot_selection_fairness
 from edgeopt.evaluation.plots.selection.forecast_calibration import calibration, plot_forecast_calibration
 from edgeopt.evaluation.plots.selection.frontier import plot_selection_frontier
@@ -23,7 +24,7 @@ from edgeopt.evaluation.plots.selection.rounds import (
 from edgeopt.evaluation.plots.selection.training import plot_selection_training
 from edgeopt.evaluation.plots.solutions import SOLUTION_PICTURES, draw_solution
 from edgeopt.evaluation.plots.style import COLOURS
-from edgeopt.evaluation.studies.selection_quality import METRICS, log_loss
+from edgeopt.evaluation.statistics import log_loss
 from edgeopt.problems import ClientSelection, SelectionPlan
 
 

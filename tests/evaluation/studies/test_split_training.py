@@ -1,4 +1,4 @@
-"""The experiment that trains under the plans of split training, at a small size."""
+"""The study that trains under the plans of split training, at a small size."""
 
 import dataclasses
 import json
@@ -8,8 +8,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 from edgeopt.data import digits
-from edgeopt.evaluation.studies import split_training
-from edgeopt.evaluation.studies.split_training import ANEW, SOLVERS, problem_of, run_one, summary
+from edgeopt.evaluation.studies import Found, run_study, split_training
+from edgeopt.evaluation.studies.split_training import PLANNERS, SOLVERS, STUDY, Setting, problem_of, run_one, summary
 from edgeopt.evaluation.studies.split_training_setup import (
     SETUPS,
     Constants,
@@ -39,44 +39,29 @@ def task():
     return SMALL.task(4, seed=0)
 
 
-def test_every_planner_runs_and_tables_and_pictures_are_written(monkeypatch, capsys, tmp_path):
-    """One row per planner, a line for each in the summary, decisions of each device, and the files."""
+def test_every_variant_runs_and_tables_and_pictures_are_made(monkeypatch: pytest.MonkeyPatch):
+    """One row per variant, a line for each planner in the summary, decisions of each device; pictures from the rows."""
     monkeypatch.setitem(split_training.SETUPS, "digits", SMALL)
-    out = ["--out", str(tmp_path)]
-    split_training.main(
-        [
-            "--data",
-            "digits",
-            "--seeds",
-            "1",
-            "--devices",
-            "4",
-            "--rounds",
-            "2",
-            "--every",
-            "1",
-            "--batches",
-            "4",
-            "--json",
-            *out,
-        ]
-    )
-    tables = json.loads(capsys.readouterr().out)
-    assert [row["planner"] for row in tables["runs"]] == [*SOLVERS, ANEW]
-    assert all(row["rounds"] <= 2 and row["seconds"] > 0 for row in tables["runs"])
+    found = run_study(STUDY, quick=True, changes={"rounds": 2}, executor="serial", display=False)
+    assert found.variants() == list(STUDY.variants)
+    assert all(row["rounds"] <= 2 for row in found.rows)
+    assert all(row["seconds"] > 0 for row in found.rows if row["variant"] in PLANNERS)
+    tables = STUDY.tables(found)
+    assert [row["planner"] for row in tables["summary"]] == [name for name in STUDY.variants if name in PLANNERS]
     assert [row["times hasfl"] for row in tables["summary"] if row["planner"] == "hasfl"] == [1.0]
+    assert [row["batch"] for row in tables["batches"]] == [1, 2, 4, 8, 16, 32]
     assert len(tables["decisions-digits"]) == 4
-    names = ["constants", "summary", "runs", "batches", "decisions-digits"]
-    pictures = ["split-rounds-digits", "split-rounds-decisions-digits"]
-    files = {f"{name}.csv" for name in names} | {f"{name}.png" for name in pictures}
-    assert {path.name for path in tmp_path.iterdir()} == files
+    pictures = STUDY.pictures(found)
+    assert set(pictures) == {"digits", "decisions-digits"}
+    assert {line.get_label() for line in pictures["digits"].draw().get_lines()} == set(PLANNERS)
+    assert "layers; batch sizes" in pictures["decisions-digits"].draw().get_title(loc="left")
 
 
 @pytest.mark.parametrize("name", ["fixed", "random-cut", "hasfl"])
 def test_virtual_time_is_that_of_the_problem(task, name):
     """The seconds of a run are the rounds times what the problem's latency model says of one."""
     problem = problem_of(SMALL, task, KNOWN, seed=0)
-    run = run_one(SMALL, task, problem, name, 0, every=1, rate_sigma=0.0)
+    run = run_one(SMALL, task, problem, name, 0, Setting(every=1))
     report = problem.report(run.plan)
     assert run.plan.aggregation_interval == 1
     row = run.row()
@@ -87,7 +72,7 @@ def test_hasfl_is_best_by_the_bound(task):
     """No other planner's plan has a smaller objective, best-equal's none than that of adaptsfl."""
     problem = problem_of(SMALL, task, KNOWN, seed=1)
     value = {
-        name: run_one(dataclasses.replace(SMALL, rounds=1), task, problem, name, 0, every=1, rate_sigma=0.0)
+        name: run_one(dataclasses.replace(SMALL, rounds=1), task, problem, name, 0, Setting(every=1))
         for name in SOLVERS
     }
     theta = {name: run.row()["bound_s"] for name, run in value.items()}
@@ -133,15 +118,27 @@ def test_pictures_are_standardised_one_by_one():
     assert torch.allclose(inputs.std(dim=(2, 3)), torch.ones(len(inputs), 1), atol=1e-4)
 
 
+def test_constants_are_kept_to_the_last_bit():
+    """What is read back from JSON is what was measured."""
+    known = dataclasses.replace(KNOWN, gradient_variance=np.array([1 / 3, 2e-7, 1e9]))
+    again = Constants.from_json(json.loads(json.dumps(known.to_json())))
+    assert again.to_json() == known.to_json()
+    assert again.gradient_variance.tolist() == known.gradient_variance.tolist()
+
+
 def test_summary_compares_seed_by_seed():
     """Ratios to hasfl are taken within a seed, then the median over seeds."""
     rows = []
     for seed, (hasfl, other) in enumerate([(1.0, 2.0), (10.0, 30.0), (4.0, 16.0)]):
         for planner, seconds in (("fixed", other), ("hasfl", hasfl)):
             rows.append(
-                {"data": "d", "planner": planner, "seed": seed, "reached": True, "seconds": seconds, "rounds": 1,
+                {"task": "digits", "variant": planner, "seed": seed, "reached": True, "seconds": seconds, "rounds": 1,
                  "megabytes": 1.0, "joules": 1.0, "bound_s": seconds, "mean_batch": 1.0, "mean_cut": 1.0}
             )  # fmt: skip
-    found = {row["planner"]: row for row in summary(rows)}
-    assert found["fixed"]["times hasfl"] == 3.0
-    assert found["fixed"]["seconds"] == 16.0
+    found = Found(
+        study=STUDY, setting=Setting(), tasks=("digits",), seeds=(0, 1, 2), quick=False, rows=rows, failures=[],
+        machine={}, versions={}, interrupted=False,
+    )  # fmt: skip
+    lines = {row["planner"]: row for row in summary(found)}
+    assert lines["fixed"]["times hasfl"] == 3.0
+    assert lines["fixed"]["seconds"] == 16.0

@@ -5,24 +5,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import stats
 
 import edgeopt
-from edgeopt.errors import EdgeOptError
 from edgeopt.evaluation.benchmarks import selection_quality
-from edgeopt.evaluation.studies.selection_quality import (
+from edgeopt.evaluation.benchmarks.held_out_selection import (
     METRICS,
     difference,
     evaluate,
     gapped_forecasts,
-    held_out_seeds,
-    interval,
-    intervals,
-    log_loss,
     metrics,
     played_forecasts,
 )
+from edgeopt.evaluation.statistics import interval, intervals, log_loss
 from edgeopt.problems import ClientSelection
+from edgeopt.problems.client_selection.scenario import held_out_seeds
 from edgeopt.solvers.client_selection import RandomPicks, RlCrp, RlNoFairness
 
 
@@ -83,19 +79,6 @@ def test_fairness_counts_in_the_judgement_of_who_was_trained_without(problem: Cl
 # --- intervals ----------------------------------------------------------------------------------------------------------
 
 
-def test_intervals_are_students():
-    """The interval is SciPy's of the t distribution; one seed has a mean but no interval; none is an error."""
-    values = np.random.default_rng(0).normal(3.0, 2.0, 10)
-    found = interval(values)
-    expected = stats.t.interval(0.95, 9, loc=values.mean(), scale=stats.sem(values))
-    np.testing.assert_allclose((found.low, found.high), expected)
-    assert found.mean == pytest.approx(values.mean())
-    assert interval([2.0]).mean == 2.0
-    assert np.isnan(interval([2.0]).low)
-    with pytest.raises(EdgeOptError, match="values: expected at least one"):
-        interval([])
-
-
 def test_groups_and_differences():
     """Rows are grouped by the columns asked for; differences pair the seeds that both solvers have."""
 
@@ -103,7 +86,7 @@ def test_groups_and_differences():
         return {"solver": solver, "seed": seed, "case": "x", **dict.fromkeys(METRICS, value)}
 
     rows = [row("a", 0, 1.0), row("a", 1, 3.0), row("b", 1, 2.5), row("b", 0, 1.5), row("b", 2, 9.0)]
-    groups = intervals(rows, ("case", "solver"))
+    groups = intervals(rows, METRICS, ("case", "solver"))
     assert [(g["case"], g["solver"], g["seeds"], g["jain_index"].mean) for g in groups] == [
         ("x", "a", 2, 2.0),
         ("x", "b", 3, pytest.approx(13 / 3)),

@@ -5,15 +5,15 @@ busy clients, other fading. All solvers meet the same episodes under the same se
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.errors import EdgeOptError
+from edgeopt.evaluation.statistics import Interval, interval
 from edgeopt.problems import ClientSelection, SelectionReport
+from edgeopt.problems.client_selection.scenario import held_out_seeds
 from edgeopt.rng import stream
 from edgeopt.solve import Solver, solve
 
@@ -34,20 +34,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """Arguments of `ClientSelection.random`. Without memory, clients are as often busy as by default, but whether one is
 busy says nothing about the next round."""
 SEEN = 0.35
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A mean over seeds and its 95 % interval by Student's t; a single seed has none: low and high are nan."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def held_out_seeds(seed: int, episodes: int) -> list[int]:
-    """Return seeds of episodes to play what was trained under `seed` on; training draws its own from elsewhere."""
-    return [int(found) for found in stream(seed, "held-out").integers(2**31, size=episodes)]
 
 
 def evaluate(problem: ClientSelection, solver: Solver, seed: int, *, episodes: int = 20) -> Row:
@@ -90,39 +76,6 @@ def evaluate(problem: ClientSelection, solver: Solver, seed: int, *, episodes: i
 def metrics(reports: Sequence[SelectionReport]) -> dict[str, float]:
     """Return the means of `METRICS` over reports."""
     return {name: float(np.mean([getattr(report, name) for report in reports])) for name in METRICS}
-
-
-def interval(values: Iterable[float]) -> Interval:
-    """Return mean and 95 % interval of values of independent seeds.
-
-    Examples
-    --------
-    >>> interval([1.0, 2.0, 3.0])
-    Interval(mean=2.0, low=-0.48413771175033027, high=4.48413771175033)
-    """
-    from scipy.stats import t
-
-    data = np.array(list(values), np.float64)
-    if data.size == 0:
-        raise EdgeOptError("values: expected at least one")
-    mean = float(data.mean())
-    if data.size == 1:
-        return Interval(mean, float("nan"), float("nan"))
-    half = float(t.ppf(0.975, data.size - 1) * data.std(ddof=1) / np.sqrt(data.size))
-    return Interval(mean, mean - half, mean + half)
-
-
-def intervals(rows: Iterable[Mapping[str, Any]], by: Sequence[str] = ("solver",)) -> list[Row]:
-    """Return one row for each group, with the number of seeds and an `Interval` for each of `METRICS`."""
-    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row[name] for name in by), []).append(row)
-    return [
-        dict(zip(by, key, strict=True))
-        | {"seeds": len(own)}
-        | {name: interval(row[name] for row in own) for name in METRICS}
-        for key, own in groups.items()
-    ]
 
 
 def difference(rows: Sequence[Mapping[str, Any]], first: str, second: str, metric: str) -> Interval:
@@ -203,15 +156,3 @@ def played_forecasts(problem: ClientSelection, *, episodes: int = 16, seed: int 
             rates = (seen == 1).sum(axis=(0, 1, 3)) / (seen >= 0).sum(axis=(0, 1, 3))
     truth = np.concatenate(happened)
     return {name: (np.concatenate(parts), truth) for name, parts in chances.items()}
-
-
-def log_loss(chance: NDArray[np.float64], happened: NDArray[np.bool_]) -> float:
-    """Return the mean of -log of the probability that was given to what happened; inf if that was called impossible.
-
-    Examples
-    --------
-    >>> round(log_loss(np.array([0.5, 0.5]), np.array([True, False])), 4)
-    0.6931
-    """
-    with np.errstate(divide="ignore"):
-        return float(-np.log(np.where(happened, chance, 1 - chance)).mean())
