@@ -66,5 +66,6 @@ class LowRank:
 
 def _leading(gram: torch.Tensor, rank: int) -> torch.Tensor:
     """Return the eigenvectors of the largest eigenvalues [n, rank], largest first."""
-    vectors: torch.Tensor = torch.linalg.eigh(gram).eigenvectors  # ascending
+    known = torch.where(gram.isfinite().all(), gram, 0)  # what is no number is told of where it arrives, in the loss
+    vectors: torch.Tensor = torch.linalg.eigh(known).eigenvectors  # ascending
     return vectors.flip(1)[:, :rank]

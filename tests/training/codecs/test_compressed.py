@@ -42,7 +42,7 @@ from edgeopt.training import (
 )  # fmt: skip
 from edgeopt.training.codecs.wire import branch
 from edgeopt.training.rules.common import tensors_of
-from tests.training.split_tasks import run, task
+from tests.training.split_tasks import model, run, task
 
 SPLIT = (SplitFed, SplitFedV2, ParallelSplit, VanillaSplit)
 PLAN = RoundPlan(client=range(3), batch_size=4, cut_layer=2, local_steps=2)
@@ -325,6 +325,31 @@ def test_each_client_has_a_memory_at_the_server(kind: Any):
             counts = branch(state, "outputs")  # type: ignore[arg-type]
             assert counts == {"up": torch.tensor(float(messages)), "down": torch.tensor(float(messages))}
     assert history.rows[-1]["train_loss"] == history.rows[-1]["train_loss"]  # no nan: counted alike
+
+
+@pytest.mark.parametrize("kind", CODECS, ids=lambda kind: kind.name)
+def test_few_samples_no_clients_and_frozen_layers(kind: type[Codec]):
+    """A client with one sample trains; an empty plan leaves the state; frozen layers below the cut get no gradient."""
+    of = task("cnn", sizes=(1, 7, 8))
+    history = run(of, Compressed(split(), kind()), PLAN.replace(cut_layer=1), PLAN.take([]))
+    assert history.rows[0]["completed"] == 3
+    assert history.rows[1]["bytes_up"] == history.rows[0]["bytes_up"]
+    net = model("cnn")
+    net[0].requires_grad_(False)
+    frozen = task(model=net)
+    row = run(frozen, Compressed(split(), kind()), PLAN.replace(cut_layer=1), rounds=2).rows[-1]
+    assert row["completed"] == 3
+    assert row["gradients_down"] == 0
+    assert row["activations_up"] > 0
+
+
+@pytest.mark.parametrize("codec", [Identity(), RandomChannels(1.0), TopK(), Quantise(), LowRank()], ids=repr)
+def test_activations_that_are_no_numbers(codec: Codec):
+    """Are told of as without a codec: in one line, with round and client."""
+    of = task()
+    of.train.inputs[:] = float("nan")
+    with pytest.raises(TrainingError, match=r"^round 0, client 0: the loss is nan, expected a finite number[^\n]*$"):
+        run(of, Compressed(split(), codec), PLAN)
 
 
 # --- judging, and what does not fit ----------------------------------------------------------------------------------
