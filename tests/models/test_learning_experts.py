@@ -147,7 +147,10 @@ def kept(layer: Experts, x: torch.Tensor, learners: Learners | None) -> int:
         saved.setdefault(tensor.untyped_storage().data_ptr(), tensor)
         return tensor
 
-    with saved_tensors_hooks(keep, lambda tensor: tensor), limit_learners({} if learners is None else {layer: learners}):
+    with (
+        saved_tensors_hooks(keep, lambda tensor: tensor),
+        limit_learners({} if learners is None else {layer: learners}),
+    ):
         y = layer(x)
     assert y.requires_grad
     return sum(tensor.untyped_storage().nbytes() for address, tensor in saved.items() if address not in own)
@@ -165,7 +168,9 @@ def test_only_those_that_learn_keep_activations(hidden: int, experts: int):
             assert kept(layer, x, learners) == rest + count * tokens * 3 * hidden * 8
     whole = kept(layer, x, None)
     assert whole >= experts * tokens * 3 * hidden * 8
-    router = width * 8 + 4 * experts * 8 + experts + 8  # input; order, probabilities before and after; choice; their sum
+    router = (
+        width * 8 + 4 * experts * 8 + experts + 8
+    )  # input; order, probabilities before and after; choice; their sum
     answers = 2 * (width * 8 + 8)  # the two that a token uses, and whose they are
     assert rest == tokens * (router + answers)
     assert kept(layer, x, [True] * experts) == whole
