@@ -325,7 +325,7 @@ class Task:
         training : whether layers behave as in training, which matters to dropout and batch normalisation.
         learns : which experts learn from this pass, by mixture-of-experts layer: bool [experts], as plain values or as
             a tensor. The outputs do not change. The gradients of the others are exactly zero, and none goes through
-            them; given plain values, they keep nothing for the backward pass, see `edgeopt.models.Experts`. Default: all.
+            them; given plain values, they keep nothing for the backward pass, see `edgeopt.models.moe.Experts`. Default: all.
 
         Returns
         -------
