@@ -129,7 +129,9 @@ def _work(client: int, message: Message, answer: Message | None) -> float:
     """Return the FLOPs of a client: what it says that it has computed, or what it was asked to."""
     said = 0.0 if answer is None else float(answer.flops)
     if not 0 <= said < np.inf:
-        raise TrainingError(f"client {client}: reply to {message.kind!r}: flops = {said}: expected a finite number >= 0")
+        raise TrainingError(
+            f"client {client}: reply to {message.kind!r}: flops = {said}: expected a finite number >= 0"
+        )
     return said or float(message.flops)
 
 

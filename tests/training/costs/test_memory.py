@@ -168,6 +168,9 @@ def test_experts_that_do_not_learn():
     assert np.diff(found) == pytest.approx([5 * 6 * 3 * 6 * 4 + network] * 3)
     assert client_peak_bytes(task, 5, Adam(), learns={layer: 4}) == client_peak_bytes(task, 5, Adam())
     assert client_peak_bytes(task, 5, cut=2, learns={layer: 1}) == client_peak_bytes(task, 5, cut=2)
+    for cut in (0, 7):
+        with pytest.raises(InvalidProblemError, match=f"cut = {cut}: expected an integer from 1 to 6"):
+            client_peak_bytes(task, 5, cut=cut)
     for count in (-1, 5):
         with pytest.raises(InvalidProblemError, match=rf"learns\['{layer}'\] = {count}: expected"):
             client_peak_bytes(task, 5, learns={layer: count})
