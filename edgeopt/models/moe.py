@@ -194,11 +194,10 @@ class Experts(nn.Module):
             of_token = chosen[..., None].expand(*chosen.shape, x.shape[-1])  # (B, T, K, C)
             answers = answers.gather(-2, of_token) * constant[..., None]  # (B, T, K, C)
         y = (weight.gather(-1, chosen)[..., None] * answers).sum(dim=-2)  # (B, T, C), what the router learns from them
-        for expert in own:
-            e = slice(expert, expert + 1)  # a view: copies of the weights would be kept
+        for e in (slice(e, e + 1) for e in own):  # views: copies of the weights would be kept
             y = y + _mixture(weight[..., e], _inner(x, self.up[e], self.up_bias[e]), self.down[e], self.down_bias[e])
-        found: torch.Tensor = _StandIn.apply(value, y.to(value.dtype))  # type: ignore[no-untyped-call]
-        return found
+        stood_in: torch.Tensor = _StandIn.apply(value, y.to(value.dtype))  # type: ignore[no-untyped-call]
+        return stood_in
 
 
 def _inner(x: torch.Tensor, up: torch.Tensor, up_bias: torch.Tensor) -> torch.Tensor:
