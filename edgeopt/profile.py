@@ -128,8 +128,9 @@ class ModelProfile:
         -----
         FLOPs are what `torch.utils.flop_counter` counts: matrix products, convolutions and attention. Element-wise work, normalisation
         and pooling count nothing. The backward pass computes the gradients of all parameters, and of activations where
-        there are parameters before them. Kept memory is what autograd saves, without parameters and buffers; a tensor
-        saved twice is charged to the first layer that saves it. Work between two layers belongs to the second one.
+        there are parameters before them. Kept memory is what autograd saves in training, where frozen parameters need
+        no gradients, without parameters and buffers; a tensor saved twice is charged to the first layer that saves it.
+        Work between two layers belongs to the second one.
         The module is measured in training mode. Buffers, such as the running means of batch normalisation, are not part
         of `parameter_bytes`.
         """

@@ -117,8 +117,21 @@ def test_a_stride_by_hand():
 def test_nothing_is_kept_before_the_first_parameters():
     """No gradient is wanted there, so the tanh keeps nothing; its output is the input that the linear layer keeps."""
     profile = ModelProfile.from_module(nn.Sequential(nn.Tanh(), nn.Sigmoid(), nn.Linear(6, 2)), torch.zeros(3, 6))
-    assert profile.memory_bytes[:2].tolist() == [0, 0]
+    assert profile.memory_bytes.tolist() == [0, 0, 24]
     assert profile.backward_flops.tolist() == [0, 0, 24]
+
+
+@pytest.mark.parametrize("frozen", [(), (0,), (2,), (4,), (0, 2), (0, 4), (2, 4), (0, 2, 4)])
+def test_frozen_layers_keep_what_others_need(frozen):
+    """By hand: a layer keeps its input for its own weights, an activation its output for trained layers below it."""
+    module = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
+    for layer in frozen:
+        module[layer].requires_grad_(False)
+    profile = ModelProfile.from_module(module, torch.zeros(3, 6))
+    first, second, third = (layer not in frozen for layer in (0, 2, 4))
+    expected = [24 * first, 20 * first, 20 * (second and not first), 16 * (first or second)]
+    assert profile.memory_bytes.tolist() == [*expected, 16 * (third and not (first or second))]
+    assert profile.parameter_bytes.tolist() == [4 * 35, 0, 4 * 24, 0, 4 * 15]
 
 
 def test_layers_that_write_in_place():

@@ -15,7 +15,7 @@ from edgeopt.convergence import ConvergenceEstimate, Estimate
 from edgeopt.errors import EdgeOptError, InvalidFileError, InvalidProblemError
 from edgeopt.schedule import (
     COLUMNS,
-    RATES,
+    MEASURED,
     ClientPlan,
     Feedback,
     LinkBudget,
@@ -315,7 +315,7 @@ def test_feedback_defaults():
     feedback = Feedback(round=0, plan=TWO_SERVERS, seconds=2.5)
     assert feedback.completed.tolist() == [True] * 3
     assert feedback.conflict.tolist() == [False] * 3
-    for name in (*RATES, "client_seconds"):
+    for name in MEASURED:
         assert np.isnan(getattr(feedback, name)).tolist() == [True] * 3
 
 
@@ -337,16 +337,17 @@ def test_a_server_sees_its_own():
     )
     quiet = Feedback(
         round=4, plan=TWO_SERVERS, seconds=3.0, client_seconds=[9.0, 1.0, 3.0], conflict=[True, False, True],
-        completed=[False, True, False], uplink_bps=[1.0, 2.0, 3.0],
+        completed=[False, True, False], uplink_bps=[1.0, 2.0, 3.0], client_peak_bytes=[7.0, 5.0, 6.0],
     )  # fmt: skip
     busy = Feedback(
         round=4, plan=TWO_SERVERS.replace(client=[2, 0, 3]), seconds=8.0, client_seconds=[8.0, 1.0, 3.0],
         conflict=[False, False, True], completed=[True, True, False], uplink_bps=[9.0, 2.0, 3.0], constants=constants,
+        client_peak_bytes=[8.0, 5.0, 6.0],
     )  # fmt: skip
     one, two = quiet.of_server(1), busy.of_server(1)
     assert one.plan == two.plan == TWO_SERVERS.of_server(1)
     assert one.seconds == two.seconds == 3.0
-    for name in ("client_seconds", "completed", "conflict", *RATES):
+    for name in ("completed", "conflict", *MEASURED):
         np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
     assert two.constants is None
     assert quiet.of_server(5).seconds == 0.0
@@ -360,6 +361,7 @@ def test_a_server_sees_its_own():
         ({"seconds": -1.0}, "seconds = -1.0: expected a non-negative number"),
         ({"uplink_bps": [1.0, 0.0, 1.0]}, r"uplink_bps\[1\] = 0.0: expected a positive number \(bit/s\)"),
         ({"device_flops": [1.0, np.inf, 1.0]}, r"device_flops\[1\] = inf"),
+        ({"client_peak_bytes": [1.0, 0.0, 1.0]}, r"client_peak_bytes\[1\] = 0.0: expected a positive number \(byte\)"),
         ({"client_seconds": [1.0]}, r"client_seconds: expected shape \[3\], got \[1\]"),
         ({"completed": [1, 1, 0]}, "completed: expected booleans"),
         ({"downlink_bps": ["a"] * 3}, r"downlink_bps\[0\] = 'a': expected a positive number"),

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Self
@@ -281,7 +281,9 @@ class Task:
         for flops, counts in passes:
             work += float(flops[first:last].sum())
             for name, count in counts.items():
-                share, layer = 1 - count / self.num_experts(name), self.layer_of[f"{name}.up"]
+                if not 0 <= real(f"experts of {name}", count) <= self.num_experts(name):
+                    raise InvalidProblemError(f"experts of {name} = {count}: expected 0 to {self.experts[name]}")
+                share, layer = 1 - count / self.experts[name], self.layer_of[f"{name}.up"]
                 if first <= layer < (self.num_layers if last is None else last):
                     work -= share * self._expert_shares()[name] * float(flops[layer])
         return samples * work
@@ -349,7 +351,7 @@ class Task:
         training : whether layers behave as in training, which matters to dropout and batch normalisation.
         learns : which experts learn from this pass, by mixture-of-experts layer: bool [experts], as plain values or as
             a tensor. The outputs do not change. The gradients of the others are exactly zero, and none goes through
-            them; given plain values, they keep nothing for the backward pass, see `edgeopt.models.Experts`. Default: all.
+            them; given plain values, they keep nothing for the backward pass, see `edgeopt.models.moe.Experts`. Default: all.
 
         Returns
         -------
@@ -398,7 +400,11 @@ class Task:
             if isinstance(chosen, torch.Tensor):
                 if chosen.dtype != torch.bool or chosen.shape != (count,):
                     raise InvalidProblemError(f"{wrong}{chosen.dtype} {list(chosen.shape)}")
-            elif len(chosen) != count or not all(isinstance(value, bool | np.bool_) for value in chosen):
+            elif (
+                not isinstance(chosen, Sequence | np.ndarray)
+                or len(chosen) != count
+                or not all(isinstance(value, bool | np.bool_) for value in chosen)
+            ):
                 raise InvalidProblemError(f"{wrong}{quoted(chosen)}")
         return {layer: learns[name] for layer, name in layers.items() if learns and name in learns}
 

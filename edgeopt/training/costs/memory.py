@@ -38,8 +38,9 @@ def client_peak_bytes(
     """Return what a client holds at the peak of its work on a mini-batch.
 
     That is the weights of its layers, buffers and frozen ones among them, their gradients, the optimiser's state, and what
-    is kept of the forward pass for the backward pass. A client without a backward pass holds its weights alone; what a
-    single layer needs while it runs is left out.
+    is kept of the forward pass for the backward pass. A client without a backward pass holds its weights alone. Left out is
+    what a single layer needs while it runs, and what an algorithm adds to the loss, such as the distance of FedProx.
+    It is nan where it cannot be measured, as the model does not run on every mini-batch.
 
     Parameters
     ----------
@@ -49,7 +50,8 @@ def client_peak_bytes(
     backward : whether it trains them.
     learns : how many experts of a mixture learn, by layer, see `Task.forward`: there are gradients of those alone.
     """
-    last = task.num_layers if cut is None else cut
+    last = task.num_layers if cut is None else integer("cut", cut, low=1, high=task.num_layers)
+    samples = integer("samples", samples, low=0)
     own = task.part(task.model.state_dict(), 0, last)
     held = sum(value.nbytes for value in own.values())
     if not backward:
