@@ -48,7 +48,7 @@ def with_registered(page: str) -> str:
     )
 
 
-_REGISTRY = re.compile(r"^::: (edgeopt[\w.]*)\.(SOLVERS|ALGORITHMS)$", re.MULTILINE)
+_REGISTRY = re.compile(r"^::: (edgeopt[\w.]*)\.(SOLVERS|ALGORITHMS|CODECS)$", re.MULTILINE)
 
 
 def _registered(module: str, registry: str) -> list[str]:
