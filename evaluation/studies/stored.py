@@ -72,7 +72,7 @@ def store(path: Path) -> Path:
         raise InvalidFileError(f"{path}: expected the verdicts of a complete run with the full settings, {expected}")
     if document["seeds"] < study.seeds:
         raise InvalidFileError(f"{path}: seeds = {document['seeds']}: expected at least {study.seeds}")
-    target = FOLDER / f"{study.name}.json"
+    target = storage.open_folder(FOLDER) / f"{study.name}.json"
     storage.write_text(target, dumps(document, indent=1) + "\n")
     return target
 

@@ -11,6 +11,7 @@ from edgeopt.evaluation.studies.client_selection import COSTS, LEARNERS, STUDY, 
 from edgeopt.problems import SelectionPlan
 from edgeopt.problems.client_selection.scenario import held_out_seeds
 from edgeopt.solvers.client_selection import RlCrp
+from tests.one_thread import one_thread  # noqa: F401 - a fixture of all tests here
 
 SMALL = {"rounds": 4, "servers": 2, "clients": 8, "picks": 2, "iterations": 1, "episodes": 1, "target": 0.0}
 TINY: Any = Setting(**SMALL)

@@ -21,6 +21,7 @@ from edgeopt.evaluation.studies.expert_caching import (
     recorded,
 )
 from edgeopt.solvers.expert_caching import SOLVERS
+from tests.one_thread import one_thread  # noqa: F401 - a fixture of all tests here
 
 SMALL = {
     "clients": 2, "devices": 5, "depth": 1, "experts": 4, "width": 8, "hidden": 8, "context": 16, "rounds": 2,

@@ -5,6 +5,7 @@ import pytest
 pytest.importorskip("torch")
 from edgeopt.evaluation.studies import Found, run_study
 from edgeopt.evaluation.studies.model_download import STUDY, Setting
+from tests.one_thread import one_thread  # noqa: F401 - a fixture of all tests here
 
 SMALL = {"users": 6, "rounds": 2, "samples": 32}
 

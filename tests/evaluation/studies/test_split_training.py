@@ -18,20 +18,13 @@ from edgeopt.evaluation.studies.split_training_setup import (
     standardised,
 )
 from edgeopt.problems import SplitPlan
+from tests.one_thread import one_thread  # noqa: F401 - a fixture of all tests here
 
 SMALL = dataclasses.replace(SETUPS["digits"], channels=(2, 4), rounds=3, evaluate_every=1)
 KNOWN = Constants(
     smoothness=5.0, gradient_variance=np.full(3, 2.0), gradient_second_moment=np.full(3, 3.0), initial_gap=2.3,
     target=1.0, local_norm=3.0, pilot_rounds=1, accuracy=0.8,
 )  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

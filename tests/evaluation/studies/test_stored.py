@@ -21,7 +21,6 @@ DOCS = Path(__file__).resolve().parents[3] / "docs"
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the folder where verdicts are stored in this test; every study is the toy."""
     folder = tmp_path / "verdicts"
-    folder.mkdir()
     monkeypatch.setattr(stored, "FOLDER", folder)
     monkeypatch.setattr(stored, "load_study", lambda name: STUDY)
     monkeypatch.setattr(stored, "STUDIES", ("toy", "never-run"))
