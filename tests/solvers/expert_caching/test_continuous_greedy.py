@@ -14,9 +14,10 @@ from edgeopt.result import Heuristic, Ratio
 from edgeopt.solvers.expert_caching import continuous_greedy as module
 from edgeopt.solvers.expert_caching.continuous_greedy import ContinuousGreedy
 from edgeopt.solvers.expert_caching.facility import Facility
-from edgeopt.solvers.kernels.facility import extension, server_gradient
+from edgeopt.solvers.kernels.facility import server_gradient
 from edgeopt.stop import Limit, MaxIterations
 from tests.solvers.expert_caching.instances import brute_force, greedy_gadget, instance, random_problem
+from tests.solvers.kernels.test_facility import extension
 
 few = settings(max_examples=12)
 seeds = st.integers(0, 2**32 - 1)
