@@ -14,9 +14,10 @@ from edgeopt.result import Heuristic, Ratio
 from edgeopt.solvers.expert_caching import continuous_greedy as module
 from edgeopt.solvers.expert_caching.continuous_greedy import ContinuousGreedy
 from edgeopt.solvers.expert_caching.facility import Facility
-from edgeopt.solvers.kernels.facility import extension, server_gradient
+from edgeopt.solvers.kernels.facility import server_gradient
 from edgeopt.stop import Limit, MaxIterations
 from tests.solvers.expert_caching.instances import brute_force, greedy_gadget, instance, random_problem
+from tests.solvers.kernels.test_facility import extension
 
 few = settings(max_examples=12)
 seeds = st.integers(0, 2**32 - 1)
@@ -50,7 +51,7 @@ def test_extension_is_the_mean_objective_of_a_mixture(seed: int, steps: int) -> 
     facility = Facility.of(problem)
     shape = (steps, problem.num_servers, problem.num_experts)
     mixture = np.random.default_rng(seed).random(shape) < 0.4
-    value = extension(mixture.mean(axis=0), facility.weight, facility.gain, facility.model, ranking(facility)[0]).sum()
+    value = extension(mixture.mean(axis=0), facility.weight, facility.gain, facility.model).sum()
     assert value == pytest.approx(expectation(problem, mixture), abs=1e-12)
 
 
