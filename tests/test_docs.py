@@ -100,6 +100,12 @@ def test_the_table_of_studies():
     assert tuple(re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE)) == studies.STUDIES
 
 
+def test_the_guide_has_a_row_for_every_codec():
+    """In the order in which they are registered."""
+    table = text("docs/codecs.md").split("## Codecs", 1)[1].split("## ", 1)[0]
+    assert re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE) == [codec.name for codec in training.CODECS]
+
+
 # --- the reference ------------------------------------------------------------------------------------------------
 
 

@@ -70,7 +70,7 @@ def test_every_kind_of_problem_can_be_generated():
 
 
 @pytest.mark.parametrize(
-    "word", ["algorithms", "data_sets", "models", "partitions", "planners", "precisions", "runners"]
+    "word", ["algorithms", "codecs", "data_sets", "models", "partitions", "planners", "precisions", "runners"]
 )
 def test_the_page_names_them_all(word: str):
     """The page of the command line has every name that its options take."""

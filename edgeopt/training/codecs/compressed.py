@@ -51,7 +51,7 @@ class Compressed:
     Raises
     ------
     InvalidProblemError
-        If the algorithm exchanges no activations.
+        If the algorithm exchanges no activations, or has a codec already.
     """
 
     name: ClassVar[str] = _Joined()  # type: ignore[assignment]
@@ -68,6 +68,8 @@ class Compressed:
             raise InvalidProblemError(
                 f"codec: {given} exchanges no activations: expected an algorithm of split learning, with a cut_layer"
             )
+        if isinstance(inner, Compressed):
+            raise InvalidProblemError(f"codec: {inner.name}: expected an algorithm without a codec")
         if not isinstance(codec, Codec):
             raise InvalidProblemError(f"codec: a {type(codec).__name__}: expected one with order, encode and decode")
 

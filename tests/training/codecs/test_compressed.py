@@ -113,8 +113,10 @@ def test_algorithms_without_activations_are_refused(kind: type[Algorithm]):
             Compressed(kind(), TopK())  # type: ignore[arg-type]
 
 
-def test_what_is_no_codec_is_refused():
-    """By its type."""
+def test_what_is_no_codec_or_has_one_is_refused():
+    """By its type, or by its name."""
+    with pytest.raises(InvalidProblemError, match="codec: psl with top-k: expected an algorithm without a codec"):
+        Compressed(Compressed(ParallelSplit(), TopK()), Quantise())
     with pytest.raises(InvalidProblemError, match="codec: a str: expected one with order, encode and decode"):
         Compressed(SplitFed(), "top-k")  # type: ignore[arg-type]
 
