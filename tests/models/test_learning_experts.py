@@ -58,7 +58,7 @@ def token_by_token(layer: Experts, x: torch.Tensor, learners: Sequence[bool]) ->
 # --- one layer ----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6), st.lists(st.booleans(), min_size=1, max_size=5), st.booleans(), st.data())
 def test_gradients_are_those_of_detached_answers(
     seed: int, learners: list[bool], as_tensor: bool, data: st.DataObject

@@ -3,6 +3,7 @@
 import bisect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -24,6 +25,7 @@ _MEASURED_AT = (2, 4)  # samples; batch normalisation refuses one
 
 _Line = tuple[NDArray[np.float64], NDArray[np.float64]]  # of each cut: what does not depend on the samples; per sample
 _LINES: WeakKeyDictionary[Task, dict[tuple[tuple[str, int], ...], _Line]] = WeakKeyDictionary()
+_STANDING: WeakKeyDictionary[Task, dict[tuple[Any, ...], float]] = WeakKeyDictionary()
 
 
 def client_peak_bytes(
@@ -52,19 +54,27 @@ def client_peak_bytes(
     """
     last = task.num_layers if cut is None else integer("cut", cut, low=1, high=task.num_layers)
     samples = integer("samples", samples, low=0)
-    own = task.part(task.model.state_dict(), 0, last)
-    held = sum(value.nbytes for value in own.values())
-    if not backward:
-        return float(held)
-    trained = {name: torch.empty_like(value, device="meta") for name, value in task.trained(own).items()}
     counts = {
         name: integer(f"learns[{name!r}]", count, low=0, high=task.num_experts(name))
         for name, count in (learns or {}).items()
     }
-    share = {name: count / task.experts[name] for name, count in counts.items()}
+    key = (type(optimizer), repr(optimizer), last, backward, *sorted(counts.items()))
+    standing = _STANDING.setdefault(task, {})
+    if key not in standing:
+        standing[key] = _standing(task, optimizer, last, backward, counts)
+    return standing[key] + (_kept(task, samples, last, counts) if backward else 0.0)
+
+
+def _standing(task: Task, optimizer: Optimizer | None, cut: int, backward: bool, learns: Mapping[str, int]) -> float:
+    """Return the bytes of weights, gradients and optimiser."""
+    own = task.part(task.model.state_dict(), 0, cut)
+    held = float(sum(value.nbytes for value in own.values()))
+    if not backward:
+        return held
+    trained = {name: torch.empty_like(value, device="meta") for name, value in task.trained(own).items()}
+    share = {name: count / task.experts[name] for name, count in learns.items()}
     gradients = sum(value.nbytes * share.get(name.rpartition(".")[0], 1.0) for name, value in trained.items())
-    state = 0 if optimizer is None else _num_bytes(optimizer.start(trained))
-    return held + gradients + state + _kept(task, samples, last, counts)
+    return held + gradients + (0 if optimizer is None else _num_bytes(optimizer.start(trained)))
 
 
 def _kept(task: Task, samples: int, cut: int, learns: Mapping[str, int]) -> float:
