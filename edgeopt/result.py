@@ -135,7 +135,7 @@ class SolveHistory:
         return len(self._records)
 
     def __repr__(self) -> str:
-        return f"History({len(self)} records)"
+        return f"SolveHistory({len(self)} records)"
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self._records)

@@ -16,7 +16,7 @@ MAX_RATE_SIGMA = 10.0  # beyond, fading is 0 but for a rare draw, down to number
 SUM_TOLERANCE = 1e-9
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class SelectionInstance:
     """Fields of `ClientSelection`, where they are described, and their sizes: what a run of the environment needs."""
 

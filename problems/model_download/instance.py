@@ -36,7 +36,7 @@ CHANNELS = ("spectral_efficiency", "snr_hz")  # exactly one of them
 _MAY_BE_INFINITE = ("memory_bytes", "energy_j")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class DownloadInstance:
     """Fields of `ModelDownload`, where they are described, and the sizes, values and rates that its checks are made of."""
 

@@ -39,7 +39,7 @@ FLOATS = {  # field: axes, whether it must be positive (else non-negative), unit
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class SplitInstance:
     """Fields of `SplitTraining`, where they are described, and the costs that its report and its builders are made of."""
 

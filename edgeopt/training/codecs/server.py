@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from edgeopt.display import one_line
 from edgeopt.rng import stream
 from edgeopt.schedule import RoundPlan
 from edgeopt.training.checks import check_phase
@@ -27,13 +28,14 @@ ERROR = "codec error"
 _NO_LAYERS = nn.Sequential()  # whether a model can run in a batch does not matter to a codec
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Tally:
     """What crossed in one direction in a round."""
 
     bytes: int = 0
     values: int = 0
     errors: list[torch.Tensor] = field(default_factory=list)
+    __repr__ = one_line
 
     @property
     def bits_per_value(self) -> float:
@@ -46,7 +48,7 @@ class Tally:
         return torch.stack(self.errors).mean() if self.errors else math.nan
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class ServerSide:
     """Codes the phases of a round and decodes the replies to them.
 
@@ -65,6 +67,7 @@ class ServerSide:
     _over_budget: int = 0
     _up: Tally = field(default_factory=Tally)
     _down: Tally = field(default_factory=Tally)
+    __repr__ = one_line
 
     def coded(self, phase: Phase) -> Phase:
         """Return a phase with its gradients coded, and with orders for the activations that it asks for."""
