@@ -326,9 +326,14 @@ CLAIMS = (
         test=Always(metric="counted_off_by", variants=VARIANTS, below=1e-9),
     ),
     Claim(
-        text="On tokens that were not counted it is off by less than four standard errors",
+        text="On tokens that were not counted it is off by less than four standard errors, wherever tokens differ",
         source="ours",
-        test=Always(metric="z", variants=VARIANTS, above=-4.0, below=4.0),
+        test=Always(
+            metric="z",
+            variants=tuple(name for name in VARIANTS if name != NOTHING),  # from the cloud every token takes the same
+            above=-4.0,
+            below=4.0,
+        ),
     ),
     *(
         Claim(

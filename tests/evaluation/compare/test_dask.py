@@ -12,6 +12,7 @@ import pytest
 from edgeopt import storage
 from edgeopt.errors import EdgeOptError
 from edgeopt.evaluation import compare
+from edgeopt.evaluation.compare import cells
 from tests.evaluation.fake_solvers import Fake, calls, tiny_problem
 
 pytest.importorskip("distributed")
@@ -60,7 +61,7 @@ def test_killed_dask_worker_loses_no_row(address: str, tmp_path: Path):
 def test_a_solver_that_hangs_on_dask_is_killed(address: str, monkeypatch: pytest.MonkeyPatch):
     """A run that never returns ends as a row, and its worker with it; the other workers go on."""
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["edgeopt.evaluation.compare"], "GRACE_S", 0.0)
+        patch.setattr(cells, "GRACE_S", 0.0)
         frame = compare(tiny_problem(), [Fake("hang")], time_limit=0, executor=f"dask://{address}")
     assert frame.status.tolist() == ["error"]
     assert frame.message[0].endswith("its worker was killed")

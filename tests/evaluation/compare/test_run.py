@@ -26,7 +26,7 @@ from edgeopt.evaluation.compare.worker import Job
 from edgeopt.solvers import get_solver
 from tests.evaluation.fake_solvers import Fake, calls, meet, tiny_problem
 
-compare_module = sys.modules["edgeopt.evaluation.compare.run"]
+cells_module = sys.modules["edgeopt.evaluation.compare.cells"]
 
 
 @pytest.fixture(autouse=True)
@@ -194,8 +194,8 @@ class StubEngine:
 def test_a_run_that_does_not_return_is_an_error_row(monkeypatch: pytest.MonkeyPatch):
     """Overdue runs are ended as soon as the engine can, and their rows say why; the others are not disturbed."""
     engine = StubEngine(stuck=1)
-    monkeypatch.setattr(compare_module, "open_engine", lambda executor, jobs: engine)
-    monkeypatch.setattr(compare_module, "GRACE_S", 0.0)
+    monkeypatch.setattr(cells_module, "open_engine", lambda executor, jobs: engine)
+    monkeypatch.setattr(cells_module, "GRACE_S", 0.0)
     frame = compare(tiny_problem(), [Fake()], seeds=(0, 1, 2, 3), time_limit=0)
     assert engine.asked == 2
     assert frame.status.tolist() == ["feasible", "error", "feasible", "feasible"]
@@ -204,7 +204,7 @@ def test_a_run_that_does_not_return_is_an_error_row(monkeypatch: pytest.MonkeyPa
 
 def test_a_solver_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch):
     """A solver that never returns ends as a row all the same, with real workers."""
-    monkeypatch.setattr(compare_module, "GRACE_S", 0.0)
+    monkeypatch.setattr(cells_module, "GRACE_S", 0.0)
     frame = compare(tiny_problem(), [Fake("hang")], seeds=(0, 1), time_limit=0)
     assert frame.status.tolist() == ["error"] * 2
     assert frame.message.str.contains("its worker was killed").all()
