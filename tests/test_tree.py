@@ -26,7 +26,6 @@ def test_no_file_left_by_a_tool():
 # --- imports -----------------------------------------------------------------------------------------------------
 
 KNOWN_CIRCLES = [
-    {"edgeopt.training.loop", "edgeopt.training.play", "edgeopt.training.run_state"},
     {f"edgeopt.experiment.{name}" for name in ("build", "config", "network", "planners")},
 ]
 

@@ -43,10 +43,11 @@ with needs("training", "train"):
     from edgeopt.training.algorithm import SplitAlgorithm
     from edgeopt.training.algorithms import ALGORITHMS, Algorithm
     from edgeopt.training.codecs import CODECS, Compressed
+    from edgeopt.training.constants import Estimator
     from edgeopt.training.costs.selection_timing import SelectionTiming
     from edgeopt.training.costs.timing import EdgeTiming, Timing
     from edgeopt.training.history import History
-    from edgeopt.training.loop import Estimator, OnRound, train
+    from edgeopt.training.loop import OnRound, train
     from edgeopt.training.optimizers import Adam, Optimizer, Sgd
     from edgeopt.training.runners.local import Runner
     from edgeopt.training.task import Task

@@ -21,8 +21,8 @@ from edgeopt.validate import int_array
 
 if TYPE_CHECKING:
     from edgeopt.experiment import Experiment
+    from edgeopt.training.constants import Estimator
     from edgeopt.training.costs.timing import Timing
-    from edgeopt.training.loop import Estimator
     from edgeopt.training.task import Task
 
 WITHOUT_PROBLEM = ("fixed", "random", "schedule")

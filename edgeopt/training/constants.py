@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,6 +18,22 @@ from edgeopt.training.task import Task
 from edgeopt.validate import int_array
 
 _BLOCK = 4  # mini-batches of one client: what varies within a block is the draw of samples alone
+
+
+class Estimator(Protocol):
+    """Measures the constants of a convergence bound while a model trains."""
+
+    def measure(self, task: Task, models: Sequence[Tensors], round: int) -> ConvergenceEstimate | None:
+        """Return what the gradients say after a round; None where it is not looked at."""
+        ...
+
+    def state(self) -> Arrays:
+        """Return what later estimates depend on."""
+        ...
+
+    def restore(self, state: Arrays) -> None:
+        """Continue from what `state` returned."""
+        ...
 
 
 @dataclass(slots=True)

@@ -1,27 +1,24 @@
 """The training loop: plan, exchange messages with the clients, charge time, energy and bytes, evaluate, report back."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
-from edgeopt.convergence import ConvergenceEstimate
 from edgeopt.errors import InvalidProblemError
 from edgeopt.fields import in_file
 from edgeopt.interrupts import is_interrupt
 from edgeopt.progress import TrainingBar
 from edgeopt.schedule import Planner
 from edgeopt.solve import refuse_other
-from edgeopt.storage import Arrays
 from edgeopt.tensors import require_safetensors
 from edgeopt.training.algorithm import Algorithm
+from edgeopt.training.constants import Estimator
 from edgeopt.training.costs.timing import Timing
 from edgeopt.training.history import History, RoundRecord, Row
 from edgeopt.training.interrupts import uninterrupted
 from edgeopt.training.judging import Scores, judged, models_of, personal, score
-from edgeopt.training.messages import Tensors
 from edgeopt.training.play import play_round
 from edgeopt.training.run_state import RunState
 from edgeopt.training.runners.local import LocalRunner, Runner
@@ -31,22 +28,6 @@ from edgeopt.validate import integer, listed, real
 
 OnRound = Callable[[RoundRecord], bool | None]
 """Called after every round; returning False ends the run."""
-
-
-class Estimator(Protocol):
-    """Measures the constants of a convergence bound while a model trains."""
-
-    def measure(self, task: Task, models: Sequence[Tensors], round: int) -> ConvergenceEstimate | None:
-        """Return what the gradients say after a round; None where it is not looked at."""
-        ...
-
-    def state(self) -> Arrays:
-        """Return what later estimates depend on."""
-        ...
-
-    def restore(self, state: Arrays) -> None:
-        """Continue from what `state` returned."""
-        ...
 
 
 def train(

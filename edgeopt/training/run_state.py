@@ -4,7 +4,7 @@ import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,18 +18,16 @@ from edgeopt.storage import Arrays, Layout
 from edgeopt.tensors import Shapes, load_tensors, save_tensors
 from edgeopt.training.algorithm import Algorithm
 from edgeopt.training.checkpoint import check_state, checkpoint_layout, client_number, read_row, read_rows
+from edgeopt.training.constants import Estimator
 from edgeopt.training.costs.ledger import Ledger
 from edgeopt.training.history import Row, plain_row, plain_rows, straggler
 from edgeopt.training.judging import Scores
 from edgeopt.training.messages import State, kept
+from edgeopt.training.round_result import RoundResult
 from edgeopt.training.runners.local import Runner
 from edgeopt.training.states import flatten, unflatten
 from edgeopt.training.task import Task
 from edgeopt.validate import float_array, int_array
-
-if TYPE_CHECKING:
-    from edgeopt.training.loop import Estimator
-    from edgeopt.training.play import RoundResult
 
 _KIND = "training"
 _SCHEMA_VERSION = 3  # version 2 lacked the memory of clients
@@ -71,13 +69,13 @@ class RunState:
 
     @classmethod
     def start(
-        cls, task: Task, algorithm: Algorithm, planner: Planner | None = None, estimator: "Estimator | None" = None
+        cls, task: Task, algorithm: Algorithm, planner: Planner | None = None, estimator: Estimator | None = None
     ) -> Self:
         """Return the state before the first round."""
         identity = _identity(task, algorithm, planner, estimator)
         return cls(identity, kept(algorithm.start(task)), Ledger(task.num_clients))
 
-    def advance(self, result: "RoundResult", feedback: Feedback, scores: Scores, runner: Runner) -> Row:
+    def advance(self, result: RoundResult, feedback: Feedback, scores: Scores, runner: Runner) -> Row:
         """Let a round count, and return its row."""
         runner.commit()
         self.server, self.feedback, self.round = result.state, feedback, self.round + 1
@@ -107,7 +105,7 @@ class RunState:
         self.rows.append(row)
         return row
 
-    def remember(self, planner: Planner, estimator: "Estimator | None") -> None:
+    def remember(self, planner: Planner, estimator: Estimator | None) -> None:
         """Note what planner and estimator would need to go on from here."""
         memory: Arrays = {}
         if isinstance(planner, StatefulPlanner):
@@ -116,7 +114,7 @@ class RunState:
             memory |= {f"estimator/{name}": np.array(value) for name, value in estimator.state().items()}
         self.memory = memory
 
-    def hand_out(self, planner: Planner, estimator: "Estimator | None") -> None:
+    def hand_out(self, planner: Planner, estimator: Estimator | None) -> None:
         """Give planner and estimator back what they remembered."""
         if isinstance(planner, StatefulPlanner):
             planner.restore(_below(self.memory, "planner/"))
@@ -195,9 +193,7 @@ def _check_identity(given: Fields, identity: dict[str, Any]) -> None:
             raise InvalidFileError(f"{name} = {quoted(found)}: this run has {quoted(expected)}")
 
 
-def _identity(
-    task: Task, algorithm: Algorithm, planner: Planner | None, estimator: "Estimator | None"
-) -> dict[str, Any]:
+def _identity(task: Task, algorithm: Algorithm, planner: Planner | None, estimator: Estimator | None) -> dict[str, Any]:
     """Return plain values that two runs must share for the one to continue the other."""
     held, _ = flatten(dict(task.frozen))
     frozen = zlib.crc32(b"".join(name.encode() + array.tobytes() for name, array in held.items()))

@@ -20,7 +20,7 @@ from edgeopt.models.cnn import small_cnn
 from edgeopt.storage import Arrays, plain
 from edgeopt.training import ArrayData, EdgeTiming, FedAvg, History, Sgd, Task, train
 from edgeopt.training.constants import GradientEstimator
-from edgeopt.training.loop import Estimator
+from edgeopt.training.constants import Estimator
 from edgeopt.training.messages import Tensors
 
 ALPHA = 0.5  # of the Dirichlet distribution of labels over devices

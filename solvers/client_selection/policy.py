@@ -1,7 +1,7 @@
 """Decentralised play: one policy per server, each of which sees only its own server's view."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +11,6 @@ from edgeopt.problems import ClientSelection, SelectionPlan
 from edgeopt.problems.client_selection.environment import SelectionEnvironment, ServerView
 from edgeopt.result import Result
 from edgeopt.solve import Run, SolveOptions, Solver
-
-if TYPE_CHECKING:
-    from edgeopt.solvers.client_selection.trained_policy import TrainedPolicy
 
 
 class Policy(Protocol):
@@ -35,12 +32,16 @@ class SelectionSolver(Solver, Protocol):
         ...
 
 
-class LocalSolver(SelectionSolver, Protocol):
-    """A solver whose servers decide alone."""
+class PolicySource(Protocol):
+    """What has a policy for every server: a solver whose servers decide alone, or what was learnt."""
 
     def policy(self, server: int, seed: int) -> Policy:
         """Return the policy of one server for one episode."""
         ...
+
+
+class LocalSolver(SelectionSolver, PolicySource, Protocol):
+    """A solver whose servers decide alone."""
 
 
 def supports_client_selection(problem: Problem) -> str | None:
@@ -56,7 +57,7 @@ def play_alone(solver: LocalSolver, problem: ClientSelection, options: SolveOpti
     return run.result()
 
 
-def one_each(source: "LocalSolver | TrainedPolicy", problem: ClientSelection, seed: int) -> list[Policy]:
+def one_each(source: PolicySource, problem: ClientSelection, seed: int) -> list[Policy]:
     """Return one policy for each server."""
     return [source.policy(server, seed) for server in range(problem.num_servers)]
 

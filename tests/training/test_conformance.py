@@ -40,8 +40,7 @@ from edgeopt.training import (
 )  # fmt: skip
 from edgeopt.training.algorithms import ALGORITHMS
 from edgeopt.training.codecs import CODECS
-from edgeopt.training.constants import GradientEstimator
-from edgeopt.training.loop import Estimator
+from edgeopt.training.constants import Estimator, GradientEstimator
 from tests.training import split_tasks
 from tests.training.small_tasks import assert_near, noisy_model, small_task, small_timing
 
