@@ -235,11 +235,11 @@ def test_small_files_with_large_tables(tmp_path):
         ("train --set model.width=1000000000000", "width = 1000000000000: expected at most 32768 channels"),
         ("train --set model.width=1e12", "width = 1000000000000.0: expected a whole number"),
         (
-            "train --set model.width=30000 --model resnet18 --data coloured-digits",
+            "train --set model.width=30000 --model small-resnet --data coloured-digits",
             "weights, expected at most 268435456",
         ),
         ("train --set network.servers=100000000", "20 x 100000000 devices x servers: expected at most"),
-        ("train --set network.rate_sigma=1e300", "rate_sigma = 1e+300: expected 0 or a magnitude"),
+        ("train --set network.rate_sigma=1e300", "rate_sigma = 1e+300: expected at most 10.0"),
         ("train --set algorithm.optimizer.name=[]", "name = []: expected one of sgd, adam"),
         ("train --set rounds=1e400", "rounds = inf: expected a finite number"),
         (

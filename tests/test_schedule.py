@@ -130,7 +130,7 @@ def test_every_field_counts_for_equality(name: str):
         ),
         ({"client": [0], "budget_bytes": np.nan}, r"budget_bytes\[0\] = nan"),
         ({"client": [0], "rank": 1.5}, r"rank\[0\] = 1.5"),
-        ({"client": [0], "experts": "all"}, "experts: expected an array of numbers"),
+        ({"client": [0], "experts": "all"}, "experts = 'all': expected an integer >= 0"),
         ({"client": [0], "aggregate": 2}, "aggregate = 2: expected True or False"),
         ({"client": [1, 0, 1]}, r"client\[2\] = 1: expected a client at most once for each server, server 0"),
         ({"client": [1, 0, 1], "server": [2, 0, 2]}, "server 2 has it twice"),
@@ -275,8 +275,8 @@ def _set(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
 
 DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "kind": (lambda d: d.update(kind="expert-caching"), "kind = 'expert-caching': expected 'schedule'"),
-    "version": (lambda d: d.update(schema_version=3), "schema_version = 3: expected 1 to 2"),
-    "no version": (lambda d: d.update(schema_version=True), "schema_version = True: expected 1 to 2"),
+    "version": (lambda d: d.update(schema_version=3), "schema_version = 3: expected an integer from 1 to 2"),
+    "no version": (lambda d: d.update(schema_version=True), "schema_version = True: expected an integer from 1 to 2"),
     "late": (lambda d: d["arrays"].pop("rank"), "rank: array is missing"),
     "missing": (lambda d: d["arrays"].pop("server"), "server: array is missing"),
     "short": (_set("server", [0]), r"server: expected shape \[3\], got \[1\]"),

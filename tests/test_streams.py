@@ -53,7 +53,7 @@ def test_native_output_of_workers_goes_to_standard_error(tmp_path: Path):
 def test_printing_goes_on_when_standard_error_is_closed():
     """Without a standard error native output is dropped, not mixed in, and Python's own still arrives."""
     code = (
-        "import os\nfrom edgeopt.stdout import reserve_stdout\n"
+        "import os\nfrom edgeopt.streams import reserve_stdout\n"
         "os.close(2)\nreserve_stdout()\nreserve_stdout()\nos.write(1, b'noise')\nprint('ours')\n"
     )
     assert output(code).stdout == "ours\n"
@@ -61,7 +61,7 @@ def test_printing_goes_on_when_standard_error_is_closed():
 
 def test_captured_output_is_left_alone():
     """Where `sys.stdout` is not the process's own, as in a notebook, nothing changes."""
-    code = "import io, os, sys\nfrom edgeopt.stdout import reserve_stdout\n{}\nreserve_stdout()\nos.write(1, b'x')\n"
+    code = "import io, os, sys\nfrom edgeopt.streams import reserve_stdout\n{}\nreserve_stdout()\nos.write(1, b'x')\n"
     for replaced in ("sys.stdout = io.StringIO()", "sys.stdout = None", "sys.stdout = io.BytesIO()"):
         assert output(code.format(replaced)).stdout == "x"
 

@@ -19,8 +19,7 @@ from edgeopt.evaluation.studies.study import finished
 from edgeopt.models.cnn import small_cnn
 from edgeopt.storage import Arrays, plain
 from edgeopt.training import ArrayData, EdgeTiming, FedAvg, History, Sgd, Task, train
-from edgeopt.training.constants import GradientEstimator
-from edgeopt.training.constants import Estimator
+from edgeopt.training.constants import Estimator, GradientEstimator
 from edgeopt.training.messages import Tensors
 
 ALPHA = 0.5  # of the Dirichlet distribution of labels over devices

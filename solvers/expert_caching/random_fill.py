@@ -37,5 +37,6 @@ class RandomFill:
             rng = stream(run.seed, self.name)
             order = np.argsort(rng.random((problem.num_servers, problem.num_experts)), axis=1)
             run.offer(Placement(fill_in_order(order, problem)))
+            run.step()
             certify(run, problem)
         return run.result()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edgeopt.display import one_line
 from edgeopt.errors import InvalidProblemError
 from edgeopt.models.kept import KeptMemory
 from edgeopt.schedule import AroundPlanner, ClientPlan, Feedback, Planner, RoundPlan
@@ -122,7 +123,7 @@ def _num_bytes(state: State) -> int:
     return sum(value.nbytes if isinstance(value, torch.Tensor) else _num_bytes(value) for value in state.values())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class MemoryBudget(AroundPlanner):
     """The plans of another planner, with batch sizes that are lowered to what fits into the memory of each client.
 
@@ -143,6 +144,7 @@ class MemoryBudget(AroundPlanner):
     optimizer: Optimizer | None = None
     batch_size: int = 16
     cut_layer: int | None = None
+    __repr__ = one_line
 
     def __post_init__(self) -> None:
         known = (self.task.num_clients,)

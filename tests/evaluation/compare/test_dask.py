@@ -12,7 +12,7 @@ import pytest
 from edgeopt import storage
 from edgeopt.errors import EdgeOptError
 from edgeopt.evaluation import compare
-from edgeopt.evaluation.compare import cells
+from edgeopt.evaluation.compare import cells, executors
 from tests.evaluation.fake_solvers import Fake, calls, tiny_problem
 
 pytest.importorskip("distributed")
@@ -71,6 +71,6 @@ def test_a_solver_that_hangs_on_dask_is_killed(address: str, monkeypatch: pytest
 
 def test_no_scheduler_is_one_line(monkeypatch: pytest.MonkeyPatch):
     """An address where nothing answers is an error that names it."""
-    monkeypatch.setattr("edgeopt.evaluation.compare.executors.CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(executors, "CONNECT_SECONDS", 0.5)
     with pytest.raises(EdgeOptError, match=r"dask://127\.0\.0\.1:1"):
         compare(tiny_problem(), ["random"], executor="dask://127.0.0.1:1")

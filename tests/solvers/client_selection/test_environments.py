@@ -159,7 +159,7 @@ def test_what_is_missing_is_named(missing: str, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(MissingDependencyError, match=rf"{missing} is needed .* pip install 'edgeopt\[rl\]'"):
+    with pytest.raises(MissingDependencyError, match=rf"needs {missing}: pip install 'edgeopt\[rl\]'"):
         importlib.import_module(name)
 
 

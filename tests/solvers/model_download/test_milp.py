@@ -213,7 +213,7 @@ def test_no_limit_as_a_large_number(options: dict[str, Any]) -> None:
     """Whatever is so large that it never binds, of one user or of all: what `slide` finds, and no worse than before."""
     problem = ModelDownload.random(num_users=4, num_models=2, seed=0, bandwidth_hz=30e6, **options)
     before = edgeopt.solve(problem, Milp(threads=1)).objective
-    for name, large in itertools.product(LARGE, (1e16, 1e20, 1e100)):
+    for name, large in itertools.product(LARGE, (1e16, 1e20, 1e45)):
         if (value := getattr(problem, name)) is None:
             continue
         for users in [slice(0, 1), slice(None)] if np.ndim(value) else [()]:
@@ -233,7 +233,7 @@ def test_no_limit_as_a_large_number(options: dict[str, Any]) -> None:
 
 def test_a_resource_block_that_is_larger_than_all_the_bandwidth() -> None:
     """Nobody can have one: refusing all is proved optimal, however large it is."""
-    for large in (1e10, 1e100):
+    for large in (1e10, 1e45):
         result = edgeopt.solve(small("blocks", 0).replace(resource_block_hz=large), Milp())
         assert (result.status, result.objective) == (Status.OPTIMAL, 0.0)
 
@@ -331,12 +331,12 @@ def test_rate_above_the_ceiling() -> None:
     assert edgeopt.solve(problem, Milp()).objective == 0.0
 
 
-def test_no_time_refuses_all() -> None:
-    """A time limit of zero returns the empty plan and a valid bound: everybody's best model."""
+def test_no_time_downloads_before_it_infers() -> None:
+    """A time limit of zero returns the plan without overlap and a valid bound: everybody's best model."""
     problem = small("weighted", 0)
     result = edgeopt.solve(problem, Milp(), time_limit=0)
     assert result.limit is Limit.TIME
-    assert result.solution.num_admitted == 0
+    assert result.objective == edgeopt.solve(problem, "download-then-infer").objective > 0
     assert result.bound == pytest.approx(problem.value.max(axis=1).sum())
 
 
