@@ -1,6 +1,5 @@
 """Frozen weights: they belong to the task, and are neither sent, averaged, kept per client, nor charged."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from edgeopt import RoundPlan
 from edgeopt.errors import InvalidFileError, InvalidProblemError
 from edgeopt.profile import ModelProfile
 from edgeopt.training import (
-    ALGORITHMS,
     Algorithm,
     FedAvg,
     GradientEstimator,
@@ -45,35 +43,6 @@ def frozen(*layers: int) -> Task:
 
 def plans(**options: Any) -> RoundPlan:
     return RoundPlan(**({"client": [0, 1, 2], "batch_size": [4, 3, 4], "cut_layer": CUT, "local_steps": 2} | options))
-
-
-def leaves(state: Any, above: str = "") -> Iterator[str]:
-    for name, value in state.items():
-        if isinstance(value, dict):
-            yield from leaves(value, name)
-        else:
-            yield name
-
-
-@pytest.mark.parametrize("algorithm", [cls() for cls in ALGORITHMS], ids=lambda algorithm: algorithm.name)
-@pytest.mark.parametrize("layers", [(0,), (1, 2), (0, 1), (0, 1, 2)])
-def test_frozen_weights_are_nowhere(algorithm: Algorithm, layers: tuple[int, ...]):
-    """No state of server or client has them, no message brings them, and the trained model has them as they were."""
-    own = frozen(*layers)
-    history = run(own, algorithm, *[plans()] * 3, plans(cut_layer=[1, 3, 2]))
-    held = set(own.frozen)
-    assert held == {name for name in own.layer_of if own.layer_of[name] in layers}
-    for state in (history.server, *history.clients.values()):
-        assert held.isdisjoint(leaves(state))
-    free = sum(value.nbytes for value in own.initial_weights().values())
-    for row in history.rows:
-        assert row["weights_down"] <= 3 * (row["round"] + 1) * free
-    before = own.model.state_dict()
-    for weights in (*history.models, *history.personal.values()):
-        assert list(weights) == list(before)
-        assert_same({name: weights[name] for name in held}, {name: before[name] for name in held})
-        assert any(not torch.equal(weights[name], before[name]) for name in before)
-        model().load_state_dict(weights)
 
 
 @pytest.mark.parametrize("algorithm", [FedAvg(Sgd(0.3)), *SPLIT], ids=lambda algorithm: algorithm.name)

@@ -216,32 +216,6 @@ def test_measured_numbers_are_single_and_have_names_of_their_own(report: Any, me
 # --- failures and odd rounds --------------------------------------------------------------------------------------
 
 
-def test_a_lost_client_is_left_out():
-    """Its update does not count, it sends nothing, the others wait for its work: as without it, but for time and bytes."""
-    timing = small_timing(failure_probability=0.4, seed=2)
-    lost = timing.lost(0, small_plan())
-    assert 0 < lost.sum() < 3
-    history = run(rounds=1, timing=timing)
-    others = run(rounds=1, planner=StaticPlanner(small_plan(client=np.flatnonzero(~lost))))
-    assert_same(history.models[0], others.models[0])
-    row, model = history.rows[0], sum(value.nbytes for value in history.models[0].values())
-    assert (row["planned"], row["completed"]) == (3, 3 - lost.sum())
-    assert row["weights_down"] == 3 * model
-    assert row["weights_up"] == (3 - lost.sum()) * model
-
-
-def test_all_clients_may_fail():
-    """The model stays, the loss is nan, time and what was sent down are charged, and training goes on."""
-    task = small_task()
-    history = run(task, 2, timing=small_timing(failure_probability=1.0))
-    assert_same(history.models[0], task.initial_weights())
-    row = history.rows[1]
-    assert np.isnan(row["train_loss"])
-    assert (row["completed"], row["bytes_up"]) == (0, 0)
-    assert row["seconds"] > 0
-    assert row["bytes_down"] > 0
-
-
 @dataclass
 class Forgetful(LocalRunner):
     """A runner whose second client never answers, as when a machine is switched off."""
@@ -259,15 +233,6 @@ def test_a_runner_may_lose_clients():
     assert feedback is not None
     assert feedback.completed.tolist() == [True, False, True]
     assert_same(history.models[0], run(rounds=2, planner=StaticPlanner(small_plan(client=[0, 2]))).models[0])
-
-
-def test_one_sample_and_too_large_batches():
-    """A client with one sample trains on it; a batch larger than the data is all of it."""
-    task = small_task((7, 1))
-    large = run(task, planner=StaticPlanner(small_plan(2, batch_size=100)))
-    exact = run(task, planner=StaticPlanner(small_plan(2, batch_size=[7, 1])))
-    assert_same(large.models[0], exact.models[0])
-    assert large.rows[-1]["seconds"] == exact.rows[-1]["seconds"]
 
 
 @pytest.mark.parametrize("batched", [True, False])

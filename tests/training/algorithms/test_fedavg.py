@@ -174,20 +174,6 @@ def test_the_loss_is_the_mean_over_steps_without_the_term():
     assert history.rows[0]["train_loss"] == pytest.approx(np.mean(losses))
 
 
-@pytest.mark.parametrize("algorithm", [FedAvg(), FedProx()])
-def test_an_empty_round_leaves_the_model(algorithm: Any):
-    """Without clients nothing is trained, sent or charged, and the model stays."""
-    task = small_task()
-    history = train(task, algorithm, StaticPlanner(RoundPlan(client=[])), small_timing(), rounds=2)
-    assert_same(history.models[0], task.initial_weights())
-    row = history.rows[-1]
-    assert [row[name] for name in ("seconds", "energy_j", "bytes_up", "bytes_down", "planned", "straggler")] == [
-        0, 0, 0, 0, 0, -1,
-    ]  # fmt: skip
-    assert np.isnan(row["train_loss"])
-    assert row["accuracy"] == task.evaluate(task.initial_weights()).accuracy
-
-
 def test_open_batch_sizes_are_the_algorithms():
     """Where the plan leaves the batch size open, the algorithm's counts."""
     task = small_task((8, 8))

@@ -12,7 +12,7 @@ from edgeopt import RoundPlan
 from edgeopt.problems import SplitPlan
 from edgeopt.training import Adam, EdgeTiming, LocalRunner, Sgd
 from edgeopt.training.algorithms import SplitFed
-from tests.training.small_tasks import assert_near, assert_same
+from tests.training.small_tasks import assert_near
 from tests.training.split_tasks import Replica, problem_of, run, set_momentum_to_mean, set_to_mean, task
 
 EXACT = 1e-12
@@ -187,23 +187,6 @@ def test_alone_is_silent():
 # --- interruptions, failures, moves ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("at", [2, 5])
-def test_resume_is_one_long_run(tmp_path: Any, at: int):
-    """A run that goes on from a checkpoint, also inside an interval, ends as one long run, bit for bit."""
-    pytest.importorskip("safetensors")
-    own, algorithm = task(dtype=torch.float32), SplitFed(Sgd(0.2, 0.9))
-    plans = [plan(local_steps=2, aggregate=r % 4 == 3) for r in range(7)]
-    timing = EdgeTiming.from_problem(problem_of(own)).replace(failure_probability=0.2, seed=3)
-    whole = run(own, algorithm, *plans, timing=timing)
-    path = tmp_path / "run.safetensors"
-    run(own, algorithm, *plans, rounds=at, timing=timing, checkpoint=path)
-    resumed = run(own, algorithm, *plans, timing=timing, checkpoint=path, resume=True)
-    assert_same(whole.models[0], resumed.models[0])
-    for name in ("seconds", "energy_j", "bytes_up", "bytes_down", "train_loss", "completed"):
-        np.testing.assert_array_equal(whole.column(name), resumed.column(name))
-    assert stored(whole) == stored(resumed)
-
-
 def lost_in(own: Any, *rounds: tuple[int, ...]) -> EdgeTiming:
     """Return a timing in which some clients are lost in each round."""
 
@@ -245,35 +228,6 @@ def test_failed_client_starts_from_the_last_average():
             replicas[0] = Replica(own, 0.2)
             replicas[0].net[3].load_state_dict(replicas[1].net[3].state_dict())
     assert_near(history.models[0], replicas[0].weights, EXACT)
-
-
-@pytest.mark.parametrize("aggregate", [True, False])
-def test_all_clients_fail(aggregate: bool):
-    """A round in which all fail changes no weight; the next one goes on."""
-    own = task(dtype=torch.float32)
-    history = run(own, SplitFed(), plan(aggregate=aggregate), timing=lost_in(own, (0, 1, 2)))
-    assert_same(history.models[0], own.initial_weights())
-    assert (history.rows[0]["completed"], np.isnan(history.rows[0]["train_loss"])) == (0, True)
-    after = run(own, SplitFed(), plan(aggregate=aggregate), plan(), timing=lost_in(own, (0, 1, 2)))
-    assert after.rows[1]["completed"] == 3
-
-
-def test_empty_round_changes_nothing():
-    """A plan without entries leaves the state as it is, in no time."""
-    own = task(dtype=torch.float32)
-    nobody = RoundPlan(client=[])
-    history = run(own, SplitFed(), plan(aggregate=False), nobody, plan())
-    without = run(own, SplitFed(), plan(aggregate=False))
-    assert history.rows[1]["round_seconds"] == 0
-    assert history.rows[1]["accuracy"] == without.rows[0]["accuracy"]
-    assert history.rows[2]["completed"] == 3
-
-
-def test_batch_larger_than_the_data():
-    """A client with fewer samples than the batch size trains on all that it has, and is charged for those."""
-    own = task(dtype=torch.float32)
-    history = run(own, SplitFed(), plan(batch_size=[100, 1, 1], cut_layer=1, aggregate=False))
-    assert history.rows[0]["labels_up"] == 8 * (9 + 1 + 1)
 
 
 def test_cuts_move_after_an_aggregation():

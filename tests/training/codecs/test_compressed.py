@@ -1,7 +1,7 @@
 """`Compressed`: what crosses, what it costs, what is learnt from it, what is remembered."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -20,14 +20,12 @@ from edgeopt.training import (
     EdgeTiming,
     Form,
     Identity,
-    LocalRunner,
     LowRank,
     Message,
     ParallelSplit,
     PredictingAlgorithm,
     Quantise,
     RandomChannels,
-    Replies,
     Sgd,
     SplitAlgorithm,
     SplitFed,
@@ -42,6 +40,7 @@ from edgeopt.training import (
 )  # fmt: skip
 from edgeopt.training.codecs.wire import branch
 from edgeopt.training.rules.common import tensors_of
+from tests.training.recording import Recording
 from tests.training.split_tasks import model, run, task
 
 SPLIT = (SplitFed, SplitFedV2, ParallelSplit, VanillaSplit)
@@ -52,28 +51,6 @@ LOSSY = [RandomChannels(0.5), TopK(0.4), TopK(0.4, feedback=0.5), Quantise(8), Q
 
 def split(kind: Any = SplitFed) -> Any:
     return kind(optimizer=Sgd(lr=LR))
-
-
-@dataclass(slots=True)
-class Recording(LocalRunner):
-    """Keeps what crosses; loses the replies of `lost`, by round, entry and kind of message."""
-
-    lost: set[tuple[int, int, str]] = field(default_factory=set)
-    sent: list[tuple[int, Message, Message | None]] = field(default_factory=list)
-
-    def deliver(self, algorithm: Algorithm, task: Task, plan: RoundPlan, messages: Mapping[int, Message]) -> Replies:
-        there = {
-            entry: message
-            for entry, message in messages.items()
-            if message.batches is None or (message.batches.round, entry, message.kind) not in self.lost
-        }
-        found = LocalRunner.deliver(self, algorithm, task, plan, there)
-        self.sent += [(entry, message, found.get(entry)) for entry, message in messages.items()]
-        return found
-
-    def of(self, kind: str, entry: int = 0) -> list[tuple[Message, Message]]:
-        """Messages of a kind to an entry, with their replies."""
-        return [(m, r) for e, m, r in self.sent if e == entry and m.kind == kind and r is not None]
 
 
 def parts(tensors: Tensors, name: str = "outputs") -> Tensors:
@@ -281,7 +258,7 @@ def test_memory_survives_a_failure(lost: str):
     plan = PLAN.replace(local_steps=1, cut_layer=1)
     coded = Compressed(split(ParallelSplit), codec)
     after = run(of, coded, plan).clients[0]  # after the first round; from then on the client's layers stay
-    runner = Recording(lost={(1, 0, lost)})
+    runner = Recording(lost=lambda entry, m: m.batches is not None and (m.batches.round, entry, m.kind) == (1, 0, lost))
     history = run(of, coded, plan, rounds=3, runner=runner)
     messages = {m.batches.round: answer for m, answer in runner.of("forward") if m.batches is not None}
     assert set(messages) == ({0, 2} if lost == "forward" else {0, 1, 2})

@@ -10,7 +10,7 @@ import edgeopt
 from edgeopt import EdgeNetwork, RoundPlan, Schedule
 from edgeopt.errors import InvalidProblemError
 from edgeopt.models import mlp
-from edgeopt.problems import ClientSelection, SelectionPlan
+from edgeopt.problems import ClientSelection
 from edgeopt.problems.client_selection.environment import SelectionEnvironment
 from edgeopt.solvers.client_selection import RlCrp, SelectionPlanner
 from edgeopt.training import ArrayData, Partition, Sgd, Task, train
@@ -18,6 +18,7 @@ from edgeopt.training.algorithms.multi_server import MultiServerFedAvg
 from edgeopt.training.costs.selection_timing import SelectionTiming, selection_schedule, update_cost
 from edgeopt.training.costs.timing import Traffic
 from edgeopt.training.messages import CATEGORIES
+from tests.training.costs.as_reported import assert_as_reported, plan_of
 
 LOCAL = ("random", "fastest", "round-robin", "power-of-choice")
 
@@ -48,40 +49,6 @@ def run(problem: ClientSelection, planner):
         on_round=lambda record: records.append(record),
     )
     return records, history
-
-
-def plan_of(problem: ClientSelection, records) -> SelectionPlan:
-    """Return the picks that were trained, as a plan of the problem."""
-    servers = range(problem.num_servers)
-    return SelectionPlan.from_lists([[record.plan.of_server(s).client.tolist() for s in servers] for record in records])
-
-
-def assert_as_reported(problem: ClientSelection, records, history) -> None:
-    """Check that the rounds measured what the problem reports, and that rewards made of it have the objective as mean."""
-    report = problem.report(plan_of(problem, records))
-    shape = (problem.rounds, problem.num_servers)
-    round_s, conflicts = np.zeros(shape), np.zeros(shape, int)
-    deliveries, reward = np.zeros(problem.num_clients, int), np.zeros(shape)
-    last = np.full(problem.coverage.shape, -1)
-    for t, record in enumerate(records):
-        assert record.row["round_seconds"] == report.round_s[t].max()
-        assert record.row["conflicts"] == report.conflicts[t].sum()
-        for s, (picked, covered) in enumerate(zip(problem.picks, problem.num_covered, strict=True)):
-            own = np.flatnonzero(record.plan.server == s)
-            got = record.plan.client[own[record.completed[own]]]
-            round_s[t, s], conflicts[t, s] = record.client_seconds[own].max(), record.conflict[own].sum()
-            fair = sum(1.0 if last[s, c] < 0 else min(1.0, (t - last[s, c]) * picked / covered) for c in got)
-            last[s, got] = t
-            np.add.at(deliveries, got, 1)
-            reward[t, s] = problem.fairness_weight * fair / picked
-            reward[t, s] -= problem.latency_weight * round_s[t, s] / problem.timeout_s
-            reward[t, s] -= problem.conflict_weight * conflicts[t, s] / picked
-    assert np.array_equal(round_s, report.round_s)
-    assert np.array_equal(conflicts, report.conflicts)
-    assert np.array_equal(deliveries, report.deliveries)
-    assert conflicts.sum() / (problem.rounds * problem.picks.sum()) == report.conflict_rate
-    assert reward.mean() == pytest.approx(report.mean_reward, rel=1e-12, abs=1e-12)
-    assert history.rows[-1]["seconds"] == pytest.approx(report.round_s.max(axis=1).sum(), rel=1e-12)
 
 
 @st.composite

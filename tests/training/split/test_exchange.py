@@ -15,7 +15,7 @@ from edgeopt.training import Algorithm, Batches, EdgeTiming, LocalRunner, Messag
 from edgeopt.training.algorithms import ParallelSplit, SplitFed, SplitFedV2, VanillaSplit
 from edgeopt.training.rules.optimizer_state import average_states, leaves_in, overlay
 from edgeopt.training.split.server import server_gradients
-from tests.training.small_tasks import assert_near, assert_same
+from tests.training.small_tasks import assert_near
 from tests.training.split_tasks import Replica, problem_of, run, set_to_mean, task
 
 EXACT = 1e-12
@@ -26,10 +26,6 @@ CUTS = [("mlp", cut) for cut in (1, 2, 3, 4)] + [("cnn", cut) for cut in (1, 2, 
 def plan(**options: Any) -> RoundPlan:
     fields: dict[str, Any] = {"client": range(3), "batch_size": [2, 3, 4], "cut_layer": [1, 3, 2]}
     return RoundPlan(**(fields | options))
-
-
-def failing(own: Task, probability: float = 1.0) -> EdgeTiming:
-    return EdgeTiming.from_problem(problem_of(own)).replace(failure_probability=probability, seed=1)
 
 
 # --- one step ----------------------------------------------------------------------------------------------------
@@ -260,44 +256,6 @@ def test_batched_is_sequential(algorithm: type[Algorithm]):
 
 
 @pytest.mark.parametrize("algorithm", SPLIT)
-def test_resume_is_one_long_run(algorithm: type[Algorithm], tmp_path: Any):
-    """With failures and moving cuts, a run that goes on from a checkpoint ends as one long run, bit for bit."""
-    pytest.importorskip("safetensors")
-    own = task(dtype=torch.float32)
-    plans = [plan(cut_layer=[1 + number % 4, 3, 2], aggregate=number == 2) for number in range(5)]
-    options: dict[str, Any] = {"algorithm": algorithm(optimizer=Sgd(0.2, 0.9)), "timing": failing(own, 0.3)}  # type: ignore[call-arg]
-    whole = run(own, options["algorithm"], *plans, timing=options["timing"])
-    path = tmp_path / "run.safetensors"
-    run(own, options["algorithm"], *plans, rounds=2, timing=options["timing"], checkpoint=path)
-    resumed = run(own, options["algorithm"], *plans, timing=options["timing"], checkpoint=path, resume=True)
-    for first, second in zip(whole.models, resumed.models, strict=True):
-        assert_same(first, second)
-    assert str(whole.rows) == str(resumed.rows)
-    assert whole.column("completed").min() < 3
-
-
-@pytest.mark.parametrize("algorithm", SPLIT)
-def test_all_fail_or_nobody_is_planned(algorithm: type[Algorithm]):
-    """A round without replies, or without entries, leaves the weights as they are; later rounds go on."""
-    own = task(dtype=torch.float32)
-    history = run(own, algorithm(), plan(), timing=failing(own))
-    assert_same(history.models[0], own.initial_weights())
-    assert history.rows[0]["completed"] == 0
-    history = run(own, algorithm(), RoundPlan(client=[]), plan())
-    assert (history.rows[0]["round_seconds"], history.rows[1]["completed"]) == (0, 3)
-    once = run(own, algorithm(), RoundPlan(client=[]))
-    assert_same(once.models[0], own.initial_weights())
-
-
-@pytest.mark.parametrize("algorithm", SPLIT)
-def test_batch_larger_than_the_data(algorithm: type[Algorithm]):
-    """A client with fewer samples than the batch size trains on all that it has; one sample is enough."""
-    own = task(sizes=(1, 7, 8), dtype=torch.float32)
-    history = run(own, algorithm(), plan(batch_size=100, cut_layer=2))
-    assert history.rows[0]["labels_up"] == 8 * 16
-
-
-@pytest.mark.parametrize("algorithm", SPLIT)
 def test_plans_that_make_no_sense(algorithm: type[Algorithm]):
     """A cut above the model, or a client with two entries, is refused with its place."""
     own = task(dtype=torch.float32)
@@ -315,29 +273,6 @@ def test_parallel_split_moves_cuts():
     history = run(own, ParallelSplit(), plan(cut_layer=[1, 3, 2]), plan(cut_layer=[2, 1, 2]), plan(cut_layer=[2, 1, 2]))
     assert history.column("weights_up").tolist() == [0, 0, 0]
     assert history.column("weights_down").tolist() == [0, 4 * 6 * (7 + 1), 4 * 6 * (7 + 1)]
-
-
-def test_parallel_split_outvotes_nobody_who_failed():
-    """A client that fails does not move the server's model."""
-    own = task()
-    timing = failing(own, 0.5)
-    lost = timing.lost(0, plan())
-    assert 0 < lost.sum() < 3
-    kept = np.flatnonzero(~lost)
-    some = run(own, ParallelSplit(), plan(), timing=timing)
-    only = run(own, ParallelSplit(), plan().take(kept))
-    assert_near(some.models[0], only.models[0], EXACT)
-
-
-def test_vanilla_skips_the_turn_of_a_failed_client():
-    """A failed client's turn has not happened; what it sent before is paid for."""
-    own = task()
-    timing = failing(own, 0.5)
-    kept = np.flatnonzero(~timing.lost(0, plan()))
-    some = run(own, VanillaSplit(), plan(), timing=timing)
-    only = run(own, VanillaSplit(), plan().take(kept))
-    assert_near(some.models[0], only.models[0], EXACT)
-    assert some.rows[0]["bytes_down"] > only.rows[0]["bytes_down"]
 
 
 def test_states_of_optimisers():
