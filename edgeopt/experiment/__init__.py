@@ -6,5 +6,5 @@ command line it stands above all packages, and imports them when it builds.
 
 from edgeopt.experiment.config import Choice as Choice
 from edgeopt.experiment.config import DataChoice as DataChoice
-from edgeopt.experiment.config import Experiment as Experiment
 from edgeopt.experiment.config import NetworkChoice as NetworkChoice
+from edgeopt.experiment.experiment import Experiment as Experiment

@@ -4,10 +4,10 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgeopt.errors import InvalidProblemError
-from edgeopt.experiment.config import KINDS
+from edgeopt.experiment.config import KINDS, Description
 from edgeopt.experiment.options import (
     Options,
     about,
@@ -52,9 +52,6 @@ with needs("training", "train"):
     from edgeopt.training.runners.local import Runner
     from edgeopt.training.task import Task
 
-if TYPE_CHECKING:
-    from edgeopt.experiment import Experiment
-
 OPTIMIZERS: dict[str, type[Sgd | Adam]] = {"sgd": Sgd, "adam": Adam}
 _DEFAULT_CLIENTS = 20
 
@@ -68,7 +65,7 @@ class Setup:
     problem : what the planner solves, as the run knows it before the first round; None for planners without one.
     """
 
-    experiment: "Experiment"
+    experiment: Description
     task: Task
     algorithm: Algorithm
     planner: Planner
@@ -105,7 +102,7 @@ class Setup:
         )
 
 
-def build(experiment: "Experiment") -> Setup:
+def build(experiment: Description) -> Setup:
     """See `Experiment.build`."""
     e = experiment
     saved = _saved(e)
@@ -122,7 +119,7 @@ def build(experiment: "Experiment") -> Setup:
 
 
 def _surroundings(
-    e: "Experiment", kind: str, task: Task, algorithm: Algorithm, saved: Problem | None
+    e: Description, kind: str, task: Task, algorithm: Algorithm, saved: Problem | None
 ) -> tuple[Problem | None, Timing]:
     """Return the problem, if the planner needs one, and the timing; both are about the same network."""
     options = timing_options(e, kind)
@@ -176,7 +173,7 @@ def optimizer_fields(algorithm: type[Algorithm]) -> list[str]:
 # --- parts -----------------------------------------------------------------------------------------------------
 
 
-def _saved(e: "Experiment") -> SplitTraining | ClientSelection | None:
+def _saved(e: Description) -> SplitTraining | ClientSelection | None:
     if e.network.file is None:
         return None
     saved = load(e.network.file)
@@ -185,7 +182,7 @@ def _saved(e: "Experiment") -> SplitTraining | ClientSelection | None:
     return saved
 
 
-def _kind(e: "Experiment", saved: Problem | None) -> str:
+def _kind(e: Description, saved: Problem | None) -> str:
     if saved is not None:
         if e.network.kind not in (None, saved.kind):
             raise e.wrong("network", "kind", e.network.kind, f"{saved.kind!r} as in {e.network.file}")
@@ -197,7 +194,7 @@ def _kind(e: "Experiment", saved: Problem | None) -> str:
     return kind_of_solver(e.planner.name) or SplitTraining.kind
 
 
-def _algorithm(e: "Experiment", kind: str, saved: Problem | None) -> Algorithm:
+def _algorithm(e: Description, kind: str, saved: Problem | None) -> Algorithm:
     cls = algorithm_class(e.algorithm.name, e.source)
     hints = hints_of(cls)
     if kind == ClientSelection.kind and "cut_layer" in hints:  # said before a policy is trained for minutes
@@ -216,7 +213,7 @@ def _algorithm(e: "Experiment", kind: str, saved: Problem | None) -> Algorithm:
         return cls(**options)
 
 
-def _compressed(e: "Experiment", algorithm: Algorithm) -> Algorithm:
+def _compressed(e: Description, algorithm: Algorithm) -> Algorithm:
     """Return the algorithm with its codec around it, if there is one."""
     if e.codec is None:
         return algorithm
@@ -233,7 +230,7 @@ def _compressed(e: "Experiment", algorithm: Algorithm) -> Algorithm:
         return Compressed(algorithm, cls(**options), report_errors)
 
 
-def _data(e: "Experiment") -> DataSplit:
+def _data(e: Description) -> DataSplit:
     data = e.data
     if data.name not in DATA_SETS:
         raise unknown_name(e.source, "data", data.name, DATA_SETS)
@@ -253,7 +250,7 @@ def text_files(folder: str) -> list[str]:
     return [os.path.join(folder, name) for name in found]
 
 
-def _partition(e: "Experiment", split: DataSplit, saved: SplitTraining | ClientSelection | None) -> Partition:
+def _partition(e: Description, split: DataSplit, saved: SplitTraining | ClientSelection | None) -> Partition:
     data, train = e.data, split.train
     wanted = data.clients
     if saved is not None:
@@ -278,7 +275,7 @@ def _partition(e: "Experiment", split: DataSplit, saved: SplitTraining | ClientS
         return found
 
 
-def _task(e: "Experiment", split: DataSplit, partition: Partition, saved: Problem | None) -> Task:
+def _task(e: Description, split: DataSplit, partition: Partition, saved: Problem | None) -> Task:
     if e.model.name not in SMALL_MODELS:
         raise unknown_name(e.source, "model", e.model.name, SMALL_MODELS)
     options = checked_options(e.source, "model", e.model.options, {"width": int})
@@ -310,7 +307,7 @@ def _task(e: "Experiment", split: DataSplit, partition: Partition, saved: Proble
     )
 
 
-def _device(e: "Experiment") -> str:
+def _device(e: Description) -> str:
     name, _, number = e.device.partition(":")
     there = {"cpu": not number, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name not in there or (number and not number.isdigit()):

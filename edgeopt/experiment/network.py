@@ -1,11 +1,12 @@
 """The network of an experiment, and the problems on it that planners solve."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from edgeopt.errors import InvalidProblemError
+from edgeopt.experiment.config import Description
 from edgeopt.experiment.options import about, argument_hints, checked, checked_options, hints_of
 from edgeopt.network import EdgeNetwork
 from edgeopt.problems import ClientSelection, SplitTraining
@@ -14,9 +15,6 @@ from edgeopt.training.algorithms import ALGORITHMS
 from edgeopt.training.constants import GradientEstimator
 from edgeopt.training.costs.selection_timing import update_cost
 from edgeopt.training.task import Task
-
-if TYPE_CHECKING:
-    from edgeopt.experiment import Experiment
 
 _DEFAULT_SERVERS = 3  # of an algorithm with several
 _TIMING = {
@@ -33,24 +31,24 @@ _LARGEST_BATCH = 64
 _MEASURED_CLIENTS, _MEASURED_SAMPLES = 8, 16
 
 
-def has_several_servers(e: "Experiment") -> bool:
+def has_several_servers(e: Description) -> bool:
     """Return whether the algorithm takes a number of servers."""
     return any("num_servers" in hints_of(kind) for kind in ALGORITHMS if kind.name == e.algorithm.name)
 
 
-def servers_of(e: "Experiment") -> int:
+def servers_of(e: Description) -> int:
     """Return how many servers the random network has."""
     default = _DEFAULT_SERVERS if has_several_servers(e) else 1
     return default if e.network.servers is None else e.network.servers
 
 
-def timing_options(e: "Experiment", kind: str) -> dict[str, Any]:
+def timing_options(e: Description, kind: str) -> dict[str, Any]:
     """Return those options of the network that are about time and energy."""
     given = {key: value for key, value in e.network.options.items() if key in _TIMING[kind]}
     return checked_options(e.source, "network", given, dict.fromkeys(_TIMING[kind], float))
 
 
-def network_of(e: "Experiment", kind: str, clients: int) -> EdgeNetwork:
+def network_of(e: Description, kind: str, clients: int) -> EdgeNetwork:
     """Return the random network."""
     hints = argument_hints(EdgeNetwork.random, ("num_servers", "num_devices"))
     others = {key: value for key, value in e.network.options.items() if key not in _TIMING[kind]}
@@ -66,7 +64,7 @@ def network_of(e: "Experiment", kind: str, clients: int) -> EdgeNetwork:
         return EdgeNetwork.random(servers_of(e), clients, seed=seed, **options)
 
 
-def split_problem(e: "Experiment", task: Task, lr: float, network: EdgeNetwork) -> SplitTraining:
+def split_problem(e: Description, task: Task, lr: float, network: EdgeNetwork) -> SplitTraining:
     """Return the problem of training the measured model on the network; its constants are measured, unless given.
 
     Largest batch sizes are what clients have, up to 64; the step size is the optimiser's.
@@ -85,7 +83,7 @@ def split_problem(e: "Experiment", task: Task, lr: float, network: EdgeNetwork) 
         return SplitTraining.from_profile(task.profile, network, **chosen)
 
 
-def selection_problem(e: "Experiment", task: Task, batch_size: int, network: EdgeNetwork) -> ClientSelection:
+def selection_problem(e: Description, task: Task, batch_size: int, network: EdgeNetwork) -> ClientSelection:
     """Return the problem of picking clients on the network, for updates of this model."""
     hints = argument_hints(ClientSelection.from_network, ("rounds", "seed", "work_flops", "payload_bits"))
     options = checked_options(e.source, "problem", e.problem, hints | {"picks": int})

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from edgeopt.display import one_line
 from edgeopt.errors import InvalidProblemError
-from edgeopt.experiment.config import KINDS
+from edgeopt.experiment.config import KINDS, Description
 from edgeopt.experiment.options import checked_options, hints_of, unknown_name
 from edgeopt.problem import Problem
 from edgeopt.problems import ClientSelection, SplitTraining
@@ -20,7 +20,6 @@ from edgeopt.storage import Arrays
 from edgeopt.validate import int_array
 
 if TYPE_CHECKING:
-    from edgeopt.experiment import Experiment
     from edgeopt.training.constants import Estimator
     from edgeopt.training.costs.timing import Timing
     from edgeopt.training.task import Task
@@ -81,7 +80,7 @@ def kind_of_solver(name: str) -> str | None:
 
 
 def planner_for(
-    e: "Experiment", task: "Task", problem: Problem | None, timing: "Timing"
+    e: Description, task: "Task", problem: Problem | None, timing: "Timing"
 ) -> "tuple[Planner, Estimator | None]":
     """Return the planner of an experiment, and what measures the constants for it.
 
@@ -129,7 +128,7 @@ def planner_for(
     return _split(e, problem, own, again=name == "hasfl")
 
 
-def _random(e: "Experiment", task: "Task", problem: Problem | None) -> RandomPlanner:
+def _random(e: Description, task: "Task", problem: Problem | None) -> RandomPlanner:
     hints = {"max_batch": int, "local_steps": int, "interval": int}
     options = checked_options(e.source, "planner", e.planner.options, hints)
     for key, value in options.items():
@@ -142,7 +141,7 @@ def _random(e: "Experiment", task: "Task", problem: Problem | None) -> RandomPla
     )
 
 
-def _split(e: "Experiment", problem: SplitTraining, name: str, *, again: bool) -> "tuple[Planner, Estimator | None]":
+def _split(e: Description, problem: SplitTraining, name: str, *, again: bool) -> "tuple[Planner, Estimator | None]":
     if not again:
         result = solve(problem, _configured(e, get_solver(SplitTraining.kind, name)), seed=e.seed)
         result.raise_for_status()
@@ -157,12 +156,12 @@ def _split(e: "Experiment", problem: SplitTraining, name: str, *, again: bool) -
     return planner, GradientEstimator(every=planner.every)
 
 
-def _configured(e: "Experiment", solver: Solver) -> Solver:
+def _configured(e: Description, solver: Solver) -> Solver:
     options = checked_options(e.source, "planner", e.planner.options, hints_of(type(solver)))
     return configure(solver, **options)
 
 
-def _selection(e: "Experiment", problem: ClientSelection, timing: "Timing") -> Planner:
+def _selection(e: Description, problem: ClientSelection, timing: "Timing") -> Planner:
     from edgeopt.solvers.client_selection.planner import SelectionPlanner
     from edgeopt.training.costs.selection_timing import SelectionTiming, selection_schedule
 
