@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.display import one_line
-from edgeopt.errors import EdgeOptError
+from edgeopt.errors import EdgeOptError, quoted
 from edgeopt.foreign import as_array
 from edgeopt.validate import integer
 
@@ -125,7 +125,7 @@ class GradientMoments:
     def __init__(self, num_layers: int, *, block: int = _BLOCK) -> None:
         num_layers, block = integer("num_layers", num_layers, low=1), integer("block", block)
         if block < 2:
-            raise EdgeOptError(f"block = {block!r}: expected at least 2 mini-batches, or there is no variance")
+            raise EdgeOptError(f"block = {quoted(block)}: expected at least 2 mini-batches, or there is no variance")
         self.num_layers, self.block = num_layers, block
         self.num_blocks = 0
         self._sizes: list[int] | None = None
@@ -216,7 +216,7 @@ class GradientMoments:
         from scipy.special import stdtrit  # late: importing edgeopt stays light
 
         if not 0 < confidence < 1:
-            raise EdgeOptError(f"confidence = {confidence!r}: expected a number between 0 and 1")
+            raise EdgeOptError(f"confidence = {quoted(confidence)}: expected a number between 0 and 1")
         if self.num_blocks < 2:
             raise EdgeOptError(
                 f"{self.num_blocks} blocks of {self.block} mini-batches: expected at least 2, that is, "

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edgeopt.built import Built
-from edgeopt.errors import InvalidProblemError
+from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.network_random import random_fields
 from edgeopt.validate import bool_array, float_array, int_array
 
@@ -333,19 +333,23 @@ class EdgeNetwork:
         nodes: dict[str, dict[Hashable, int]] = {"server": {}, "device": {}, "cloud": {}}
         for node, data in graph.nodes(data=True):
             if (kind := data.get("kind")) not in nodes:
-                raise InvalidProblemError(f"node {node!r}: kind = {kind!r}: expected 'server', 'device' or 'cloud'")
+                raise InvalidProblemError(
+                    f"node {quoted(node)}: kind = {quoted(kind)}: expected 'server', 'device' or 'cloud'"
+                )
             nodes[kind][node] = len(nodes[kind])
         servers, devices, clouds = nodes.values()
         for kind, members in nodes.items():
             if len(members) < 1 or (kind == "cloud" and len(members) > 1):
                 number = "exactly" if kind == "cloud" else "at least"
-                raise InvalidProblemError(f"graph: expected {number} one node of kind {kind!r}, got {len(members)}")
+                raise InvalidProblemError(
+                    f"graph: expected {number} one node of kind {quoted(kind)}, got {len(members)}"
+                )
 
         def read(data: Mapping[str, Any], attribute: str, name: str, where: str) -> Any:
             if attribute in data:
                 return data[attribute]
             if defaults is None or name not in defaults:
-                raise InvalidProblemError(f"{where}: no attribute {attribute!r}, and no default {name!r}")
+                raise InvalidProblemError(f"{where}: no attribute {quoted(attribute)}, and no default {quoted(name)}")
             return defaults[name]
 
         values: dict[str, Any] = {"link_servers": [], "link_delay_s": [], "link_rate_bps": []}

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.errors import InvalidProblemError
+from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.fields import check_table
 from edgeopt.rng import stream
 from edgeopt.validate import float_array, int_array, real
@@ -87,7 +87,7 @@ def random_fields(
     float_array("area_m", area_m, (), positive=True, unit="m")
     float_array("shadowing_db", shadowing_db, (), nonnegative=True, unit="dB")
     if not 0.5 <= real("carrier_ghz", carrier_ghz) <= 100:
-        raise InvalidProblemError(f"carrier_ghz = {carrier_ghz!r}: expected a number from 0.5 to 100 (GHz)")
+        raise InvalidProblemError(f"carrier_ghz = {quoted(carrier_ghz)}: expected a number from 0.5 to 100 (GHz)")
     server = place_servers(stream(seed, "server_position_m"), n, area_m, layout)
     device = area_m * stream(seed, "device_position_m").random((u, 2))
     distance = distances_m(device, server)
@@ -153,7 +153,7 @@ def place_servers(rng: np.random.Generator, num_servers: int, area_m: float, lay
     if layout == "uniform":
         return area_m * offset
     if layout != "grid":
-        raise InvalidProblemError(f"layout = {layout!r}: expected 'grid' or 'uniform'")
+        raise InvalidProblemError(f"layout = {quoted(layout)}: expected 'grid' or 'uniform'")
     rows = max(1, round(np.sqrt(num_servers)))
     per_row = np.full(rows, num_servers // rows)
     per_row[: num_servers % rows] += 1
@@ -202,5 +202,5 @@ def draw(rng: np.random.Generator, name: str, limits: Range | float, size: int) 
     """Return `size` numbers uniform in ``(low, high)``; a single number stands for itself."""
     low, high = float_array(name, limits, (2,)).tolist()
     if not 0 <= low <= high:
-        raise InvalidProblemError(f"{name} = ({low!r}, {high!r}): expected 0 <= low <= high")
+        raise InvalidProblemError(f"{name} = ({quoted(low)}, {quoted(high)}): expected 0 <= low <= high")
     return rng.uniform(low, high, size)

@@ -292,7 +292,7 @@ def model_profile(name: str, precision: Precision = "fp32") -> ModelProfile:
     ModelProfile(name='resnet18', num_layers=..., num_parameters=11689512, precision='fp16')
     """
     if name not in BUNDLED_PROFILES:
-        raise InvalidProblemError(f"no bundled profile {name!r}: expected one of {', '.join(BUNDLED_PROFILES)}")
+        raise InvalidProblemError(f"no bundled profile {quoted(name)}: expected one of {', '.join(BUNDLED_PROFILES)}")
     with resources.as_file(resources.files("edgeopt") / "profile_files" / f"{name}.json") as path:
         return ModelProfile.load(path).with_precision(precision)
 

@@ -368,7 +368,7 @@ def configure(solver: Solver, **changes: Any) -> Solver:
     """Return a copy of a solver with some hyper-parameters changed; unknown names are errors that list the known."""
     fields = [field.name for field in dataclasses.fields(solver)]  # type: ignore[arg-type]
     if unknown := sorted(set(changes) - set(fields)):
-        raise EdgeOptError(f"{solver.name} has no parameter {unknown[0]!r}; it has {', '.join(fields) or 'none'}")
+        raise EdgeOptError(f"{solver.name} has no parameter {quoted(unknown[0])}; it has {', '.join(fields) or 'none'}")
     return dataclasses.replace(solver, **changes)  # type: ignore[type-var]
 
 

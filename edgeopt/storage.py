@@ -175,7 +175,7 @@ def load(path: str | os.PathLike[str], layout: LayoutOf | None = None) -> tuple[
     if suffix == ".npz":
         with open_archive(path, MAX_BYTES) as archive:
             if _HEADER not in archive.names:
-                raise InvalidFileError(f"{path}: no array {_HEADER!r}: not a file written by edgeopt")
+                raise InvalidFileError(f"{path}: no array {quoted(_HEADER)}: not a file written by edgeopt")
             header = parse_json_object(path, archive.read({_HEADER: Form("u", (1,))})[_HEADER].tobytes())
             return header, archive.read(_wanted(path, layout, header, [n for n in archive.names if n != _HEADER]))
     raise InvalidFileError(f"{path}: expected a name that ends in .json or .npz")

@@ -63,7 +63,7 @@ def load_tensors(
         with safe_open(os.fspath(path), "numpy") as file:
             text = (file.metadata() or {}).get(_HEADER)
             if text is None:
-                raise InvalidFileError(f"{path}: not a safetensors file of edgeopt: no {_HEADER!r} in its header")
+                raise InvalidFileError(f"{path}: not a safetensors file of edgeopt: no {quoted(_HEADER)} in its header")
             header = storage.parse_json_object(path, text.encode())
             names = file.keys()
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}

@@ -274,7 +274,7 @@ def _shaped(name: str, array: NDArray[Any], shape: Shape) -> NDArray[Any]:
 def _refuse(name: str, array: NDArray[Any], wrong: NDArray[np.bool_], expected: str) -> None:
     if wrong.any():
         index = tuple(int(i) for i in np.unravel_index(int(wrong.argmax()), array.shape))
-        raise InvalidProblemError(f"{at(name, index)} = {array[index].item()!r}: expected {expected}")
+        raise InvalidProblemError(f"{at(name, index)} = {quoted(array[index].item())}: expected {expected}")
 
 
 def _frozen(array: NDArray[Any]) -> NDArray[Any]:

@@ -3,7 +3,7 @@
 import difflib
 import importlib
 
-from edgeopt.errors import EdgeOptError
+from edgeopt.errors import EdgeOptError, quoted
 from edgeopt.problems import PROBLEMS
 from edgeopt.solve import Solver
 
@@ -23,7 +23,7 @@ def solvers_of(kind: str) -> tuple[Solver, ...]:
     ['greedy', 'density-greedy']
     """
     if kind not in KINDS:
-        raise EdgeOptError(f"kind = {kind!r}: expected one of {', '.join(KINDS)}")
+        raise EdgeOptError(f"kind = {quoted(kind)}: expected one of {', '.join(KINDS)}")
     module = importlib.import_module("edgeopt.solvers." + kind.replace("-", "_"))
     found: tuple[Solver, ...] = module.SOLVERS
     return found
@@ -41,5 +41,5 @@ def get_solver(kind: str, name: str) -> Solver:
     if name not in found:
         close = difflib.get_close_matches(str(name), found, 1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise EdgeOptError(f"solver = {name!r}: {hint}{kind} has {', '.join(found)}")
+        raise EdgeOptError(f"solver = {quoted(name)}: {hint}{kind} has {', '.join(found)}")
     return found[name]

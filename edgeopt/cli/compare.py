@@ -9,7 +9,7 @@ import typer
 
 from edgeopt.cli.options import INTERRUPTED, JsonOption, split_names
 from edgeopt.cli.printing import console, number, print_json
-from edgeopt.errors import EdgeOptError, MissingDependencyError
+from edgeopt.errors import EdgeOptError, MissingDependencyError, quoted
 
 if TYPE_CHECKING:
     from edgeopt.problem import Problem
@@ -32,7 +32,7 @@ def compare(
     from edgeopt.evaluation.instances.library import library_names
 
     if more not in (None, "library"):
-        raise EdgeOptError(f"--instances = {more!r}: expected 'library'")
+        raise EdgeOptError(f"--instances = {quoted(more)}: expected 'library'")
     names = [*(instances or []), *(library_names() if more else ())]
     if not names:
         raise EdgeOptError("compare: expected at least one instance, or --instances library")

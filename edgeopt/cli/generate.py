@@ -8,7 +8,7 @@ import typer
 
 from edgeopt.cli.names import ListingCommand
 from edgeopt.cli.options import SeedOption, check_writable
-from edgeopt.errors import EdgeOptError
+from edgeopt.errors import EdgeOptError, quoted
 
 if TYPE_CHECKING:
     from edgeopt.problem import Problem
@@ -181,7 +181,7 @@ def _latency(text: str) -> tuple[Any, float]:
             return mode, float(theta) if colon else 0.5
     except ValueError:
         pass
-    raise EdgeOptError(f"--latency = {text!r}: expected sum, max or mix:THETA with THETA from 0 to 1")
+    raise EdgeOptError(f"--latency = {quoted(text)}: expected sum, max or mix:THETA with THETA from 0 to 1")
 
 
 def _load_trace(name: str) -> Any:
@@ -196,14 +196,14 @@ def _range(option: str, text: str) -> float | tuple[float, float]:
     try:
         return (float(low), float(high)) if colon else float(low)
     except ValueError:
-        raise EdgeOptError(f"{option} = {text!r}: expected a number, or two as LOW:HIGH") from None
+        raise EdgeOptError(f"{option} = {quoted(text)}: expected a number, or two as LOW:HIGH") from None
 
 
 def _numbers(option: str, text: str) -> list[float]:
     try:
         return [float(word) for word in text.split(",")]
     except ValueError:
-        raise EdgeOptError(f"{option} = {text!r}: expected numbers with commas between") from None
+        raise EdgeOptError(f"{option} = {quoted(text)}: expected numbers with commas between") from None
 
 
 def _interval(text: str) -> int | tuple[int, int]:
@@ -212,4 +212,4 @@ def _interval(text: str) -> int | tuple[int, int]:
     try:
         return (int(low), int(high)) if colon else int(low)
     except ValueError:
-        raise EdgeOptError(f"--interval = {text!r}: expected a whole number, or two as LOW:HIGH") from None
+        raise EdgeOptError(f"--interval = {quoted(text)}: expected a whole number, or two as LOW:HIGH") from None

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from edgeopt.errors import EdgeOptError
+from edgeopt.errors import EdgeOptError, quoted
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C."""
@@ -40,7 +40,7 @@ def key_and_value(option: str, text: str, expected: str = "KEY=VALUE") -> tuple[
     """Return the two sides of ``KEY=VALUE``: the value as JSON where it is JSON, else as text."""
     key, equals, value = text.partition("=")
     if not equals or not all(key.split(".")):
-        raise EdgeOptError(f"{option} = {text!r}: expected {expected}")
+        raise EdgeOptError(f"{option} = {quoted(text)}: expected {expected}")
     try:
         return key, json.loads(value)
     except ValueError:

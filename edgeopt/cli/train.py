@@ -11,7 +11,7 @@ import typer
 
 from edgeopt.cli.options import INTERRUPTED, ConfigArgument, JsonOption, SetOption, key_and_value
 from edgeopt.cli.printing import console, number, print_json
-from edgeopt.errors import EdgeOptError, MissingDependencyError
+from edgeopt.errors import EdgeOptError, MissingDependencyError, quoted
 
 if TYPE_CHECKING:
     from edgeopt.experiment import Experiment
@@ -221,7 +221,7 @@ def _run(
     from edgeopt.experiment.folder import RunFolder
 
     if runner not in RUNNERS:
-        raise EdgeOptError(f"--runner = {runner!r}: expected one of {', '.join(RUNNERS)}")
+        raise EdgeOptError(f"--runner = {quoted(runner)}: expected one of {', '.join(RUNNERS)}")
     files = None if out is None else RunFolder(out, every)
     if files is not None:
         files.check(experiment, resume=resume)

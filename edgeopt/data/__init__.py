@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from edgeopt.errors import InvalidFileError, InvalidProblemError
+from edgeopt.errors import InvalidFileError, InvalidProblemError, quoted
 from edgeopt.extras import needs
 
 with needs("edgeopt.data", "train"):
@@ -61,10 +61,12 @@ def load_data(name: str, folder: str | os.PathLike[str] | None = None, seed: int
     10
     """
     if name not in DATA_SETS:
-        raise InvalidProblemError(f"no data set {name!r}: expected one of {', '.join(DATA_SETS)}")
+        raise InvalidProblemError(f"no data set {quoted(name)}: expected one of {', '.join(DATA_SETS)}")
     if name in _MADE:
         if folder is not None:
-            raise InvalidProblemError(f"{name}: comes with the package, expected no folder, got {os.fspath(folder)!r}")
+            raise InvalidProblemError(
+                f"{name}: comes with the package, expected no folder, got {quoted(os.fspath(folder))}"
+            )
         return _MADE[name](seed)
     if name in _READ:
         if folder is None:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgeopt.data.arrays import ArrayData, DataSplit
-from edgeopt.errors import InvalidFileError, InvalidProblemError
+from edgeopt.errors import InvalidFileError, InvalidProblemError, quoted
 from edgeopt.rng import stream
 from edgeopt.validate import integer, listed, real
 
@@ -61,9 +61,9 @@ def byte_text(
     """
     context = integer("context", context, low=1)
     if not 0 < (test_share := real("test_share", test_share)) < 1:
-        raise InvalidProblemError(f"test_share = {test_share!r}: expected a number between 0 and 1")
+        raise InvalidProblemError(f"test_share = {quoted(test_share)}: expected a number between 0 and 1")
     if held_out not in ("position", "group"):
-        raise InvalidProblemError(f"held_out = {held_out!r}: expected 'position' or 'group'")
+        raise InvalidProblemError(f"held_out = {quoted(held_out)}: expected 'position' or 'group'")
     documents = _python_topics() if files is None else _read(files, max_bytes)
     windows = [_windows(document, context) for document in documents]
     counts = np.array([len(part) for part in windows])  # (G,)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgeopt.errors import InvalidProblemError
+from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.experiment.config import KINDS, Description
 from edgeopt.experiment.options import (
     Options,
@@ -246,7 +246,7 @@ def _data(e: Description) -> DataSplit:
 def text_files(folder: str) -> list[str]:
     """Return the ``*.txt`` of a folder in the order of their names."""
     if not os.path.isdir(folder) or not (found := sorted(n for n in os.listdir(folder) if n.endswith(".txt"))):
-        raise InvalidProblemError(f"folder = {folder!r}: expected a folder with files *.txt")
+        raise InvalidProblemError(f"folder = {quoted(folder)}: expected a folder with files *.txt")
     return [os.path.join(folder, name) for name in found]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from edgeopt.errors import InvalidProblemError
+from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.experiment import Experiment
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class FlowerExperiment:
             raise e.wrong("planner", "name", "hasfl", "on Flower a planner that does not measure constants")
         for key, value in (("evaluate_every", 1), ("until_accuracy", None)):
             if getattr(e, key) != value:
-                raise InvalidProblemError(f"{key} = {getattr(e, key)!r}: expected {value} on Flower")
+                raise InvalidProblemError(f"{key} = {quoted(getattr(e, key))}: expected {value} on Flower")
 
     @property
     def rounds(self) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeopt import storage
-from edgeopt.errors import EdgeOptError, InvalidFileError
+from edgeopt.errors import EdgeOptError, InvalidFileError, quoted
 from edgeopt.experiment import Experiment
 from edgeopt.locks import LOCK_NAME, FolderLock
 from edgeopt.schedule import RoundPlan, Schedule
@@ -169,7 +169,7 @@ def _check_same(stored: Experiment, given: Experiment, path: str | os.PathLike[s
     old, new = _leaves(stored.to_dict()), _leaves(given.to_dict())
     for key in sorted(old.keys() | new.keys()):
         if key not in MAY_CHANGE and old.get(key) != new.get(key):
-            raise InvalidFileError(f"{path}: {key} = {old.get(key)!r}: this run has {new.get(key)!r}")
+            raise InvalidFileError(f"{path}: {key} = {quoted(old.get(key))}: this run has {quoted(new.get(key))}")
 
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

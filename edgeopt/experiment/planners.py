@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.display import one_line
-from edgeopt.errors import InvalidProblemError
+from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.experiment.config import KINDS, Description
 from edgeopt.experiment.options import checked_options, hints_of, unknown_name
 from edgeopt.problem import Problem
@@ -105,7 +105,9 @@ def planner_for(
     if name == "fixed":
         if isinstance(problem, ClientSelection) and problem.num_servers > 1:
             names = ", ".join(["schedule", *(solver.name for solver in solvers_of(problem.kind))])
-            raise InvalidProblemError(f"name = {name!r}: expected one that picks clients for several servers: {names}")
+            raise InvalidProblemError(
+                f"name = {quoted(name)}: expected one that picks clients for several servers: {names}"
+            )
         hints: dict[str, Any] = {"interval": int}
         for column in COLUMNS:
             if column.name not in ("client", "server"):

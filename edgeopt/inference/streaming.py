@@ -254,7 +254,9 @@ def _read(stream: BinaryIO, size: int) -> bytes:
 def _check_header(header: dict[str, Any], expected: dict[str, Any]) -> None:
     for (name, place), (wanted, wanted_place) in zip(header.items(), expected.items(), strict=False):
         if name != wanted or place != wanted_place:
-            raise InvalidFileError(f"stream: tensor {quoted(name)} {quoted(place)}: expected {wanted!r} {wanted_place}")
+            raise InvalidFileError(
+                f"stream: tensor {quoted(name)} {quoted(place)}: expected {quoted(wanted)} {wanted_place}"
+            )
     if len(header) != len(expected):
         raise InvalidFileError(f"stream: {len(header)} tensors, expected {len(expected)}")
 

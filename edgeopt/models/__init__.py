@@ -5,7 +5,7 @@ Needs the extra ``train``.
 
 from collections.abc import Callable
 
-from edgeopt.errors import InvalidProblemError
+from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.extras import needs
 
 with needs("edgeopt.models", "train"):
@@ -69,7 +69,7 @@ def build_model(name: str, *, seed: int = 0) -> nn.Sequential:
     1100048384
     """
     if name not in _MODELS:
-        raise InvalidProblemError(f"no model {name!r}: expected one of {', '.join(MODELS)}")
+        raise InvalidProblemError(f"no model {quoted(name)}: expected one of {', '.join(MODELS)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return _MODELS[name]()
@@ -85,7 +85,7 @@ def sample_input(name: str, *, batch_size: int = 1, seed: int = 0) -> torch.Tens
     seed : the same seed gives the same inputs.
     """
     if name not in _MODELS:
-        raise InvalidProblemError(f"no model {name!r}: expected one of {', '.join(MODELS)}")
+        raise InvalidProblemError(f"no model {quoted(name)}: expected one of {', '.join(MODELS)}")
     generator = torch.Generator().manual_seed(seed)
     if name in _TOKENS:
         return torch.randint(_TOKENS[name], (batch_size, 128), generator=generator)  # (B, T)

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
-from edgeopt.errors import InvalidProblemError
+from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.models.kept import KeptMemory
 from edgeopt.training.trouble import check_weights, in_words
 from edgeopt.validate import listed
@@ -111,7 +111,7 @@ def _named(module: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module]:
     known, layers = dict(module.named_modules()), listed("layers", layers)
     for index, name in enumerate(layers):
         if name not in known or name == "":
-            raise InvalidProblemError(f"layers[{index}] = {name!r}: expected the name of a sub-module")
+            raise InvalidProblemError(f"layers[{index}] = {quoted(name)}: expected the name of a sub-module")
     if not layers or len(set(layers)) < len(layers):
         raise InvalidProblemError(f"layers = {list(layers)}: expected at least one name, and none twice")
     return {name: known[name] for name in layers}
@@ -304,7 +304,7 @@ def _valid_cuts(boundaries: list[_Boundary], inputs: set[Node], *, explicit: boo
         name = boundary.name
         parts.append(name)
         if explicit and names.count(name) > 1:
-            raise InvalidProblemError(f"layers: {name!r} runs {names.count(name)} times, expected once")
+            raise InvalidProblemError(f"layers: {quoted(name)} runs {names.count(name)} times, expected once")
         if boundary is boundaries[-1] or _is_cut(boundary, boundaries[-1].output, inputs):
             kept.append(replace(boundary, parts=tuple(parts)))
             parts = []

@@ -125,7 +125,7 @@ def model_for(
     6090
     """
     if name not in SMALL_MODELS:
-        raise InvalidProblemError(f"no model {name!r}: expected one of {', '.join(SMALL_MODELS)}")
+        raise InvalidProblemError(f"no model {quoted(name)}: expected one of {', '.join(SMALL_MODELS)}")
     kind = SMALL_MODELS[name]
     sizes = listed("input_shape", input_shape, single=(int, np.integer))
     shape = tuple(integer(f"input_shape[{i}]", size) for i, size in enumerate(sizes))

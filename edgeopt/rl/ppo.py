@@ -46,13 +46,13 @@ class Ppo:
             positive_integer(name, getattr(self, name), MOST_STEPS)
         for name in ("learning_rate", "clip"):
             if not 0 < (value := getattr(self, name)) < np.inf:
-                raise EdgeOptError(f"{name} = {value!r}: expected a number > 0")
+                raise EdgeOptError(f"{name} = {quoted(value)}: expected a number > 0")
         for name in ("discount", "trace"):
             if not 0 <= (value := getattr(self, name)) <= 1:
-                raise EdgeOptError(f"{name} = {value!r}: expected a number from 0 to 1")
+                raise EdgeOptError(f"{name} = {quoted(value)}: expected a number from 0 to 1")
         for name in ("entropy", "value_weight"):
             if not 0 <= (value := getattr(self, name)) < np.inf:
-                raise EdgeOptError(f"{name} = {value!r}: expected a number >= 0")
+                raise EdgeOptError(f"{name} = {quoted(value)}: expected a number >= 0")
 
     def optimizer(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Adam:
         """Return the optimiser of a policy's parameters."""

@@ -68,7 +68,7 @@ def check_phase(phase: object, plan: RoundPlan) -> None:
         try:
             check_message(message)
         except TrainingError as error:
-            raise TrainingError(f"client {plan.client[entry]}: phase {phase.name!r}: {error}") from None
+            raise TrainingError(f"client {plan.client[entry]}: phase {quoted(phase.name)}: {error}") from None
 
 
 def check_entries(what: str, entries: Iterable[object], plan: RoundPlan) -> None:

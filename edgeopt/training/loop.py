@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeopt.errors import InvalidProblemError
+from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.fields import in_file
 from edgeopt.interrupts import is_interrupt
 from edgeopt.progress import TrainingBar
@@ -158,7 +158,7 @@ def _begin(
     else:
         require_safetensors()
         if not (folder := Path(checkpoint).absolute().parent).is_dir():
-            raise InvalidProblemError(f"checkpoint = {os.fspath(checkpoint)!r}: there is no folder {folder}")
+            raise InvalidProblemError(f"checkpoint = {quoted(os.fspath(checkpoint))}: there is no folder {folder}")
         if resume and os.path.exists(checkpoint):
             run = RunState.load(checkpoint, task, run.identity, run.server)
             with in_file(checkpoint):

@@ -165,7 +165,7 @@ def _check_rows(message: Message) -> None:
         if name not in tensors:
             raise TrainingError(f"{message.kind}: rows[{quoted(name)}]: expected the name of a tensor in the message")
         if not isinstance(rows, torch.Tensor) or rows.dtype != torch.bool:
-            raise TrainingError(f"{message.kind}: rows[{name!r}] is {described(rows)}: expected booleans")
+            raise TrainingError(f"{message.kind}: rows[{quoted(name)}] is {described(rows)}: expected booleans")
         shape = tensors[name].shape
         fits = rows.ndim <= len(shape) and all(n in (1, m) for n, m in zip(rows.shape, shape, strict=False))
         if rows.ndim == 0 or not fits:

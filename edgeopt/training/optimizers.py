@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from edgeopt.errors import InvalidProblemError
+from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.training.messages import State, Tensors
 from edgeopt.validate import float_array, real
 
@@ -45,7 +45,7 @@ class Sgd:
     def __post_init__(self) -> None:
         _check_common(self.lr, self.weight_decay)
         if not 0 <= real("momentum", self.momentum) < 1:
-            raise InvalidProblemError(f"momentum = {self.momentum!r}: expected a number from 0 to below 1")
+            raise InvalidProblemError(f"momentum = {quoted(self.momentum)}: expected a number from 0 to below 1")
 
     def start(self, parameters: Mapping[str, torch.Tensor]) -> State:
         """Return the state before the first step: velocities of zero, or nothing without momentum."""
@@ -87,7 +87,9 @@ class Adam:
         float_array("eps", self.eps, (), positive=True)
         for name in ("beta1", "beta2"):
             if not 0 <= real(name, getattr(self, name)) < 1:
-                raise InvalidProblemError(f"{name} = {getattr(self, name)!r}: expected a number from 0 to below 1")
+                raise InvalidProblemError(
+                    f"{name} = {quoted(getattr(self, name))}: expected a number from 0 to below 1"
+                )
 
     def start(self, parameters: Mapping[str, torch.Tensor]) -> State:
         """Return the state before the first step: both means zero, and no steps taken, counted for each parameter."""

@@ -129,7 +129,7 @@ class Task:
                 f"model: {type(self.model).__name__} has a forward of its own, expected layers that run one after another"
             )
         if self.precision not in ("fp32", "bf16"):
-            raise InvalidProblemError(f"precision = {self.precision!r}: expected 'fp32' or 'bf16'")
+            raise InvalidProblemError(f"precision = {quoted(self.precision)}: expected 'fp32' or 'bf16'")
         for name, kind in (("train", ArrayData), ("test", ArrayData), ("partition", Partition)):
             if not isinstance(value := getattr(self, name), kind):
                 raise InvalidProblemError(f"{name}: expected {kind.__name__}, got {described(value)}")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ParamSpec, Protocol, TypeVar
 
-from edgeopt.errors import EdgeOptError
+from edgeopt.errors import EdgeOptError, quoted
 from edgeopt.extras import needs
 
 P = ParamSpec("P")
@@ -105,7 +105,7 @@ class SpawnPool:
 
     def __init__(self, jobs: int) -> None:
         if jobs < 1:
-            raise EdgeOptError(f"jobs = {jobs!r}: expected an integer >= 1")
+            raise EdgeOptError(f"jobs = {quoted(jobs)}: expected an integer >= 1")
         self.window = jobs
         self._workers = [_Worker(_new_process()) for _ in range(jobs)]  # each starts with its first call
         self._checked = False
@@ -287,7 +287,7 @@ def open_engine(executor: Executor | str | None, jobs: int) -> Engine:
         return GivenExecutor(SerialExecutor())
     if isinstance(executor, str):
         if not executor.startswith("dask://") or len(executor) == len("dask://"):
-            raise EdgeOptError(f"executor = {executor!r}: expected 'serial', 'dask://HOST:PORT' or an Executor")
+            raise EdgeOptError(f"executor = {quoted(executor)}: expected 'serial', 'dask://HOST:PORT' or an Executor")
         return DaskCluster(executor.removeprefix("dask://"))
     return GivenExecutor(executor)
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from edgeopt.errors import EdgeOptError
+from edgeopt.errors import EdgeOptError, quoted
 from edgeopt.evaluation.compare.rows import Row, add_gaps, as_rows, flat_row
 
 Metric = Literal["gap", "time"]
@@ -150,7 +150,7 @@ def _gaps(rows: Iterable[Row]) -> dict[str, list[float]]:
 
 def _time_ratios(rows: Sequence[Row], time_gap: float, least_seconds: float) -> dict[str, list[float]]:
     if time_gap < 0:
-        raise EdgeOptError(f"time_gap = {time_gap!r}: expected a number >= 0")
+        raise EdgeOptError(f"time_gap = {quoted(time_gap)}: expected a number >= 0")
     fastest: dict[tuple[str, int], float] = {}
     for row, seconds in timed(rows, time_gap, least_seconds):
         run = (row["instance"], row["seed"])

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from edgeopt.errors import InvalidProblemError
+from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.validate import integer
 
 _SWITCH = "arXiv:2101.03961; configuration of the checkpoint google/switch-base-{}"
@@ -157,4 +157,6 @@ def moe_model(name: str) -> MoEModel:
     for model in MOE_MODELS:
         if model.name == name:
             return model
-    raise InvalidProblemError(f"no model {name!r}: expected one of {', '.join(model.name for model in MOE_MODELS)}")
+    raise InvalidProblemError(
+        f"no model {quoted(name)}: expected one of {', '.join(model.name for model in MOE_MODELS)}"
+    )

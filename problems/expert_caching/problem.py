@@ -156,7 +156,7 @@ class ExpertCaching(Problem):
             raise InvalidProblemError(f"latency = {quoted(self.latency)}: expected 'sum', 'max' or 'mix'")
         theta = real("theta", self.theta)
         if not 0 <= theta <= 1:
-            raise InvalidProblemError(f"theta = {theta!r}: expected a number from 0 to 1")
+            raise InvalidProblemError(f"theta = {quoted(theta)}: expected a number from 0 to 1")
         checked = {
             "models": models,
             "storage_bytes": storage_bytes,

@@ -171,7 +171,7 @@ class RoutingTrace:
         arrays = storage.read_arrays(path, _LAYOUT)
         for name, form in _LAYOUT.items():
             if name not in arrays:
-                raise InvalidFileError(f"{path}: no array {name!r}: expected {', '.join(_LAYOUT)}")
+                raise InvalidFileError(f"{path}: no array {quoted(name)}: expected {', '.join(_LAYOUT)}")
             if arrays[name].ndim not in (form.dimensions or ()):  # a single number does not stand for a column
                 raise InvalidFileError(f"{path}: {name}: expected rows, got shape {list(arrays[name].shape)}")
         if arrays["meta"].dtype != np.uint8:
@@ -353,7 +353,7 @@ def bundled_trace(name: str) -> RoutingTrace:
     2
     """
     if name not in BUNDLED_TRACES:
-        raise InvalidProblemError(f"no bundled trace {name!r}: expected one of {', '.join(BUNDLED_TRACES)}")
+        raise InvalidProblemError(f"no bundled trace {quoted(name)}: expected one of {', '.join(BUNDLED_TRACES)}")
     with resources.as_file(resources.files("edgeopt.problems.expert_caching") / "data" / f"routing-{name}.npz") as path:
         return RoutingTrace.load(path)
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from edgeopt.errors import InvalidProblemError
+from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.foreign import as_array
 from edgeopt.network import EdgeNetwork
 from edgeopt.problems.model_download.instance import DownloadInstance, positive_hz
@@ -91,14 +91,16 @@ def profile_fields(
     (20, 1)
     """
     if isinstance(profiles, str):
-        raise InvalidProblemError(f"profiles = {profiles!r}: expected a sequence of models")
+        raise InvalidProblemError(f"profiles = {quoted(profiles)}: expected a sequence of models")
     given = listed("profiles", profiles, single=ModelProfile)
     if not given:
         raise InvalidProblemError("profiles: expected at least one model")
     models = [model_profile(profile) if isinstance(profile, str) else profile for profile in given]
     for index, model in enumerate(models):
         if not isinstance(model, ModelProfile):
-            raise InvalidProblemError(f"profiles[{index}] = {model!r}: expected a ModelProfile or the name of one")
+            raise InvalidProblemError(
+                f"profiles[{index}] = {quoted(model)}: expected a ModelProfile or the name of one"
+            )
     n = int_array("server", server, (), low=0, high=network.num_servers - 1).item()
     users = np.flatnonzero(network.coverage[:, n] & (network.channel_gain[:, n] > 0))
     if users.size == 0:
@@ -237,8 +239,8 @@ def _draw(
         ends = float_array(name, limits, (2,), positive=positive)
     except InvalidProblemError:
         expected = f"a {'positive' if positive else 'finite'} number{f' ({unit})' if unit else ''}, or a range of them"
-        raise InvalidProblemError(f"{option or name} = {limits!r}: expected {expected}") from None
+        raise InvalidProblemError(f"{option or name} = {quoted(limits)}: expected {expected}") from None
     low, high = ends.tolist()
     if low > high:
-        raise InvalidProblemError(f"{option or name} = {limits!r}: expected low <= high")
+        raise InvalidProblemError(f"{option or name} = {quoted(limits)}: expected low <= high")
     return stream(seed, name).uniform(low, high, size)

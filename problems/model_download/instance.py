@@ -71,7 +71,7 @@ class DownloadInstance:
     def __post_init__(self) -> None:
         names: Any = self.model_names
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-            raise InvalidProblemError(f"model_names = {names!r}: expected a sequence of names")
+            raise InvalidProblemError(f"model_names = {quoted(names)}: expected a sequence of names")
         if not names:
             raise InvalidProblemError("model_names: expected at least one model")
         indptr = int_array("layer_indptr", self.layer_indptr, (len(names) + 1,), low=0, dtype=np.int64)
@@ -228,7 +228,7 @@ def refuse_above(name: str, values: NDArray[Any], limit: Any, expected: str) -> 
     """Raise `InvalidProblemError` naming the first value above its limit; ``{}`` in `expected` stands for the limit."""
     if (bad := np.flatnonzero(values > limit)).size:
         at = np.broadcast_to(limit, values.shape)[bad[0]]
-        raise InvalidProblemError(f"{name}[{bad[0]}] = {values[bad[0]].item()!r}: expected {expected.format(at)}")
+        raise InvalidProblemError(f"{name}[{bad[0]}] = {quoted(values[bad[0]].item())}: expected {expected.format(at)}")
 
 
 def _checked_levels(levels: Any, low_hz: NDArray[np.float64], high_hz: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -247,5 +247,5 @@ def _checked_levels(levels: Any, low_hz: NDArray[np.float64], high_hz: NDArray[n
 def positive_hz(name: str, value: Any) -> float:
     """Return a positive number of hertz; nothing, truth values, text and arrays are no numbers."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < np.inf:
-        raise InvalidProblemError(f"{name} = {value!r}: expected a positive number (Hz)")
+        raise InvalidProblemError(f"{name} = {quoted(value)}: expected a positive number (Hz)")
     return float_array(name, float(value), (), positive=True, ranged=True, unit="Hz").item()

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from edgeopt.errors import InvalidProblemError
+from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.foreign import as_array
 from edgeopt.network import EdgeNetwork
 from edgeopt.problems.split_training.instance import SplitInstance
@@ -170,7 +170,9 @@ def _with_target(target: float | None, interval: int | tuple[int, int], **fields
     ends = listed("interval", interval, single=(int, np.integer))
     given = ends * 2 if isinstance(interval, int | np.integer) else ends
     if len(given) != 2:
-        raise InvalidProblemError(f"interval = {interval!r}: expected an integer, or the least and the largest one")
+        raise InvalidProblemError(
+            f"interval = {quoted(interval)}: expected an integer, or the least and the largest one"
+        )
     fields |= {"min_interval": given[0], "max_interval": given[1]}
     if target is None:  # without noise and drift any target will do
         target = TARGET_FACTOR * SplitInstance(**fields, target=1.0).least_target or 1.0

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.errors import InvalidProblemError
+from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.extras import needs
 from edgeopt.problems import ClientSelection
 from edgeopt.problems.client_selection.environment import RoundResult, SelectionEnvironment
@@ -148,7 +148,9 @@ class SingleServerEnv(Env[Scores, Scores]):
         forecaster: ConflictForecaster | None = None,
     ) -> None:
         if not 0 <= server < problem.num_servers:
-            raise InvalidProblemError(f"server = {server!r}: expected an integer from 0 to {problem.num_servers - 1}")
+            raise InvalidProblemError(
+                f"server = {quoted(server)}: expected an integer from 0 to {problem.num_servers - 1}"
+            )
         self._game = _Game(problem, forecaster)
         self._server, self._others = server, RandomPicks() if others is None else others
         size = int(problem.num_covered[server])
@@ -203,7 +205,9 @@ class _Game:
         clients, count = self._clients[server], int(self.problem.picks[server])
         given = np.asarray(scores, np.float64)
         if given.shape != clients.shape or np.isnan(given).any():
-            raise InvalidProblemError(f"action of server {server}: expected {len(clients)} numbers, got {scores!r}")
+            raise InvalidProblemError(
+                f"action of server {server}: expected {len(clients)} numbers, got {quoted(scores)}"
+            )
         picks[server, :count] = clients[np.argsort(-given, kind="stable")[:count]]
 
     def play(self, picks: NDArray[np.int32]) -> RoundResult:

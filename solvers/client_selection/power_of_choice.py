@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.errors import EdgeOptError
+from edgeopt.errors import EdgeOptError, quoted
 from edgeopt.problem import Problem
 from edgeopt.problems import ClientSelection
 from edgeopt.problems.client_selection.environment import ServerView
@@ -39,7 +39,7 @@ class PowerOfChoice:
 
     def __post_init__(self) -> None:
         if not 1 <= self.candidates < math.inf:
-            raise EdgeOptError(f"candidates = {self.candidates!r}: expected a number >= 1")
+            raise EdgeOptError(f"candidates = {quoted(self.candidates)}: expected a number >= 1")
 
     def guarantee_for(self, problem: ClientSelection) -> Guarantee:
         """Return that nothing is promised."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from edgeopt.errors import EdgeOptError
+from edgeopt.errors import EdgeOptError, quoted
 from edgeopt.extras import needs
 from edgeopt.interrupts import interrupted, interrupts_noted, is_interrupt
 from edgeopt.problem import Problem
@@ -68,11 +68,11 @@ class RlCrp:
     def __post_init__(self) -> None:
         for name in ("iterations", "episodes", "hidden", "epochs", "minibatches"):
             if not isinstance(value := getattr(self, name), int) or value < 1:
-                raise EdgeOptError(f"{name} = {value!r}: expected an integer >= 1")
+                raise EdgeOptError(f"{name} = {quoted(value)}: expected an integer >= 1")
         if self.patience is not None and self.patience < 1:
-            raise EdgeOptError(f"patience = {self.patience!r}: expected an integer >= 1 or None")
+            raise EdgeOptError(f"patience = {quoted(self.patience)}: expected an integer >= 1 or None")
         if not 0 < self.learning_rate < np.inf:
-            raise EdgeOptError(f"learning_rate = {self.learning_rate!r}: expected a number > 0")
+            raise EdgeOptError(f"learning_rate = {quoted(self.learning_rate)}: expected a number > 0")
 
     def guarantee_for(self, problem: ClientSelection) -> Guarantee:
         """Return that nothing is promised."""
@@ -173,7 +173,7 @@ class RlCrp:
         learner = Learner(problem if self.fair else problem.replace(fairness_weight=0.0), settings, seed)
         if self.checkpoint is not None:
             if not (folder := Path(self.checkpoint).absolute().parent).is_dir():
-                raise EdgeOptError(f"checkpoint = {self.checkpoint!r}: there is no folder {folder}")
+                raise EdgeOptError(f"checkpoint = {quoted(self.checkpoint)}: there is no folder {folder}")
             if Path(self.checkpoint).exists():
                 learner.restore(self.checkpoint)
         return learner

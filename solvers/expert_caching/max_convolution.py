@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.errors import EdgeOptError
+from edgeopt.errors import EdgeOptError, quoted
 from edgeopt.problem import Problem
 from edgeopt.problems import ExpertCaching, Placement
 from edgeopt.result import Guarantee, Heuristic, Ratio, Result
@@ -73,9 +73,9 @@ class MaxConvolution:
 
     def __post_init__(self) -> None:
         if self.profiles not in ("exact", "envelope"):
-            raise EdgeOptError(f"profiles = {self.profiles!r}: expected 'exact' or 'envelope'")
+            raise EdgeOptError(f"profiles = {quoted(self.profiles)}: expected 'exact' or 'envelope'")
         if not isinstance(self.surrogates, Sequence) or not all(0 <= lam < math.inf for lam in self.surrogates):
-            raise EdgeOptError(f"surrogates = {self.surrogates!r}: expected finite numbers >= 0")
+            raise EdgeOptError(f"surrogates = {quoted(self.surrogates)}: expected finite numbers >= 0")
         for name in ("max_sweeps", "search_work", "search_rounds", "bound_steps"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise EdgeOptError(f"{name} = {getattr(self, name)}: expected a finite number >= 0")

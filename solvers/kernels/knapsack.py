@@ -5,7 +5,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from edgeopt.errors import InvalidProblemError
+from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.jit import kernel
 from edgeopt.solvers.kernels import Bools, Floats, Ints, float_vector, int_vector, require
 
@@ -459,11 +459,11 @@ def _linear(v: Floats, w: Floats, capacity: float) -> tuple[float, float]:
 
 def _capacity(capacity: int) -> int:
     if isinstance(capacity, bool) or not isinstance(capacity, int | np.integer) or capacity < 0:
-        raise InvalidProblemError(f"capacity = {capacity!r}, expected an integer >= 0")
+        raise InvalidProblemError(f"capacity = {quoted(capacity)}, expected an integer >= 0")
     return int(capacity)
 
 
 def _real(name: str, number: float) -> float:
     if not (np.isfinite(number) and number >= 0.0):
-        raise InvalidProblemError(f"{name} = {number!r}, expected a finite number >= 0")
+        raise InvalidProblemError(f"{name} = {quoted(number)}, expected a finite number >= 0")
     return float(number)

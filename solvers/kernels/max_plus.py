@@ -8,7 +8,7 @@ argument takes: the lowest such level when several are equally good, -1 where th
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from edgeopt.errors import InvalidProblemError
+from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.jit import kernel
 from edgeopt.solvers.kernels import Floats, Ints, float_vector, require
 
@@ -499,5 +499,5 @@ def _full_size(a: Floats, b: Floats) -> int:
 
 def _stride(stride: int) -> int:
     if isinstance(stride, bool) or not isinstance(stride, int | np.integer) or stride < 1:
-        raise InvalidProblemError(f"stride = {stride!r}, expected an integer >= 1")
+        raise InvalidProblemError(f"stride = {quoted(stride)}, expected an integer >= 1")
     return int(stride)

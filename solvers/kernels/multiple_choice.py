@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike
 
-from edgeopt.errors import InvalidProblemError
+from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.jit import kernel
 from edgeopt.solvers.kernels import Bools, Floats, Ints, float_vector, int_vector, require
 
@@ -299,7 +299,7 @@ def solve_multiple_choice(
     """
     classes, w, v = _options(indptr, weight, value)
     if not (np.isfinite(capacity) and capacity >= 0.0):
-        raise InvalidProblemError(f"capacity = {capacity!r}, expected a finite number >= 0")
+        raise InvalidProblemError(f"capacity = {quoted(capacity)}, expected a finite number >= 0")
     is_whole = float(capacity).is_integer() and bool((w == np.floor(w)).all())
     share, exponent = math.frexp(capacity)  # a unit near the capacity: the slopes of tiny weights stay finite
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows does not fit, or is almost without weight

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from edgeopt.errors import EdgeOptError
+from edgeopt.errors import EdgeOptError, quoted
 from edgeopt.problem import Problem
 from edgeopt.problems import SplitPlan, SplitTraining
 from edgeopt.result import Guarantee, Heuristic, Result
@@ -62,9 +62,9 @@ class Hasfl:
         for name in ("starts", "max_boxes"):
             check_count(name, getattr(self, name))
         if not 0 <= self.tolerance < 1:
-            raise EdgeOptError(f"tolerance = {self.tolerance!r}: expected a number from 0 to 1")
+            raise EdgeOptError(f"tolerance = {quoted(self.tolerance)}: expected a number from 0 to 1")
         if self.batch_update not in ("dinkelbach", "newton-jacobi"):
-            raise EdgeOptError(f"batch_update = {self.batch_update!r}: expected 'dinkelbach' or 'newton-jacobi'")
+            raise EdgeOptError(f"batch_update = {quoted(self.batch_update)}: expected 'dinkelbach' or 'newton-jacobi'")
 
     def guarantee_for(self, problem: SplitTraining) -> Guarantee:
         """Return that nothing is promised."""

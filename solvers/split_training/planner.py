@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgeopt.display import one_line
-from edgeopt.errors import EdgeOptError, InvalidProblemError
+from edgeopt.errors import EdgeOptError, InvalidProblemError, quoted
 from edgeopt.problems import SplitPlan, SplitTraining
 from edgeopt.result import Status
 from edgeopt.schedule import RATES, Feedback, RoundPlan
@@ -73,7 +73,7 @@ class HasflPlanner:
     def __post_init__(self) -> None:
         check_count("every", self.every)
         if not self.rate_change > 0:
-            raise EdgeOptError(f"rate_change = {self.rate_change!r}: expected a number > 0")
+            raise EdgeOptError(f"rate_change = {quoted(self.rate_change)}: expected a number > 0")
 
     def plan(self, round: int, feedback: Feedback | None = None) -> RoundPlan:
         """Return the plan of a round.

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from edgeopt.errors import InvalidProblemError
+from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.training.codecs.bits import pack, unpack
 from edgeopt.training.codecs.codec import Form, Order
 from edgeopt.training.costs.ledger import Direction
@@ -35,7 +35,7 @@ class Quantise:
 
     def __post_init__(self) -> None:
         if isinstance(self.bits, bool) or self.bits not in _BITS:
-            raise InvalidProblemError(f"bits = {self.bits!r}: expected 8 or 4")
+            raise InvalidProblemError(f"bits = {quoted(self.bits)}: expected 8 or 4")
 
     def order(self, direction: Direction, form: Form, budget_bytes: float, memory: State) -> Order:
         """Fix the bits of a value."""

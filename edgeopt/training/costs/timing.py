@@ -171,7 +171,7 @@ class EdgeTiming:
         if self.failure_probability > 1:
             raise InvalidProblemError(f"failure_probability = {self.failure_probability}: expected a number up to 1")
         if unknown := sorted(set(self.timed) - set(CATEGORIES)):
-            raise InvalidProblemError(f"timed: {unknown[0]!r}: expected some of {', '.join(CATEGORIES)}")
+            raise InvalidProblemError(f"timed: {quoted(unknown[0])}: expected some of {', '.join(CATEGORIES)}")
         object.__setattr__(self, "seed", int_array("seed", self.seed, (), low=0, dtype=np.int64).item())
 
     @classmethod

@@ -4,7 +4,7 @@ from typing import Literal
 
 import torch
 
-from edgeopt.errors import InvalidProblemError
+from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.training.messages import State, Tensors
 from edgeopt.training.task import Task
 from edgeopt.validate import int_array
@@ -25,7 +25,7 @@ def check_batch_size(batch_size: int) -> None:
 def check_weighting(weighting: str) -> None:
     """Refuse an unknown way of weighting clients."""
     if weighting not in ("samples", "uniform"):
-        raise InvalidProblemError(f"weighting = {weighting!r}: expected 'samples' or 'uniform'")
+        raise InvalidProblemError(f"weighting = {quoted(weighting)}: expected 'samples' or 'uniform'")
 
 
 def tensors_of(state: State, name: str) -> Tensors:

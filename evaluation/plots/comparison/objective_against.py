@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeopt.errors import EdgeOptError
+from edgeopt.errors import EdgeOptError, quoted
 from edgeopt.evaluation.compare.performance import band, with_gaps
 from edgeopt.evaluation.compare.rows import Row
 from edgeopt.evaluation.plots.style import MAX_BANDS, by_height, legend_outside, line_styles, new_axes
@@ -40,7 +40,7 @@ def plot_objective_against(
         if at is not None and height is not None:
             groups.setdefault(row["solver"], {}).setdefault(at, []).append(height)
     if not groups:
-        raise EdgeOptError(f"x = {x!r}: expected a column or fact with numbers in rows with a solution")
+        raise EdgeOptError(f"x = {quoted(x)}: expected a column or fact with numbers in rows with a solution")
     ax = new_axes(ax)
     drawn: dict[str, tuple[float, Any]] = {}  # height at the right end and line
     for solver, points in groups.items():

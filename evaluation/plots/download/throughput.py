@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from edgeopt.errors import EdgeOptError
+from edgeopt.errors import EdgeOptError, quoted
 from edgeopt.evaluation.compare.performance import band
 from edgeopt.evaluation.compare.rows import as_rows
 from edgeopt.evaluation.plots.style import MAX_BANDS, by_height, legend_outside, line_styles, new_axes
@@ -49,7 +49,7 @@ def download_throughput(
     list of rows: ``solver``, ``seed``, the varied name, ``objective``, ``users``, ``done`` (users admitted), ``share_done``.
     """
     if x not in (known := get_args(Varied)):
-        raise EdgeOptError(f"x = {x!r}: expected one of {', '.join(known)}")
+        raise EdgeOptError(f"x = {quoted(x)}: expected one of {', '.join(known)}")
     if x in arguments:
         raise EdgeOptError(f"{x}: it varies, expected it among no other arguments")
     rows = []

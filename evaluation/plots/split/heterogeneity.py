@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeopt.errors import EdgeOptError
+from edgeopt.errors import EdgeOptError, quoted
 from edgeopt.evaluation.compare import comparison_rows
 from edgeopt.evaluation.compare.performance import band
 from edgeopt.evaluation.compare.rows import Row, as_rows
@@ -84,7 +84,7 @@ def plot_split_heterogeneity(rows: Sequence[Row], ax: "Axes | None" = None, *, r
     rows = as_rows(rows)
     base = {row["instance"]: row["objective"] for row in rows if row["solver"] == reference and row["feasible"]}
     if not base:
-        raise EdgeOptError(f"reference = {reference!r}: expected a solver with a solution among the rows")
+        raise EdgeOptError(f"reference = {quoted(reference)}: expected a solver with a solution among the rows")
     ratios: dict[str, dict[float, list[float]]] = {}
     for row in rows:
         if row["solver"] != reference and row["feasible"] and row["instance"] in base:

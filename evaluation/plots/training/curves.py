@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.errors import EdgeOptError
+from edgeopt.errors import EdgeOptError, quoted
 from edgeopt.evaluation.plots.style import MAX_BANDS, curve_styles, legend_outside, new_axes, whole_ticks
 from edgeopt.validate import listed
 
@@ -56,7 +56,7 @@ def plot_training_curves(
         If there is nothing to draw under a label, or `x` is unknown.
     """
     if x not in _AXES:
-        raise EdgeOptError(f"x = {x!r}: expected one of {', '.join(_AXES)}")
+        raise EdgeOptError(f"x = {quoted(x)}: expected one of {', '.join(_AXES)}")
     if not isinstance(histories, Mapping):
         raise EdgeOptError(f"histories: expected runs by label, got a {type(histories).__name__}")
     if not histories:
@@ -68,7 +68,7 @@ def plot_training_curves(
     for name, runs in histories.items():
         curves = [_curve(run, columns, y) for run in _runs(name, runs)]
         if not curves or not all(at.size for at, _ in curves):
-            raise EdgeOptError(f"{name}: expected runs with at least one value of {y!r} each")
+            raise EdgeOptError(f"{name}: expected runs with at least one value of {quoted(y)} each")
         at, low, middle, high = _band(curves)
         style = styles[name] | {"drawstyle": "steps-post"}
         (drawn[name],) = ax.plot(at / unit, middle, label=name, **style)
