@@ -12,6 +12,8 @@ from edgeopt.errors import EdgeOptError, quoted
 
 MOST_STEPS = 1 << 16
 MAX_GRADIENT_NORM = 0.5
+MOST_AT_ONCE = 1 << 20
+"""Numbers of observations evaluated between two looks at the clock, unless one sample has more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,26 +158,29 @@ def improve(
     optimizer : of the policy's parameters, each with the learner as first axis.
     taken : bool (G, M), which of the M actions a learner has: learners may do different numbers of things at once.
     shuffle : draws the minibatches.
-    before_step : called before every step; may raise to leave.
+    before_step : called before every step, and within one over observations of more than `MOST_AT_ONCE` numbers between
+        its parts; may raise to leave.
     """
     size = experience.target.shape[1]
+    each = experience.observation[:, 0].numel()
     taken = taken[:, None]
     count = taken.sum(dim=2)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for _ in range(settings.epochs):
         for chosen in np.array_split(shuffle.permutation(size), min(settings.minibatches, size)):
-            before_step()
-            batch = experience.at(torch.from_numpy(chosen))
-            now = evaluate(batch.observation, batch.action)
-            ratio = torch.exp((now.logs - batch.logs).masked_fill(~taken, 0.0))  # (G, B, M)
-            clipped = ratio.clamp(1 - settings.clip, 1 + settings.clip)
-            surrogate = torch.minimum(ratio * batch.gain, clipped * batch.gain).masked_fill(~taken, 0.0)
-            surrogate = (surrogate.sum(dim=2) / count).mean(dim=1)  # (G,)
-            error = (now.value - batch.target).square().mean(dim=1)
-            # learners share no weight: each one's gradient is that of its own loss
-            loss = (settings.value_weight * error - surrogate - settings.entropy * now.entropy.mean(dim=1)).sum()
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            for some in np.array_split(chosen, min(len(chosen), -(-len(chosen) * each // MOST_AT_ONCE))):
+                before_step()
+                part = experience.at(torch.from_numpy(some))
+                now = evaluate(part.observation, part.action)
+                ratio = torch.exp((now.logs - part.logs).masked_fill(~taken, 0.0))  # (G, B, M)
+                clipped = ratio.clamp(1 - settings.clip, 1 + settings.clip)
+                surrogate = torch.minimum(ratio * part.gain, clipped * part.gain).masked_fill(~taken, 0.0)
+                surrogate = (surrogate.sum(dim=2) / count).mean(dim=1)  # (G,)
+                error = (now.value - part.target).square().mean(dim=1)
+                # learners share no weight: each one's gradient is that of its own loss
+                loss = (settings.value_weight * error - surrogate - settings.entropy * now.entropy.mean(dim=1)).sum()
+                (loss * (len(some) / len(chosen))).backward()  # type: ignore[no-untyped-call]
             shorten([parameter.grad for parameter in parameters if parameter.grad is not None])
             optimizer.step()
 

@@ -110,6 +110,22 @@ def test_steps_are_those_of_each_learner_alone():
     assert not torch.allclose(table.score, before.score, atol=0.05)
 
 
+def test_a_step_in_parts_is_the_step_at_once(monkeypatch: pytest.MonkeyPatch):
+    """A minibatch too large for one evaluation gives the same step, with a chance to leave between its parts."""
+    tables = (Table(3), Table(3))
+    looks: tuple[list[int], list[int]] = ([], [])
+    played, taken = experience(tables[0]), torch.tensor([[1, 0, 0], [1, 1, 0], [1, 1, 1]], dtype=torch.bool)
+    for table, seen, most in zip(tables, looks, (1 << 20, 7), strict=True):
+        monkeypatch.setattr("edgeopt.rl.ppo.MOST_AT_ONCE", most)
+        improve(
+            table.evaluate, SETTINGS.optimizer(table.parameters()), played, taken, SETTINGS,
+            shuffle=np.random.default_rng(7), before_step=lambda seen=seen: seen.append(1),
+        )  # fmt: skip
+    torch.testing.assert_close(tables[0].score, tables[1].score, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(tables[0].value, tables[1].value, rtol=1e-6, atol=1e-8)
+    assert len(looks[0]) == SETTINGS.epochs * SETTINGS.minibatches < len(looks[1])
+
+
 def test_an_action_beyond_the_clip_is_moved_no_further():
     """Where the ratio is out of its range on the side of the gain, the policy has no gradient; on the other side it has."""
     settings = dataclasses.replace(SETTINGS, entropy=0.0, value_weight=0.0, epochs=1, minibatches=1)
