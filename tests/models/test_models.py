@@ -7,6 +7,7 @@ from edgeopt import models
 from edgeopt.errors import InvalidProblemError
 from edgeopt.models.attention import SelfAttention, rotate
 from edgeopt.profile import BUNDLED_PROFILES
+from tests.models.cuts import assert_cuts_change_nothing
 
 IMAGE, TOKENS = (2, 3, 32, 32), (2, 7)
 TINY = {  # model, sample, shape of the output
@@ -69,21 +70,8 @@ def test_shapes(name):
 
 @pytest.mark.parametrize("name", TINY)
 def test_cut_anywhere_is_the_whole_model(name):
-    """At every boundary, two halves that exchange one activation and its gradient compute what the whole model computes."""
-    model, sample = tiny(name)
-    whole = model(sample)
-    whole.square().sum().backward()
-    gradients = {key: parameter.grad.clone() for key, parameter in model.named_parameters()}
-    for cut in range(1, len(model)):
-        model.zero_grad()
-        sent = model[:cut](sample)
-        received = sent.detach().clone().requires_grad_()
-        output = model[cut:](received)
-        assert torch.equal(output, whole), cut
-        output.square().sum().backward()
-        sent.backward(received.grad)
-        for key, parameter in model.named_parameters():
-            torch.testing.assert_close(parameter.grad, gradients[key], msg=f"{key} cut at {cut}")
+    """Halves that exchange an activation and its gradient are the whole model."""
+    assert_cuts_change_nothing(*tiny(name))
 
 
 @pytest.mark.parametrize("name", TINY)
