@@ -5,7 +5,7 @@ Heterogeneous Data, arXiv:2603.18540. What is the paper's and what is ours is to
 own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -207,7 +207,7 @@ class Gapsl(ParallelModel):
             kept = rng.permutation(kept)
         return Picked(leads, kept, share, float(nu)), spread
 
-    def measure(self, clients: list[int], picked: Picked) -> dict[str, float]:
+    def measure(self, clients: Sequence[int], picked: Picked) -> dict[str, float]:
         """Return what is reported of a step; `clients` are those of the positions in `picked`."""
         return {
             "leader_share": picked.share,
