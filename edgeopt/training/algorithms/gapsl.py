@@ -7,7 +7,7 @@ own.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -135,13 +135,9 @@ class Gapsl(ParallelModel):
         if self.threshold is not None:
             float_array("threshold", self.threshold, (), nonnegative=True, unit="rad")
         flag("all_clients_learn", self.all_clients_learn)
-        for name, known in (
-            ("mode", ("filter", "exact", "rotate")),
-            ("leader", ("near", "all", "random")),
-            ("keep", ("aligned", "leaders", "random")),
-        ):
-            if (given := getattr(self, name)) not in known:
-                raise InvalidProblemError(f"{name} = {quoted(given)}: expected one of {', '.join(known)}")
+        for name, known in (("mode", Mode), ("leader", Leader), ("keep", Keep)):
+            if (given := getattr(self, name)) not in get_args(known):
+                raise InvalidProblemError(f"{name} = {quoted(given)}: expected one of {', '.join(get_args(known))}")
 
     def start(self, task: Task) -> State:
         """Return the initial weights; no spread has been seen, and no client."""
@@ -160,10 +156,9 @@ class Gapsl(ParallelModel):
         picked, spread = self.pick(task, tensors_of(state, "spread"), products, exchange)
         learns = {entry: own for entry, own, kept in zip(entries, found, picked.kept, strict=True) if kept}
         if self.mode != "filter" and self.strength and (names := common_names(gradients)):
-            led = [
-                {name: own[name] for name in names} for own, leads in zip(gradients, picked.leads, strict=True) if leads
-            ]
-            learns = self._towards(task, exchange, learns, weighted_average(led, [1.0] * len(led)))
+            common = [{name: own[name] for name in names} for own in gradients]
+            leader = weighted_average(common, picked.leads.astype(float).tolist())
+            learns = self._towards(task, exchange, learns, leader)
         shown = {**exchange.found, **learns}
         answers = {
             entry: Answer(own.gradient if self.all_clients_learn or entry in learns else None, own.loss)
@@ -231,10 +226,7 @@ class Gapsl(ParallelModel):
         if self.mode == "rotate":
             gradients = [own.gradients for own in learns.values()]
             moved = map_batched(lambda own: turned(own, leader, self.strength), gradients)
-            return {
-                entry: own._replace(gradients=new)
-                for (entry, own), new in zip(learns.items(), moved, strict=True)
-            }  # fmt: skip
+            return {entry: own._replace(gradients=new) for (entry, own), new in zip(learns.items(), moved, strict=True)}
         pulls = map_cuts(
             task,
             exchange.assigned,
