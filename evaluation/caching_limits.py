@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,9 +14,6 @@ from edgeopt.network import EdgeNetwork
 from edgeopt.problems import ExpertCaching, MoEModel, RoutingTrace
 from edgeopt.problems.expert_caching.routed_model import Latency
 from edgeopt.validate import float_array
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 STORAGE = (0.05, 0.1, 0.2)
 SERVERS, DEVICES_PER_USER = 5, 2
@@ -115,12 +112,6 @@ class CachingLimits:
             "layer_hits": self.layer_hits.tolist(),
             "effective_experts": self.effective_experts.tolist(),
         }
-
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """Draw hit ratios against storage, and what users have in their layers; see `plot_caching_limits`."""
-        from edgeopt.evaluation.plots.caching.limits import plot_caching_limits
-
-        return plot_caching_limits(self, ax)
 
 
 def caching_limits(

@@ -34,6 +34,7 @@ def caching_limits(
     Latencies are those of a random network of five servers; `edgeopt generate expert-caching` makes problems of others.
     """
     from edgeopt.evaluation.caching_limits import caching_limits as limits_of
+    from edgeopt.evaluation.plots.caching.limits import plot_caching_limits
     from edgeopt.evaluation.plots.style import save_picture
 
     if picture is not None:
@@ -49,7 +50,7 @@ def caching_limits(
     else:
         _show(found)
     if picture is not None:
-        save_picture(found.plot(), picture)
+        save_picture(plot_caching_limits(found), picture)
         print(f"wrote {picture}", file=sys.stderr)
 
 

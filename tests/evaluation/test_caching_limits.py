@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from edgeopt import EdgeNetwork
 from edgeopt.errors import InvalidProblemError
 from edgeopt.evaluation.caching_limits import caching_limits
+from edgeopt.evaluation.plots.caching.limits import plot_caching_limits
 from edgeopt.problems import ExpertCaching, Placement, RoutingTrace, bundled_trace
 
 
@@ -91,7 +92,7 @@ def test_json_and_picture():
     """Plain values, and a picture of two parts."""
     found = caching_limits(drawn(3, 1.0), [0.5])
     assert json.loads(json.dumps(found.to_json()))["limits"][0]["storage"] == 0.5
-    ax = found.plot()
+    ax = plot_caching_limits(found)
     assert len(ax.figure.axes) == 3  # curves, map, its bar
     assert len(ax.get_lines()) == 3 + 1
 
