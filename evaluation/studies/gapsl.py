@@ -92,7 +92,11 @@ class Watched(Gapsl):
 
 
 def algorithm(variant: str, setting: Setting) -> Algorithm:
-    """Return the algorithm of a variant; all weigh clients alike."""
+    """Return the algorithm of a variant; all weigh clients alike.
+
+    FedAvg forgets its momentum after every round, which is one step here: it has the step size that the others' steps add
+    up to in the long run.
+    """
     optimizer = Sgd(setting.lr, setting.momentum)
     system = Gapsl(optimizer, judge="averaged", horizon=setting.rounds, eta=setting.eta)
     variants: dict[str, Algorithm] = {
@@ -101,7 +105,7 @@ def algorithm(variant: str, setting: Setting) -> Algorithm:
         "splitfed-v1": SplitFed(optimizer, weighting="uniform"),
         "splitfed-v2": SplitFedV2(optimizer, weighting="uniform"),
         "vanilla-split": VanillaSplit(optimizer),
-        "fedavg": FedAvg(optimizer, weighting="uniform"),
+        "fedavg": FedAvg(Sgd(setting.lr / (1 - setting.momentum)), weighting="uniform"),
         "all-lead": dataclasses.replace(system, leader="all"),
         "random-leader": dataclasses.replace(system, leader="random"),
         "leader-only": dataclasses.replace(system, keep="leaders"),
