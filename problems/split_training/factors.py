@@ -14,9 +14,9 @@ LARGEST = 1e6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostFactors:
-    """How often a round of an algorithm has what a round of SplitFed has once; the defaults are SplitFed's own. [Ours]
+    """How often a round of an algorithm has what a round of SplitFed has once; the defaults are SplitFed's own.
 
-    An algorithm of `edgeopt.training` whose rounds differ says so in its ``cost_factors``; with them, the seconds of a
+    They are ours. An algorithm of `edgeopt.training` whose rounds differ says so in its ``cost_factors``; with them, the seconds of a
     plan are those of its rounds.
 
     Parameters

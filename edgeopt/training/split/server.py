@@ -29,17 +29,23 @@ class ServerGradients(NamedTuple):
     loss: torch.Tensor
 
 
-def server_gradients(task: Task, cut: int, weights: Tensors, smashed: Smashed) -> ServerGradients:
-    """Run the layers above a cut forward and backward."""
+def server_gradients(task: Task, cut: int, weights: Tensors, smashed: Smashed, *, still: int = 0) -> ServerGradients:
+    """Run the layers above a cut forward and backward.
+
+    Parameters
+    ----------
+    still : layers up to it behave as at work, without chance, and keep their buffers.
+    """
     activations, targets = smashed
     buffers = {name: value for name, value in weights.items() if name not in task.parameters}
 
     def loss_of(first: tuple[Tensors, torch.Tensor]) -> tuple[torch.Tensor, tuple[torch.Tensor, Tensors]]:
         parameters, inputs = first
-        passed = task.forward({**parameters, **buffers}, inputs, cut)
+        below = task.forward({**parameters, **buffers}, inputs, cut, still, training=False)
+        passed = task.forward({**parameters, **buffers}, below.outputs, max(cut, still))
         outputs = passed.outputs.to(torch.promote_types(passed.outputs.dtype, torch.float32))
-        loss = task.loss(outputs, targets) + passed.penalty
-        return loss, (loss.detach(), passed.buffers)
+        loss = task.loss(outputs, targets) + below.penalty + passed.penalty
+        return loss, (loss.detach(), {**below.buffers, **passed.buffers})
 
     found = grad_and_value(loss_of, has_aux=True)((task.trained(weights), activations))
     (gradients, gradient), (_, (loss, changed)) = found
