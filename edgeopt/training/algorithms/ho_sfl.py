@@ -6,6 +6,7 @@ brought to clients are ours.
 """
 
 import itertools
+import math
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -45,14 +46,14 @@ class ProbedSplit:
 
     __slots__ = ()
 
-    probes: int
-    mu: float
-    distribution: Distribution
-    clip: float
     optimizer: Optimizer
     batch_size: int
     cut_layer: int
     weighting: Weighting
+    probes: int
+    mu: float
+    distribution: Distribution
+    clip: float
 
     def __post_init__(self) -> None:
         _ = self.probing
@@ -124,26 +125,26 @@ class HoSfl(ProbedSplit):
 
     Parameters
     ----------
-    probes : P, in each step.
-    mu : distance of a probe.
-    distribution : of the directions, ``gaussian`` or ``rademacher``.
-    clip : largest norm of an estimate, as in the authors' code for language models; inf for any. The server's own
-        gradients are not clipped.
     optimizer : of clients and server.
     batch_size, cut_layer : where the plan leaves them open.
     weighting : whether a client counts by its ``samples`` or all ``uniform``.
+    probes : P, in each step.
+    mu : distance of a probe.
+    distribution : of the directions, ``gaussian`` or ``rademacher``.
+    clip : largest norm of an estimate; the authors' code for language models has 1. The server's own gradients are not
+        clipped. Default: any norm.
     """
 
     name: ClassVar[str] = "ho-sfl"
 
-    probes: int = 5
-    mu: float = 1e-3
-    distribution: Distribution = "gaussian"
-    clip: float = 1.0
     optimizer: Optimizer = field(default_factory=Sgd)
     batch_size: int = 16
     cut_layer: int = 1
     weighting: Weighting = "samples"
+    probes: int = 5
+    mu: float = 1e-3
+    distribution: Distribution = "gaussian"
+    clip: float = math.inf
 
     @property
     def cost_factors(self) -> CostFactors:

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import torch
 
+from edgeopt.problems import CostFactors
 from edgeopt.schedule import RoundPlan
 from edgeopt.training.algorithm import Models, Outcome
 from edgeopt.training.messages import Message, Phase, Replies, State, Tensors
@@ -69,6 +70,11 @@ class ParallelSplit:
         check_batch_size(self.batch_size)
         check_cut_layer(self.cut_layer)
         check_weighting(self.weighting)
+
+    @property
+    def cost_factors(self) -> CostFactors:
+        """A round costs what one of SplitFed does, without aggregations."""
+        return CostFactors(aggregation=0)
 
     def start(self, task: Task) -> State:
         """Return the initial weights."""

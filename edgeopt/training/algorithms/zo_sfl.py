@@ -1,5 +1,6 @@
 """Pure zeroth-order split federated learning, in which nobody runs backward: the baseline of HO-SFL (arXiv:2603.14773)."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -41,19 +42,19 @@ class ZoSfl(ProbedSplit):
 
     Parameters
     ----------
-    probes, mu, distribution, clip, optimizer, batch_size, cut_layer, weighting : as in `HoSfl`.
+    optimizer, batch_size, cut_layer, weighting, probes, mu, distribution, clip : as in `HoSfl`.
     """
 
     name: ClassVar[str] = "zo-sfl"
 
-    probes: int = 5
-    mu: float = 1e-3
-    distribution: Distribution = "gaussian"
-    clip: float = 1.0
     optimizer: Optimizer = field(default_factory=Sgd)
     batch_size: int = 16
     cut_layer: int = 1
     weighting: Weighting = "samples"
+    probes: int = 5
+    mu: float = 1e-3
+    distribution: Distribution = "gaussian"
+    clip: float = math.inf
 
     @property
     def cost_factors(self) -> CostFactors:

@@ -144,6 +144,7 @@ class MemoryBudget(AroundPlanner):
     memory_bytes : float64 [N], memory of each client; inf for no limit.
     optimizer, batch_size, cut_layer : of the algorithm, the latter two where the plan leaves them open. Default: the
         clients hold the whole model.
+    probes : whether clients learn by forward passes alone, as in `edgeopt.training.HoSfl`.
     """
 
     inner: Planner
@@ -152,6 +153,7 @@ class MemoryBudget(AroundPlanner):
     optimizer: Optimizer | None = None
     batch_size: int = 16
     cut_layer: int | None = None
+    probes: bool = False
     __repr__ = one_line
 
     def __post_init__(self) -> None:
@@ -181,7 +183,7 @@ class MemoryBudget(AroundPlanner):
             )
 
         def needed(samples: int) -> float:
-            return client_peak_bytes(self.task, samples, self.optimizer, cut=cut)
+            return client_peak_bytes(self.task, samples, self.optimizer, cut=cut, probes=self.probes)
 
         room = self.memory_bytes[client]
         most = self.task.samples(client, planned.batch_size or self.batch_size)

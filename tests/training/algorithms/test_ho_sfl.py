@@ -18,6 +18,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 import edgeopt
 from edgeopt import RoundPlan
+from edgeopt.data import digits, iid
 from edgeopt.errors import InvalidProblemError
 from edgeopt.models import mlp
 from edgeopt.problems import SplitPlan
@@ -192,6 +193,33 @@ def test_lambda_is_the_gradient_of_the_clients_own_mean_loss():
         z = of.model[:2](inputs).detach().requires_grad_()
         (expected,) = torch.autograd.grad(F.cross_entropy(of.model[2:](z), targets), z)
         torch.testing.assert_close(message["gradients"]["outputs"], expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_numbers_of_a_client_make_an_estimate_as_good_as_the_law(precision: Any):
+    """With what a client replies to 256 probes of 1560 weights, also where its layers round to half precision."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = mlp((1, 8, 8), (24, 64))
+    split = digits()
+    of = Task(model=net, train=split.train, test=split.test, partition=iid(1347, 10, seed=0), precision=precision)
+    algorithm, batches, cosines = HoSfl(probes=256), Batches(0, 0, 1, 32), []
+    for client in range(4):
+        inputs, targets = (x[0] for x in of.batch(client, batches))
+        with of._autocast():
+            z = net[:1](inputs).detach().requires_grad_()
+            loss = F.cross_entropy(net[1:](z).float(), targets)
+        (cut_gradient,) = torch.autograd.grad(loss, z)
+        scalars = {"seed": torch.tensor(client)}
+        message = Message("probe", {"gradients": {"outputs": cut_gradient}, "scalars": scalars}, {"cut": 1}, batches)
+        answer, _ = algorithm.client(of, message, {}, of.batch(client, batches))
+        own = {name: value.detach() for name, value in net[:1].named_parameters()}
+        directions = algorithm.probing.directions(torch.tensor(client), own)
+        estimate = algorithm.probing.estimate(directions, dict.fromkeys(own, answer["scalars"]["values"]))
+        exact = torch.autograd.grad((net[:1](inputs) * cut_gradient.float()).sum(), list(net[:1].parameters()))
+        found, true = (torch.cat([x.flatten() for x in each]) for each in (estimate.values(), exact))
+        cosines.append(float(F.cosine_similarity(found, true, dim=0)))
+    assert np.mean(cosines) == pytest.approx((1 + 1561 / 256) ** -0.5, abs=0.03)
 
 
 @both
@@ -434,7 +462,7 @@ def test_time_is_that_of_the_problem(kind: Any, data: Any):
 def test_hasfl_plans_by_its_own_costs(kind: Any):
     """With the algorithm's factors, its plan takes no more of the algorithm's time than the plan for SplitFed."""
     own = task(sizes=(30, 30, 30), dtype=torch.float32)
-    plain = problem_of(own).replace(server_flops=1e7)
+    plain = problem_of(own).replace(server_flops=1e7, uplink_bps=1e6, downlink_bps=1e6)
     problem = plain.replace(factors=kind(probes=20).cost_factors)
     plans = [edgeopt.solve(p, "hasfl").raise_for_status().solution for p in (problem, plain)]
     assert plans[0] != plans[1]
