@@ -63,7 +63,7 @@ class CostFactors:
     def from_changed(cls, given: Fields) -> Self:
         """Return the factors of which `changed` gave the values."""
         names = [field.name for field in dataclasses.fields(cls)]
-        if unknown := next((name for name in given if name not in names), None):
+        if (unknown := next((name for name in given if name not in names), None)) is not None:
             raise given.wrong(unknown, f"no other name than {', '.join(names)}")
         return cls(**{name: given.number(name) for name in given})
 
