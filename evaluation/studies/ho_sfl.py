@@ -4,10 +4,11 @@
 
 Ten clients, one mini-batch each in every round: perceptrons that are cut after their first layer on digits and MNIST-1D,
 and a small decoder, cut after its first attention block, that predicts the next byte of English text. Beside HO-SFL with
-five probes, the split and federated algorithms with exact gradients, pure zeroth-order split learning, and HO-SFL with other probes. All have Adam with
-one step size, but FedAvg, whose clients start anew in every round. ``number_bytes`` is what a client sends in a step for
-the aggregation. At the end of its training, the estimate of HO-SFL is held against the exact gradient: ``cosine`` is their
-mean cosine with 256 probes on mini-batches of some clients, and ``cosine_off`` how far that is from 1 / sqrt(1 + (d + 1) / P).
+five probes, the split and federated algorithms with exact gradients, pure zeroth-order split learning, and HO-SFL with
+other probes. All have Adam with one step size, but FedAvg, whose clients start anew in every round. ``number_bytes`` is
+what a client sends in a step for the aggregation. At the end of its training, the estimate of HO-SFL is held against the
+exact gradient: ``cosine`` is their mean cosine with 256 probes on mini-batches of some clients, and ``cosine_off`` how
+far that is from 1 / sqrt(1 + (d + 1) / P).
 """
 
 import dataclasses
@@ -131,7 +132,7 @@ def run(cell: StudyCell[Setting]) -> Row:
 
 
 def cosines(task: Task, weights: Tensors, setting: Setting) -> Row:
-    """Return the mean cosine of estimates with the exact gradients of the clients' layers, and how far it is from the law."""
+    """Return the mean cosine of estimates with exact gradients of the clients' layers, and how far it is from the law."""
     probes, found = Probes(COSINE_PROBES, setting.mu), []
     below = task.part(weights, 0, setting.cut)
     parameters = trained_in_order(task, below)

@@ -16,8 +16,8 @@ LARGEST = 1e6
 class CostFactors:
     """How often a round of an algorithm has what a round of SplitFed has once; the defaults are SplitFed's own.
 
-    They are ours. An algorithm of `edgeopt.training` whose rounds differ says so in its ``cost_factors``; with them, the seconds of a
-    plan are those of its rounds.
+    They are ours. An algorithm of `edgeopt.training` whose rounds differ says so in its ``cost_factors``; with them, the
+    seconds of a plan are those of its rounds.
 
     Parameters
     ----------

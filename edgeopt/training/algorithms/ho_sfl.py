@@ -30,7 +30,7 @@ from edgeopt.training.rules.probes import Distribution, Probes
 from edgeopt.training.split.exchange import Assignment, Smashed, assign, check_cut_layer, each_step
 from edgeopt.training.split.replay import ReplayServer, caught_up, trained_in_order
 from edgeopt.training.split.server import ServerGradients, map_cuts, server_gradients
-from edgeopt.training.task import Batch, Task
+from edgeopt.training.task import Batch, Task, full_precision
 from edgeopt.training.trouble import TrainingError
 from edgeopt.validate import real
 
@@ -104,24 +104,25 @@ class ProbedSplit:
 class HoSfl(ProbedSplit):
     """HO-SFL: exact gradients at the server, estimates from forward passes at the clients.
 
-    In a local step each client sends what its layers return, and the server steps its layers with the mean gradient. It sends back lambda, the gradient
-    of the client's own mean loss by what the client has sent, and a seed. The client runs its layers again at P probes
-    around its weights, and sends the P numbers <lambda, z(probe) - z>. Their mean over the clients, P numbers again, goes to everybody with the
-    next message: with the seed it is the step, which server and clients take alike. So all clients hold the same layers,
-    no weights travel, and a client that was away catches up by the steps that it has missed, optimiser included. The
-    plan's aggregation flag has no meaning here.
+    In a local step each client sends what its layers return, and the server steps its layers with the mean gradient. It
+    sends back lambda, the gradient of the client's own mean loss by what the client has sent, and a seed. The client runs
+    its layers again at P probes around its weights, and sends the P numbers <lambda, z(probe) - z>. Their mean over the
+    clients, P numbers again, goes to everybody with the next message: with the seed it is the step, which server and
+    clients take alike. So all clients hold the same layers, no weights travel, and a client that was away catches up by
+    the steps that it has missed, optimiser included. The plan's aggregation flag has no meaning here.
 
     Clients keep no graph and nothing for a backward pass. Their layers behave as at work: no dropout, and batch
-    normalisation with the statistics that it came with; so do layers of others' that the server runs.
+    normalisation with the statistics that it came with. So do those layers where the server runs them.
 
-    The deepest cut of a step decides which layers are trained by probes. For a client with a shallower cut, the server
-    knows the gradient of the layers in between; it sends it through the same probes, so that it travels as P numbers,
-    too, and every client counts in every layer. [Ours] A client with all layers has no server: it probes its own loss. Layers that a client
-    lacks after its cut has moved come from the server with their optimiser's state, in a phase ``sync``.
+    Ours: the deepest cut of a step decides which layers are trained by probes. For a client with a shallower cut, the
+    server knows the gradient of the layers in between; it sends it through the same probes, so that it travels as P
+    numbers, too, and every client counts in every layer. A client with all layers has no server: it probes its own loss.
+    Layers that a client lacks after its cut has moved come from the server with their optimiser's state, in a phase
+    ``sync``.
 
     A client that fails in a step is out for the rest of the round, and neither its numbers nor its gradient count.
-    Reported in each round: ``estimate_norm``, the mean norm of the estimates, and ``clipped``, the share that was longer than
-    `clip`.
+    Reported in each round: ``estimate_norm``, the mean norm of the estimates before they are clipped, and ``clipped``,
+    the share of them that was.
 
     Parameters
     ----------
@@ -176,7 +177,8 @@ class HoSfl(ProbedSplit):
         )  # fmt: skip
         done = (yield Phase("probe", messages)) if messages else {}
         through = [entry for entry in sent if entry in done or entry not in probing]
-        numbers = numbers_in(assigned, done)
+        numbers = {entry: answer["scalars"]["values"] for entry, answer in done.items()}
+        check_numbers(assigned, numbers)
         if through:
             cuts = {entry: assigned[entry].cut for entry in through}
             self._learn(task, server, seed, cuts, self.shares(task, assigned, through), numbers, upper)
@@ -234,21 +236,16 @@ class HoSfl(ProbedSplit):
         directions = self.probing.directions(message["scalars"]["seed"], parameters)
         if cut == task.num_layers:
             return probed_loss(task, self.probing, weights, parameters, directions, inputs, targets)
-        gradient = in_full(message["gradients"]["outputs"])
+        gradient = full_precision(message["gradients"]["outputs"])
         here = task.forward(weights, inputs, 0, cut, training=False)
 
         def further(probe: Tensors) -> torch.Tensor:
             there = task.forward({**weights, **probe}, inputs, 0, cut, training=False)
-            moved = (gradient * (in_full(there.outputs) - in_full(here.outputs))).sum()
+            moved = (gradient * (full_precision(there.outputs) - full_precision(here.outputs))).sum()
             return moved + (there.penalty - here.penalty)
 
         values = self.probing.around(further, parameters, directions)
         return reply(scalars={"values": values.float()})
-
-
-def in_full(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor in single precision at least."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def loss_at_work(
@@ -256,7 +253,7 @@ def loss_at_work(
 ) -> torch.Tensor:
     """Return the loss of layers `first` (from 0) to the last, which behave as at work."""
     passed = task.forward(weights, activations, first, training=False)
-    return task.loss(in_full(passed.outputs), targets) + passed.penalty
+    return task.loss(full_precision(passed.outputs), targets) + passed.penalty
 
 
 def probed_loss(
@@ -274,19 +271,6 @@ def probed_loss(
         lambda probe: loss_at_work(task, {**weights, **probe}, inputs, targets), parameters, directions
     )
     return reply(scalars={"values": (there - loss).float(), "loss": loss})
-
-
-def numbers_in(assigned: Mapping[int, Assignment], replies: Replies) -> dict[int, torch.Tensor]:
-    """Return the numbers [P] that clients have sent.
-
-    Raises
-    ------
-    TrainingError
-        If one is not finite, naming the client.
-    """
-    found = {entry: answer["scalars"]["values"] for entry, answer in replies.items()}
-    check_numbers(assigned, found)
-    return found
 
 
 def check_numbers(assigned: Mapping[int, Assignment], found: Mapping[int, torch.Tensor]) -> None:

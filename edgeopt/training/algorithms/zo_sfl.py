@@ -13,7 +13,6 @@ from edgeopt.training.algorithms.ho_sfl import (
     Step,
     check_numbers,
     loss_at_work,
-    numbers_in,
     probed_loss,
 )
 from edgeopt.training.messages import Message, Phase, State, Tensors, reply
@@ -36,9 +35,9 @@ class ZoSfl(ProbedSplit):
     """ZO-SFL: client and server are probed together, and the whole model learns from P differences of the loss.
 
     In a local step each client sends what its layers return at its weights and at P probes of them; the server runs its
-    own layers at the same probes, and has the differences of the loss. Their mean over the clients is the step, as in
-    `HoSfl`. The split form is the literature's; that layers behave as at work everywhere, and how steps are brought, are as there. The
-    loss leaves out the balance loss of mixture-of-experts layers that are at clients.
+    own layers at the same probes, and has the differences of the loss. Their mean over the clients is the step. How steps
+    are brought, and that layers behave as at work, is as in `HoSfl`. The loss leaves out the balance loss of
+    mixture-of-experts layers that are at clients.
 
     Parameters
     ----------
@@ -88,7 +87,8 @@ class ZoSfl(ProbedSplit):
             if entry not in alone
         }
         upper = map_cuts(task, assigned, items, lambda cut, item: self._differences(task, cut, item))
-        numbers = numbers_in(assigned, alone) | {entry: found for entry, (found, _) in upper.items()}
+        numbers = {entry: answer["scalars"]["values"] for entry, answer in alone.items()}
+        numbers |= {entry: found for entry, (found, _) in upper.items()}
         check_numbers(assigned, numbers)
         entries = list(sent)
         mean = weighted_average([{"values": numbers[e]} for e in entries], self.shares(task, assigned, entries))

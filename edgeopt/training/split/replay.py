@@ -1,8 +1,9 @@
-"""Clients that hold the same layers although no weights travel: everybody takes the same steps, made of seeds and numbers.
+"""Clients that hold the same layers although no weights travel: everybody takes the same steps, of seeds and numbers.
 
-A step is a seed and, for each of some parts of the model, P numbers: what `edgeopt.training.rules.probes` makes a gradient
-of. The server takes it at once and remembers it until every client has taken it, too. A client gets the steps that it has
-missed with the next message, be it the last one or all of a long absence, and is then, optimiser included, where the server was after them, to the bit.
+A step is a seed and, for each of some parts of the model, P numbers: what `edgeopt.training.rules.probes` makes a
+gradient of. The server takes it at once, and remembers it until every client has taken it, too. A client gets the steps
+that it has missed with its next message, be it one or all of a long absence, and is then where the server was after
+them, optimiser included, to the bit.
 """
 
 import bisect

@@ -13,7 +13,7 @@ from edgeopt.training.optimizers import Optimizer
 from edgeopt.training.rules.optimizer_state import leaves_in, overlay
 from edgeopt.training.runners.batched import map_clients
 from edgeopt.training.split.exchange import Answer, Assignment, Smashed
-from edgeopt.training.task import Task
+from edgeopt.training.task import Task, full_precision
 from edgeopt.training.trouble import blaming
 
 Item = TypeVar("Item")
@@ -43,8 +43,7 @@ def server_gradients(task: Task, cut: int, weights: Tensors, smashed: Smashed, *
         parameters, inputs = first
         below = task.forward({**parameters, **buffers}, inputs, cut, still, training=False)
         passed = task.forward({**parameters, **buffers}, below.outputs, max(cut, still))
-        outputs = passed.outputs.to(torch.promote_types(passed.outputs.dtype, torch.float32))
-        loss = task.loss(outputs, targets) + below.penalty + passed.penalty
+        loss = task.loss(full_precision(passed.outputs), targets) + below.penalty + passed.penalty
         return loss, (loss.detach(), {**below.buffers, **passed.buffers})
 
     found = grad_and_value(loss_of, has_aux=True)((task.trained(weights), activations))
