@@ -388,7 +388,7 @@ class Task:
     ) -> tuple[torch.Tensor, Tensors]:
         """Return the training loss of a mini-batch, and the buffers afterwards; `learns` is that of `forward`."""
         passed = self.forward(weights, inputs, learns=learns)
-        return self.loss(_full_precision(passed.outputs), targets) + passed.penalty, passed.buffers
+        return self.loss(full_precision(passed.outputs), targets) + passed.penalty, passed.buffers
 
     def _learners(
         self, learns: Mapping[str, Learners] | None, layers: Mapping[Experts, str]
@@ -471,7 +471,7 @@ class Task:
             for start in range(0, len(data), _EVALUATED_AT_ONCE):
                 inputs, targets = (x[start : start + _EVALUATED_AT_ONCE] for x in (data.inputs, data.targets))
                 outputs = predict(weights, inputs)
-                loss += len(inputs) * float(self.loss(_full_precision(outputs), targets))
+                loss += len(inputs) * float(self.loss(full_precision(outputs), targets))
                 right += int((outputs.argmax(-1) == targets).sum())
         return Score(loss / len(data), right / data.targets.numel())
 
@@ -518,7 +518,8 @@ def _has_labels(data: ArrayData) -> bool:
     return data.targets.ndim == 1 or data.group is not None
 
 
-def _full_precision(outputs: torch.Tensor) -> torch.Tensor:
+def full_precision(outputs: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in single precision at least."""
     return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 
 
