@@ -135,6 +135,7 @@ with needs("edgeopt.training", "train"):
     from edgeopt.training.algorithms.fedavg import AveragedModel as AveragedModel
     from edgeopt.training.algorithms.fedavg import FedAvg as FedAvg
     from edgeopt.training.algorithms.fedprox import FedProx as FedProx
+    from edgeopt.training.algorithms.flexp_sfl import FlexpSfl as FlexpSfl
     from edgeopt.training.algorithms.multi_server import MultiServerFedAvg as MultiServerFedAvg
     from edgeopt.training.algorithms.parallel_split import ParallelSplit as ParallelSplit
     from edgeopt.training.algorithms.splitfed import SplitFed as SplitFed

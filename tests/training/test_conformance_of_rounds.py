@@ -20,6 +20,7 @@ from edgeopt.training import (
     Algorithm,
     Codec,
     EdgeTiming,
+    FlexpSfl,
     History,
     ParallelSplit,
     SelectionTiming,
@@ -254,6 +255,7 @@ def in_turn(problem: SplitTraining, report: SplitReport, cut: int, aggregate: bo
 
 ROUND_SECONDS: dict[type[Algorithm], Callable[[SplitTraining, SplitReport, int, bool], float]] = {
     VanillaSplit: in_turn, ParallelSplit: together, SplitFed: averaged, SplitFedV2: averaged,
+    FlexpSfl: together,
 }  # fmt: skip
 """How long a round of one step with equal cuts lasts, in the terms of the problem."""
 

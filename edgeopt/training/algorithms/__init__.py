@@ -4,6 +4,7 @@ from edgeopt.training.algorithm import Algorithm as Algorithm
 from edgeopt.training.algorithm import Outcome as Outcome
 from edgeopt.training.algorithms.fedavg import FedAvg as FedAvg
 from edgeopt.training.algorithms.fedprox import FedProx as FedProx
+from edgeopt.training.algorithms.flexp_sfl import FlexpSfl as FlexpSfl
 from edgeopt.training.algorithms.multi_server import MultiServerFedAvg as MultiServerFedAvg
 from edgeopt.training.algorithms.parallel_split import ParallelSplit as ParallelSplit
 from edgeopt.training.algorithms.splitfed import SplitFed as SplitFed
@@ -12,5 +13,6 @@ from edgeopt.training.algorithms.vanilla_split import VanillaSplit as VanillaSpl
 
 ALGORITHMS: tuple[type[Algorithm], ...] = (
     FedAvg, FedProx, VanillaSplit, ParallelSplit, SplitFed, SplitFedV2, MultiServerFedAvg,
+    FlexpSfl,
 )  # fmt: skip
 """The algorithms of the package; add yours here to have it on the command line."""

@@ -21,7 +21,10 @@ Result = TypeVar("Result")
 
 
 class ServerGradients(NamedTuple):
-    """What the server computes for one mini-batch: gradients and buffers of its layers, and its answer."""
+    """What the server computes for one mini-batch: gradients and buffers of its layers, and its answer.
+
+    In the U shape the loss is that part of it which the server's layers add; the rest only the client knows.
+    """
 
     gradients: Tensors
     buffers: Tensors
@@ -29,15 +32,17 @@ class ServerGradients(NamedTuple):
     loss: torch.Tensor
 
 
-def server_gradients(task: Task, cut: int, weights: Tensors, smashed: Smashed) -> ServerGradients:
-    """Run the layers above a cut forward and backward."""
+def server_gradients(task: Task, cut: int, weights: Tensors, smashed: Smashed, head: int = 0) -> ServerGradients:
+    """Run the layers above a cut forward and backward, but for the last `head`, which are at the client."""
     activations, targets = smashed
     buffers = {name: value for name, value in weights.items() if name not in task.parameters}
 
     def loss_of(first: tuple[Tensors, torch.Tensor]) -> tuple[torch.Tensor, tuple[torch.Tensor, Tensors]]:
         parameters, inputs = first
-        passed = task.forward({**parameters, **buffers}, inputs, cut)
+        passed = task.forward({**parameters, **buffers}, inputs, cut, task.num_layers - head)
         outputs = passed.outputs.to(torch.promote_types(passed.outputs.dtype, torch.float32))
+        if head:  # by the chain rule, its gradient is that of the client's loss
+            return (outputs * targets).sum() + passed.penalty, (passed.penalty.detach(), passed.buffers)
         loss = task.loss(outputs, targets) + passed.penalty
         return loss, (loss.detach(), passed.buffers)
 
