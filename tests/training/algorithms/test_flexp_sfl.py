@@ -18,7 +18,6 @@ from edgeopt.training import (
     Adam,
     Batches,
     Compressed,
-    EdgeTiming,
     FlexpSfl,
     History,
     LocalRunner,
@@ -34,7 +33,7 @@ from edgeopt.training.messages import Tensors
 from edgeopt.training.run_state import RunState
 from tests.training.recording import Recording
 from tests.training.small_tasks import assert_near, assert_same, small_timing
-from tests.training.split_tasks import Plans, Replica, images, problem_of, run, set_momentum_to_mean, task
+from tests.training.split_tasks import Plans, Replica, images, problem_of, run, task
 
 EXACT = 1e-12
 SHARES = [9.0, 7.0, 8.0]  # samples of the clients
@@ -597,7 +596,7 @@ class Spoiling(LocalRunner):
 @pytest.mark.parametrize(("kind", "head"), [("forward", 0), ("forward", 1), ("head", 1), ("proxy", 0)])
 def test_what_is_not_finite_is_refused(kind: str, head: int):
     """A client that sends NaN is named, before it gets into the anchor and to the others."""
-    with pytest.raises(TrainingError, match="^round 0, flexp-sfl, client 1: what it has sent at cut 2 is not finite"):
+    with pytest.raises(TrainingError, match=r"^round 0, flexp-sfl, client 1: what it has sent at cut 2 is not finite"):
         learn(task(), plan(cut_layer=U_CUTS), runner=Spoiling(kind), alignment="kl", proxy=PROXY, head_layers=head)
 
 

@@ -12,7 +12,7 @@ from tests.training.split_tasks import task
 
 
 def test_strengths_by_hand():
-    """mu (1 - (l - c) / (L - c))^q of the layers above the cut; all alike for q = 0, none in the last one else."""
+    """As the formula says: mu (1 - (l - c) / (L - c))^q of the layers above the cut; all alike for q = 0, none in the last one else."""
     own = task()
     names = ["hidden2.0.weight", "hidden3.0.weight", "head.0.weight"]  # layers 2, 3, 4
 
