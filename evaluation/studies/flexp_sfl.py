@@ -175,7 +175,7 @@ MAKE: dict[str, Make] = {
     "splitfed-v1": lambda optimizer, proxy: SplitFed(optimizer),
     "psl": lambda optimizer, proxy: ParallelSplit(optimizer),
     "vanilla-split": lambda optimizer, proxy: VanillaSplit(optimizer),
-    "fedavg": lambda optimizer, proxy: FedAvg(optimizer),
+    "fedavg": lambda optimizer, proxy: FedAvg(Sgd(optimizer.lr / (1 - optimizer.momentum))),  # it forgets momentum
     "anchor-0.1": lambda optimizer, proxy: FlexpSfl(optimizer, mu=0.1),
     "anchor-2": lambda optimizer, proxy: FlexpSfl(optimizer, mu=2.0),
     "flexible": lambda optimizer, proxy: FlexpSfl(optimizer, mu=0.5, q=1.0),

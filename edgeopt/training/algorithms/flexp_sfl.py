@@ -124,14 +124,11 @@ class FlexpSfl:
             )
         integer("head_layers", self.head_layers, low=0)
         proxy: object = self.proxy
-        if (self.alignment == "kl") != (proxy is not None):
-            given = "none" if proxy is None else "some"
-            raise InvalidProblemError(
-                f"proxy: {given} with alignment {quoted(self.alignment)}: expected samples without labels for 'kl', "
-                "and for nothing else"
-            )
         if proxy is not None and (not isinstance(proxy, torch.Tensor) or proxy.ndim < 2 or len(proxy) == 0):
             raise InvalidProblemError(f"proxy = {quoted(proxy)}: expected a tensor of samples [P, ...], at least one")
+        if (self.alignment == "kl") != (proxy is not None):
+            expected = "expected a proxy of samples without labels, a tensor" if proxy is None else "expected no proxy"
+            raise InvalidProblemError(f"alignment = {quoted(self.alignment)}: {expected}")
 
     @property
     def aligns(self) -> bool:
