@@ -90,7 +90,7 @@ class FlexpSfl:
     q : >= 0, how fast the strength of ``anchor`` falls from the lowest layers of the server to the last; 0: not at all.
     head_layers : how many of the last layers clients have.
     proxy : samples [P, ...] without labels for ``kl``. They are public: server and clients have them, and they cost no
-        bytes.
+        bytes. A checkpoint does not know them: a run that is resumed is given the same.
 
     Raises
     ------
@@ -255,7 +255,7 @@ class FlexpSfl:
         return task.forward(weights, inputs, cut, task.num_layers - self.head_layers, training=training).outputs
 
     def _start(self, task: Task, state: State, assignment: Assignment) -> Copy:
-        """Return a client's copy at the start of a round: what it lacks is the anchor's, hard sharing lacks all."""
+        """Return a client's copy at the start of a round: layers that it lacks, in hard sharing all, are the anchor's."""
         own, optimizer = _copy(state, assignment.client)
         above = {} if self.alignment == "hard" else own
         weights = self._middle(task, {**tensors_of(state, "weights"), **above}, assignment.cut)

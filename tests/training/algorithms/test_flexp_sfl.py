@@ -384,11 +384,12 @@ def test_bytes_and_seconds_of_the_proxy_by_hand():
 
 
 def test_a_codec_works_at_the_cut_of_a_u():
-    """Activations and gradients at the cut are coded, those at the head are not."""
+    """Activations and gradients at the cut are coded; those at the head, and what is made of the proxy, are not."""
     own = task(dtype=torch.float32)
-    of = plan(cut_layer=U_CUTS)
-    coded = run(own, Compressed(FlexpSfl(Sgd(0.2), head_layers=1), TopK(share=0.25)), of).rows[0]
-    plain = learn(own, of, head_layers=1).rows[0]
+    of, options = plan(cut_layer=U_CUTS), {"head_layers": 1, "alignment": "kl", "proxy": PROXY.float()}
+    coded = run(own, Compressed(FlexpSfl(Sgd(0.2), **options), TopK(share=0.25)), of).rows[0]  # type: ignore[arg-type]
+    plain = learn(own, of, **options).rows[0]
+    assert coded["statistics_up"] == plain["statistics_up"] > 0
     assert coded["activations_up"] < plain["activations_up"]
     assert coded["gradients_down"] < plain["gradients_down"]
     assert (coded["activations_down"], coded["gradients_up"]) == (plain["activations_down"], plain["gradients_up"])
