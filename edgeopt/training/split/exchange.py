@@ -288,7 +288,7 @@ def _play_step(
     done = (yield Phase("backward", messages)) if messages else {}
     losses = {entry: answer.loss for entry, answer in answers.items() if answer.loss is not None}
     for replies in (sent, done):  # whoever has the labels knows the loss
-        losses |= {entry: answer["scalars"]["loss"] for entry, answer in replies.items() if "scalars" in answer}
+        losses |= {e: answer["scalars"]["loss"] for e, answer in replies.items() if "loss" in answer["scalars"]}
     return {entry: losses[entry] for entry in sent if entry in done or entry not in messages}
 
 
