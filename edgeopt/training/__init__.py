@@ -35,6 +35,7 @@ with needs("edgeopt.training", "train"):
     from edgeopt.training.optimizers import Adam as Adam
     from edgeopt.training.optimizers import Optimizer as Optimizer
     from edgeopt.training.optimizers import Sgd as Sgd
+    from edgeopt.training.rules.average import average_of_parts as average_of_parts
     from edgeopt.training.rules.average import average_update as average_update
     from edgeopt.training.rules.average import masked_average as masked_average
     from edgeopt.training.rules.average import weighted_average as weighted_average
@@ -57,6 +58,7 @@ with needs("edgeopt.training", "train"):
     from edgeopt.training.split.exchange import assign as assign
     from edgeopt.training.split.exchange import play_steps as play_steps
     from edgeopt.training.split.exchange import split_client as split_client
+    from edgeopt.training.split.head import head_step as head_step
     from edgeopt.training.split.placement import Placement as Placement
     from edgeopt.training.split.placement import average_layers as average_layers
     from edgeopt.training.split.placement import mean_of_clients as mean_of_clients
@@ -76,6 +78,7 @@ with needs("edgeopt.training", "train"):
     from edgeopt.training.algorithms.fedavg import AveragedModel as AveragedModel
     from edgeopt.training.algorithms.fedavg import FedAvg as FedAvg
     from edgeopt.training.algorithms.fedprox import FedProx as FedProx
+    from edgeopt.training.algorithms.flexp_sfl import FlexpSfl as FlexpSfl
     from edgeopt.training.algorithms.gapsl import Gapsl as Gapsl
     from edgeopt.training.algorithms.ho_sfl import HoSfl as HoSfl
     from edgeopt.training.algorithms.multi_server import MultiServerFedAvg as MultiServerFedAvg

@@ -20,6 +20,7 @@ from edgeopt.training import (
     Algorithm,
     Codec,
     EdgeTiming,
+    FlexpSfl,
     History,
     HoSfl,
     ParallelSplit,
@@ -251,7 +252,7 @@ def in_turn(problem: SplitTraining, report: SplitReport, cut: int, aggregate: bo
 
 ROUND_SECONDS: dict[type[Algorithm], Callable[[SplitTraining, SplitReport, int, bool], float]] = {
     VanillaSplit: in_turn, ParallelSplit: averaged, SplitFed: averaged, SplitFedV2: averaged,
-    HoSfl: averaged, ZoSfl: averaged,
+    HoSfl: averaged, ZoSfl: averaged, FlexpSfl: averaged,
 }  # fmt: skip
 """How long a round of one step with equal cuts lasts, in the terms of the problem with the algorithm's cost factors."""
 

@@ -4,6 +4,7 @@ from edgeopt.training.algorithm import Algorithm as Algorithm
 from edgeopt.training.algorithm import Outcome as Outcome
 from edgeopt.training.algorithms.fedavg import FedAvg as FedAvg
 from edgeopt.training.algorithms.fedprox import FedProx as FedProx
+from edgeopt.training.algorithms.flexp_sfl import FlexpSfl as FlexpSfl
 from edgeopt.training.algorithms.gapsl import Gapsl as Gapsl
 from edgeopt.training.algorithms.ho_sfl import HoSfl as HoSfl
 from edgeopt.training.algorithms.multi_server import MultiServerFedAvg as MultiServerFedAvg
@@ -17,5 +18,6 @@ ALGORITHMS: tuple[type[Algorithm], ...] = (
     FedAvg, FedProx, VanillaSplit, ParallelSplit, SplitFed, SplitFedV2, MultiServerFedAvg,
     Gapsl,
     HoSfl, ZoSfl,
+    FlexpSfl,
 )  # fmt: skip
 """The algorithms of the package; add yours here to have it on the command line."""

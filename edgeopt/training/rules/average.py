@@ -46,6 +46,25 @@ def weighted_average(models: Sequence[Tensors], weights: Shares, *, whose: Seque
     return average
 
 
+def average_of_parts(parts: Sequence[Tensors], weights: Sequence[float], *, whose: Sequence[str] = ()) -> Tensors:
+    """Return the average of every tensor over those who have it: parts of one model, such as layers above cuts that differ.
+
+    Examples
+    --------
+    >>> average_of_parts([{"a": torch.tensor(1.0), "b": torch.tensor(1.0)}, {"b": torch.tensor(4.0)}], [1, 2])
+    {'a': tensor(1.), 'b': tensor(3.)}
+    """
+    names = whose or _numbered(parts)
+    groups: dict[tuple[int, ...], list[str]] = {}  # those with equal owners are averaged together
+    for name in dict.fromkeys(name for part in parts for name in part):
+        groups.setdefault(tuple(index for index, part in enumerate(parts) if name in part), []).append(name)
+    average: Tensors = {}
+    for owners, of in groups.items():
+        own = [{name: parts[index][name] for name in of} for index in owners]
+        average |= weighted_average(own, [weights[i] for i in owners], whose=[names[i] for i in owners])
+    return average
+
+
 def masked_average(
     before: Tensors, models: Sequence[Tensors], weights: Shares, masks: Sequence[Tensors], *, whose: Sequence[str] = ()
 ) -> Tensors:

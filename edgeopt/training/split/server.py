@@ -21,7 +21,10 @@ Result = TypeVar("Result")
 
 
 class ServerGradients(NamedTuple):
-    """What the server computes for one mini-batch: gradients and buffers of its layers, and its answer."""
+    """What the server computes for one mini-batch: gradients and buffers of its layers, and its answer.
+
+    In the U shape the loss is that part of it which the server's layers add; the rest only the client knows.
+    """
 
     gradients: Tensors
     buffers: Tensors
@@ -29,35 +32,47 @@ class ServerGradients(NamedTuple):
     loss: torch.Tensor
 
 
-ServerLoss = Callable[[Tensors, torch.Tensor], tuple[torch.Tensor, Tensors]]
-"""The loss of one mini-batch as a function of the parameters above a cut and of the activations, with buffers afterwards."""
+ServerLoss = Callable[[Tensors, torch.Tensor], tuple[torch.Tensor, tuple[torch.Tensor, Tensors]]]
+"""A function of the parameters above a cut and of the activations of a mini-batch: what its gradient is taken of; the
+loss that is reported; buffers afterwards."""
 
 
-def server_loss(task: Task, cut: int, weights: Tensors, targets: torch.Tensor, *, still: int = 0) -> ServerLoss:
+def server_loss(
+    task: Task, cut: int, weights: Tensors, targets: torch.Tensor, *, head: int = 0, still: int = 0
+) -> ServerLoss:
     """Return what the layers above a cut, with the buffers among some weights, make of activations.
 
     Parameters
     ----------
+    targets : of the mini-batch; where the client has a head, the gradient by what goes to it.
+    head : so many of the last layers are at the client.
     still : layers up to it behave as at work, without chance, and keep their buffers.
     """
     buffers = {name: value for name, value in weights.items() if name not in task.parameters}
 
-    def loss_of(parameters: Tensors, activations: torch.Tensor) -> tuple[torch.Tensor, Tensors]:
-        below = task.forward({**parameters, **buffers}, activations, cut, still, training=False)
-        passed = task.forward({**parameters, **buffers}, below.outputs, max(cut, still))
-        loss = task.loss(full_precision(passed.outputs), targets) + below.penalty + passed.penalty
-        return loss, {**below.buffers, **passed.buffers}
+    def loss_of(parameters: Tensors, activations: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, Tensors]]:
+        own = {**parameters, **buffers}
+        below = task.forward(own, activations, cut, still, training=False)
+        passed = task.forward(own, below.outputs, max(cut, still), task.num_layers - head)
+        outputs, penalty = full_precision(passed.outputs), below.penalty + passed.penalty
+        changed = {**below.buffers, **passed.buffers}
+        if head:  # by the chain rule, the gradient is that of the client's loss, which the client reports
+            return (outputs * targets).sum() + penalty, (penalty.detach(), changed)
+        loss = task.loss(outputs, targets) + penalty
+        return loss, (loss.detach(), changed)
 
     return loss_of
 
 
-def server_gradients(task: Task, cut: int, weights: Tensors, smashed: Smashed, *, still: int = 0) -> ServerGradients:
-    """Run the layers above a cut forward and backward; `still` is that of `server_loss`."""
+def server_gradients(
+    task: Task, cut: int, weights: Tensors, smashed: Smashed, *, head: int = 0, still: int = 0
+) -> ServerGradients:
+    """Run the layers above a cut forward and backward; `head` and `still` are those of `server_loss`."""
     activations, targets = smashed
-    loss_of = server_loss(task, cut, weights, targets, still=still)
+    loss_of = server_loss(task, cut, weights, targets, head=head, still=still)
     backward = grad_and_value(loss_of, argnums=(0, 1), has_aux=True)
-    (gradients, gradient), (loss, changed) = backward(task.trained(weights), activations)
-    return ServerGradients(gradients, changed, gradient, loss.detach())
+    (gradients, gradient), (_, (loss, changed)) = backward(task.trained(weights), activations)
+    return ServerGradients(gradients, changed, gradient, loss)
 
 
 def server_step(

@@ -118,6 +118,25 @@ def test_it_is_what_torch_holds(name: str, optimizer: str):
     assert client_peak_bytes(task, 8, ours) == of_torch(task, 8, task.num_layers, theirs)
 
 
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_a_head_counts_as_a_part_of_its_own(name: str):
+    """With the last layers too, a client also holds what a model of those alone does whose input needs a gradient."""
+    task, (ours, theirs) = task_of(MODELS[name]()), OPTIMIZERS["adam"]
+    for head in (1, 2):
+        first = task.num_layers - head
+        with torch.no_grad():
+            between = task.forward(task.initial_weights(), task.train.inputs, 0, first).outputs
+        data = ArrayData(between, task.train.targets, 5, "between")
+        layers = nn.Sequential(nn.Identity(), *copy.deepcopy(task.model)[first:])  # a cut before them
+        above = task.replace(model=layers, train=data, test=data)
+        for count in (2, 9):
+            both = of_torch(task, count, 1, theirs) + of_torch(above, count, head + 1, theirs)
+            assert client_peak_bytes(task, count, ours, cut=1, head=head) == both
+    assert client_peak_bytes(task, 3, ours, cut=1, head=0) == client_peak_bytes(task, 3, ours, cut=1)
+    with pytest.raises(InvalidProblemError, match="head = 4: expected an integer from 0 to 3"):
+        client_peak_bytes(task, 3, cut=1, head=4)
+
+
 @pytest.mark.parametrize("layers", [(0,), (1,), (0, 1), (1, 2), (3,)])
 @pytest.mark.parametrize("name", MODELS)
 def test_frozen_layers(name: str, layers: tuple[int, ...]):
