@@ -41,10 +41,10 @@ def models_of(algorithm: Algorithm, task: Task, state: State, clients: Mapping[i
     for key, weights in models.items():
         if isinstance(key, int) and not 0 <= key < task.num_clients:
             raise TrainingError(f"models: client {key}: expected 0 to {task.num_clients - 1}")
-        if unknown := set(weights) ^ set(task.weight_names):
+        if unknown := set(weights) - set(task.layer_of) | set(task.weight_names) - set(weights):
             raise TrainingError(
                 f"models[{key!r}]: {min(unknown)}: expected the weights of the model, no more and no less"
-            )
+            )  # frozen ones may be among them: an algorithm may have folded what was learnt into them
     return models
 
 

@@ -62,8 +62,8 @@ def has(kind: Any, name: str) -> bool:
 
 
 def interval(kind: type[Algorithm]) -> int:
-    """Return the rounds between two aggregations; algorithms of whole models take no round without."""
-    return 2 if has(kind, "cut_layer") else 1
+    """Return the rounds between two aggregations; algorithms of whole models, and one that folds, take no round without."""
+    return 2 if has(kind, "cut_layer") and not has(kind, "rank") else 1
 
 
 # --- tasks ----------------------------------------------------------------------------------------------------------

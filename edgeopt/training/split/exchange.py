@@ -157,8 +157,7 @@ def _backward(
     before = _optimizer(task, optimizer, weights, state)
     gradients, (_, (loss, changed)) = grad_and_value(loss_of, has_aux=True)(task.trained(weights))
     parameters, after = optimizer.step(task.trained(weights), gradients, before)
-    stepped = {**parameters, **changed}
-    new: State = {"weights": {name: stepped[name] for name in weights}, "optimizer": after}
+    new: State = {"weights": {**weights, **parameters, **changed}, "optimizer": after}
     return reply(scalars={"loss": loss}) if alone else reply(), new
 
 
