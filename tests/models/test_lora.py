@@ -97,7 +97,7 @@ def test_padding_is_exact(optimizer: type, rank: int):
         assert layer.lora_a[rank:].count_nonzero() == layer.lora_b[:, rank:].count_nonzero() == 0
         torch.testing.assert_close(layer.lora_a[:rank], own.lora_a, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(layer.lora_b[:, :rank], own.lora_b, rtol=1e-12, atol=1e-12)
-        assert own.lora_b.count_nonzero() == own.lora_b.numel(), "it has learnt"
+        assert own.lora_b.any(), "it has learnt"
 
 
 def test_what_is_refused():
