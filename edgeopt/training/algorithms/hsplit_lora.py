@@ -30,6 +30,7 @@ from edgeopt.training.rules.common import (
     client_weight,
     tensors_of,
 )
+from edgeopt.training.rules.local import minimise
 from edgeopt.training.rules.lora import (
     Adapter,
     adapters_of,
@@ -178,10 +179,22 @@ class HSplitLora:
             assert ranks is None or isinstance(ranks, torch.Tensor)
             masks = {} if ranks is None else row_masks(adapters_of(task), ranks)
             return reply(weights=own, rows={name: mask for name, mask in masks.items() if name in own}), state
-        answer, new = split_client(task, self.optimizer, message, state, batch)
+        if message.kind == "train":
+            answer, new = self._train(task, state, batch)
+        else:
+            answer, new = split_client(task, self.optimizer, message, state, batch)
         if new is state:
             return answer, state
         return answer, {**state, **new, "weights": {**tensors_of(state, "weights"), **tensors_of(new, "weights")}}
+
+    def _train(self, task: Task, state: State, batch: Batch | None) -> tuple[Message, State]:
+        """Take all steps of a client that holds the whole model."""
+        assert batch is not None
+        weights, optimizer = _weights(task, state, task.num_layers), state.get("optimizer")
+        assert not isinstance(optimizer, torch.Tensor)
+        trained = minimise(task, task.batch_loss, weights, batch, self.optimizer, optimizer)
+        new: State = {"weights": dict(trained.weights), "optimizer": trained.state}
+        return reply(scalars={"loss": trained.loss}), new
 
     def models(self, task: Task, state: State, clients: Mapping[int, State]) -> Models:
         """Return the model with everything folded in; its adapters are zero."""
@@ -360,6 +373,8 @@ class _Round:
         """Play the local steps; the server has a copy of its layers for each client."""
         assigned = {entry: self.assigned[entry] for entry in entries}
         self.server = {entry: self._above(entry) for entry in entries}
+        if assigned and all(own.cut == self.task.num_layers for own in assigned.values()):
+            return (yield from self._steps_alone(assigned))
 
         def work(smashed: Mapping[int, Smashed]) -> dict[int, Answer]:
             items = {entry: (*self.server[entry], sent) for entry, sent in smashed.items()}
@@ -371,6 +386,16 @@ class _Round:
             return {entry: answer for entry, (_, _, answer) in found.items()}
 
         return (yield from play_steps(self.task, assigned, self.number, work))
+
+    def _steps_alone(self, assigned: Mapping[int, Assignment]) -> Generator[Phase, Replies, dict[int, torch.Tensor]]:
+        """Have clients that hold the whole model take their steps at once: there is nothing to exchange between them."""
+        messages = {}
+        for entry, own in assigned.items():
+            batches = Batches(self.number, 0, own.steps, own.batch_size)
+            work = self.task.flops(own.steps * own.samples)
+            messages[entry] = Message("train", {}, {"cut": own.cut}, batches, work, peak_bytes=own.peak_bytes)
+        replies = yield Phase("train", messages)
+        return {entry: answer["scalars"]["loss"] for entry, answer in replies.items()}
 
     def _above(self, entry: int, *, trained: bool = True) -> tuple[Tensors, State]:
         """Return the layers above an entry's cut with fresh adapters of the largest rank, or of zero."""
