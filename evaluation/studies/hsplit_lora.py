@@ -8,6 +8,8 @@ frozen. Clients have ranks from 1 to 8. HSplitLoRA also cuts the model: each cli
 which is what it takes to hold the whole model, a part, or the first layer alone. Variants called ``whole`` leave the
 whole model with the clients, as the baselines do, so that at equal ranks they differ in nothing but what is trained and
 how it is averaged; ``uniform`` ones give all layers the same importance. ``fedavg-lora`` has the least rank everywhere.
+
+The task ``smollm2`` is a real language model; see `edgeopt.evaluation.studies.hsplit_lora_llm`.
 """
 
 import copy
@@ -23,6 +25,7 @@ import torch
 
 from edgeopt.data import ArrayData, by_column, byte_text
 from edgeopt.evaluation.compare.rows import Row
+from edgeopt.evaluation.studies import hsplit_lora_llm
 from edgeopt.evaluation.studies.claims import Always, Claim, Difference, Ratio
 from edgeopt.evaluation.studies.learning import LearningSetting, learning_task, pictures, tables, trained
 from edgeopt.evaluation.studies.pretraining import other_domain, pretrained
@@ -44,6 +47,7 @@ from edgeopt.training import (
 from edgeopt.training.algorithms.hsplit_lora import Importance
 
 TASKS = ("digits-0.1", "digits-0.5", "mnist-1d-0.1", "mnist-1d-0.5", "text")
+LLM = "smollm2"
 RANKS = (1, 1, 1, 2, 2, 2, 4, 4, 8, 8)
 _TEXT_SHARE = 0.3  # of the text that is trained on: the rest is pre-trained on, read backwards
 
@@ -59,6 +63,8 @@ class Setting(LearningSetting):
     step_size : of Adam at the clients.
     context, width : of the text decoder.
     pretraining : mini-batches of 64 samples.
+    llm, llm_clients, llm_rounds, llm_steps, llm_batch, llm_context, llm_windows : of the task ``smollm2``: model, clients, rounds, steps and samples of
+        each; tokens of a window, and windows to train on.
     """
 
     rounds: int = 40
@@ -69,6 +75,13 @@ class Setting(LearningSetting):
     context: int = 32
     width: int = 32
     pretraining: int = 600
+    llm: str = hsplit_lora_llm.PACKAGE
+    llm_clients: int = 5
+    llm_rounds: int = 6
+    llm_steps: int = 4
+    llm_batch: int = 4
+    llm_context: int = 64
+    llm_windows: int = 400
 
 
 def base_task(name: str, setting: Setting, seed: int) -> tuple[Task, ArrayData]:
@@ -116,25 +129,40 @@ def memory_of(task: Task, setting: Setting, optimizer: Optimizer) -> tuple[float
 def run(cell: StudyCell[Setting]) -> Row:
     """Adapt the pre-trained model by one of the algorithms."""
     setting, variant = cell.setting, cell.variant
+    every_rank = hsplit_lora_llm.RANKS if cell.task == LLM else RANKS
+    rank = min(every_rank) if variant == LEAST else max(every_rank)
+    if cell.task == LLM:
+        setting = replace(
+            setting, clients=setting.llm_clients, rounds=setting.llm_rounds, steps=setting.llm_steps, batch=setting.llm_batch,
+            every=1, step_size=hsplit_lora_llm.LEARNING_RATE,
+        )  # fmt: skip
+        task = hsplit_lora_llm.llm_task(
+            setting.llm, setting.clients, cell.seed, rank=rank, context=setting.llm_context, windows=setting.llm_windows
+        )  # fmt: skip
+    else:
+        task = adapted_task(cell, rank)
     optimizer = Adam(setting.step_size)
-    task = adapted_task(cell, min(RANKS) if variant == LEAST else max(RANKS))
-    ranks = [RANKS[client % len(RANKS)] for client in range(setting.clients)]
-    columns: dict[str, Any] = {"rank": min(RANKS) if variant == LEAST else ranks, "cut_layer": task.num_layers}
+    ranks = [every_rank[client % len(every_rank)] for client in range(setting.clients)]
+    columns: dict[str, Any] = {"rank": rank if variant == LEAST else ranks, "cut_layer": task.num_layers}
     algorithm: Algorithm
     if variant in PLAIN:
         algorithm = PLAIN[variant](optimizer)
     else:
         importance: Importance = "uniform" if "uniform" in variant else "rngwp"
         split = not variant.startswith("whole")
-        columns["cut_layer"] = 0 if split else task.num_layers
-        memory = memory_of(task, setting, optimizer) if split else ()
+        memory: tuple[float, ...] = ()
+        if split and cell.task == LLM:
+            shares = [hsplit_lora_llm.CUTS[client % len(hsplit_lora_llm.CUTS)] for client in range(setting.clients)]
+            columns["cut_layer"] = [math.ceil(share * task.num_layers) for share in shares]
+        elif split:
+            columns["cut_layer"], memory = 0, memory_of(task, setting, optimizer)
         algorithm = HSplitLora(
             optimizer, importance=importance, memory_bytes=memory, horizon=setting.rounds, report_errors=True
         )  # fmt: skip
     before = task.evaluate(task.initial_weights())
     setting = replace(setting, rounds=setting.text_rounds) if cell.task == "text" else setting
     found = trained(task, algorithm, setting, cell.seed, planner=setting.plan(**columns))
-    return {"before": before.accuracy, **found}
+    return {"before": before.accuracy, "loss_before": before.loss, **found}
 
 
 LEAST = "fedavg-lora"
@@ -195,8 +223,22 @@ STUDY = Study(
     baselines=("het-lora", "zero-pad-lora", LEAST),
     ablations=("split-uniform", "whole", "whole-uniform"),
     tasks=TASKS,
+    on_demand=(LLM,),
     full=Setting(),
-    quick=Setting(clients=4, rounds=2, steps=2, every=1, text_rounds=2, pretraining=5, width=8, context=16),
+    quick=Setting(
+        clients=4,
+        rounds=2,
+        steps=2,
+        every=1,
+        text_rounds=2,
+        pretraining=5,
+        width=8,
+        context=16,
+        llm=hsplit_lora_llm.TINY,
+        llm_windows=40,
+        llm_rounds=1,
+        llm_context=8,
+    ),
     quick_tasks=("digits-0.5", "text"),
     measure=run,
     claims=CLAIMS,

