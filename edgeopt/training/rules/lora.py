@@ -15,7 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from edgeopt.errors import InvalidProblemError
 from edgeopt.models.lora import lora_layers
 from edgeopt.training.costs.memory import client_peak_bytes
-from edgeopt.training.messages import Tensors
+from edgeopt.training.keys import normal
+from edgeopt.training.messages import State, Tensors
 from edgeopt.training.optimizers import Optimizer
 from edgeopt.training.task import Task
 from edgeopt.validate import float_array, int_array, integer
@@ -117,7 +118,7 @@ def truncated(weights: Tensors, masks: Tensors) -> Tensors:
 def lower_peak_bytes(
     task: Task,
     samples: int,
-    optimizer: Optimizer,
+    optimizer: Optimizer | None,
     adapters: Sequence[Adapter],
     ranks: ArrayLike,
     cut: int | None = None,
@@ -128,18 +129,25 @@ def lower_peak_bytes(
     for the backward pass is counted as that of the largest.
     """
     last = task.num_layers if cut is None else cut
-    whole = client_peak_bytes(task, samples, optimizer, cut=cut)
+    padding: Tensors = {}
     for adapter, rank in zip(adapters, np.asarray(ranks).tolist(), strict=True):
-        if adapter.layer < last:
-            shapes = {"a": (adapter.rank - rank, adapter.inputs), "b": (adapter.outputs, adapter.rank - rank)}
-            size = task.model.state_dict()[adapter.a].dtype
-            padding = {name: torch.empty(shape, dtype=size, device="meta") for name, shape in shapes.items()}
-            state = [
-                value for part in optimizer.start(padding).values() if isinstance(part, dict) for value in part.values()
-            ]
-            moments = sum(v.nbytes for v in state if isinstance(v, torch.Tensor) and v.ndim)
-            whole -= 2 * sum(value.nbytes for value in padding.values()) + moments
-    return whole
+        if adapter.layer < last and rank < adapter.rank:
+            like = task.frozen[adapter.weight]
+            padding[adapter.a] = torch.empty(adapter.rank - rank, adapter.inputs, dtype=like.dtype, device="meta")
+            padding[adapter.b] = torch.empty(adapter.outputs, adapter.rank - rank, dtype=like.dtype, device="meta")
+    state: State = {} if optimizer is None else optimizer.start(padding)
+    moments = [value for part in state.values() if isinstance(part, dict) for value in part.values()]
+    spared = [*padding.values(), *padding.values(), *(v for v in moments if isinstance(v, torch.Tensor) and v.ndim)]
+    return client_peak_bytes(task, samples, optimizer, cut=cut) - sum(value.nbytes for value in spared)
+
+
+def fresh_adapter(adapter: Adapter, key: torch.Tensor, like: torch.Tensor, mask: torch.Tensor | None) -> Tensors:
+    """Return a new adapter: A drawn where the mask [rank] is set, zero without one, and B zero."""
+    first = like.new_zeros(adapter.rank, adapter.inputs)
+    if mask is not None:
+        drawn = normal(key, (adapter.rank, adapter.inputs), like.dtype) / math.sqrt(adapter.inputs)  # (r, in)
+        first = drawn * mask.to(like.device)[:, None]
+    return {adapter.a: first, adapter.b: like.new_zeros(adapter.outputs, adapter.rank)}
 
 
 # --- stacking ------------------------------------------------------------------------------------------------------
@@ -169,7 +177,26 @@ def stacked(
     return a, torch.cat([w * b for w, (_, b) in zip(weights, factors, strict=True)], dim=1)  # (out, R)
 
 
+def fold_error(
+    adapter: Adapter,
+    old: torch.Tensor,
+    new: torch.Tensor,
+    factors: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    shares: Sequence[float],
+) -> float:
+    """Return |new - (old + sum of the products)| / |old + sum of the products|, the sum in double precision."""
+    exact = old.double() + sum(
+        share * adapter.product(a.double(), b.double()) for share, (a, b) in zip(shares, factors, strict=True)
+    )
+    return float((new - exact).norm() / exact.norm().clamp_min(torch.finfo(torch.float64).tiny))
+
+
 # --- what a layer is worth -----------------------------------------------------------------------------------------
+
+
+def weight_gradient_products(adapters: Sequence[Adapter], weights: Tensors, gradients: Tensors) -> torch.Tensor:
+    """Return the sum over each layer of |weight x gradient|, [K]."""
+    return torch.stack([(weights[a.weight] * gradients[a.weight]).abs().sum() for a in adapters])
 
 
 def smoothed_importance(

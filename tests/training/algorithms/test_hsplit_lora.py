@@ -16,6 +16,7 @@ from edgeopt.training import Adam, Batches, EdgeTiming, HSplitLora, LocalRunner,
 from edgeopt.training.algorithms import hsplit_lora
 from edgeopt.training.messages import Tensors
 from edgeopt.training.rules.lora import adapters_of
+from edgeopt.training.split import adapters
 from tests.training.lora_tasks import ADAPTED, RANK, lora_task
 from tests.training.recording import Recording
 from tests.training.small_tasks import assert_near
@@ -45,7 +46,8 @@ def same_draws(monkeypatch: pytest.MonkeyPatch) -> None:
         first = first * (0 if mask is None else mask[:, None])
         return {adapter.a: first, adapter.b: like.new_zeros(adapter.outputs, adapter.rank)}
 
-    monkeypatch.setattr(hsplit_lora, "_fresh", fresh)
+    for module in (hsplit_lora, adapters):
+        monkeypatch.setattr(module, "fresh_adapter", fresh)
 
 
 # --- folding ---------------------------------------------------------------------------------------------------------
