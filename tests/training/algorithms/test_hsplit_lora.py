@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call
 
-from edgeopt import RoundPlan
+import edgeopt
+from edgeopt import EdgeNetwork, RoundPlan
 from edgeopt.errors import InvalidProblemError
 from edgeopt.models import lora_layers
+from edgeopt.problems import SplitPlan, SplitTraining
 from edgeopt.training import Adam, Batches, EdgeTiming, HSplitLora, LocalRunner, Sgd, Task, train
 from edgeopt.training.algorithms import hsplit_lora
 from edgeopt.training.messages import Tensors
@@ -294,6 +296,22 @@ def test_cuts_stay_until_importance_has_moved():
     assert torch.equal(history.server["at_split"], first.server["at_split"])  # type: ignore[arg-type]
     always = run(task, HSplitLora(Adam(0.05), memory_bytes=memory, resplit=0.0, profile_every=1), *[free] * 3)
     assert torch.equal(always.server["at_split"], always.server["importance"])  # type: ignore[arg-type]
+
+
+def test_a_problem_of_split_training_decides_cuts_and_batches():
+    """Its plans, made with the bytes of the adapters alone, are those of the rounds."""
+    task = lora_task()
+    problem = SplitTraining.from_profile(
+        task.sent_profile(), EdgeNetwork.random(1, 3, seed=0), interval=1, max_batch=task.partition.sizes
+    )
+    solution = edgeopt.solve(problem, "hasfl").solution
+    assert isinstance(solution, SplitPlan)
+    runner, timing = Recording(), EdgeTiming.from_problem(problem)
+    train(task, HSplitLora(Adam(0.05)), solution.planner(), timing, rounds=2, runner=runner)
+    cuts = [message.values["cut"] for _, message, _ in runner.sent if message.kind == "collect"]
+    assert cuts == 2 * solution.cut_layer.tolist()
+    sizes = {message.batches.size for _, message, _ in runner.sent if message.batches is not None}
+    assert sizes == set(solution.batch_size.tolist())
 
 
 @pytest.mark.parametrize(
