@@ -3,7 +3,7 @@
 import math
 from collections.abc import Generator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,8 +16,9 @@ from edgeopt.rng import stream
 from edgeopt.schedule import RoundPlan
 from edgeopt.training.keys import fold_in
 from edgeopt.training.messages import Batches, Category, Message, Phase, Replies, State, Tensors
+from edgeopt.training.optimizers import Optimizer
 from edgeopt.training.rules.average import weighted_average
-from edgeopt.training.rules.common import client_weight, tensors_of
+from edgeopt.training.rules.common import Weighting, client_weight, tensors_of
 from edgeopt.training.rules.lora import (
     Adapter,
     adapters_of,
@@ -35,11 +36,33 @@ from edgeopt.training.split.exchange import Answer, Assignment, Smashed, assign,
 from edgeopt.training.split.server import map_cuts, server_step
 from edgeopt.training.task import Task
 
-if TYPE_CHECKING:
-    from edgeopt.training.algorithms.hsplit_lora import HSplitLora
-
 FOLD = ".fold_a", ".fold_b"
 """What is put behind a layer's name for the factors of the last fold."""
+
+
+class Options(Protocol):
+    """What a round needs to know of its algorithm, `edgeopt.training.HSplitLora`; its fields of these names."""
+
+    @property
+    def optimizer(self) -> Optimizer: ...  # noqa: D102
+    @property
+    def batch_size(self) -> int: ...  # noqa: D102
+    @property
+    def cut_layer(self) -> int: ...  # noqa: D102
+    @property
+    def weighting(self) -> Weighting: ...  # noqa: D102
+    @property
+    def rank(self) -> int: ...  # noqa: D102
+    @property
+    def importance(self) -> str: ...  # noqa: D102
+    @property
+    def horizon(self) -> int: ...  # noqa: D102
+    @property
+    def resplit(self) -> float: ...  # noqa: D102
+    @property
+    def memory_bytes(self) -> tuple[float, ...]: ...  # noqa: D102
+    @property
+    def report_errors(self) -> bool: ...  # noqa: D102
 
 
 class AdapterRound:
@@ -52,7 +75,7 @@ class AdapterRound:
 
     def __init__(
         self,
-        options: "HSplitLora",
+        options: Options,
         task: Task,
         adapters: tuple[Adapter, ...],
         plan: RoundPlan,
