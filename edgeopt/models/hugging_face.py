@@ -17,7 +17,7 @@ from edgeopt import storage
 from edgeopt.errors import InvalidFileError, InvalidProblemError, quoted
 from edgeopt.extras import needs
 from edgeopt.fields import Fields, in_file
-from edgeopt.models.lora import LoraLinear, lora_layers
+from edgeopt.models.lora import LoraLinear, is_linear, lora_layers, put_layer
 from edgeopt.tensors import load_any_tensors
 
 FAMILIES = {"llama": "llama", "mistral": "llama", "qwen2": "llama", "gpt2": "gpt2"}
@@ -139,8 +139,8 @@ def to_transformers(model: nn.Sequential, original: nn.Module, folder: str | os.
         raise InvalidProblemError("model: has no adapters to write: expected one of add_lora")
     base = nn.Sequential(_layers(original, copied=False)).state_dict()
     own = {name: value for name, value in model.state_dict().items() if "lora_" not in name.rpartition(".")[2]}
-    for name in sorted(own.keys() ^ base.keys()):
-        raise InvalidProblemError(f"original: {name}: expected the model that this one was made of")
+    if odd := own.keys() ^ base.keys():
+        raise InvalidProblemError(f"original: {min(odd)}: expected the model that this one was made of")
     folded = {f"{name}.weight" for name in layers}
     for name, value in own.items():
         if value.shape != base[name].shape:
@@ -262,7 +262,7 @@ def _with_adapters(model: nn.Sequential, folder: Path) -> nn.Sequential:
         alpha = config.number("lora_alpha", low=0)
         patterns = config.table("alpha_pattern") if "alpha_pattern" in config else Fields({})
         alphas = {name: patterns.number(name, low=0) for name in patterns}
-    linear = {_their_name(model, name): name for name, layer in model.named_modules() if _may_have(name, layer)}
+    linear = {_their_name(model, name): name for name, layer in model.named_modules() if is_linear(layer)}
     weights = folder / _WEIGHTS
     tensors = load_any_tensors(weights)
     with in_file(weights):
@@ -279,11 +279,6 @@ def _with_adapters(model: nn.Sequential, folder: Path) -> nn.Sequential:
             )
             _put(model, linear[theirs], theirs, pair, own)
     return model
-
-
-def _may_have(name: str, layer: nn.Module) -> bool:
-    own = isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D"
-    return own and (name == "head" or name.startswith("block"))
 
 
 def _of_layer(name: str) -> str:
@@ -312,5 +307,4 @@ def _put(model: nn.Module, name: str, theirs: str, pair: list[torch.Tensor | Non
     bias = layer.bias if isinstance(layer.bias, torch.Tensor) else None
     adapted = LoraLinear(layer.weight, bias, rank=len(a), alpha=alpha, transposed=transposed)
     adapted.lora_a.data, adapted.lora_b.data = a.to(layer.weight), b.to(layer.weight)
-    parent, _, own = name.rpartition(".")
-    model.get_submodule(parent)._modules[own] = adapted
+    put_layer(model, name, adapted)

@@ -120,7 +120,7 @@ def add_lora(
     [('hidden1.1.lora_a', (4, 40)), ..., ('hidden2.0.lora_b', (32, 2))]
     """
     model = copy.deepcopy(model)
-    layers = {name: layer for name, layer in model.named_modules() if _is_linear(layer)}
+    layers = {name: layer for name, layer in model.named_modules() if is_linear(layer)}
     wanted = listed("pattern", pattern)
     chosen = [name for name in layers if any(fnmatchcase(name, one) for one in wanted)]
     for given, known in ((wanted, list(layers)), (list(ranks or {}), chosen)):
@@ -138,7 +138,7 @@ def add_lora(
     generator = torch.Generator().manual_seed(seed_number("seed", seed))
     for name in chosen:
         own = next((value for one, value in (ranks or {}).items() if fnmatchcase(name, one)), rank)
-        _replace(model, name, _adapted(name, layers[name], own, alpha, generator))
+        put_layer(model, name, _adapted(name, layers[name], own, alpha, generator))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.rpartition(".")[2] in _ADAPTERS)
     return model
@@ -162,12 +162,13 @@ def _adapted(name: str, layer: nn.Module, rank: int, alpha: float | None, genera
     return LoraLinear(layer.weight, bias, rank=rank, alpha=alpha, transposed=transposed, generator=generator)
 
 
-def _is_linear(layer: nn.Module) -> bool:
+def is_linear(layer: nn.Module) -> bool:
     """Return whether a layer may have an adapter, or has one; subclasses with a rule of their own are left alone."""
     conv1d = type(layer).__name__ == "Conv1D" and type(layer).__module__.startswith("transformers.")
     return type(layer) is nn.Linear or isinstance(layer, LoraLinear) or conv1d
 
 
-def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
+def put_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put a layer into the place of the one of a name."""
     parent, _, own = name.rpartition(".")
     model.get_submodule(parent)._modules[own] = layer
