@@ -298,6 +298,13 @@ class Task:
         """Names of the weights that algorithms train, average and send: parameters and buffers that are not frozen."""
         return [name for name in self.layer_of if name not in self.frozen]
 
+    def sent_profile(self) -> ModelProfile:
+        """Return the profile with the bytes of the weights that algorithms send, frozen ones left out: for problems that plan."""
+        weights, sent = self.model.state_dict(), np.zeros(self.num_layers)
+        for name in self.weight_names:
+            sent[self.layer_of[name]] += weights[name].nbytes
+        return dataclasses.replace(self.profile, parameter_bytes=sent)
+
     def num_experts(self, layer: str) -> int:
         """Return how many experts a mixture-of-experts layer has, by its name."""
         if layer not in self.experts:

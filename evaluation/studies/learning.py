@@ -113,7 +113,7 @@ def trained(
 
     Returns
     -------
-    ``accuracy``, and where clients have models of their own ``personal_accuracy`` and its worst tenth: means of the last
+    ``accuracy``, ``test_loss``, and where clients have models of their own ``personal_accuracy`` and its worst tenth: means of the last
     `LAST` evaluations. ``megabytes`` up and down, ``megabytes_up``, virtual ``seconds``, ``peak_kilobytes`` of a client.
     What the algorithm measures of its rounds: the mean of each, under its name. ``curve``: a row per evaluation with
     the accuracies and `COSTS` up to there.
@@ -130,6 +130,7 @@ def trained(
         )
     )
     last, names = history.rows[-1], ("accuracy", *(name for name in PERSONAL if name in history.rows[-1]))
+    evaluated = [row for row in history.rows if not math.isnan(row["accuracy"])]
     curve = [
         {
             **{name: row[name] for name in names},
@@ -137,13 +138,12 @@ def trained(
             "megabytes": (row["bytes_up"] + row["bytes_down"]) / 1e6,
             "seconds": row["seconds"],
         }
-        for row in history.rows
-        if not math.isnan(row["accuracy"])
+        for row in evaluated
     ]
     own = sorted({name for row in history.rows for name in row} - COLUMNS_OF_ROWS - set(PERSONAL))
     measured = {name: np.array([row.get(name, np.nan) for row in history.rows], np.float64) for name in own}
     return {
-        **{name: float(np.mean([row[name] for row in curve[-LAST:]])) for name in names},
+        **{name: float(np.mean([row[name] for row in evaluated[-LAST:]])) for name in (*names, "test_loss")},
         "megabytes": (last["bytes_up"] + last["bytes_down"]) / 1e6,
         "megabytes_up": last["bytes_up"] / 1e6,
         "seconds": last["seconds"],

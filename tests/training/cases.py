@@ -36,6 +36,7 @@ from edgeopt.training.algorithms import ALGORITHMS
 from edgeopt.training.codecs import CODECS
 from edgeopt.training.constants import Estimator, GradientEstimator
 from tests.training import split_tasks
+from tests.training.lora_tasks import lora_task
 from tests.training.small_tasks import noisy_model, small_task
 
 ROUNDS = 4
@@ -62,8 +63,8 @@ def has(kind: Any, name: str) -> bool:
 
 
 def interval(kind: type[Algorithm]) -> int:
-    """Return the rounds between two aggregations; algorithms of whole models take no round without."""
-    return 2 if has(kind, "cut_layer") else 1
+    """Return the rounds between two aggregations; algorithms of whole models, and one that folds, take no round without."""
+    return 2 if has(kind, "cut_layer") and not has(kind, "rank") else 1
 
 
 # --- tasks ----------------------------------------------------------------------------------------------------------
@@ -92,6 +93,12 @@ def turned_task() -> Task:
     data = ArrayData(inputs, torch.arange(24) % 3, 3, "turned")
     model = nn.Sequential(convolution, nn.Tanh(), nn.Flatten(), linear)
     return Task(model=model, train=data, test=data, partition=iid(24, len(SIZES), seed=0))
+
+
+@functools.cache
+def adapted_task() -> Task:
+    """Frozen layers with adapters beside them, and a head that is trained as it is."""
+    return lora_task(sizes=SIZES)
 
 
 @functools.cache

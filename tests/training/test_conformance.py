@@ -28,6 +28,7 @@ from tests.training.cases import (
     ROUNDS,
     RUNNERS,
     SIZES,
+    adapted_task,
     every_algorithm,
     every_case,
     every_coded,
@@ -132,12 +133,12 @@ def test_resumed_after_any_round_is_the_long_run(
     assert_every_cut_is_the_long_run(case, long_run(case), tmp_path)
 
 
-@pytest.mark.parametrize("task", [noisy_task, turned_task])
+@pytest.mark.parametrize("task", [noisy_task, turned_task, adapted_task])
 @every_algorithm
 def test_resumed_whatever_the_layers(
     kind: type[Algorithm], task: Callable[[], Task], long_run: LongRuns, tmp_path: Path
 ):
-    """The same for buffers and chance in layers, and whatever the order in which tensors lie in memory."""
+    """The same for buffers and chance in layers, whatever the order in which tensors lie in memory, and for adapters."""
     case = Case(kind, task=task)
     assert_every_cut_is_the_long_run(case, long_run(case), tmp_path)
 

@@ -81,8 +81,7 @@ def server_step(
     """Take one step with the layers above a cut; return their weights, the optimiser's state, and the answer."""
     found = server_gradients(task, cut, weights, smashed)
     parameters, state = optimizer.step(task.trained(weights), found.gradients, state)
-    stepped = {**parameters, **found.buffers}
-    return {name: stepped[name] for name in weights}, state, Answer(found.gradient, found.loss)
+    return {**weights, **parameters, **found.buffers}, state, Answer(found.gradient, found.loss)
 
 
 def _above(assignment: Assignment) -> str:
