@@ -132,9 +132,11 @@ with needs("edgeopt.training", "train"):
     # isort: split
     # the algorithms come last: their files may import everything above from here, as those of users do
     from edgeopt.training.algorithms import ALGORITHMS as ALGORITHMS
+    from edgeopt.training.algorithms.fedalign_moe import FedAlignMoe as FedAlignMoe
     from edgeopt.training.algorithms.fedavg import AveragedModel as AveragedModel
     from edgeopt.training.algorithms.fedavg import FedAvg as FedAvg
     from edgeopt.training.algorithms.fedprox import FedProx as FedProx
+    from edgeopt.training.algorithms.hfedmoe import HFedMoe as HFedMoe
     from edgeopt.training.algorithms.multi_server import MultiServerFedAvg as MultiServerFedAvg
     from edgeopt.training.algorithms.parallel_split import ParallelSplit as ParallelSplit
     from edgeopt.training.algorithms.splitfed import SplitFed as SplitFed

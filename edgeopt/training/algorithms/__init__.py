@@ -2,8 +2,10 @@
 
 from edgeopt.training.algorithm import Algorithm as Algorithm
 from edgeopt.training.algorithm import Outcome as Outcome
+from edgeopt.training.algorithms.fedalign_moe import FedAlignMoe as FedAlignMoe
 from edgeopt.training.algorithms.fedavg import FedAvg as FedAvg
 from edgeopt.training.algorithms.fedprox import FedProx as FedProx
+from edgeopt.training.algorithms.hfedmoe import HFedMoe as HFedMoe
 from edgeopt.training.algorithms.multi_server import MultiServerFedAvg as MultiServerFedAvg
 from edgeopt.training.algorithms.parallel_split import ParallelSplit as ParallelSplit
 from edgeopt.training.algorithms.splitfed import SplitFed as SplitFed
@@ -12,5 +14,7 @@ from edgeopt.training.algorithms.vanilla_split import VanillaSplit as VanillaSpl
 
 ALGORITHMS: tuple[type[Algorithm], ...] = (
     FedAvg, FedProx, VanillaSplit, ParallelSplit, SplitFed, SplitFedV2, MultiServerFedAvg,
+    HFedMoe,
+    FedAlignMoe,
 )  # fmt: skip
 """The algorithms of the package; add yours here to have it on the command line."""
