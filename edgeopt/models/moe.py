@@ -205,7 +205,7 @@ class Experts(nn.Module):
         self.down_bias = nn.Parameter(torch.zeros(experts, width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return (..., C) of x (..., C)."""
+        """Return (..., C) of x (..., C), which has at least one leading axis."""
         logits = self.router(x)  # (..., E)
         order = logits.argsort(dim=-1, descending=True, stable=True)  # (..., E)
         chosen = order[..., : self.top_k]  # (..., K)

@@ -77,6 +77,7 @@ with needs("edgeopt.training", "train"):
     from edgeopt.training.algorithm import SplitAlgorithm as SplitAlgorithm
     from edgeopt.training.constants import GradientEstimator as GradientEstimator
     from edgeopt.training.costs.ledger import Ledger as Ledger
+    from edgeopt.training.costs.memory import ExpertBudget as ExpertBudget
     from edgeopt.training.costs.memory import MemoryBudget as MemoryBudget
     from edgeopt.training.costs.memory import client_peak_bytes as client_peak_bytes
     from edgeopt.training.costs.selection_timing import SelectionTiming as SelectionTiming

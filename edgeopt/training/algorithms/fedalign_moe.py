@@ -275,7 +275,9 @@ class FedAlignMoe:
         clients = [int(plan.client[entry]) for entry in told]
         models = [answer["weights"] for answer in told.values()]
         new = weighted_average(models, [client_weight(task, client, "samples") for client in clients])
-        size = torch.tensor([client_weight(task, client, self.weighting) for client in clients])  # (M,)
+        size = torch.tensor(
+            [client_weight(task, client, self.weighting) for client in clients], dtype=torch.float64
+        )  # (M,)
         semantic = []
         for name, layer in layers.items():
             active = torch.stack([answer["statistics"][f"{name}.active"] for answer in told.values()])  # (M, E)

@@ -19,12 +19,13 @@ from edgeopt.training.costs.memory import client_peak_bytes
 from edgeopt.training.keys import fold_in, uniform
 from edgeopt.training.messages import Message, Phase, Replies, State, Tensors, reply
 from edgeopt.training.optimizers import Optimizer, Sgd
-from edgeopt.training.rules.average import average_update, masked_average
+from edgeopt.training.rules.average import average_update, masked_average, spread, weighted_average
 from edgeopt.training.rules.common import Weighting, check_batch_size, check_weighting, client_weight, tensors_of
 from edgeopt.training.rules.experts import (
     Mixture,
     Scope,
     check_scope,
+    gate_shares,
     importance,
     information,
     learners,
@@ -61,6 +62,8 @@ class HFedMoe:
     mix : share of the mean in the importance, 0 to 1; the rest is that of the largest probability.
     beta : weight of what the choice of an expert tells of the token.
     usage : mean probability that an expert must have at a client, in shares of 1 / E, to be one of its experts.
+    aggregation : ``sparse`` as said above, or ``plain``: experts and routers are averaged as all else, an expert that a
+        client has not trained counting as it was.
     optimizer, batch_size, weighting : as in `edgeopt.training.FedAvg`.
     """
 
@@ -71,6 +74,7 @@ class HFedMoe:
     mix: float = 0.5
     beta: float = 1.0
     usage: float = 0.5
+    aggregation: Literal["sparse", "plain"] = "sparse"
     optimizer: Optimizer = field(default_factory=Sgd)
     batch_size: int = 16
     weighting: Weighting = "samples"
@@ -78,6 +82,8 @@ class HFedMoe:
     def __post_init__(self) -> None:
         if self.selection not in _SELECTIONS:
             raise InvalidProblemError(f"selection = {quoted(self.selection)}: expected one of {', '.join(_SELECTIONS)}")
+        if self.aggregation not in ("sparse", "plain"):
+            raise InvalidProblemError(f"aggregation = {quoted(self.aggregation)}: expected 'sparse' or 'plain'")
         check_scope(self.budget)
         for name in ("mix", "beta", "usage"):
             real(name, getattr(self, name), nonnegative=True)
@@ -206,35 +212,43 @@ class HFedMoe:
     def _averaged(
         self, task: Task, layers: Mapping[str, Mixture], before: Tensors, plan: RoundPlan, replies: Replies
     ) -> tuple[Tensors, torch.Tensor]:
-        """Return the new weights, and the mean over clients and layers of how many of all experts in use a client uses."""
+        """Return the new weights, and the mean over clients and layers of which share of all preferred experts a client prefers."""
         clients = [int(plan.client[entry]) for entry in replies]
         whose = [f"client {client}" for client in clients]
         shares = [client_weight(task, client, self.weighting) for client in clients]
         models = [answer["weights"] for answer in replies.values()]
         masks: list[Tensors] = [{} for _ in models]
-        gates: dict[str, list[float]] = {}
-        consistent = []
+        routers, consistent = dict[str, list[float]](), []
         for name, mixture in layers.items():
             usage, matters, learnt = (
                 torch.stack([answer["statistics"][f"{name}.{what}"] for answer in replies.values()])
                 for what in ("usage", "importance", "learns")
             )  # (M, E)
-            own = usage >= self.usage / mixture.experts  # (M, E)
-            for mask, counts in zip(masks, own & learnt, strict=True):
+            preferred = usage >= self.usage / mixture.experts  # (M, E)
+            consistent.append(preferred.sum(dim=1) / preferred.any(dim=0).sum().clamp(min=1))  # (M,)
+            routers[name] = gate_shares(usage, matters, preferred).tolist()
+            for mask, counts in zip(masks, learnt if self.aggregation == "plain" else learnt & preferred, strict=True):
                 mask |= dict.fromkeys(mixture.networks, counts)
-            gates[name] = (
-                (usage * matters * own).sum(dim=1).double().tolist()
-            )  # over all it would be |S_glob| times less
-            consistent.append(own.sum(dim=1) / own.any(dim=0).sum().clamp(min=1))  # (M,)
-        average = masked_average(before, models, shares, masks, whose=whose)
+        consistency = torch.cat(consistent).double().mean()
+        if self.aggregation == "plain":
+            arrived = [_kept(before, model, mask) for model, mask in zip(models, masks, strict=True)]
+            return weighted_average(arrived, shares, whose=whose), consistency
+        new = masked_average(before, models, shares, masks, whose=whose)
         for name, mixture in layers.items():
-            if mixture.router:
-                own_before = {weight: before[weight] for weight in mixture.router}
-                if sum(gates[name]) > 0:
-                    routers = [{weight: model[weight] for weight in mixture.router} for model in models]
-                    own_before = average_update(own_before, routers, gates[name], whose=whose)
-                average |= own_before
-        return average, torch.cat(consistent).double().mean()
+            own = {weight: before[weight] for weight in mixture.router}
+            if own and sum(routers[name]) > 0:
+                theirs = [{weight: model[weight] for weight in own} for model in models]
+                own = average_update(own, theirs, routers[name], whose=whose)
+            new |= own
+        return new, consistency
+
+
+def _kept(before: Tensors, model: Tensors, mask: Tensors) -> Tensors:
+    """Return the weights of a client, with what it has not trained as it was."""
+    return {
+        name: torch.where(spread(mask[name], value), value, before[name]) if name in mask else value
+        for name, value in model.items()
+    }
 
 
 def _used(routing: LayerRouting) -> torch.Tensor:

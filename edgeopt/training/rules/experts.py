@@ -149,6 +149,23 @@ def most(score: torch.Tensor, among: torch.Tensor, count: int) -> torch.Tensor:
     return among & (order.argsort(dim=-1) < count)
 
 
+def gate_shares(usage: torch.Tensor, importance: torch.Tensor, preferred: torch.Tensor) -> torch.Tensor:
+    r"""Return how much each of M clients counts in the average of routers, float64 (M,) (arXiv:2601.00583).
+
+    .. math:: \alpha(c) = \frac{1}{|S|} \sum_{e \in S_c} u_c(e) \, s_c(e), \qquad S = \bigcup_c S_c
+
+    They sum to no fixed number. Ours: averages normalise them.
+
+    Parameters
+    ----------
+    usage, importance : (M, E), u and s of each client.
+    preferred : bool (M, E), the experts S_c that each client uses enough.
+    """
+    of = preferred.any(dim=0).sum().clamp(min=1)
+    share: torch.Tensor = (usage.double() * importance * preferred).sum(dim=1) / of
+    return share
+
+
 # --- what a client tells of its data ----------------------------------------------------------------------------------
 
 
