@@ -275,9 +275,8 @@ class FedAlignMoe:
         clients = [int(plan.client[entry]) for entry in told]
         models = [answer["weights"] for answer in told.values()]
         new = weighted_average(models, [client_weight(task, client, "samples") for client in clients])
-        size = torch.tensor(
-            [client_weight(task, client, self.weighting) for client in clients], dtype=torch.float64
-        )  # (M,)
+        counts = [client_weight(task, client, self.weighting) for client in clients]
+        size = torch.tensor(counts, dtype=torch.float64, device=task.device)  # (M,)
         semantic = []
         for name, layer in layers.items():
             active = torch.stack([answer["statistics"][f"{name}.active"] for answer in told.values()])  # (M, E)

@@ -21,7 +21,8 @@ def mixture_task(sizes: tuple[int, ...] = (9, 7, 8), frozen: bool = False, **opt
         torch.manual_seed(2)
         model = moe_mlp((1, 4, 4), split_tasks.CLASSES, width=5, hidden=3, experts=EXPERTS, top_k=TOP_K).double()
         with torch.no_grad():
-            model.experts.router.weight.normal_()
+            for parameter in (model.experts.router.weight, model.experts.up_bias, model.experts.down_bias):
+                parameter.normal_()
             model.stem[1].bias.fill_(0.5)  # no sample is all zero behind the stem
     if frozen:
         for layer in (model.stem, model.head):
