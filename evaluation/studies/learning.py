@@ -22,7 +22,7 @@ from edgeopt.evaluation.studies.study import Found, Picture, finished
 from edgeopt.evaluation.studies.tables import plus_minus
 from edgeopt.models import mlp
 from edgeopt.schedule import Planner
-from edgeopt.training import Algorithm, EdgeTiming, Task, train
+from edgeopt.training import Algorithm, EdgeTiming, History, Task, train
 from edgeopt.training.costs.timing import Timing
 from edgeopt.training.history import COLUMNS_OF_ROWS, PERSONAL
 from edgeopt.training.runners.local import Runner
@@ -101,6 +101,7 @@ def trained(
     planner: Planner | None = None,
     timing: Timing | None = None,
     runner: Runner | None = None,
+    at_end: Callable[[History], Row] | None = None,
 ) -> Row:
     """Train, and return what it took and how good it became.
 
@@ -108,6 +109,7 @@ def trained(
     ----------
     planner : default: `LearningSetting.plan`.
     timing : default: `radio` of the seed.
+    at_end : what else there is to say of the run.
 
     Returns
     -------
@@ -147,6 +149,7 @@ def trained(
         "seconds": last["seconds"],
         "peak_kilobytes": float(np.nanmax([row["client_peak_bytes"] for row in history.rows])) / 1e3,
         **{name: float(np.nanmean(values)) for name, values in measured.items() if not np.isnan(values).all()},
+        **({} if at_end is None else at_end(history)),
         "curve": curve,
     }
 
@@ -171,9 +174,7 @@ def tables(found: Found[Any]) -> dict[str, list[Row]]:
     return {"summary": summary(found), "runs": runs}
 
 
-def pictures(
-    found: Found[Any], against: Sequence[str] = tuple(COSTS), metric: str = "accuracy"
-) -> dict[str, Picture]:
+def pictures(found: Found[Any], against: Sequence[str] = tuple(COSTS), metric: str = "accuracy") -> dict[str, Picture]:
     """Return a picture for each task and each of some `COSTS`: accuracy, or another column of the curves, against it."""
     return {
         f"{task}-{metric.replace('_', '-')}-{cost}": Picture(

@@ -18,9 +18,9 @@ from edgeopt.training.algorithm import Models, Outcome
 from edgeopt.training.costs.memory import client_peak_bytes
 from edgeopt.training.messages import Batches, Message, Phase, Replies, State, Tensors, reply
 from edgeopt.training.optimizers import Optimizer, Sgd
-from edgeopt.training.rules.alignment import aligned, overlap, reference_routing
 from edgeopt.training.rules.average import weighted_average
 from edgeopt.training.rules.common import Weighting, check_batch_size, check_weighting, client_weight, tensors_of
+from edgeopt.training.rules.expert_alignment import aligned, overlap, reference_routing
 from edgeopt.training.rules.experts import Mixture, Sight, alike_loss, mixtures, sight
 from edgeopt.training.rules.local import minimise
 from edgeopt.training.rules.whole_model import Content, losses_of, train_messages

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgeopt.errors import InvalidProblemError
 from edgeopt.models.moe import LayerRouting
-from edgeopt.training.rules.alignment import aligned, overlap, reference_routing
+from edgeopt.training.rules.expert_alignment import aligned, overlap, reference_routing
 from edgeopt.training.rules.experts import (
     alike_loss,
     gate_shares,
