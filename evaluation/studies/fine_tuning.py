@@ -153,7 +153,9 @@ def cached_latency(task: Task, models: Mapping[int, Tensors]) -> Row:
     network = EdgeNetwork.random(clients, DEVICES * clients, seed=task.seed)
     readers = network.access_server[:, None] % clients
     problem = ExpertCaching.from_traces(counted.to_trace(), network, storage=STORAGE, assignment=readers)
+    threads = torch.get_num_threads()
     placement: Any = edgeopt.solve(problem, Greedy()).raise_for_status().solution
+    torch.set_num_threads(threads)  # compiled kernels leave another number behind, and threads wait for each other
     run = simulate_inference(problem, placement, unseen)
     share = (unseen.experts[..., None] == np.arange(unseen.num_experts)).mean(axis=(1, 2, 3))  # (G, E)
     return {
