@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call, grad, vmap
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -95,6 +96,32 @@ def test_experts_that_do_not_learn_have_zero_gradients_and_keep_nothing():
     assert (router != 0).any()
     assert all((gradient == 0).all() for gradient in networks)
     assert (x_gradient != 0).any()  # by way of the router alone
+
+
+def test_only_learning_experts_keep_activations():
+    """Of three inner activations per token, those of learning experts alone are kept, also where the choice is a tensor."""
+    layer, x = drawn(7, 5, 2)
+
+    def kept(learners: Learners | None) -> int:
+        found: dict[int, int] = {}
+        own = {parameter.untyped_storage().data_ptr() for parameter in (*layer.parameters(), x)}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            if tensor.shape[-1] == 4 and tensor.untyped_storage().data_ptr() not in own:  # the inner width
+                found[tensor.untyped_storage().data_ptr()] = len(tensor)
+            return tensor
+
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            y = outputs(layer, x, learners)
+        assert y.requires_grad
+        return sum(found.values())
+
+    uses = torch.bincount(layer.router(x).topk(2, dim=-1).indices.flatten(), minlength=5).tolist()
+    assert kept([False] * 5) == 0
+    for mask in ([True, False, True, False, False], [True] * 5):
+        expected = kept(mask)
+        assert expected == kept(torch.tensor(mask))
+        assert expected == kept(None) * sum(n for n, learns in zip(uses, mask, strict=True) if learns) // sum(uses)
 
 
 def test_a_batch_of_clients_runs_all_experts():
