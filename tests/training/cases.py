@@ -138,7 +138,13 @@ Planning = tuple[Planner, Estimator | None]
 
 def static(kind: type[Algorithm]) -> Planning:
     """Several steps, and two cuts where there are any."""
-    plan = RoundPlan(client=range(len(SIZES)), batch_size=BATCH, cut_layer=[1, 2, 2, 1], local_steps=[2, 1, 2, 2])
+    plan = RoundPlan(
+        client=range(len(SIZES)),
+        batch_size=BATCH,
+        cut_layer=[1, 2, 2, 1],
+        local_steps=[2, 1, 2, 2],
+        experts=[1, 0, 2, 1],
+    )
     return StaticPlanner(plan, interval(kind)), None
 
 

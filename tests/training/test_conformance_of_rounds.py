@@ -58,7 +58,7 @@ def plan_of(kind: type[Algorithm], **options: Any) -> RoundPlan:
     """Return a plan for all clients that differ in whatever a plan may say; where there are servers, they share them."""
     fields: dict[str, Any] = {
         "client": range(len(SIZES)), "server": [0, 1, 0, 1] if has(kind, "num_servers") else 0, "batch_size": [2, 1, 2, 2],
-        "cut_layer": [1, 3, 2, 2], "local_steps": [2, 1, 2, 2],
+        "cut_layer": [1, 3, 2, 2], "local_steps": [2, 1, 2, 2], "experts": [1, 0, 2, 1],
     }  # fmt: skip
     return RoundPlan(**(fields | options))
 
