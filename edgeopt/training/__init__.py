@@ -78,8 +78,12 @@ with needs("edgeopt.training", "train"):
     from edgeopt.training.algorithms.fedavg import AveragedModel as AveragedModel
     from edgeopt.training.algorithms.fedavg import FedAvg as FedAvg
     from edgeopt.training.algorithms.fedprox import FedProx as FedProx
+    from edgeopt.training.algorithms.gapsl import Gapsl as Gapsl
     from edgeopt.training.algorithms.hfedmoe import HFedMoe as HFedMoe
     from edgeopt.training.algorithms.multi_server import MultiServerFedAvg as MultiServerFedAvg
+    from edgeopt.training.algorithms.parallel_split import Choice as Choice
+    from edgeopt.training.algorithms.parallel_split import Exchange as Exchange
+    from edgeopt.training.algorithms.parallel_split import ParallelModel as ParallelModel
     from edgeopt.training.algorithms.parallel_split import ParallelSplit as ParallelSplit
     from edgeopt.training.algorithms.splitfed import SplitFed as SplitFed
     from edgeopt.training.algorithms.splitfed_v2 import SplitFedV2 as SplitFedV2

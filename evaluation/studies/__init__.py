@@ -24,7 +24,9 @@ from edgeopt.evaluation.studies.study import StudyCell as StudyCell
 from edgeopt.evaluation.studies.study import run_study as run_study
 from edgeopt.extras import needs
 
-STUDIES = ("client-selection", "expert-caching", "fedalign-moe", "hfedmoe", "model-download", "split-training")
+STUDIES = (
+    "client-selection", "expert-caching", "fedalign-moe", "gapsl", "hfedmoe", "model-download", "split-training",
+)  # fmt: skip
 """Names of the studies; the module of each is called so, with underscores."""
 
 

@@ -5,6 +5,7 @@ from edgeopt.training.algorithm import Outcome as Outcome
 from edgeopt.training.algorithms.fedalign_moe import FedAlignMoe as FedAlignMoe
 from edgeopt.training.algorithms.fedavg import FedAvg as FedAvg
 from edgeopt.training.algorithms.fedprox import FedProx as FedProx
+from edgeopt.training.algorithms.gapsl import Gapsl as Gapsl
 from edgeopt.training.algorithms.hfedmoe import HFedMoe as HFedMoe
 from edgeopt.training.algorithms.multi_server import MultiServerFedAvg as MultiServerFedAvg
 from edgeopt.training.algorithms.parallel_split import ParallelSplit as ParallelSplit
@@ -14,6 +15,7 @@ from edgeopt.training.algorithms.vanilla_split import VanillaSplit as VanillaSpl
 
 ALGORITHMS: tuple[type[Algorithm], ...] = (
     FedAvg, FedProx, VanillaSplit, ParallelSplit, SplitFed, SplitFedV2, MultiServerFedAvg,
+    Gapsl,
     HFedMoe,
     FedAlignMoe,
 )  # fmt: skip

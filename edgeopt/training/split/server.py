@@ -29,21 +29,29 @@ class ServerGradients(NamedTuple):
     loss: torch.Tensor
 
 
+ServerLoss = Callable[[Tensors, torch.Tensor], tuple[torch.Tensor, Tensors]]
+"""The loss of one mini-batch as a function of the parameters above a cut and of the activations, with buffers afterwards."""
+
+
+def server_loss(task: Task, cut: int, weights: Tensors, targets: torch.Tensor) -> ServerLoss:
+    """Return what the layers above a cut, with the buffers among some weights, make of activations."""
+    buffers = {name: value for name, value in weights.items() if name not in task.parameters}
+
+    def loss_of(parameters: Tensors, activations: torch.Tensor) -> tuple[torch.Tensor, Tensors]:
+        passed = task.forward({**parameters, **buffers}, activations, cut)
+        outputs = passed.outputs.to(torch.promote_types(passed.outputs.dtype, torch.float32))
+        return task.loss(outputs, targets) + passed.penalty, passed.buffers
+
+    return loss_of
+
+
 def server_gradients(task: Task, cut: int, weights: Tensors, smashed: Smashed) -> ServerGradients:
     """Run the layers above a cut forward and backward."""
     activations, targets = smashed
-    buffers = {name: value for name, value in weights.items() if name not in task.parameters}
-
-    def loss_of(first: tuple[Tensors, torch.Tensor]) -> tuple[torch.Tensor, tuple[torch.Tensor, Tensors]]:
-        parameters, inputs = first
-        passed = task.forward({**parameters, **buffers}, inputs, cut)
-        outputs = passed.outputs.to(torch.promote_types(passed.outputs.dtype, torch.float32))
-        loss = task.loss(outputs, targets) + passed.penalty
-        return loss, (loss.detach(), passed.buffers)
-
-    found = grad_and_value(loss_of, has_aux=True)((task.trained(weights), activations))
-    (gradients, gradient), (_, (loss, changed)) = found
-    return ServerGradients(gradients, changed, gradient, loss)
+    loss_of = server_loss(task, cut, weights, targets)
+    backward = grad_and_value(loss_of, argnums=(0, 1), has_aux=True)
+    (gradients, gradient), (loss, changed) = backward(task.trained(weights), activations)
+    return ServerGradients(gradients, changed, gradient, loss.detach())
 
 
 def server_step(
