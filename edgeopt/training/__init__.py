@@ -80,6 +80,7 @@ with needs("edgeopt.training", "train"):
     from edgeopt.training.algorithms.fedprox import FedProx as FedProx
     from edgeopt.training.algorithms.gapsl import Gapsl as Gapsl
     from edgeopt.training.algorithms.hfedmoe import HFedMoe as HFedMoe
+    from edgeopt.training.algorithms.ho_sfl import HoSfl as HoSfl
     from edgeopt.training.algorithms.multi_server import MultiServerFedAvg as MultiServerFedAvg
     from edgeopt.training.algorithms.parallel_split import Choice as Choice
     from edgeopt.training.algorithms.parallel_split import Exchange as Exchange
@@ -88,6 +89,7 @@ with needs("edgeopt.training", "train"):
     from edgeopt.training.algorithms.splitfed import SplitFed as SplitFed
     from edgeopt.training.algorithms.splitfed_v2 import SplitFedV2 as SplitFedV2
     from edgeopt.training.algorithms.vanilla_split import VanillaSplit as VanillaSplit
+    from edgeopt.training.algorithms.zo_sfl import ZoSfl as ZoSfl
     from edgeopt.training.codecs import CODECS as CODECS
     from edgeopt.training.codecs import Codec as Codec
     from edgeopt.training.codecs import Compressed as Compressed

@@ -392,7 +392,7 @@ class Task:
 
     def pass_loss(self, passed: Pass, targets: torch.Tensor) -> torch.Tensor:
         """Return the training loss of a pass to the last layer: the loss, and what the layers add to it."""
-        return self.loss(_full_precision(passed.outputs), targets) + passed.penalty
+        return self.loss(full_precision(passed.outputs), targets) + passed.penalty
 
     def _learners(
         self, learns: Mapping[str, Learners | Choice] | None, layers: Mapping[Experts, str]
@@ -477,7 +477,7 @@ class Task:
             for start in range(0, len(data), _EVALUATED_AT_ONCE):
                 inputs, targets = (x[start : start + _EVALUATED_AT_ONCE] for x in (data.inputs, data.targets))
                 outputs = predict(weights, inputs)
-                loss += len(inputs) * float(self.loss(_full_precision(outputs), targets))
+                loss += len(inputs) * float(self.loss(full_precision(outputs), targets))
                 right += int((outputs.argmax(-1) == targets).sum())
         return Score(loss / len(data), right / data.targets.numel())
 
@@ -524,7 +524,8 @@ def _has_labels(data: ArrayData) -> bool:
     return data.targets.ndim == 1 or data.group is not None
 
 
-def _full_precision(outputs: torch.Tensor) -> torch.Tensor:
+def full_precision(outputs: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in single precision at least."""
     return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 
 

@@ -25,7 +25,8 @@ from edgeopt.evaluation.studies.study import run_study as run_study
 from edgeopt.extras import needs
 
 STUDIES = (
-    "client-selection", "expert-caching", "fedalign-moe", "gapsl", "hfedmoe", "model-download", "split-training",
+    "client-selection", "expert-caching", "fedalign-moe", "gapsl", "hfedmoe", "ho-sfl", "model-download",
+    "split-training",
 )  # fmt: skip
 """Names of the studies; the module of each is called so, with underscores."""
 

@@ -29,7 +29,7 @@ from edgeopt.evaluation.studies.study import check_row
 from edgeopt.experiment import Experiment
 from edgeopt.inference.routing import RoutingRecord
 from edgeopt.network import EdgeNetwork
-from edgeopt.problems import ClientSelection, ExpertCaching, ModelDownload, RoutingTrace, SplitTraining
+from edgeopt.problems import ClientSelection, CostFactors, ExpertCaching, ModelDownload, RoutingTrace, SplitTraining
 from edgeopt.profile import ModelProfile, model_profile
 from edgeopt.schedule import Schedule
 from edgeopt.solvers.client_selection import RlCrp
@@ -69,7 +69,8 @@ def problem(kind: type[Any]) -> Any:
         SplitTraining: {"num_devices": 3, "num_layers": 3, "interval": 2},
         ClientSelection: {"num_servers": 2, "num_clients": 4, "picks": 1, "rounds": 3},
     }
-    return kind.random(**sizes[kind], seed=1)
+    made = kind.random(**sizes[kind], seed=1)
+    return made.replace(factors=CostFactors(device_probes=2, kept=0)) if kind is SplitTraining else made
 
 
 def describe(path: Path) -> None:

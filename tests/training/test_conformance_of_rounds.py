@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from edgeopt import RoundPlan
-from edgeopt.problems import SplitPlan, SplitTraining
+from edgeopt.problems import CostFactors, SplitPlan, SplitTraining
 from edgeopt.problems.split_training.report import SplitReport
 from edgeopt.solvers.client_selection import SelectionPlanner
 from edgeopt.training import (
@@ -23,6 +23,7 @@ from edgeopt.training import (
     FedAlignMoe,
     HFedMoe,
     History,
+    HoSfl,
     ParallelSplit,
     SelectionTiming,
     SplitFed,
@@ -30,6 +31,7 @@ from edgeopt.training import (
     State,
     Task,
     VanillaSplit,
+    ZoSfl,
     train,
 )  # fmt: skip
 from edgeopt.training.algorithms import ALGORITHMS
@@ -248,13 +250,8 @@ def leaves(state: State) -> Iterator[str]:
 # --- time is that of the problems -----------------------------------------------------------------------------------
 
 
-def together(problem: SplitTraining, report: SplitReport, cut: int, aggregate: bool) -> float:
-    """T_S: all clients at once, which keep their layers."""
-    return report.round_s
-
-
 def averaged(problem: SplitTraining, report: SplitReport, cut: int, aggregate: bool) -> float:
-    """T_S, and T_A where layers are averaged."""
+    """T_S, and T_A where layers are averaged; that is nothing for algorithms that move no weights."""
     return report.round_s + report.aggregation_s * aggregate
 
 
@@ -265,16 +262,17 @@ def in_turn(problem: SplitTraining, report: SplitReport, cut: int, aggregate: bo
 
 
 ROUND_SECONDS: dict[type[Algorithm], Callable[[SplitTraining, SplitReport, int, bool], float]] = {
-    VanillaSplit: in_turn, ParallelSplit: together, SplitFed: averaged, SplitFedV2: averaged,
+    VanillaSplit: in_turn, ParallelSplit: averaged, SplitFed: averaged, SplitFedV2: averaged,
+    HoSfl: averaged, ZoSfl: averaged,
 }  # fmt: skip
-"""How long a round of one step with equal cuts lasts, in the terms of the problem."""
+"""How long a round of one step with equal cuts lasts, in the terms of the problem with the algorithm's cost factors."""
 
 
 @pytest.mark.parametrize("kind", ROUND_SECONDS, ids=lambda kind: kind.name)
 def test_seconds_of_split_training_are_those_of_the_problem(kind: type[Algorithm]):
     """Rounds last as long as `SplitTraining` says of the plan; over an interval, those of its objective."""
     of, cut = split_tasks.task(sizes=SIZES, dtype=torch.float32), 2
-    problem = split_tasks.problem_of(of)
+    problem = split_tasks.problem_of(of).replace(factors=getattr(make(kind), "cost_factors", CostFactors()))
     split = SplitPlan(batch_size=[2, 5, 3, 4], cut_layer=[cut] * len(SIZES), aggregation_interval=3)
     report, planner = problem.report(split), split.planner()
     history = learn(kind, None, *(planner.plan(number) for number in range(3)), of=of)

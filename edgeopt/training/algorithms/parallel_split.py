@@ -13,6 +13,7 @@ import torch
 
 from edgeopt.display import one_line
 from edgeopt.errors import InvalidProblemError, quoted
+from edgeopt.problems import CostFactors
 from edgeopt.schedule import RoundPlan
 from edgeopt.training.algorithm import Models, Outcome
 from edgeopt.training.messages import Message, Phase, Replies, State, Tensors
@@ -109,6 +110,11 @@ class ParallelModel:
     def choose(self, task: Task, state: State, exchange: Exchange) -> Choice:
         """Return what the server makes of an exchange: it learns from all, and all get the gradient of their own loss."""
         return Choice(exchange.found, {entry: Answer(own.gradient, own.loss) for entry, own in exchange.found.items()})
+
+    @property
+    def cost_factors(self) -> CostFactors:
+        """A round costs what one of SplitFed does, without aggregations."""
+        return CostFactors(aggregation=0)
 
     def start(self, task: Task) -> State:
         """Return the initial weights."""

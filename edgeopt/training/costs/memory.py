@@ -1,6 +1,7 @@
 """Memory: what a client holds at the peak of its work, and plans that keep to what devices have."""
 
 import bisect
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,7 @@ def client_peak_bytes(
     *,
     cut: int | None = None,
     backward: bool = True,
+    probes: bool = False,
     learns: Mapping[str, int] | None = None,
 ) -> float:
     """Return what a client holds at the peak of its work on a mini-batch.
@@ -53,6 +55,9 @@ def client_peak_bytes(
     optimizer : default: one without a state.
     cut : the client has layers 1 to `cut`. Default: all. At the last one, the loss keeps something too.
     backward : whether it trains them.
+    probes : it trains them by forward passes at one probe after another: beside its layers and the optimiser's state it
+        holds a second copy of what is trained, for a probe or for the estimated gradient, and of the forward pass only
+        what crosses the cut.
     learns : how many experts of a mixture learn, by layer, see `Task.forward`: there are gradients of those alone.
     """
     last = task.num_layers if cut is None else integer("cut", cut, low=1, high=task.num_layers)
@@ -65,6 +70,9 @@ def client_peak_bytes(
     standing = _STANDING.setdefault(task, {})
     if key not in standing:
         standing[key] = _standing(task, optimizer, last, backward, counts)
+    if probes:
+        crosses = 0 if last == task.num_layers else math.prod(task.shape_at(last)) * task.dtype_at(last).itemsize
+        return standing[key] + samples * crosses
     return standing[key] + (_kept(task, samples, last, counts) if backward else 0.0)
 
 
@@ -139,6 +147,7 @@ class MemoryBudget(AroundPlanner):
     memory_bytes : float64 [N], memory of each client; inf for no limit.
     optimizer, batch_size, cut_layer : of the algorithm, the latter two where the plan leaves them open. Default: the
         clients hold the whole model.
+    probes : whether clients learn by forward passes alone, as in `edgeopt.training.HoSfl`.
     """
 
     inner: Planner
@@ -147,6 +156,7 @@ class MemoryBudget(AroundPlanner):
     optimizer: Optimizer | None = None
     batch_size: int = 16
     cut_layer: int | None = None
+    probes: bool = False
     __repr__ = one_line
 
     def __post_init__(self) -> None:
@@ -176,7 +186,7 @@ class MemoryBudget(AroundPlanner):
             )
 
         def needed(samples: int) -> float:
-            return client_peak_bytes(self.task, samples, self.optimizer, cut=cut)
+            return client_peak_bytes(self.task, samples, self.optimizer, cut=cut, probes=self.probes)
 
         room = self.memory_bytes[client]
         most = self.task.samples(client, planned.batch_size or self.batch_size)

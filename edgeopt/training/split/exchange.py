@@ -73,7 +73,14 @@ def check_cut_layer(cut_layer: int) -> None:
 
 
 def assign(
-    task: Task, plan: RoundPlan, number: int, cut_layer: int, batch_size: int, optimizer: Optimizer | None = None
+    task: Task,
+    plan: RoundPlan,
+    number: int,
+    cut_layer: int,
+    batch_size: int,
+    optimizer: Optimizer | None = None,
+    *,
+    probes: bool = False,
 ) -> dict[int, Assignment]:
     """Return what each entry of a plan does.
 
@@ -81,6 +88,7 @@ def assign(
     ----------
     cut_layer, batch_size : where the plan leaves them open.
     optimizer : of the clients; its state counts as memory. Default: one without a state.
+    probes : whether clients learn by forward passes alone, which takes less memory.
 
     Raises
     ------
@@ -88,7 +96,7 @@ def assign(
         If a cut is above the last layer, or a client has two entries: it holds one part of one model.
     """
     assigned: dict[int, Assignment] = {}
-    peak = functools.cache(lambda samples, cut: client_peak_bytes(task, samples, optimizer, cut=cut))
+    peak = functools.cache(lambda samples, cut: client_peak_bytes(task, samples, optimizer, cut=cut, probes=probes))
     for entry, planned in enumerate(plan):
         cut, size = planned.cut_layer or cut_layer, planned.batch_size or batch_size
         if cut > task.num_layers:
@@ -194,12 +202,34 @@ def play_steps(
     -------
     Mean loss of those that got through all their steps.
     """
-    losses: dict[int, list[torch.Tensor]] = {entry: [] for entry in assigned}
-    for step in range(max((assignment.steps for assignment in assigned.values()), default=0)):
-        working = {entry: assigned[entry] for entry in losses if step < assigned[entry].steps}
+
+    def play(working: Mapping[int, Assignment], step: int) -> Generator[Phase, Replies, dict[int, torch.Tensor]]:
         through = yield from _play_step(task, working, number, step, work)
         if settle is not None:
             settle(through)
+        return through
+
+    return (yield from each_step(assigned, play))
+
+
+def each_step(
+    assigned: Mapping[int, Assignment],
+    play: Callable[[Mapping[int, Assignment], int], Generator[Phase, Replies, dict[int, torch.Tensor]]],
+) -> Generator[Phase, Replies, dict[int, torch.Tensor]]:
+    """Play the local steps of a round, whatever a step is; a client that fails in one of them is out of those after it.
+
+    Parameters
+    ----------
+    play : plays one step with those that have it, by its number from 0; returns the losses of those that got through.
+
+    Returns
+    -------
+    Mean loss of those that got through all their steps.
+    """
+    losses: dict[int, list[torch.Tensor]] = {entry: [] for entry in assigned}
+    for step in range(max((assignment.steps for assignment in assigned.values()), default=0)):
+        working = {entry: assigned[entry] for entry in losses if step < assigned[entry].steps}
+        through = yield from play(working, step)
         losses = {
             entry: [*found, through[entry]] if entry in through else found
             for entry, found in losses.items()

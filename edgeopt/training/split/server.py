@@ -13,7 +13,7 @@ from edgeopt.training.optimizers import Optimizer
 from edgeopt.training.rules.optimizer_state import leaves_in, overlay
 from edgeopt.training.runners.batched import map_clients
 from edgeopt.training.split.exchange import Answer, Assignment, Smashed
-from edgeopt.training.task import Task
+from edgeopt.training.task import Task, full_precision
 from edgeopt.training.trouble import blaming
 
 Item = TypeVar("Item")
@@ -33,22 +33,28 @@ ServerLoss = Callable[[Tensors, torch.Tensor], tuple[torch.Tensor, Tensors]]
 """The loss of one mini-batch as a function of the parameters above a cut and of the activations, with buffers afterwards."""
 
 
-def server_loss(task: Task, cut: int, weights: Tensors, targets: torch.Tensor) -> ServerLoss:
-    """Return what the layers above a cut, with the buffers among some weights, make of activations."""
+def server_loss(task: Task, cut: int, weights: Tensors, targets: torch.Tensor, *, still: int = 0) -> ServerLoss:
+    """Return what the layers above a cut, with the buffers among some weights, make of activations.
+
+    Parameters
+    ----------
+    still : layers up to it behave as at work, without chance, and keep their buffers.
+    """
     buffers = {name: value for name, value in weights.items() if name not in task.parameters}
 
     def loss_of(parameters: Tensors, activations: torch.Tensor) -> tuple[torch.Tensor, Tensors]:
-        passed = task.forward({**parameters, **buffers}, activations, cut)
-        outputs = passed.outputs.to(torch.promote_types(passed.outputs.dtype, torch.float32))
-        return task.loss(outputs, targets) + passed.penalty, passed.buffers
+        below = task.forward({**parameters, **buffers}, activations, cut, still, training=False)
+        passed = task.forward({**parameters, **buffers}, below.outputs, max(cut, still))
+        loss = task.loss(full_precision(passed.outputs), targets) + below.penalty + passed.penalty
+        return loss, {**below.buffers, **passed.buffers}
 
     return loss_of
 
 
-def server_gradients(task: Task, cut: int, weights: Tensors, smashed: Smashed) -> ServerGradients:
-    """Run the layers above a cut forward and backward."""
+def server_gradients(task: Task, cut: int, weights: Tensors, smashed: Smashed, *, still: int = 0) -> ServerGradients:
+    """Run the layers above a cut forward and backward; `still` is that of `server_loss`."""
     activations, targets = smashed
-    loss_of = server_loss(task, cut, weights, targets)
+    loss_of = server_loss(task, cut, weights, targets, still=still)
     backward = grad_and_value(loss_of, argnums=(0, 1), has_aux=True)
     (gradients, gradient), (loss, changed) = backward(task.trained(weights), activations)
     return ServerGradients(gradients, changed, gradient, loss.detach())

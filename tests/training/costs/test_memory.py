@@ -219,8 +219,8 @@ def test_rounds_of_whole_models(algorithm: Any, batched: bool):
 
 @pytest.mark.parametrize("algorithm", [a for a in ALGORITHMS if hasattr(a(), "cut_layer")], ids=lambda a: a.name)
 def test_rounds_of_split_learning(algorithm: Any):
-    """Clients hold their layers up to the cut; one with all of them has the loss too."""
-    task = small_task()
+    """Clients hold their layers up to the cut; one with all of them has the loss too, unless it runs forward only."""
+    task, probes = small_task(), hasattr(algorithm(), "probes")
     seen: list[Any] = []
 
     class Watching(StaticPlanner):
@@ -231,7 +231,7 @@ def test_rounds_of_split_learning(algorithm: Any):
     optimizer = Sgd(0.1, momentum=0.9)
     plan = small_plan(cut_layer=[1, 2, 3], batch_size=[2, 4, 3])
     history = train(task, algorithm(optimizer), Watching(plan), small_timing(), rounds=2)
-    expected = [client_peak_bytes(task, n, optimizer, cut=cut) for n, cut in ((2, 1), (4, 2), (3, 3))]
+    expected = [client_peak_bytes(task, n, optimizer, cut=cut, probes=probes) for n, cut in ((2, 1), (4, 2), (3, 3))]
     assert seen[1].client_peak_bytes.tolist() == expected
     assert history.column("client_peak_bytes").tolist() == [max(expected)] * 2
 
@@ -284,6 +284,17 @@ def test_a_budget_counts_the_samples_that_there_are():
     task = small_task((3, 5, 6))
     limits = [client_peak_bytes(task, count) for count in (3, 5, 6)]
     assert MemoryBudget(StaticPlanner(small_plan(batch_size=99)), task, limits).plan(0) == small_plan(batch_size=99)
+
+
+def test_a_budget_of_clients_that_run_forward_only():
+    """What fits is counted as their rounds charge it: larger mini-batches than with a backward pass."""
+    task, optimizer = small_task((12, 12, 12)), Sgd(0.1, momentum=0.9)
+    limit = client_peak_bytes(task, 5, optimizer, cut=2, probes=True)
+    plan = StaticPlanner(small_plan(batch_size=12, cut_layer=2))
+    found = [
+        MemoryBudget(plan, task, limit, optimizer, probes=probes).plan(0).batch_size[0] for probes in (True, False)
+    ]
+    assert found[0] == 5 > found[1]
 
 
 @pytest.mark.parametrize(

@@ -476,7 +476,7 @@ def in_process(experiment):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ["fedavg", "splitfed-v1", "gapsl"])
+@pytest.mark.parametrize("algorithm", ["fedavg", "splitfed-v1", "gapsl", "ho-sfl"])
 def test_superlink_and_two_supernodes_end_with_the_same_weights(small, algorithm):
     """Real processes on loopback: the weights and rows of the in-process run, and nothing is left running."""
     experiment = replace(small, algorithm=algorithm, rounds=2 if algorithm == "fedavg" else 1)
