@@ -26,6 +26,7 @@ with needs("edgeopt.models", "train"):
     from edgeopt.models.mobilenet import mobilenetv2 as mobilenetv2
     from edgeopt.models.moe import LayerRouting as LayerRouting
     from edgeopt.models.moe import moe_decoder as moe_decoder
+    from edgeopt.models.moe import moe_mlp as moe_mlp
     from edgeopt.models.moe import record_routing as record_routing
     from edgeopt.models.resnet import BasicBlock as BasicBlock
     from edgeopt.models.resnet import Bottleneck as Bottleneck

@@ -17,6 +17,7 @@ with needs("edgeopt.training", "train"):
     from edgeopt.training.algorithm import SplitAlgorithm as SplitAlgorithm
     from edgeopt.training.constants import GradientEstimator as GradientEstimator
     from edgeopt.training.costs.ledger import Ledger as Ledger
+    from edgeopt.training.costs.memory import ExpertBudget as ExpertBudget
     from edgeopt.training.costs.memory import MemoryBudget as MemoryBudget
     from edgeopt.training.costs.memory import client_peak_bytes as client_peak_bytes
     from edgeopt.training.costs.selection_timing import SelectionTiming as SelectionTiming
@@ -75,12 +76,14 @@ with needs("edgeopt.training", "train"):
     # isort: split
     # the algorithms come last: their files may import everything above from here, as those of users do
     from edgeopt.training.algorithms import ALGORITHMS as ALGORITHMS
+    from edgeopt.training.algorithms.fedalign_moe import FedAlignMoe as FedAlignMoe
     from edgeopt.training.algorithms.fedavg import AveragedModel as AveragedModel
     from edgeopt.training.algorithms.fedavg import FedAvg as FedAvg
     from edgeopt.training.algorithms.fedprox import FedProx as FedProx
     from edgeopt.training.algorithms.flexp_sfl import FlexpSfl as FlexpSfl
     from edgeopt.training.algorithms.gapsl import Gapsl as Gapsl
     from edgeopt.training.algorithms.het_lora import HetLora as HetLora
+    from edgeopt.training.algorithms.hfedmoe import HFedMoe as HFedMoe
     from edgeopt.training.algorithms.ho_sfl import HoSfl as HoSfl
     from edgeopt.training.algorithms.hsplit_lora import HSplitLora as HSplitLora
     from edgeopt.training.algorithms.multi_server import MultiServerFedAvg as MultiServerFedAvg

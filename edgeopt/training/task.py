@@ -19,7 +19,7 @@ from edgeopt.data.arrays import ArrayData, described
 from edgeopt.data.partition import Partition
 from edgeopt.display import one_line
 from edgeopt.errors import InvalidProblemError, quoted
-from edgeopt.models.moe import Experts, LayerRouting, Learners, expert_shares, limit_learners, record_routing
+from edgeopt.models.moe import Choice, Experts, LayerRouting, Learners, expert_shares, limit_learners, record_routing
 from edgeopt.profile import ModelProfile
 from edgeopt.rng import stream
 from edgeopt.schedule import ClientPlan
@@ -347,7 +347,7 @@ class Task:
         last: int | None = None,
         *,
         training: bool = True,
-        learns: Mapping[str, Learners] | None = None,
+        learns: Mapping[str, Learners | Choice] | None = None,
     ) -> Pass:
         """Run layers `first` (from 0) to before `last`.
 
@@ -357,7 +357,7 @@ class Task:
         inputs : [samples, ...], what the layer before `first` returned, or the model's input.
         training : whether layers behave as in training, which matters to dropout and batch normalisation.
         learns : which experts learn from this pass, by mixture-of-experts layer: bool [experts], as plain values or as
-            a tensor. The outputs do not change. The gradients of the others are exactly zero, and none goes through
+            a tensor, or a function of the layer's routing that returns one. The outputs do not change. The gradients of the others are exactly zero, and none goes through
             them; given plain values, they keep nothing for the backward pass, see `edgeopt.models.moe.Experts`. Default: all.
 
         Returns
@@ -391,18 +391,24 @@ class Task:
         inputs: torch.Tensor,
         targets: torch.Tensor,
         *,
-        learns: Mapping[str, Learners] | None = None,
+        learns: Mapping[str, Learners | Choice] | None = None,
     ) -> tuple[torch.Tensor, Tensors]:
         """Return the training loss of a mini-batch, and the buffers afterwards; `learns` is that of `forward`."""
         passed = self.forward(weights, inputs, learns=learns)
-        return self.loss(full_precision(passed.outputs), targets) + passed.penalty, passed.buffers
+        return self.pass_loss(passed, targets), passed.buffers
+
+    def pass_loss(self, passed: Pass, targets: torch.Tensor) -> torch.Tensor:
+        """Return the training loss of a pass to the last layer: the loss, and what the layers add to it."""
+        return self.loss(full_precision(passed.outputs), targets) + passed.penalty
 
     def _learners(
-        self, learns: Mapping[str, Learners] | None, layers: Mapping[Experts, str]
-    ) -> dict[Experts, Learners]:
+        self, learns: Mapping[str, Learners | Choice] | None, layers: Mapping[Experts, str]
+    ) -> dict[Experts, Learners | Choice]:
         """Return what `learns` says of some layers; refuse what fits none of the model's."""
         for name, chosen in (learns or {}).items():
             count = self.num_experts(name)
+            if callable(chosen):
+                continue
             wrong = f"learns[{name!r}]: expected {count} truth values, one for each expert, got "
             if isinstance(chosen, torch.Tensor):
                 if chosen.dtype != torch.bool or chosen.shape != (count,):

@@ -25,10 +25,13 @@ from edgeopt.evaluation.studies.study import run_study as run_study
 from edgeopt.extras import needs
 
 STUDIES = (
+STUDIES = (
     "client-selection",
     "expert-caching",
+    "fedalign-moe",
     "flexp-sfl",
     "gapsl",
+    "hfedmoe",
     "ho-sfl",
     "hsplit-lora",
     "model-download",

@@ -4,6 +4,7 @@ An algorithm is in by being in `ALGORITHMS`, a codec by being in `CODECS`, a pla
 in `RUNNERS`.
 """
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from torch import nn
 from edgeopt import RoundPlan, StaticPlanner
 from edgeopt.data.partition import iid
 from edgeopt.experiment.planners import RandomPlanner
+from edgeopt.models.moe import Experts
 from edgeopt.problems import ClientSelection, SplitTraining
 from edgeopt.schedule import Planner
 from edgeopt.solvers.client_selection import PowerOfChoice, SelectionPlanner
@@ -27,6 +29,8 @@ from edgeopt.training import (
     ArrayData,
     Codec,
     Compressed,
+    FedAlignMoe,
+    HFedMoe,
     LocalRunner,
     SplitFed,
     Task,
@@ -110,6 +114,30 @@ def exact_task(sizes: tuple[int, ...] = SIZES, frozen: tuple[int, ...] = ()) -> 
     return split_tasks.task(sizes=sizes, **({"model": net} if frozen else {}))
 
 
+def with_experts(of: Task) -> Task:
+    """Return a task with a layer of experts below its last linear layer, in the same child of the model."""
+    model = copy.deepcopy(of.model)
+    name, last = list(model.named_children())[-1]
+    (linear,) = (part for part in last.modules() if isinstance(part, nn.Linear))
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        experts = Experts(linear.in_features, 3, experts=4, top_k=2).to(linear.weight.dtype)
+        for parameter in experts.parameters():
+            nn.init.normal_(parameter, std=0.5)
+    setattr(model, name, nn.Sequential(experts, last))
+    return of.replace(model=model)
+
+
+FITTED: dict[type[Algorithm], Callable[[Task], Task]] = {HFedMoe: with_experts, FedAlignMoe: with_experts}
+"""Algorithms that train no model that has not what they are for, and what is done to a task to have it."""
+
+
+@functools.cache
+def fitted(kind: type[Algorithm], of: Task) -> Task:
+    """Return a task that an algorithm can train: the given one, if it can train that."""
+    return FITTED[kind](of) if kind in FITTED else of
+
+
 # --- planners, new ones for each run, and what measures for them ----------------------------------------------------
 
 Planning = tuple[Planner, Estimator | None]
@@ -117,7 +145,13 @@ Planning = tuple[Planner, Estimator | None]
 
 def static(kind: type[Algorithm]) -> Planning:
     """Several steps, and two cuts where there are any."""
-    plan = RoundPlan(client=range(len(SIZES)), batch_size=BATCH, cut_layer=[1, 2, 2, 1], local_steps=[2, 1, 2, 2])
+    plan = RoundPlan(
+        client=range(len(SIZES)),
+        batch_size=BATCH,
+        cut_layer=[1, 2, 2, 1],
+        local_steps=[2, 1, 2, 2],
+        experts=[1, 0, 2, 1],
+    )
     return StaticPlanner(plan, interval(kind)), None
 
 

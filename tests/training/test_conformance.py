@@ -35,6 +35,7 @@ from tests.training.cases import (
     every_planner,
     every_runner,
     exact_task,
+    fitted,
     make_algorithm,
     noisy_task,
     plain_task,
@@ -61,7 +62,7 @@ class Case(NamedTuple):
         timing = small_timing(len(SIZES), rate_sigma=0.4, failure_probability=0.2, seed=5)
         options = {"runner": RUNNERS[self.runner]()} | options
         return train(
-            self.task(), make_algorithm(self.kind, self.codec), planner, timing, rounds=rounds, estimator=estimator,
+            fitted(self.kind, self.task()), make_algorithm(self.kind, self.codec), planner, timing, rounds=rounds, estimator=estimator,
             checkpoint=file, resume=True, **options,
         )  # fmt: skip
 

@@ -253,7 +253,7 @@ def loss_at_work(
 ) -> torch.Tensor:
     """Return the loss of layers `first` (from 0) to the last, which behave as at work."""
     passed = task.forward(weights, activations, first, training=False)
-    return task.loss(full_precision(passed.outputs), targets) + passed.penalty
+    return task.pass_loss(passed, targets)
 
 
 def probed_loss(

@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from edgeopt.display import one_line
 from edgeopt.errors import InvalidProblemError
 from edgeopt.models.kept import KeptMemory
+from edgeopt.models.moe import every_expert
 from edgeopt.schedule import AroundPlanner, ClientPlan, Feedback, Planner, RoundPlan
 from edgeopt.training.messages import State
 from edgeopt.training.optimizers import Optimizer
 from edgeopt.training.rules.common import check_batch_size
+from edgeopt.training.rules.experts import Scope, check_scope, learners, mixtures, most_learners
 from edgeopt.training.runners.local import seeded_layers
 from edgeopt.training.task import Task
 from edgeopt.training.trouble import is_out_of_memory
@@ -122,11 +124,12 @@ def _measured(task: Task, samples: int, first: int, learns: Mapping[str, int]) -
     masks = {name: [e < count for e in range(task.experts[name])] for name, count in learns.items()}
     kept = KeptMemory([*weights.values(), *task.frozen.values()])
     found = [0] * (first + 1)
-    with seeded_layers(task, "memory"), torch.inference_mode(False), torch.no_grad():
+    with seeded_layers(task, "memory"), torch.inference_mode(False), torch.no_grad(), every_expert():
         inputs = task.forward(weights, inputs, 0, first).outputs
         if first:  # somebody wants the gradient by what layers in the middle are given
             inputs.requires_grad_()
-    with seeded_layers(task, "memory"), torch.inference_mode(False), torch.enable_grad(), kept.counting():
+    counting = kept.counting()
+    with seeded_layers(task, "memory"), torch.inference_mode(False), torch.enable_grad(), every_expert(), counting:
         penalty: torch.Tensor | float = 0.0
         for layer in range(first, task.num_layers):
             passed = task.forward(weights, inputs, layer, layer + 1, learns=masks)
@@ -208,3 +211,70 @@ class MemoryBudget(AroundPlanner):
                 f"{cut or self.task.num_layers}, its memory is {room:.6g}"
             )
         return bisect.bisect_right(range(1, most), room, key=needed)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class ExpertBudget(AroundPlanner):
+    """The plans of another planner, with `experts` lowered to what fits into the memory of each client.
+
+    What it keeps to is `client_peak_bytes` of so many learning experts; entries for which the whole model fits stay as they
+    are. `edgeopt.training.HFedMoe` trains within such budgets.
+
+    Parameters
+    ----------
+    inner : the other planner.
+    task : what is trained.
+    memory_bytes : float64 [N], memory of each client; inf for no limit.
+    optimizer, batch_size : of the algorithm, the latter where the plan leaves it open.
+    budget : whether `experts` counts those of each ``layer``, or those of the whole ``model``, as the algorithm does.
+    """
+
+    inner: Planner
+    task: Task
+    memory_bytes: NDArray[np.float64]
+    optimizer: Optimizer | None = None
+    batch_size: int = 16
+    budget: Scope = "layer"
+    __repr__ = one_line
+
+    def __post_init__(self) -> None:
+        known = (self.task.num_clients,)
+        limits = float_array("memory_bytes", self.memory_bytes, known, nonnegative=True, finite=False, unit="byte")
+        object.__setattr__(self, "memory_bytes", limits)
+        check_batch_size(self.batch_size)
+        check_scope(self.budget)
+        mixtures(self.task, "a budget of experts")
+
+    def plan(self, round: int, feedback: Feedback | None = None) -> RoundPlan:
+        """Return the plan of a round.
+
+        Raises
+        ------
+        InvalidProblemError
+            If a client has no room for a single expert that learns.
+        """
+        plan = self.inner.plan(round, feedback)
+        return plan.replace(experts=[self._experts(round, entry, client) for entry, client in enumerate(plan)])
+
+    def _experts(self, round: int, entry: int, planned: ClientPlan) -> int:
+        client = planned.client
+        if client >= self.task.num_clients:
+            raise InvalidProblemError(
+                f"round {round}: client[{entry}] = {client}: expected 0 to {self.task.num_clients - 1}"
+            )
+        samples, room = self.task.samples(client, planned.batch_size or self.batch_size), self.memory_bytes[client]
+
+        def needed(experts: int) -> float:
+            learns = learners(self.task, experts, self.budget) if experts else None
+            return client_peak_bytes(self.task, samples, self.optimizer, learns=learns)
+
+        if room == np.inf or needed(planned.experts) <= room:
+            return planned.experts
+        most = planned.experts or most_learners(self.task, self.budget)
+        for experts in range(most, 0, -1):
+            if needed(experts) <= room:
+                return experts
+        raise InvalidProblemError(
+            f"round {round}: client {client} needs {needed(1):.6g} bytes to train one expert on {samples} samples, its memory "
+            f"is {room:.6g}"
+        )

@@ -13,18 +13,22 @@ from edgeopt.training.task import Batch, Task
 
 LocalLoss = Callable[
     [Tensors, torch.Tensor, torch.Tensor],
-    tuple[torch.Tensor, Tensors] | tuple[torch.Tensor, Tensors, torch.Tensor],
+    tuple[torch.Tensor, Tensors]
+    | tuple[torch.Tensor, Tensors, torch.Tensor]
+    | tuple[torch.Tensor, Tensors, torch.Tensor, Tensors],
 ]
 """A loss of weights, inputs [samples, ...] and targets [samples, ...]: the scalar that is minimised, the buffers
-afterwards, and, where it is not the same, the scalar that is reported. `Task.batch_loss` is one."""
+afterwards, and, where it is not the same, the scalar that is reported; after that, what else is to be known of the step,
+by name. `Task.batch_loss` is one."""
 
 
 class Trained(NamedTuple):
-    """What local training leaves: weights, the optimiser's state, and the mean over the steps of what is reported."""
+    """What local training leaves: weights, the optimiser's state, and the means over the steps of what is reported."""
 
     weights: Tensors
     state: State
     loss: torch.Tensor
+    known: Tensors
 
 
 def minimise(
@@ -50,20 +54,23 @@ def minimise(
 
     def objective(
         parameters: Tensors, inputs: torch.Tensor, targets: torch.Tensor
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, Tensors]]:
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, Tensors, Tensors]]:
         found = loss({**parameters, **buffers}, inputs, targets)
-        reported = found[2] if len(found) == 3 else found[0]
-        return found[0], (reported.detach(), found[1])
+        reported = found[2] if len(found) > 2 else found[0]
+        known = {name: value.detach() for name, value in found[3].items()} if len(found) > 3 else {}
+        return found[0], (reported.detach(), found[1], known)
 
-    losses = []
+    losses, steps = [], []
     for step in range(batch.inputs.shape[0]):
-        gradients, (_, (reported, changed)) = grad_and_value(objective, has_aux=True)(
+        gradients, (_, (reported, changed, known)) = grad_and_value(objective, has_aux=True)(
             parameters, batch.inputs[step], batch.targets[step]
         )
         parameters, state = optimizer.step(parameters, gradients, state)
         buffers = {**buffers, **changed}
         losses.append(reported)
-    return Trained({**parameters, **buffers}, state, torch.stack(losses).mean())
+        steps.append(known)
+    means = {name: torch.stack([known[name] for known in steps]).mean(dim=0) for name in steps[0]}
+    return Trained({**parameters, **buffers}, state, torch.stack(losses).mean(), means)
 
 
 def squared_distance(first: Tensors, second: Tensors) -> torch.Tensor:
