@@ -25,7 +25,6 @@ from edgeopt.evaluation.studies.study import run_study as run_study
 from edgeopt.extras import needs
 
 STUDIES = (
-STUDIES = (
     "client-selection",
     "expert-caching",
     "fedalign-moe",
