@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 
 from edgeopt import RoundPlan
 from edgeopt.training import Algorithm, LocalRunner, Message, Replies, Task
 from edgeopt.training.costs.ledger import DIRECTIONS
-from edgeopt.training.messages import CATEGORIES, Category
+from edgeopt.training.messages import CATEGORIES, Category, Take, taken
 
 
 def nobody(entry: int, message: Message) -> bool:
@@ -36,11 +37,19 @@ class Recording(LocalRunner):
     ends: list[int] = field(default_factory=list)
     deliveries: int = 0
 
-    def deliver(self, algorithm: Algorithm, task: Task, plan: RoundPlan, messages: Mapping[int, Message]) -> Replies:
+    def deliver(
+        self,
+        algorithm: Algorithm,
+        task: Task,
+        plan: RoundPlan,
+        messages: Mapping[int, Message],
+        take: Mapping[Category, Take] = MappingProxyType({}),
+    ) -> Replies:
         """Deliver what is not lost, note all of it."""
         there = {entry: message for entry, message in messages.items() if not self.lost(entry, message)}
         found = LocalRunner.deliver(self, algorithm, task, plan, there)
-        self.sent += [(entry, message, found.get(entry)) for entry, message in messages.items()]
+        whole, found = found, taken(dict(found), take)
+        self.sent += [(entry, message, whole.get(entry)) for entry, message in messages.items()]
         self.deliveries += 1
         if self.error is not None and self.deliveries == self.fails_at:
             raise self.error

@@ -35,7 +35,7 @@ from edgeopt.training import (
 )  # fmt: skip
 from edgeopt.training.algorithm import Models
 from edgeopt.training.history import COLUMNS_OF_ROWS
-from edgeopt.training.messages import Replies, State
+from edgeopt.training.messages import Replies, State, taken
 from edgeopt.training.runners.local import Runner
 from tests.training.small_tasks import (
     FEATURES,
@@ -220,9 +220,12 @@ def test_measured_numbers_are_single_and_have_names_of_their_own(report: Any, me
 class Forgetful(LocalRunner):
     """A runner whose second client never answers, as when a machine is switched off."""
 
-    def deliver(self, algorithm: Algorithm, task: Task, plan: RoundPlan, messages: Mapping[int, Message]) -> Replies:
+    def deliver(
+        self, algorithm: Algorithm, task: Task, plan: RoundPlan, messages: Mapping[int, Message], take: Any = None
+    ) -> Replies:
         replies = LocalRunner.deliver(self, algorithm, task, plan, messages)
-        return dict(reversed([(entry, answer) for entry, answer in replies.items() if entry != 1]))
+        there = dict(reversed([(entry, answer) for entry, answer in replies.items() if entry != 1]))
+        return taken(there, take)
 
 
 def test_a_runner_may_lose_clients():

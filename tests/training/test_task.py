@@ -234,15 +234,27 @@ def test_a_new_model_gets_its_own_profile():
 
 
 @pytest.mark.parametrize(
-    ("client", "size", "epochs", "steps"), [(0, 2, 1, 3), (0, 2, 4, 12), (2, 5, 3, 3), (1, 9, 2, 2)]
+    ("client", "size", "epochs", "sizes"),
+    [(0, 2, 1, (2, 2, 2, 1)), (0, 2, 2, (2, 2, 2, 1) * 2), (2, 5, 3, (1,) * 3), (1, 9, 2, (5, 5)), (0, 4, 1, (4, 3))],
 )
-def test_epochs_are_whole_mini_batches(client: int, size: int, epochs: int, steps: int):
-    """An epoch of 7 samples in batches of 2 is three steps, none shorter; its steps see no sample twice."""
-    found = SHUFFLED.steps(ClientPlan(client, local_steps=99, local_epochs=epochs), size)
-    assert found == steps
-    rows = SHUFFLED.rows(client, Batches(0, 0, found, size)).reshape(epochs, -1)
-    assert all(len(set(epoch)) == epoch.size for epoch in rows.tolist() for epoch in [np.array(epoch)])
+def test_an_epoch_takes_every_sample_once(client: int, size: int, epochs: int, sizes: tuple[int, ...]):
+    """7 samples in batches of 2 are three of two and one of one; from wherever one looks, the mini-batches are the same."""
+    own = SHUFFLED.partition.indices[client]
+    count = SHUFFLED.steps(ClientPlan(client, local_steps=99, local_epochs=epochs), size)
+    whole = Batches(0, 0, count, size, whole=False)
+    assert SHUFFLED.sizes(client, whole) == sizes
+    rows = [row[:n] for row, n in zip(SHUFFLED.rows(client, whole).tolist(), sizes, strict=True)]
+    per_epoch = len(sizes) // epochs
+    for epoch in range(epochs):
+        seen = [row for some in rows[epoch * per_epoch : (epoch + 1) * per_epoch] for row in some]
+        assert sorted(seen) == own.tolist()
+    for step, some in enumerate(rows):
+        assert SHUFFLED.rows(client, Batches(0, step, 1, size, whole=False)).tolist() == [some]
+    for (inputs, targets), some in zip(SHUFFLED.batch(client, whole).steps(), rows, strict=True):
+        assert torch.equal(inputs, SHUFFLED.train.inputs[some])
+        assert torch.equal(targets, SHUFFLED.train.targets[some])
     assert SHUFFLED.steps(ClientPlan(client, local_steps=5), size) == 5
+    assert SHUFFLED.sizes(client, Batches(0, 0, 2, size)) == (min(size, own.size),) * 2
 
 
 def test_work_of_layers():

@@ -196,7 +196,7 @@ class ServerSide:
         return int(self.plan.client[entry])
 
     def _samples(self, entry: int, message: Message) -> int:
-        return 0 if message.batches is None else self.task.samples(self._client(entry), message.batches.size)
+        return 0 if message.batches is None else max(self.task.sizes(self._client(entry), message.batches), default=0)
 
     def _memory(self, entry: int) -> State:
         return branch(self.memory, str(self._client(entry)))

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch.func import grad_and_value
 
-from edgeopt.training.messages import State, Tensors
-from edgeopt.training.optimizers import Optimizer
+from edgeopt.training.messages import State, Tensors, copied
+from edgeopt.training.optimizers import Optimizer, overwriting_step
+from edgeopt.training.rules.gradients import gradients, in_transform
 from edgeopt.training.task import Batch, Task
 
 LocalLoss = Callable[
@@ -40,23 +40,24 @@ def minimise(
     """
     buffers = {name: value for name, value in weights.items() if name not in task.parameters}
     parameters = task.trained(weights)
+    step = optimizer.step
     state = optimizer.start(parameters) if state is None else state
-
-    def objective(
-        parameters: Tensors, inputs: torch.Tensor, targets: torch.Tensor
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, Tensors]]:
-        found = loss({**parameters, **buffers}, inputs, targets)
-        reported = found[2] if len(found) == 3 else found[0]
-        return found[0], (reported.detach(), found[1])
+    if not in_transform():  # nobody else sees the copies, so that they may be overwritten
+        parameters, state, step = copied(parameters), copied(state), overwriting_step(optimizer)
 
     losses = []
-    for step in range(batch.inputs.shape[0]):
-        gradients, (_, (reported, changed)) = grad_and_value(objective, has_aux=True)(
-            parameters, batch.inputs[step], batch.targets[step]
-        )
-        parameters, state = optimizer.step(parameters, gradients, state)
+    for inputs, targets in batch.steps():
+
+        def objective(
+            parameters: Tensors, inputs: torch.Tensor = inputs, targets: torch.Tensor = targets, buffers: Tensors = buffers
+        ) -> tuple[torch.Tensor, tuple[torch.Tensor, Tensors]]:
+            found = loss({**parameters, **buffers}, inputs, targets)
+            return found[0], (found[2] if len(found) == 3 else found[0], found[1])
+
+        slopes, (reported, changed) = gradients(objective, parameters)
+        parameters, state = step(parameters, slopes, state)
         buffers = {**buffers, **changed}
-        losses.append(reported)
+        losses.append(reported.detach())
     return Trained({**parameters, **buffers}, state, torch.stack(losses).mean())
 
 

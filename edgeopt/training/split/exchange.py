@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch.func import grad_and_value
 
 from edgeopt.errors import InvalidProblemError
 from edgeopt.schedule import RoundPlan
@@ -23,6 +22,7 @@ from edgeopt.training.costs.memory import client_peak_bytes
 from edgeopt.training.messages import Batches, Category, Message, Phase, Replies, State, Tensors, received, reply
 from edgeopt.training.optimizers import Optimizer
 from edgeopt.training.rules.common import tensors_of
+from edgeopt.training.rules.gradients import gradients
 from edgeopt.training.rules.optimizer_state import leaves_in, overlay
 from edgeopt.training.task import Batch, Task
 from edgeopt.training.trouble import TrainingError
@@ -57,6 +57,7 @@ class Assignment:
     batch_size, samples : of a mini-batch, as planned and as the client has them.
     steps : mini-batches of the round.
     peak_bytes : memory that the client needs.
+    whole : whether all mini-batches have so many samples, see `edgeopt.training.Batches`.
     """
 
     client: int
@@ -65,6 +66,11 @@ class Assignment:
     samples: int
     steps: int
     peak_bytes: float = 0.0
+    whole: bool = True
+
+    def batches(self, number: int, step: int) -> Batches:
+        """Return the mini-batch of a step of a round."""
+        return Batches(number, step, 1, self.batch_size, self.whole)
 
 
 def check_cut_layer(cut_layer: int) -> None:
@@ -96,7 +102,8 @@ def assign(
                 f"round {number}: cut_layer[{entry}] = {cut}: expected 1 to {task.num_layers}, the layers of the model"
             )
         samples = task.samples(planned.client, size)
-        assigned[entry] = Assignment(planned.client, cut, size, samples, task.steps(planned, size), peak(samples, cut))
+        steps, whole = task.steps(planned, size), planned.local_epochs == 0
+        assigned[entry] = Assignment(planned.client, cut, size, samples, steps, peak(samples, cut), whole)
     if (twice := plan.conflicts).size:
         raise InvalidProblemError(
             f"round {number}: client {twice[0]} is planned by two servers: split learning has one, expected one entry"
@@ -152,11 +159,11 @@ def _backward(
         else:  # its gradient is that of the whole loss: the server's by the chain rule, and what these layers add
             passed = task.forward({**parameters, **buffers}, inputs, 0, cut)
             loss, changed = (passed.outputs * message["gradients"]["outputs"]).sum() + passed.penalty, passed.buffers
-        return loss, (loss.detach(), changed)
+        return loss, (loss, changed)
 
     before = _optimizer(task, optimizer, weights, state)
-    gradients, (_, (loss, changed)) = grad_and_value(loss_of, has_aux=True)(task.trained(weights))
-    parameters, after = optimizer.step(task.trained(weights), gradients, before)
+    slopes, (loss, changed) = gradients(loss_of, task.trained(weights))
+    parameters, after = optimizer.step(task.trained(weights), slopes, before)
     stepped = {**parameters, **changed}
     new: State = {"weights": {name: stepped[name] for name in weights}, "optimizer": after}
     return reply(scalars={"loss": loss}) if alone else reply(), new
@@ -214,10 +221,11 @@ def _play_step(
     if not assigned:
         return {}
     messages, served = {}, {}
+    samples = {entry: task.sizes(own.client, own.batches(number, step))[0] for entry, own in assigned.items()}
     for entry, assignment in assigned.items():
-        forward = task.flops(assignment.samples, 0, assignment.cut, backward=False)
+        forward = task.flops(samples[entry], 0, assignment.cut, backward=False)
         messages[entry] = _message("forward", assignment, number, step, forward)
-        served[entry] = task.flops(assignment.samples, assignment.cut)
+        served[entry] = task.flops(samples[entry], assignment.cut)
     sent = yield Phase("forward", messages, server_flops=served)
     smashed = {e: (r["activations"]["outputs"], r["labels"]["targets"]) for e, r in sent.items() if "activations" in r}
     answers = work(smashed) if smashed else {}
@@ -234,7 +242,7 @@ def _play_step(
             if gradient is None or not task.trains(0, assignment.cut):
                 continue
             gradients = {"outputs": gradient}
-        backward = assignment.samples * float(task.profile.backward_flops[: assignment.cut].sum())
+        backward = samples[entry] * float(task.profile.backward_flops[: assignment.cut].sum())
         messages[entry] = _message("backward", assignment, number, step, backward, gradients)
     done = (yield Phase("backward", messages)) if messages else {}
     return {
@@ -247,6 +255,6 @@ def _play_step(
 def _message(
     kind: str, assignment: Assignment, number: int, step: int, flops: float, gradients: Tensors | None = None
 ) -> Message:
-    batches = Batches(number, step, 1, assignment.batch_size)
+    batches = assignment.batches(number, step)
     tensors: dict[Category, Tensors] = {} if gradients is None else {"gradients": gradients}
     return Message(kind, tensors, {"cut": assignment.cut}, batches, flops, peak_bytes=assignment.peak_bytes)

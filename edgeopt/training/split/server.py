@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import torch
-from torch.func import grad_and_value
 
 from edgeopt.display import one_line
 from edgeopt.training.messages import State, Tensors
 from edgeopt.training.optimizers import Optimizer
+from edgeopt.training.rules.gradients import gradients
 from edgeopt.training.rules.optimizer_state import leaves_in, overlay
 from edgeopt.training.runners.batched import map_clients
 from edgeopt.training.split.exchange import Answer, Assignment, Smashed
@@ -39,11 +39,10 @@ def server_gradients(task: Task, cut: int, weights: Tensors, smashed: Smashed) -
         passed = task.forward({**parameters, **buffers}, inputs, cut)
         outputs = passed.outputs.to(torch.promote_types(passed.outputs.dtype, torch.float32))
         loss = task.loss(outputs, targets) + passed.penalty
-        return loss, (loss.detach(), passed.buffers)
+        return loss, (loss, passed.buffers)
 
-    found = grad_and_value(loss_of, has_aux=True)((task.trained(weights), activations))
-    (gradients, gradient), (_, (loss, changed)) = found
-    return ServerGradients(gradients, changed, gradient, loss)
+    (slopes, gradient), (loss, changed) = gradients(loss_of, (task.trained(weights), activations))
+    return ServerGradients(slopes, changed, gradient, loss)
 
 
 def server_step(
@@ -75,7 +74,7 @@ def map_cuts(
             return function(cut, item)
 
         own = [items[entry] for entry in entries]
-        found = map_clients(task.model, work, own, lambda i, who=entries: blaming(_above(assigned[who[i]])))  # type: ignore[misc]
+        found = map_clients(task.layers(training=True), work, own, lambda i, who=entries: blaming(_above(assigned[who[i]])))  # type: ignore[misc]
         results |= zip(entries, found, strict=True)
     return {entry: results[entry] for entry in items}
 
