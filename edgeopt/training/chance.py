@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +11,11 @@ from torch import nn
 
 from edgeopt.training.keys import fold_in, uniform
 
-_CHANNELS = {nn.Dropout: None, nn.Dropout1d: 2, nn.Dropout2d: 3, nn.Dropout3d: 4}
-"""Axes of one sample, its channels among them; None where each number is dropped by itself."""
+_KINDS: Any = {
+    nn.Dropout: (F.dropout, None), nn.Dropout1d: (F.dropout1d, 2), nn.Dropout2d: (F.dropout2d, 3),
+    nn.Dropout3d: (F.dropout3d, 4),
+}  # fmt: skip
+"""How torch does it, and the axes of one sample, its channels among them; None where each number goes by itself."""
 
 
 class _Draws:
@@ -49,12 +53,13 @@ class KeyedDropout(nn.Module):
 
     def __init__(self, plain: nn.Module) -> None:
         super().__init__()
-        self.plain, self.p, self.axes = plain, float(plain.p), _CHANNELS[type(plain)]  # type: ignore[arg-type, index]
+        self.p = float(plain.p)  # type: ignore[arg-type]
+        self.plain, self.axes = _KINDS[type(plain)]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return x, what is left of it made larger so that its mean stays."""
         if not self.training or (key := next_key()) is None:
-            found: torch.Tensor = self.plain(x)
+            found: torch.Tensor = self.plain(x, self.p, self.training)
             return found
         if self.p == 1:
             return x * 0
@@ -69,7 +74,7 @@ def keyed(model: nn.Module) -> nn.Module:
     """Put `KeyedDropout` in the places of a model's layers of dropout, in place; those of other kinds stay."""
     for parent in list(model.modules()):
         for name, layer in parent._modules.items():
-            if type(layer) in _CHANNELS and layer.p > 0:  # type: ignore[union-attr]
+            if type(layer) in _KINDS and layer.p > 0:  # type: ignore[union-attr]
                 parent._modules[name] = KeyedDropout(layer)  # type: ignore[arg-type]
     return model
 

@@ -26,6 +26,7 @@ from edgeopt.schedule import ClientPlan
 from edgeopt.storage import MAX_BYTES
 from edgeopt.training.chance import draws, keyed
 from edgeopt.training.messages import Batches, Tensors
+from edgeopt.training.transforms import in_transform
 from edgeopt.training.trouble import check_weights, in_words, is_out_of_memory
 from edgeopt.validate import integer, real
 
@@ -145,6 +146,8 @@ class Task:
     """Experts of each mixture-of-experts layer, by its name in ``model.named_modules()``."""
     draws: bool = field(init=False, repr=False)
     """Whether layers have dropout that `edgeopt.training.chance` gives its masks."""
+    channels_last: bool = field(init=False, repr=False, default=False)
+    """Whether images go into the layers with their channels last in memory, where clients are no batch: faster there."""
     _own: threading.local = field(init=False, repr=False, default_factory=threading.local)  # each thread's copies
     _shares: dict[str, float] = field(init=False, repr=False, default_factory=dict)  # of experts in FLOPs of layers
     _cuts: dict[int, tuple[tuple[int, ...], torch.dtype]] = field(init=False, repr=False, default_factory=dict)
@@ -204,6 +207,7 @@ class Task:
             object.__setattr__(self, name, dataclasses.replace(data, **moved))
         for name in ("train", "test"):
             self._try(name)
+        object.__setattr__(self, "channels_last", self._takes_channels_last())
         profile: ModelProfile | None = getattr(self, "profile", None)
         if profile is None:
             pair = self.train.inputs[:1].repeat_interleave(2, dim=0)  # batch normalisation refuses a single sample
@@ -241,6 +245,20 @@ class Task:
         )
         if self.loss is cross_entropy and scores.shape[-1] < classes:
             raise InvalidProblemError(f"model: scores {scores.shape[-1]} classes, the samples have {classes}")
+
+    def _takes_channels_last(self) -> bool:
+        """Return whether that is faster, and the layers make no assumptions about the order, as those with views do."""
+        images = self.test.inputs[:2]
+        convolves = any(isinstance(layer, nn.Conv2d) for layer in self.model.modules())
+        if images.ndim != 4 or images.dtype != torch.float32 or images.device.type != "cpu" or not convolves:
+            return False
+        turned = images.contiguous(memory_format=torch.channels_last)
+        try:
+            with torch.inference_mode():
+                self.layers(training=False)(turned)
+        except Exception:  # noqa: BLE001  (whatever a user's module raises, it ran without)
+            return False
+        return True
 
     # --- shape -------------------------------------------------------------------------------------------------
 
@@ -401,6 +419,8 @@ class Task:
         if first >= end:
             return Pass(inputs, {}, inputs.new_zeros((), dtype=torch.float32), {})
         layers = self._part(training, first, end)
+        if self.channels_last and first == 0 and not in_transform():
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
         used = {name: value for name, value in weights.items() if first <= self.layer_of[name] < end}
         fixed = self.parameters | self.frozen.keys()
         buffers = {name: value.clone() for name, value in used.items() if name not in fixed}  # changed in place
@@ -455,8 +475,8 @@ class Task:
         modes: dict[bool, nn.Sequential] = self._own.__dict__.setdefault("modes", {})
         if training not in modes:
             with torch.inference_mode(False):
-                modes[training] = copy.deepcopy(self.model).to(self.device).train(training)
-            keyed(modes[training])
+                modes[training] = copy.deepcopy(self.model).to(self.device)
+            keyed(modes[training]).train(training)
         return modes[training]
 
     def _part(self, training: bool, first: int, last: int) -> _Layers:
@@ -484,7 +504,7 @@ class Task:
         Which layers return it by themselves is up to torch: within a batch of clients it applies autocast in part only.
         """
         half = self.precision == "bf16" and tensor.dtype == torch.float32
-        return tensor.to(torch.bfloat16) if half else tensor
+        return (tensor.to(torch.bfloat16) if half else tensor).contiguous()
 
     def predict(self, weights: Tensors, inputs: torch.Tensor) -> torch.Tensor:
         """Return the outputs of the model, at work and not in training."""
@@ -568,9 +588,12 @@ class Task:
         used = min(per_epoch * size, own.size)
         rng = stream(self.seed, "batches", client, batches.round)
         epochs = (batches.first + batches.count - 1) // per_epoch + 1
-        order = [np.resize(rng.permutation(own)[:used], (per_epoch, size)) for _ in range(epochs)]  # padded, if at all
-        rows = np.concatenate(order)[batches.first : batches.first + batches.count]
-        return rows[:, : max(self.sizes(client, batches), default=size)]
+        order = [rng.permutation(own)[:used] for _ in range(epochs)]
+        if used == per_epoch * size:
+            rows = np.concatenate(order).reshape(-1, size)
+            return rows[batches.first : batches.first + batches.count]
+        padded = np.concatenate([np.resize(epoch, (per_epoch, size)) for epoch in order])
+        return padded[batches.first : batches.first + batches.count, : max(self.sizes(client, batches))]
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some fields changed; a new model is measured anew unless a profile is given with it."""

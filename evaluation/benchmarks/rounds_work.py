@@ -49,7 +49,9 @@ class Attention(nn.Module):
         """Return (B, T, C) of x (B, T, C)."""
         parts = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1)).movedim(-3, 0).transpose(-2, -3)
         query, key, value = parts  # (B, H, T, D)
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5  # (B, H, T, T)
+        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
+        mixed = scores.masked_fill(hidden, float("-inf")).softmax(-1) @ value
         found: torch.Tensor = x + self.out(mixed.transpose(-2, -3).flatten(-2))
         return found
 

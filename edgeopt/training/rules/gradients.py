@@ -7,15 +7,9 @@ import torch
 from torch.func import grad_and_value
 from torch.utils import _pytree as pytree
 
+from edgeopt.training.transforms import in_transform
+
 At = TypeVar("At")
-
-
-def in_transform() -> bool:
-    """Return whether this runs inside `torch.func.vmap` or another of its transforms.
-
-    Out there tensors are ordinary ones: they may be changed in place, and autograd keeps what one backward pass needs.
-    """
-    return torch._C._functorch.maybe_current_level() is not None
 
 
 def gradients(objective: Callable[[At], tuple[torch.Tensor, Any]], at: At) -> tuple[At, Any]:

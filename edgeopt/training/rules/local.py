@@ -8,8 +8,9 @@ import torch
 
 from edgeopt.training.messages import State, Tensors, copied
 from edgeopt.training.optimizers import Optimizer, overwriting_step
-from edgeopt.training.rules.gradients import gradients, in_transform
+from edgeopt.training.rules.gradients import gradients
 from edgeopt.training.task import Batch, Task
+from edgeopt.training.transforms import in_transform
 
 LocalLoss = Callable[
     [Tensors, torch.Tensor, torch.Tensor],

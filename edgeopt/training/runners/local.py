@@ -105,7 +105,8 @@ class LocalRunner:
 
     Attributes
     ----------
-    ways : how clients have run so far, such as ``train: 5 at once``, in the order of the first time.
+    ways : how clients have run so far, by the kind of the message: ``train: one after another``, or at most so many of
+        them as one batch, ``train: 5 at once``. What `torch.func.vmap` refuses is told of by a `SequentialWarning`.
     """
 
     batched: bool | None = None
@@ -201,21 +202,20 @@ class LocalRunner:
             for start in range(0, len(entries), size):
                 own = tuple(entries[start : start + size])
                 jobs.append(_Job(own, tuple(plan.client[list(own)].tolist())))
+        if len(messages) > 1:
+            self._note(next(iter(messages.values())).kind, max(len(job.entries) for job in jobs))
         return sorted(jobs, key=lambda job: job.entries[0])
 
+    def _note(self, kind: str, most: int) -> None:
+        way = f"{kind}: " + ("one after another" if most == ONE else f"{most} at once")
+        if way not in self.ways:
+            self.ways.append(way)
+
     def _at_once(self, task: Task, message: Message, client: int, count: int) -> int:
-        """Return how many of `count` equal clients run as one batch, and note it."""
-        if self.batched is False or message.batches is None:
-            size = ONE
-        elif self.batched is None and self.chunk is None:
-            size = choose_chunk(task, message, max(task.sizes(client, message.batches), default=0), self.memory_gib)
-        else:
-            size = self.chunk or count
-        if count > 1 and message.batches is not None:
-            way = f"{message.kind}: " + ("one after another" if size == ONE else f"{min(size, count)} at once")
-            if way not in self.ways:
-                self.ways.append(way)
-        return size
+        """Return how many of `count` clients that agree in shape run as one batch."""
+        if self.batched is None and self.chunk is None and message.batches is not None:
+            return choose_chunk(task, message, max(task.sizes(client, message.batches), default=0), self.memory_gib)
+        return self.chunk or count
 
     def _shared_out(self, work: Callable[[Work], Done], jobs: Sequence[Work]) -> Iterator[Done]:
         """Yield the results in order, from as many threads as there are workers; few of them wait at a time."""
