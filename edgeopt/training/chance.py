@@ -74,8 +74,8 @@ def keyed(model: nn.Module) -> nn.Module:
     """Put `KeyedDropout` in the places of a model's layers of dropout, in place; those of other kinds stay."""
     for parent in list(model.modules()):
         for name, layer in parent._modules.items():
-            if type(layer) in _KINDS and layer.p > 0:  # type: ignore[union-attr]
-                parent._modules[name] = KeyedDropout(layer)  # type: ignore[arg-type]
+            if isinstance(layer, nn.Module) and type(layer) in _KINDS and float(layer.p) > 0:  # type: ignore[arg-type]
+                parent._modules[name] = KeyedDropout(layer)
     return model
 
 

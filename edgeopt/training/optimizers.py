@@ -36,7 +36,11 @@ class OverwritingOptimizer(Optimizer, Protocol):
         ...
 
 
-def overwriting_step(optimizer: Optimizer) -> Callable[[Tensors, Tensors, State], tuple[Tensors, State]]:
+Step = Callable[[Tensors, Tensors, State], tuple[Tensors, State]]
+"""Gives parameters and state after a step, from parameters, gradients and state."""
+
+
+def overwriting_step(optimizer: Optimizer) -> Step:
     """Return an optimiser's `step` for parameters and a state that nobody else has: they may be overwritten."""
     owner = next((kind for kind in type(optimizer).__mro__ if {"step", "overwrite"} & vars(kind).keys()), object)
     if not isinstance(optimizer, OverwritingOptimizer) or "overwrite" not in vars(owner):  # a `step` of its own counts
@@ -92,7 +96,7 @@ class Sgd:
         if not stepped:
             return
         if self.weight_decay:
-            moved = torch._foreach_add(moved, torch._foreach_mul(stepped, self.weight_decay))
+            moved = list(torch._foreach_add(moved, torch._foreach_mul(stepped, self.weight_decay)))
         if self.momentum:
             velocity = [_part(state, "momentum")[name] for name in gradients]
             torch._foreach_mul_(velocity, self.momentum)

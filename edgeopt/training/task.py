@@ -483,7 +483,7 @@ class Task:
         parts: dict[tuple[bool, int, int], _Layers] = self._own.__dict__.setdefault("parts", {})
         key = (training, first, last)
         if key not in parts:  # not a slice, which would call the constructor of a subclass
-            module = nn.Sequential(OrderedDict(list(self.layers(training=training)._modules.items())[first:last]))  # type: ignore[arg-type]
+            module = nn.Sequential(OrderedDict(list(self.layers(training=training)._modules.items())[first:last]))
             slots: Any = {
                 f"{prefix}.{name}": (tensors, name)
                 for prefix, layer in module.named_modules()

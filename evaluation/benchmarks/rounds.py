@@ -53,7 +53,7 @@ CASES = {
     "text": Case("text", 200, (16, 16), 40, 8, 12),
 }
 GOALS = {"digits": 0.25, "cifar": 0.8, "ragged": 0.8}  # CPU seconds, as a share of pfl's
-OURS = {
+OURS: dict[str, Row] = {
     "chosen": {}, "one by one": {"batched": False}, "batched": {"batched": True}, "2 workers": {"workers": 2},
 }  # fmt: skip
 
@@ -91,7 +91,9 @@ class Cohorts:
 
     def plan(self, number: int, feedback: Feedback | None) -> RoundPlan:
         """Return the plan of a round."""
-        return RoundPlan(client=self.cohorts[number], batch_size=self.batch_size, local_epochs=1)
+        whom = np.asarray(self.cohorts[number], np.int32)
+        size, epochs = np.full_like(whom, self.batch_size), np.ones_like(whom)
+        return RoundPlan(client=whom, batch_size=size, local_epochs=epochs)
 
 
 def ours(data: Row, threads: int, options: Row) -> tuple[Row, list[torch.Tensor]]:
@@ -149,7 +151,7 @@ def case_row(name: str, options: argparse.Namespace, folder: Path) -> Row:
     if options.quick:
         case = case._replace(clients=6, cohort=3, rounds=3)
     path = folder / f"{name}.npz"
-    np.savez(path, **make_data(case))  # type: ignore[arg-type]
+    np.savez(path, **make_data(case))
     ways = ["plain", "pfl", *OURS]
     reports: dict[str, list[Row]] = {}
     apart: dict[str, float] = {}
@@ -183,7 +185,7 @@ def flower_row(options: argparse.Namespace, folder: Path) -> Row | None:
     tests = {"test_inputs": data["inputs"][:10], "test_targets": data["targets"][:10]}
     batches = {"batches": data["rows"][:, :, None], "client_sizes": data["sizes"]}
     given, found = folder / "given.npz", folder / "flower.npz"
-    np.savez(given, **data, **tests, **batches)  # type: ignore[arg-type]
+    np.savez(given, **data, **tests, **batches)
     script = str(Path(__file__).with_name("flower_simulation.py"))
     command = [options.flower_python, script, "--data", str(given), "--weights", str(found), "--threads", "1"]
     command += ["--learning-rate", str(case.learning_rate), "--cpus", "2"]
@@ -235,7 +237,17 @@ def show(report: Row, console: Console) -> None:
                 f"{found['peak_gib']:.2f} GiB", f"{row['apart'][way]:.1e}",
                 f"{100 * found['accounting']:.2f} %" if "accounting" in found else "", ", ".join(found.get("ways", [])),
             ])  # fmt: skip
-    columns = ("case", "way", "seconds", "CPU seconds", "of pfl's", "peak", "weights differ by", "accounting", "clients")
+    columns = (
+        "case",
+        "way",
+        "seconds",
+        "CPU seconds",
+        "of pfl's",
+        "peak",
+        "weights differ by",
+        "accounting",
+        "clients",
+    )
     common.show_table(console, "A round of FedAvg, one thread of torch per process or worker, median", columns, lines)
     if (flower := report["flower"]) is not None:
         console.print(

@@ -70,14 +70,17 @@ def make_task(name: str) -> tuple[Task, int]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = make()
-    return Task(model=model, train=data, test=data.take(np.arange(2)), partition=iid(count, CLIENTS, seed=0)), batch_size
+    return Task(
+        model=model, train=data, test=data.take(np.arange(2)), partition=iid(count, CLIENTS, seed=0)
+    ), batch_size
 
 
 def network_row(name: str, repeats: int) -> Row:
     """Return the CPU seconds of a client's round, by clients in a batch, and what is chosen."""
     task, batch_size = make_task(name)
     algorithm = FedAvg(Sgd(lr=0.01))
-    plan = RoundPlan(client=range(CLIENTS), batch_size=batch_size, local_steps=STEPS)
+    whom = np.arange(CLIENTS, dtype=np.int32)
+    plan = RoundPlan(client=whom, batch_size=np.full_like(whom, batch_size), local_steps=np.full_like(whom, STEPS))
     ways = {chunk: LocalRunner(batched=chunk > 1, chunk=chunk) for chunk in CHUNKS}
     chosen = LocalRunner()
     taken: dict[int, list[float]] = {chunk: [] for chunk in CHUNKS}
@@ -132,7 +135,15 @@ def show(report: Row, console: Console) -> None:
             row["network"], f"{row['flops']:.2g}", f"{row['weights_bytes'] / 4:.2g}", seconds(alone), *shares,
             str(row["chosen"]), f"{row['regret']:.2f}",
         ])  # fmt: skip
-    columns = ("network", "FLOPs of a step", "weights", "one after another", *map(str, CHUNKS[1:]), "chosen", "of the best")
+    columns = (
+        "network",
+        "FLOPs of a step",
+        "weights",
+        "one after another",
+        *map(str, CHUNKS[1:]),
+        "chosen",
+        "of the best",
+    )
     common.show_table(console, "CPU seconds of a client's round; in batches, as a multiple", columns, lines)
 
 

@@ -56,15 +56,17 @@ class Attention(nn.Module):
         return found
 
 
-class FeedForward(nn.Sequential):
+class FeedForward(nn.Module):
     """Two layers with residual."""
 
     def __init__(self, width: int) -> None:
-        super().__init__(nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return (B, T, C) of x (B, T, C)."""
-        return x + super().forward(x)
+        found: torch.Tensor = x + self.down(F.gelu(self.up(self.norm(x))))
+        return found
 
 
 def digits() -> nn.Sequential:
@@ -146,7 +148,7 @@ def plain(data: dict[str, Any], clock: Clock) -> nn.Module:
         for inputs, targets in samples(data, number):
             local = copy.deepcopy(model)
             optimizer = torch.optim.SGD(local.parameters(), lr=rate)
-            for some, classes in zip(inputs.split(size), targets.split(size), strict=True):
+            for some, classes in zip(torch.split(inputs, size), torch.split(targets, size), strict=True):
                 optimizer.zero_grad()
                 cross_entropy(local(some), classes).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -195,7 +197,7 @@ def on_pfl(data: dict[str, Any], clock: Clock) -> nn.Module:
                 yield Dataset(raw_data=list(pair), user_id=str(client)), 0
             self.round += 1
 
-    class Ticking(TrainingProcessCallback):
+    class Ticking(TrainingProcessCallback):  # type: ignore[misc]
         def after_central_iteration(self, aggregate_metrics: Any, model: Any, *, central_iteration: int) -> Any:
             clock.tick()
             return False, Metrics()
@@ -232,8 +234,8 @@ def main(arguments: list[str] | None = None) -> int:
     model = (plain if options.way == "plain" else on_pfl)(data, clock)
     report = clock.report()
     if options.weights:
-        state = {f"weight_{i}": value.numpy() for i, value in enumerate(model.state_dict().values())}
-        np.savez(options.weights, **state)  # type: ignore[arg-type]
+        state: Any = {f"weight_{i}": value.numpy() for i, value in enumerate(model.state_dict().values())}
+        np.savez(options.weights, **state)
     print(json.dumps(report))
     return 0
 

@@ -81,7 +81,9 @@ class MultiServerFedAvg(AveragedModel):
 
         replies = yield Phase("train", messages, take={"weights": take})
         served = np.unique(plan.server[list(replies)]).tolist()
-        return Outcome({**state, **{str(server): averages[server].mean() for server in served}}, losses_of(replies))
+        return Outcome(
+            {**state, **{str(server): dict(averages[server].mean()) for server in served}}, losses_of(replies)
+        )
 
     def models(self, task: Task, state: State, clients: Mapping[int, State]) -> Models:
         """Return the model of each server."""

@@ -75,7 +75,7 @@ class RunningAverage:
         whose : as in `weighted_average`. Default: the numbers of the models here.
         """
         likes = {name: value[0].to("meta") for name, value in models.items()}
-        names = whose or _numbered(list(weights))
+        names = whose or _numbered(weights)
         if self._first is None:
             self._first = names[0], likes
         _check_equal([self._first[1], likes], [self._first[0], names[0]])
@@ -199,7 +199,7 @@ def _check_equal(models: Sequence[Tensors], whose: Sequence[str]) -> None:
                 )
 
 
-def _numbered(models: Sequence[Tensors]) -> list[str]:
+def _numbered(models: Sequence[object]) -> list[str]:
     return [f"model {index}" for index in range(len(models))]
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from edgeopt.training.messages import State, Tensors, copied
-from edgeopt.training.optimizers import Optimizer, overwriting_step
+from edgeopt.training.optimizers import Optimizer, Step, overwriting_step
 from edgeopt.training.rules.gradients import gradients
 from edgeopt.training.task import Batch, Task
 from edgeopt.training.transforms import in_transform
@@ -41,7 +41,7 @@ def minimise(
     """
     buffers = {name: value for name, value in weights.items() if name not in task.parameters}
     parameters = task.trained(weights)
-    step = optimizer.step
+    step: Step = optimizer.step
     state = optimizer.start(parameters) if state is None else state
     if not in_transform():  # nobody else sees the copies, so that they may be overwritten
         parameters, state, step = copied(parameters), copied(state), overwriting_step(optimizer)
@@ -50,7 +50,10 @@ def minimise(
     for inputs, targets in batch.steps():
 
         def objective(
-            parameters: Tensors, inputs: torch.Tensor = inputs, targets: torch.Tensor = targets, buffers: Tensors = buffers
+            parameters: Tensors,
+            inputs: torch.Tensor = inputs,
+            targets: torch.Tensor = targets,
+            buffers: Tensors = buffers,
         ) -> tuple[torch.Tensor, tuple[torch.Tensor, Tensors]]:
             found = loss({**parameters, **buffers}, inputs, targets)
             return found[0], (found[2] if len(found) == 3 else found[0], found[1])

@@ -22,7 +22,7 @@ from edgeopt.training.chance import drawing
 from edgeopt.training.checks import check_answer
 from edgeopt.training.messages import Category, Message, Replies, State, Take, Tensors, kept
 from edgeopt.training.runners.batched import apart, can_batch, stacked
-from edgeopt.training.runners.choice import ONE, choose_chunk, reuse_memory
+from edgeopt.training.runners.choice import ONE, ROOM_MIB, choose_chunk, reuse_memory
 from edgeopt.training.task import Task, as_batch
 from edgeopt.training.trouble import TrainingError, blaming, in_words, is_out_of_memory
 from edgeopt.validate import flag, integer, real
@@ -101,7 +101,7 @@ class LocalRunner:
     chunk : at most so many clients in one batch, which bounds the memory. Default: all of them, or what is chosen.
     workers : threads that clients, or batches of them, are shared out to; each computes with one thread of torch. The
         results are those of one worker on one thread of torch. Layers that draw random numbers by themselves need one.
-    memory_gib : what a batch may take where its size is chosen.
+    room_mib : what the clients of a batch may take together where their number is chosen, see `Message.peak_bytes`.
 
     Attributes
     ----------
@@ -112,7 +112,7 @@ class LocalRunner:
     batched: bool | None = None
     chunk: int | None = None
     workers: int = 1
-    memory_gib: float = 1.0
+    room_mib: float = ROOM_MIB
     ways: list[str] = field(init=False, default_factory=list, repr=False)
     _states: dict[int, State] = field(init=False, default_factory=dict, repr=False)
     _changed: dict[int, State] = field(init=False, default_factory=dict, repr=False)
@@ -122,7 +122,7 @@ class LocalRunner:
         self.batched = None if self.batched is None else flag("batched", self.batched)
         self.chunk = None if self.chunk is None else integer("chunk", self.chunk, low=1)
         self.workers = integer("workers", self.workers, low=1)
-        self.memory_gib = real("memory_gib", self.memory_gib)
+        self.room_mib = real("room_mib", self.room_mib)
 
     @property
     def states(self) -> dict[int, State]:
@@ -198,7 +198,7 @@ class LocalRunner:
             groups.setdefault(key, []).append(entry)
         jobs = []
         for entries in groups.values():
-            size = self._at_once(task, messages[entries[0]], int(plan.client[entries[0]]), len(entries))
+            size = self._at_once(task, messages[entries[0]], len(entries))
             for start in range(0, len(entries), size):
                 own = tuple(entries[start : start + size])
                 jobs.append(_Job(own, tuple(plan.client[list(own)].tolist())))
@@ -211,10 +211,10 @@ class LocalRunner:
         if way not in self.ways:
             self.ways.append(way)
 
-    def _at_once(self, task: Task, message: Message, client: int, count: int) -> int:
+    def _at_once(self, task: Task, message: Message, count: int) -> int:
         """Return how many of `count` clients that agree in shape run as one batch."""
         if self.batched is None and self.chunk is None and message.batches is not None:
-            return choose_chunk(task, message, max(task.sizes(client, message.batches), default=0), self.memory_gib)
+            return choose_chunk(task, message, count, self.room_mib)
         return self.chunk or count
 
     def _shared_out(self, work: Callable[[Work], Done], jobs: Sequence[Work]) -> Iterator[Done]:
@@ -293,7 +293,7 @@ def _run(
         with ExitStack() as stack:
             if chance is not None:
                 stack.enter_context(drawing(chance))
-            found = algorithm.client(task, message, state, as_batch(*data, sizes) if data else None)
+            found = algorithm.client(task, message, state, as_batch(data[0], data[1], sizes) if data else None)
         check_answer(found)
         answer, new = found
         flops = answer.flops

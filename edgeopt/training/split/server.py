@@ -1,6 +1,7 @@
 """The server's side of split learning: the layers above a cut, for one client after another or many at once."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -73,8 +74,10 @@ def map_cuts(
         def work(item: Item, cut: int = cut) -> Result:
             return function(cut, item)
 
-        own = [items[entry] for entry in entries]
-        found = map_clients(task.layers(training=True), work, own, lambda i, who=entries: blaming(_above(assigned[who[i]])))  # type: ignore[misc]
+        def alone(index: int, entries: list[int] = entries) -> AbstractContextManager[None]:
+            return blaming(_above(assigned[entries[index]]))
+
+        found = map_clients(task.layers(training=True), work, [items[entry] for entry in entries], alone)
         results |= zip(entries, found, strict=True)
     return {entry: results[entry] for entry in items}
 

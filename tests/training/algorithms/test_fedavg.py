@@ -196,9 +196,7 @@ def test_epochs_take_the_last_partial_batch(batched: bool):
     """In plans of epochs every sample is trained on: 5 samples in batches of 2 are two of 2 and one of 1, in plain torch."""
     task, timing = small_task((5, 8, 5)), small_timing(3)
     plan = small_plan(3, local_epochs=2)
-    history = train(
-        task, FedAvg(Sgd(0.3)), StaticPlanner(plan), timing, rounds=1, runner=LocalRunner(batched=batched)
-    )
+    history = train(task, FedAvg(Sgd(0.3)), StaticPlanner(plan), timing, rounds=1, runner=LocalRunner(batched=batched))
     total = {name: torch.zeros_like(value) for name, value in task.initial_weights().items()}
     work = []
     for client, size in enumerate((5, 8, 5)):

@@ -67,7 +67,10 @@ def test_inside_a_transform_it_is_noticed():
 
 OPTIMIZERS = st.one_of(
     st.builds(
-        Sgd, st.sampled_from([0.1, 0.3]), momentum=st.sampled_from([0.0, 0.9]), weight_decay=st.sampled_from([0.0, 0.01])
+        Sgd,
+        st.sampled_from([0.1, 0.3]),
+        momentum=st.sampled_from([0.0, 0.9]),
+        weight_decay=st.sampled_from([0.0, 0.01]),
     ),
     st.builds(Adam, st.just(0.02), beta1=st.sampled_from([0.0, 0.9]), weight_decay=st.sampled_from([0.0, 0.01])),
 )
@@ -111,7 +114,9 @@ def frozen_model() -> nn.Sequential:
     return model
 
 
-@pytest.mark.parametrize("loss", [lambda task: task.batch_loss, lambda task: FedProx(0.7).local_loss(task, task.initial_weights())])
+@pytest.mark.parametrize(
+    "loss", [lambda task: task.batch_loss, lambda task: FedProx(0.7).local_loss(task, task.initial_weights())]
+)
 @pytest.mark.parametrize("optimizer", [Sgd(0.2, momentum=0.5), Adam(0.02)])
 def test_local_training_changes_nothing_that_it_was_given(loss: Callable[[Task], Any], optimizer: Optimizer):
     """With buffers, frozen weights and a proximal term: weights and state stay, and training is that of plain steps."""
@@ -125,11 +130,12 @@ def test_local_training_changes_nothing_that_it_was_given(loss: Callable[[Task],
         assert_same(state[name], value)  # type: ignore[arg-type]
     parameters, buffers = task.trained(weights), {n: v for n, v in weights.items() if n not in task.parameters}
 
-    def objective(parameters: Tensors) -> Any:
-        found = loss(task)({**parameters, **buffers}, inputs, targets)
-        return found[0], found[1]
-
     for inputs, targets in batch.steps():
+
+        def objective(parameters: Tensors, given: Any = (buffers, inputs, targets)) -> Any:
+            found = loss(task)({**parameters, **given[0]}, *given[1:])
+            return found[0], found[1]
+
         slopes, (_, changed) = grad_and_value(objective, has_aux=True)(parameters)
         parameters, state = optimizer.step(parameters, slopes, state)
         buffers = {**buffers, **changed}

@@ -11,10 +11,22 @@ import torch.nn.functional as F
 from torch import nn
 
 from edgeopt import RoundPlan, StaticPlanner
-from edgeopt.training import FedAvg, LocalRunner, MultiServerFedAvg, Phase, Sgd, SplitFed, Task, TrainingError, train
+from edgeopt.training import (
+    FedAvg,
+    LocalRunner,
+    Message,
+    MultiServerFedAvg,
+    Phase,
+    Sgd,
+    SplitFed,
+    Task,
+    TrainingError,
+    train,
+)
 from edgeopt.training.chance import KeyedDropout, drawing
 from edgeopt.training.messages import Tensors
 from edgeopt.training.rules.average import RunningAverage, weighted_average
+from edgeopt.training.runners.choice import choose_chunk
 from tests.training.small_tasks import CLASSES, FEATURES, assert_near, assert_same, small_plan, small_task, small_timing
 
 
@@ -23,7 +35,10 @@ def dropping(task_seed: int = 0) -> Task:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(FEATURES, 16), nn.Dropout(0.5), nn.Tanh(), nn.Linear(16, CLASSES)).double()
     task = small_task((6, 6, 6, 5), seed=task_seed)
-    inputs = {name: type(data)(data.inputs.double(), data.targets, CLASSES, "small") for name, data in (("train", task.train), ("test", task.test))}
+    inputs = {
+        name: type(data)(data.inputs.double(), data.targets, CLASSES, "small")
+        for name, data in (("train", task.train), ("test", task.test))
+    }
     return task.replace(model=model, **inputs)
 
 
@@ -183,6 +198,22 @@ def test_what_threads_cannot_do_is_an_error(fails: bool):
         raise ValueError("broken")
 
     task = small_task((6, 6, 6, 6), model, **({"loss": loss} if fails else {}))
-    expected = "round 0, client 0, .*: ValueError: broken" if fails else "2 workers: a layer or loss drew .*: expected 1 worker"
+    expected = (
+        "round 0, client 0, .*: ValueError: broken"
+        if fails
+        else "2 workers: a layer or loss drew .*: expected 1 worker"
+    )
     with pytest.raises(TrainingError, match=expected):
         run(task, FedAvg(), LocalRunner(batched=False, workers=2), small_plan(4))
+
+
+def test_the_rule_is_of_sizes_alone():
+    """As many as fit into the room; where fewer than four do, or are there, one after another."""
+    task = small_task()
+    for peak, count, expected in (
+        (1 << 20, 100, 32), (1 << 20, 9, 9), (9 << 20, 100, 1), (8 << 20, 100, 4), (1 << 20, 3, 1), (1 << 20, 1, 1),
+        (1 << 30, 9, 1), (0, 100, 100), (float("nan"), 5, 5),
+    ):  # fmt: skip
+        message = Message("train", peak_bytes=peak)
+        assert choose_chunk(task, message, count) == expected
+    assert choose_chunk(task, Message("train", peak_bytes=1 << 20), 100, 8.0) == 8
