@@ -48,8 +48,8 @@ class Case(NamedTuple):
 
 CASES = {
     "digits": Case("digits", 100, (13, 13), 100, 13, 40),
-    "cifar": Case("cifar", 400, (50, 50), 50, 10, 6),
-    "ragged": Case("cifar", 400, (20, 50), 50, 10, 6),
+    "cifar": Case("cifar", 400, (50, 50), 50, 10, 5),
+    "ragged": Case("cifar", 400, (20, 50), 50, 10, 5),
     "text": Case("text", 200, (16, 16), 40, 8, 12),
 }
 GOALS = {"digits": 0.25, "cifar": 0.8, "ragged": 0.8}  # CPU seconds, as a share of pfl's
