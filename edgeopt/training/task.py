@@ -306,12 +306,22 @@ class Task:
 
     def sizes(self, client: int, batches: Batches) -> tuple[int, ...]:
         """Return how many samples each of some mini-batches of a client has."""
-        own, size = int(self.partition.indices[client].size), self.samples(client, batches.size)
-        if batches.whole or size == 0 or own % size == 0:
-            return (size,) * batches.count
-        per_epoch = own // size + 1
-        last = [(step + 1) % per_epoch == 0 for step in range(batches.first, batches.first + batches.count)]
-        return tuple(own % size if is_last else size for is_last in last)
+        size, last = self.sizes_in_epoch(client, batches)
+        steps = range(batches.first, batches.first + batches.count)
+        per_epoch = -(-self.partition.indices[client].size // max(1, size))
+        return tuple(last if (step + 1) % per_epoch == 0 else size for step in steps) if last else (size,) * len(steps)
+
+    def sizes_in_epoch(self, client: int, batches: Batches) -> tuple[int, int]:
+        """Return how many samples mini-batches of a client have, and the last one of an epoch; 0 if it is like the others."""
+        own, size = self.partition.indices[client].size, self.samples(client, batches.size)
+        return size, 0 if batches.whole or size == 0 else own % size
+
+    def num_samples(self, client: int, batches: Batches) -> int:
+        """Return the sum of `sizes`, however many they are."""
+        size, last = self.sizes_in_epoch(client, batches)
+        per_epoch = -(-self.partition.indices[client].size // max(1, size))
+        ends = (batches.first + batches.count) // per_epoch - batches.first // per_epoch if last else 0
+        return (batches.count - ends) * size + ends * last
 
     def flops(
         self,
@@ -567,23 +577,28 @@ class Task:
 
     def samples_of(self, clients: Sequence[int], batches: Batches) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the samples of `batch` of clients that have equal `sizes`: inputs and targets [clients, steps, ...]."""
-        one = self.train.inputs[:1].nbytes + self.train.targets[:1].nbytes
-        sizes = self.sizes(clients[0], batches)
-        width = max(sizes, default=0)
-        if (needed := batches.count * width * one) > MAX_BYTES:
-            raise InvalidProblemError(
-                f"client {clients[0]}: {batches.count} mini-batches of {width} samples take {needed} bytes: expected at "
-                f"most {MAX_BYTES}, with fewer local steps"
-            )
+        for client in clients:
+            self.check_batches(client, batches)
         rows = torch.from_numpy(np.stack([self.rows(client, batches) for client in clients])).to(self.device)
         return self.train.inputs[rows], self.train.targets[rows]
+
+    def check_batches(self, client: int, batches: Batches) -> None:
+        """Refuse mini-batches that a client cannot have, or that take too much memory, before anything is drawn."""
+        size = self.samples(client, batches.size)
+        if size < 1:
+            raise InvalidProblemError(f"client {client}: has no samples to train on, expected at least one")
+        one = self.train.inputs[:1].nbytes + self.train.targets[:1].nbytes
+        if (needed := batches.count * size * one) > MAX_BYTES:
+            raise InvalidProblemError(
+                f"client {client}: {batches.count} mini-batches of {size} samples take {needed} bytes: expected at most "
+                f"{MAX_BYTES}, with fewer local steps"
+            )
 
     def rows(self, client: int, batches: Batches) -> NDArray[np.int64]:
         """Return int64 [steps, samples]: which training samples the mini-batches hold, padded where they are smaller."""
         own = self.partition.indices[client]
+        self.check_batches(client, batches)
         size = min(batches.size, own.size)
-        if size < 1:
-            raise InvalidProblemError(f"client {client}: has no samples to train on, expected at least one")
         per_epoch = own.size // size if batches.whole else -(-own.size // size)
         used = min(per_epoch * size, own.size)
         rng = stream(self.seed, "batches", client, batches.round)

@@ -243,6 +243,9 @@ def test_an_epoch_takes_every_sample_once(client: int, size: int, epochs: int, s
     count = SHUFFLED.steps(ClientPlan(client, local_steps=99, local_epochs=epochs), size)
     whole = Batches(0, 0, count, size, whole=False)
     assert SHUFFLED.sizes(client, whole) == sizes
+    for first in range(count):
+        part = Batches(0, first, count - first, size, whole=False)
+        assert SHUFFLED.num_samples(client, part) == sum(SHUFFLED.sizes(client, part)) == sum(sizes[first:])
     rows = [row[:n] for row, n in zip(SHUFFLED.rows(client, whole).tolist(), sizes, strict=True)]
     per_epoch = len(sizes) // epochs
     for epoch in range(epochs):

@@ -51,7 +51,7 @@ def train_messages(
         size = client.batch_size or batch_size
         batches = Batches(number, 0, task.steps(client, size), size, whole=client.local_epochs == 0)
         samples = task.samples(client.client, size)
-        worked = sum(task.sizes(client.client, batches))
+        worked = task.num_samples(client.client, batches)
         messages[entry] = Message(
             "train",
             content(entry) if callable(content) else content,

@@ -188,11 +188,13 @@ class LocalRunner:
         forms: dict[int, Any] = {}  # of what goes to many clients, by its id
         for entry, message in messages.items():
             key: Any = entry
+            if message.batches is not None:
+                task.check_batches(int(plan.client[entry]), message.batches)
             if self.batched is not False and message.batches is not None:  # without data there is nothing to compute
                 client = int(plan.client[entry])
                 key = (
                     message.kind, tuple(sorted(message.values.items())), message.held, message.batches,
-                    task.sizes(client, message.batches), message.key is None, _form(states.get(client, {})),
+                    task.sizes_in_epoch(client, message.batches), message.key is None, _form(states.get(client, {})),
                     *(_form_of(given, forms) for given in (message.tensors, message.rows)),
                 )  # fmt: skip
             groups.setdefault(key, []).append(entry)

@@ -221,7 +221,7 @@ def _play_step(
     if not assigned:
         return {}
     messages, served = {}, {}
-    samples = {entry: task.sizes(own.client, own.batches(number, step))[0] for entry, own in assigned.items()}
+    samples = {entry: task.num_samples(own.client, own.batches(number, step)) for entry, own in assigned.items()}
     for entry, assignment in assigned.items():
         forward = task.flops(samples[entry], 0, assignment.cut, backward=False)
         messages[entry] = _message("forward", assignment, number, step, forward)
