@@ -199,7 +199,9 @@ class ServerSide:
         if message.batches is None:
             return 0
         client, one = self._client(entry), message.batches.count == 1
-        return self.task.num_samples(client, message.batches) if one else self.task.samples(client, message.batches.size)
+        return (
+            self.task.num_samples(client, message.batches) if one else self.task.samples(client, message.batches.size)
+        )
 
     def _memory(self, entry: int) -> State:
         return branch(self.memory, str(self._client(entry)))
