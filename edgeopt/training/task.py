@@ -585,8 +585,10 @@ class Task:
     def check_batches(self, client: int, batches: Batches) -> None:
         """Refuse mini-batches that a client cannot have, or that take too much memory, before anything is drawn."""
         size = self.samples(client, batches.size)
-        if size < 1:
+        if not self.partition.indices[client].size:
             raise InvalidProblemError(f"client {client}: has no samples to train on, expected at least one")
+        if size < 1:
+            raise InvalidProblemError(f"client {client}: mini-batches of {size} samples: expected at least one")
         one = self.train.inputs[:1].nbytes + self.train.targets[:1].nbytes
         if (needed := batches.count * size * one) > MAX_BYTES:
             raise InvalidProblemError(
