@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from edgeopt import ClientPlan, ModelProfile
+from edgeopt.data.partition import iid
 from edgeopt.errors import InvalidProblemError
-from edgeopt.training import Batches
+from edgeopt.training import ArrayData, Batches, Task
+from edgeopt.training.rules.gradients import gradients
 from tests.training.small_tasks import CLASSES, FEATURES, assert_same, noisy_model, samples, small_model, small_task
 
 SHUFFLED = small_task((7, 5, 1))
@@ -267,3 +269,30 @@ def test_work_of_layers():
     assert task.flops(3) == 3 * (profile.forward_flops.sum() + profile.backward_flops.sum())
     assert task.flops(2, 1, 3, backward=False) == 2 * profile.forward_flops[1:3].sum()
     assert task.flops(5, 2, 2) == 0
+
+
+class Viewing(nn.Module):
+    """Layers that look at their input as it lies in memory."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.view(x.shape[0], -1)
+
+
+@pytest.mark.parametrize(("flat", "turned"), [(nn.Flatten(), True), (Viewing(), False)])
+def test_images_have_their_channels_last_where_the_layers_take_it(flat: nn.Module, turned: bool):
+    """The loss and its gradients are those of the plain module, and layers that would fail are given what they expect."""
+    generator = torch.Generator().manual_seed(0)
+    data = ArrayData(torch.randn(6, 2, 4, 4, generator=generator), torch.arange(6) % 3, 3, "images")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), flat, nn.Linear(16, 3))
+    task = Task(model=model, train=data, test=data, partition=iid(6, 2, seed=0))
+    assert task.channels_last == turned
+    slopes, loss = gradients(
+        lambda w: (found := task.batch_loss(w, data.inputs, data.targets)[0], found), task.initial_weights()
+    )
+    expected = nn.functional.cross_entropy(model(data.inputs), data.targets)
+    expected.backward()
+    torch.testing.assert_close(loss, expected.detach())
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(slopes[name], value.grad, msg=name)
