@@ -171,7 +171,9 @@ def tables(found: Found[Any]) -> dict[str, list[Row]]:
     return {"summary": summary(found), "runs": runs}
 
 
-def pictures(found: Found[Any], against: Sequence[str] = tuple(COSTS), metric: str = "accuracy") -> dict[str, Picture]:
+def pictures(
+    found: Found[Any], against: Sequence[str] = tuple(COSTS), metric: str = "accuracy"
+) -> dict[str, Picture]:
     """Return a picture for each task and each of some `COSTS`: accuracy, or another column of the curves, against it."""
     return {
         f"{task}-{metric.replace('_', '-')}-{cost}": Picture(

@@ -5,7 +5,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from threading import Barrier
 from types import MappingProxyType
@@ -319,7 +319,7 @@ def _run(
             with ExitStack() as stack:
                 if seeded:
                     stack.enter_context(seeded_layers(task, "clients", *at))
-                return [_Found(job.entries, True, *_at_once(task, work, job, messages, states, at))]
+                return [_Found(job.entries, True, *_as_batch(task, work, job, messages, states, at))]
         except Exception as error:  # what vmap refuses, for example a loss that looks at the value of a tensor
             if is_out_of_memory(error):  # one after another they need less, but take the time that nobody asked for
                 raise
@@ -331,7 +331,7 @@ def _run(
     return found
 
 
-def _at_once(
+def _as_batch(
     task: Task,
     work: Callable[..., Any],
     job: _Job,
@@ -395,7 +395,7 @@ def seeded_layers(task: Task, *keys: int | str) -> Iterator[None]:
     try:
         for generator in generators:
             generator.manual_seed(seed)
-        with drawing(torch.tensor(seed, device=task.device)):
+        with drawing(torch.tensor(seed, device=task.device)) if task.draws else nullcontext():
             yield
     finally:
         for generator, state in zip(generators, before, strict=True):
