@@ -49,6 +49,7 @@ with needs("edgeopt.training", "train"):
     from edgeopt.training.rules.optimizer_state import average_states as average_states
     from edgeopt.training.rules.optimizer_state import leaves_in as leaves_in
     from edgeopt.training.rules.optimizer_state import overlay as overlay
+    from edgeopt.training.rules.whole_model import AverageOnArrival as AverageOnArrival
     from edgeopt.training.rules.whole_model import average_of_replies as average_of_replies
     from edgeopt.training.rules.whole_model import losses_of as losses_of
     from edgeopt.training.rules.whole_model import train_messages as train_messages

@@ -183,7 +183,7 @@ PLANNERS: dict[str, Callable[[type[Algorithm]], Planning]] = {
 }
 RUNNERS: dict[str, Callable[[], LocalRunner]] = {
     "sequential": functools.partial(LocalRunner, batched=False),
-    "batched": LocalRunner,
+    "batched": functools.partial(LocalRunner, batched=True),
 }
 
 every_algorithm = pytest.mark.parametrize("kind", ALGORITHMS, ids=lambda kind: kind.name)

@@ -191,7 +191,7 @@ def test_a_failure_in_the_middle_of_a_round(
     The file stays that of the round before, and with the same runner the run goes on to the end of the undisturbed one.
     """
     case, file = Case(kind, codec=codec), tmp_path / "run"
-    long, runner = long_run(case), Recording()
+    long, runner = long_run(case), Recording(batched=True)
     shutil.copy(long.files[1], file)
     case.train(file, rounds=2, runner=runner)
     last = runner.deliveries

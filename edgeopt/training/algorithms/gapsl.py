@@ -253,9 +253,9 @@ def pull(task: Task, cut: int, weights: Tensors, smashed: Smashed, leader: Tenso
     activations, targets = smashed
     loss_of = server_loss(task, cut, weights, targets)
 
-    def apart(parameters: Tensors, inputs: torch.Tensor) -> torch.Tensor:
-        gradients: Tensors = grad(loss_of, has_aux=True)(parameters, inputs)[0]
+    def apart(at: tuple[Tensors, torch.Tensor]) -> torch.Tensor:
+        gradients: Tensors = grad(loss_of, has_aux=True)(at)[0][0]
         return 1 - cosine({name: gradients[name] for name in leader}, leader)
 
-    found: tuple[Tensors, torch.Tensor] = grad(apart, argnums=(0, 1))(task.trained(weights), activations)
+    found: tuple[Tensors, torch.Tensor] = grad(apart)((task.trained(weights), activations))
     return found

@@ -134,8 +134,8 @@ class HFedMoe:
         assert isinstance(budget, int)
         weights, optimizer = message["weights"], None
         losses, told = [], []
-        for step in range(batch.inputs.shape[0]):
-            one = Batch(batch.inputs[step : step + 1], batch.targets[step : step + 1])
+        for step, (inputs, targets) in enumerate(batch.steps()):
+            one = Batch(inputs[None], targets[None])
             loss = partial(self._loss, task, layers, budget, fold_in(message.key, step))
             trained = minimise(task, loss, weights, one, self.optimizer, optimizer)
             weights, optimizer = trained.weights, trained.state

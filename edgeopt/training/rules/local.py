@@ -5,11 +5,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch.func import grad_and_value
 
-from edgeopt.training.messages import State, Tensors
-from edgeopt.training.optimizers import Optimizer
+from edgeopt.training.messages import State, Tensors, copied
+from edgeopt.training.optimizers import Optimizer, Step, overwriting_step
+from edgeopt.training.rules.gradients import gradients
 from edgeopt.training.task import Batch, Task
+from edgeopt.training.transforms import in_transform
 
 LocalLoss = Callable[
     [Tensors, torch.Tensor, torch.Tensor],
@@ -50,25 +51,29 @@ def minimise(
     """
     buffers = {name: value for name, value in weights.items() if name not in task.parameters}
     parameters = task.trained(weights)
+    step: Step = optimizer.step
     state = optimizer.start(parameters) if state is None else state
-
-    def objective(
-        parameters: Tensors, inputs: torch.Tensor, targets: torch.Tensor
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, Tensors, Tensors]]:
-        found = loss({**parameters, **buffers}, inputs, targets)
-        reported = found[2] if len(found) > 2 else found[0]
-        known = {name: value.detach() for name, value in found[3].items()} if len(found) > 3 else {}
-        return found[0], (reported.detach(), found[1], known)
+    if not in_transform():  # nobody else sees the copies, so that they may be overwritten
+        parameters, state, step = copied(parameters), copied(state), overwriting_step(optimizer)
 
     losses, steps = [], []
-    for step in range(batch.inputs.shape[0]):
-        gradients, (_, (reported, changed, known)) = grad_and_value(objective, has_aux=True)(
-            parameters, batch.inputs[step], batch.targets[step]
-        )
-        parameters, state = optimizer.step(parameters, gradients, state)
+    for inputs, targets in batch.steps():
+
+        def objective(
+            parameters: Tensors,
+            inputs: torch.Tensor = inputs,
+            targets: torch.Tensor = targets,
+            buffers: Tensors = buffers,
+        ) -> tuple[torch.Tensor, tuple[torch.Tensor, Tensors, Tensors]]:
+            found = loss({**parameters, **buffers}, inputs, targets)
+            reported = found[2] if len(found) > 2 else found[0]
+            return found[0], (reported, found[1], found[3] if len(found) > 3 else {})
+
+        slopes, (reported, changed, known) = gradients(objective, parameters)
+        parameters, state = step(parameters, slopes, state)
         buffers = {**buffers, **changed}
-        losses.append(reported)
-        steps.append(known)
+        losses.append(reported.detach())
+        steps.append({name: value.detach() for name, value in known.items()})
     means = {name: torch.stack([known[name] for known in steps]).mean(dim=0) for name in steps[0]}
     return Trained({**parameters, **buffers}, state, torch.stack(losses).mean(), means)
 

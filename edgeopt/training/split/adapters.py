@@ -236,8 +236,8 @@ class AdapterRound:
         """Have clients that hold the whole model take their steps at once: there is nothing to exchange between them."""
         messages = {}
         for entry, own in assigned.items():
-            batches = Batches(self.number, 0, own.steps, own.batch_size)
-            work = self.task.flops(own.steps * own.samples)
+            batches = Batches(self.number, 0, own.steps, own.batch_size, own.whole)
+            work = self.task.flops(self.task.num_samples(own.client, batches))
             messages[entry] = Message("train", {}, {"cut": own.cut}, batches, work, peak_bytes=own.peak_bytes)
         replies = yield Phase("train", messages)
         return {entry: answer["scalars"]["loss"] for entry, answer in replies.items()}

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch.func import grad_and_value
 
 from edgeopt.errors import InvalidProblemError
 from edgeopt.schedule import RoundPlan
@@ -27,6 +26,7 @@ from edgeopt.training.costs.memory import client_peak_bytes
 from edgeopt.training.messages import Batches, Message, Phase, Replies, State, Tensors, Value, received, reply
 from edgeopt.training.optimizers import Optimizer
 from edgeopt.training.rules.common import tensors_of
+from edgeopt.training.rules.gradients import gradients
 from edgeopt.training.rules.optimizer_state import leaves_in, overlay
 from edgeopt.training.task import Batch, Task
 from edgeopt.training.trouble import TrainingError
@@ -67,6 +67,7 @@ class Assignment:
     steps : mini-batches of the round.
     peak_bytes : memory that the client needs.
     head : in the U shape, it also has so many of the last layers, and keeps its labels.
+    whole : whether all mini-batches have so many samples, see `edgeopt.training.Batches`.
     """
 
     client: int
@@ -76,11 +77,16 @@ class Assignment:
     steps: int
     peak_bytes: float = 0.0
     head: int = 0
+    whole: bool = True
 
     @property
     def values(self) -> dict[str, Value]:
         """Which layers a message to the client is about."""
         return {"cut": self.cut, "head": self.head} if self.head else {"cut": self.cut}
+
+    def batches(self, number: int, step: int) -> Batches:
+        """Return the mini-batch of a step of a round."""
+        return Batches(number, step, 1, self.batch_size, self.whole)
 
 
 def check_cut_layer(cut_layer: int) -> None:
@@ -129,8 +135,8 @@ def assign(
         if cut > deepest:
             raise InvalidProblemError(f"round {number}: cut_layer[{entry}] = {cut}: expected 1 to {deepest}, {why}")
         samples = task.samples(planned.client, size)
-        steps = task.steps(planned, size)
-        assigned[entry] = Assignment(planned.client, cut, size, samples, steps, peak(samples, cut), head)
+        steps, whole = task.steps(planned, size), planned.local_epochs == 0
+        assigned[entry] = Assignment(planned.client, cut, size, samples, steps, peak(samples, cut), head, whole)
     if (twice := plan.conflicts).size:
         raise InvalidProblemError(
             f"round {number}: client {twice[0]} is planned by two servers: split learning has one, expected one entry"
@@ -188,12 +194,12 @@ def _backward(
         else:  # its gradient is that of the whole loss: the server's by the chain rule, and what these layers add
             passed = task.forward({**parameters, **buffers}, inputs, 0, cut)
             loss, changed = (passed.outputs * message["gradients"]["outputs"]).sum() + passed.penalty, passed.buffers
-        return loss, (loss.detach(), changed)
+        return loss, (loss, changed)
 
     stem = task.trained(task.part(weights, 0, cut))  # a head has made its step
     before = own_optimizer(task, optimizer, weights, state)
-    gradients, (_, (loss, changed)) = grad_and_value(loss_of, has_aux=True)(stem)
-    parameters, after = optimizer.step(stem, gradients, leaves_in(before, stem))
+    slopes, (loss, changed) = gradients(loss_of, stem)
+    parameters, after = optimizer.step(stem, slopes, leaves_in(before, stem))
     new: State = {"weights": {**weights, **parameters, **changed}, "optimizer": overlay(before, after)}
     return reply(scalars={"loss": loss}) if alone else reply(), new
 
@@ -284,10 +290,11 @@ def _play_step(
     if not assigned:
         return {}
     messages, served = {}, {}
+    samples = {entry: task.num_samples(own.client, own.batches(*at)) for entry, own in assigned.items()}
     for entry, assignment in assigned.items():
-        samples, cut, last = assignment.samples, assignment.cut, task.num_layers - assignment.head
-        messages[entry] = _message("forward", assignment, at, task.flops(samples, 0, cut, backward=False))
-        served[entry] = task.flops(samples, cut, last, backward=ahead is None) + task.flops(aside, cut, last)
+        own, cut, last = samples[entry], assignment.cut, task.num_layers - assignment.head
+        messages[entry] = _message("forward", assignment, at, task.flops(own, 0, cut, backward=False))
+        served[entry] = task.flops(own, cut, last, backward=ahead is None) + task.flops(aside, cut, last)
     sent = yield Phase("forward", messages, server_flops=served)
     came = {entry: answer["activations"]["outputs"] for entry, answer in sent.items() if "activations" in answer}
     if ahead is None:
@@ -309,7 +316,7 @@ def _play_step(
             if gradient is None or not task.trains(0, assignment.cut):
                 continue
             tensors = {"outputs": gradient}
-        backward = assignment.samples * float(task.profile.backward_flops[: assignment.cut].sum())
+        backward = samples[entry] * float(task.profile.backward_flops[: assignment.cut].sum())
         messages[entry] = _message("backward", assignment, at, backward, gradients=tensors)
     done = (yield Phase("backward", messages)) if messages else {}
     losses = {entry: answer.loss for entry, answer in answers.items() if answer.loss is not None}
@@ -325,14 +332,12 @@ def _play_heads(
     messages, served = {}, {}
     for entry, tensor in outputs.items():
         assignment = assigned[entry]
-        samples, last = assignment.samples, task.num_layers - assignment.head
+        samples, last = len(tensor), task.num_layers - assignment.head
         messages[entry] = _message("head", assignment, at, task.flops(samples, last), activations={"outputs": tensor})
         served[entry] = samples * float(task.profile.backward_flops[assignment.cut : last].sum())
     return (yield Phase("head", messages, server_flops=served))
 
 
 def _message(kind: str, assignment: Assignment, at: tuple[int, int], flops: float, **tensors: Tensors) -> Message:
-    number, step = at
     content: Any = {category: named for category, named in tensors.items() if named}
-    batches = Batches(number, step, 1, assignment.batch_size)
-    return Message(kind, content, assignment.values, batches, flops, peak_bytes=assignment.peak_bytes)
+    return Message(kind, content, assignment.values, assignment.batches(*at), flops, peak_bytes=assignment.peak_bytes)

@@ -16,7 +16,7 @@ import torch
 
 from edgeopt.display import one_line
 from edgeopt.rng import stream
-from edgeopt.training.messages import Batches, Category, Message, Phase, Replies, State, Tensors, Value
+from edgeopt.training.messages import Category, Message, Phase, Replies, State, Tensors, Value
 from edgeopt.training.optimizers import Optimizer
 from edgeopt.training.rules.common import tensors_of
 from edgeopt.training.rules.optimizer_state import leaves_in, overlay
@@ -264,13 +264,14 @@ class ReplayServer:
                 own = {**steps.get("scalars", {}), **scalars}
                 known[taken] = ({"scalars": own} if own else {}), values
             tensors, values = known[taken]
-            gradient = known_gradients.get(entry)
+            gradient, batches = known_gradients.get(entry), assignment.batches(number, step)
+            samples = self.task.num_samples(assignment.client, batches)
             messages[entry] = Message(
                 kind,
                 tensors if gradient is None else {**tensors, "gradients": {"outputs": gradient}},
                 {"cut": assignment.cut, **values},
-                Batches(number, step, 1, assignment.batch_size),
-                passes * self.task.flops(assignment.samples, 0, assignment.cut, backward=False),
+                batches,
+                passes * self.task.flops(samples, 0, assignment.cut, backward=False),
                 peak_bytes=assignment.peak_bytes,
             )
         return messages

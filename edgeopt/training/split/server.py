@@ -1,15 +1,16 @@
 """The server's side of split learning: the layers above a cut, for one client after another or many at once."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import torch
-from torch.func import grad_and_value
 
 from edgeopt.display import one_line
 from edgeopt.training.messages import State, Tensors
 from edgeopt.training.optimizers import Optimizer
+from edgeopt.training.rules.gradients import gradients
 from edgeopt.training.rules.optimizer_state import leaves_in, overlay
 from edgeopt.training.runners.batched import map_clients
 from edgeopt.training.split.exchange import Answer, Assignment, Smashed
@@ -32,9 +33,9 @@ class ServerGradients(NamedTuple):
     loss: torch.Tensor
 
 
-ServerLoss = Callable[[Tensors, torch.Tensor], tuple[torch.Tensor, tuple[torch.Tensor, Tensors]]]
-"""A function of the parameters above a cut and of the activations of a mini-batch: what its gradient is taken of; the
-loss that is reported; buffers afterwards."""
+ServerLoss = Callable[[tuple[Tensors, torch.Tensor]], tuple[torch.Tensor, tuple[torch.Tensor, Tensors]]]
+"""A function of the parameters above a cut and of the activations of a mini-batch, together: what its gradient is taken
+of; the loss that is reported; buffers afterwards."""
 
 
 def server_loss(
@@ -50,16 +51,16 @@ def server_loss(
     """
     buffers = {name: value for name, value in weights.items() if name not in task.parameters}
 
-    def loss_of(parameters: Tensors, activations: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, Tensors]]:
-        own = {**parameters, **buffers}
+    def loss_of(at: tuple[Tensors, torch.Tensor]) -> tuple[torch.Tensor, tuple[torch.Tensor, Tensors]]:
+        own, activations = {**at[0], **buffers}, at[1]
         below = task.forward(own, activations, cut, still, training=False)
         passed = task.forward(own, below.outputs, max(cut, still), task.num_layers - head)
         outputs, penalty = full_precision(passed.outputs), below.penalty + passed.penalty
         changed = {**below.buffers, **passed.buffers}
         if head:  # by the chain rule, the gradient is that of the client's loss, which the client reports
-            return (outputs * targets).sum() + penalty, (penalty.detach(), changed)
+            return (outputs * targets).sum() + penalty, (penalty, changed)
         loss = task.loss(outputs, targets) + penalty
-        return loss, (loss.detach(), changed)
+        return loss, (loss, changed)
 
     return loss_of
 
@@ -70,9 +71,8 @@ def server_gradients(
     """Run the layers above a cut forward and backward; `head` and `still` are those of `server_loss`."""
     activations, targets = smashed
     loss_of = server_loss(task, cut, weights, targets, head=head, still=still)
-    backward = grad_and_value(loss_of, argnums=(0, 1), has_aux=True)
-    (gradients, gradient), (_, (loss, changed)) = backward(task.trained(weights), activations)
-    return ServerGradients(gradients, changed, gradient, loss)
+    (slopes, gradient), (loss, changed) = gradients(loss_of, (task.trained(weights), activations))
+    return ServerGradients(slopes, changed, gradient, loss.detach())
 
 
 def server_step(
@@ -102,8 +102,10 @@ def map_cuts(
         def work(item: Item, cut: int = cut) -> Result:
             return function(cut, item)
 
-        own = [items[entry] for entry in entries]
-        found = map_clients(task.model, work, own, lambda i, who=entries: blaming(_above(assigned[who[i]])))  # type: ignore[misc]
+        def alone(index: int, entries: list[int] = entries) -> AbstractContextManager[None]:
+            return blaming(_above(assigned[entries[index]]))
+
+        found = map_clients(task.layers(training=True), work, [items[entry] for entry in entries], alone)
         results |= zip(entries, found, strict=True)
     return {entry: results[entry] for entry in items}
 
