@@ -90,11 +90,13 @@ class FedAlignMoe:
     def start(self, task: Task) -> State:
         """Return the initial weights, and even routing."""
         layers = mixtures(task, self.name, routers=True)
+        weights = task.initial_weights()
         even = {
-            name: torch.full((layer.experts,), 1 / layer.experts, device=task.device) for name, layer in layers.items()
+            name: weights[layer.networks[0]].new_full((layer.experts,), 1 / layer.experts)
+            for name, layer in layers.items()
         }
         return {
-            "weights": dict(self._common(layers, task.initial_weights())),
+            "weights": dict(self._common(layers, weights)),
             "reference": dict(even),
             "mean": dict(even),
             "has router": torch.zeros(task.num_clients, dtype=torch.bool),
