@@ -581,9 +581,9 @@ class Spoiling(LocalRunner):
         super().__init__()
         self.kind = kind
 
-    def deliver(self, algorithm: Any, task: Task, plan: RoundPlan, messages: Any) -> Any:
+    def deliver(self, algorithm: Any, task: Task, plan: RoundPlan, messages: Any, *more: Any) -> Any:
         """Deliver, and spoil."""
-        found = super().deliver(algorithm, task, plan, messages)
+        found = super().deliver(algorithm, task, plan, messages, *more)
         if 1 in found and messages[1].kind == self.kind:
             tensors: Any = {
                 category: {name: tensor * torch.nan for name, tensor in found[1][category].items()}

@@ -79,7 +79,7 @@ def test_equal_ranks_are_fedavg(kind: type):
     full = RoundPlan(client=range(3), batch_size=BATCH, local_steps=STEPS)
     first, second = (run(task, algorithm, full) for algorithm in (kind(Sgd(0.3)), FedAvg(Sgd(0.3))))
     if kind is ZeroPadLora:
-        assert_same(first.models[0], second.models[0])
+        assert_near(first.models[0], second.models[0], 1e-12)  # the sums are in another order
     assert first.rows[0]["bytes_up"] == second.rows[0]["bytes_up"]
     assert first.rows[0]["seconds"] == second.rows[0]["seconds"]
 
