@@ -64,8 +64,8 @@ class Setting(LearningSetting):
     planted_share : of the clients that lead where some are planted.
     """
 
-    rounds: int = 250
-    every: int = 25
+    rounds: int = 400
+    every: int = 40
     lr: float = 0.05
     momentum: float = 0.9
     eta: float = 0.5
