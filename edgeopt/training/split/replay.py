@@ -317,13 +317,16 @@ class ReplayServer:
         """
         gradients = self.task.trained(above)
         if directions:
-            norm = norm_of(gradient_of_step(self.task, self.probes, directions, ends, values))
+            estimate = gradient_of_step(self.task, self.probes, directions, ends, values)
+            norm = norm_of(estimate)
             if not norm.isfinite():
                 raise TrainingError(
-                    f"the estimate's norm is {norm}: expected a finite number; a smaller step size may help"
+                    f"the norm of the estimate is {norm}: expected a finite number; a smaller step size may help"
                 )
-            values = values * (self.clip / norm).clamp(max=1.0)
-            gradients = {**gradient_of_step(self.task, self.probes, directions, ends, values), **gradients}
+            if norm > self.clip:
+                values = values * (self.clip / norm)
+                estimate = gradient_of_step(self.task, self.probes, directions, ends, values)
+            gradients |= estimate
             self._remember(Steps(ends, seed[None], values[None]))
             self.norms.append(norm)
         moved = {name: self.weights[name] for name in gradients}
@@ -333,7 +336,7 @@ class ReplayServer:
         self.held = [min(held, deepest) for held in self.held]
 
     def _remember(self, step: Steps) -> None:
-        if self.steps and self.steps[-1].ends == step.ends and self.steps[-1].values.shape[1:] == step.values.shape[1:]:
+        if self.steps and self.steps[-1].ends == step.ends:
             last = self.steps.pop()
             step = Steps(step.ends, torch.cat([last.seeds, step.seeds]), torch.cat([last.values, step.values]))
         self.steps.append(step)

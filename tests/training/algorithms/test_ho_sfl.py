@@ -538,3 +538,10 @@ def test_activations_that_are_not_finite_are_told_of(kind: Any, cut: int):
         TrainingError, match=rf"^round 0, {kind.name}, client 0: what its probes have measured is not finite"
     ):
         run(broken, kind(), plan(cut_layer=cut))
+
+
+@both
+def test_a_run_that_diverges_is_told_of(kind: Any):
+    """Whatever overflows first, numbers or the norm of their estimate: one line says what may help."""
+    with pytest.raises(TrainingError, match=rf"^round \d+, {kind.name}.*; a smaller step size"):
+        run(task(dtype=torch.float32), kind(Sgd(1e5)), plan(), rounds=30)
