@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from edgeopt.data import digits
 from edgeopt.evaluation.benchmarks import common
 from edgeopt.evaluation.benchmarks.common import Row, seconds
 from edgeopt.evaluation.benchmarks.federated_rounds import make_task, make_timing
 from edgeopt.schedule import RoundPlan, StaticPlanner
-from edgeopt.training import Algorithm, Gapsl, ParallelSplit, Sgd, SplitFed, Task, train
+from edgeopt.training import Algorithm, FlexpSfl, Gapsl, ParallelSplit, Sgd, SplitFed, Task, train
 
 BATCH_SIZE, CUT = 16, 1
 OPTIMIZER = Sgd(0.05, momentum=0.9)
@@ -31,6 +32,9 @@ SYSTEMS: dict[str, tuple[Callable[[], Algorithm], float]] = {
     "psl": (lambda: ParallelSplit(OPTIMIZER), 1.2),
     "gapsl": (lambda: Gapsl(OPTIMIZER), 1.5),
     "gapsl, exact": (lambda: Gapsl(OPTIMIZER, mode="exact"), 2.5),
+    "flexp-sfl": (lambda: FlexpSfl(OPTIMIZER), 1.2),
+    "flexp-sfl, kl": (lambda: FlexpSfl(OPTIMIZER, alignment="kl", proxy=digits().test.inputs[:BATCH_SIZE]), 2.0),
+    "flexp-sfl, U": (lambda: FlexpSfl(OPTIMIZER, head_layers=1), 2.0),
 }
 """By name, how a system is made, and how many times the seconds of SplitFed a round of it may take: a goal."""
 
