@@ -22,12 +22,25 @@ import torch
 from rich.console import Console
 from torch.func import functional_call
 
+from edgeopt.data import digits
 from edgeopt.evaluation.benchmarks import common
 from edgeopt.evaluation.benchmarks.common import Row, seconds
 from edgeopt.evaluation.benchmarks.federated_rounds import make_task, make_timing
 from edgeopt.models import mlp
 from edgeopt.schedule import RoundPlan, StaticPlanner
-from edgeopt.training import Algorithm, Gapsl, HoSfl, ParallelSplit, Sgd, SplitFed, Task, Tensors, ZoSfl, train
+from edgeopt.training import (
+    Algorithm,
+    FlexpSfl,
+    Gapsl,
+    HoSfl,
+    ParallelSplit,
+    Sgd,
+    SplitFed,
+    Task,
+    Tensors,
+    ZoSfl,
+    train,
+)
 from edgeopt.training.keys import fold_in, normal
 from edgeopt.training.rules.probes import Probes
 
@@ -40,6 +53,9 @@ SYSTEMS: dict[str, tuple[Callable[[], Algorithm], float]] = {
     "gapsl, exact": (lambda: Gapsl(OPTIMIZER, mode="exact"), 2.5),
     "ho-sfl": (lambda: HoSfl(OPTIMIZER, clip=1.0), 1.5),
     "zo-sfl": (lambda: ZoSfl(OPTIMIZER, clip=1.0), 1.5),
+    "flexp-sfl": (lambda: FlexpSfl(OPTIMIZER), 1.2),
+    "flexp-sfl, kl": (lambda: FlexpSfl(OPTIMIZER, alignment="kl", proxy=digits().test.inputs[:BATCH_SIZE]), 2.0),
+    "flexp-sfl, U": (lambda: FlexpSfl(OPTIMIZER, head_layers=1), 2.0),
 }
 """By name, how a system is made, and how many times the seconds of SplitFed a round of it may take: a goal."""
 
