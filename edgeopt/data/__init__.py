@@ -14,12 +14,13 @@ with needs("edgeopt.data", "train"):
     from edgeopt.data.arrays import ArrayData, DataSplit, from_dataset
     from edgeopt.data.handwritten import coloured_digits, digits
     from edgeopt.data.image_files import cifar10, fashion_mnist, mnist
+    from edgeopt.data.mnist1d import mnist_1d
     from edgeopt.data.partition import Partition, by_column, dirichlet, iid, shards
     from edgeopt.data.text import byte_text
 
 __all__ = [
     "ArrayData", "DataSplit", "from_dataset",
-    "digits", "coloured_digits", "mnist", "fashion_mnist", "cifar10", "byte_text",
+    "digits", "coloured_digits", "mnist_1d", "mnist", "fashion_mnist", "cifar10", "byte_text",
     "Partition", "iid", "dirichlet", "shards", "by_column",
     "DATA_SETS", "load_data",
 ]  # fmt: skip
@@ -27,6 +28,7 @@ __all__ = [
 _MADE: dict[str, Callable[[int], DataSplit]] = {
     "digits": digits,
     "coloured-digits": coloured_digits,
+    "mnist-1d": mnist_1d,
 }
 _READ: dict[str, Callable[[str | os.PathLike[str]], DataSplit]] = {
     "mnist": mnist,
@@ -45,8 +47,8 @@ def load_data(name: str, folder: str | os.PathLike[str] | None = None, seed: int
     ----------
     name : one of `DATA_SETS`.
     folder : where the files of ``mnist``, ``fashion-mnist`` and ``cifar10`` are; for ``text``, every ``*.txt`` in it is a
-        document, and without a folder the text is Python's own. ``digits`` and ``coloured-digits`` need none.
-    seed : of the split of ``digits``, and of the pictures of ``coloured-digits``. The others come split.
+        document, and without a folder the text is Python's own. ``digits``, ``coloured-digits`` and ``mnist-1d`` need none.
+    seed : of the split of ``digits``, and of the samples of ``coloured-digits`` and ``mnist-1d``. The others come split.
 
     Raises
     ------

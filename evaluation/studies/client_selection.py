@@ -23,9 +23,9 @@ from edgeopt import EdgeNetwork, Feedback, RoundPlan
 from edgeopt.data import digits
 from edgeopt.data.partition import dirichlet
 from edgeopt.evaluation.compare.rows import Row
-from edgeopt.evaluation.statistics import interval
 from edgeopt.evaluation.studies.claims import Always, Claim, Difference, Ratio
 from edgeopt.evaluation.studies.study import Found, Picture, Study, StudyCell, finished
+from edgeopt.evaluation.studies.tables import plus_minus
 from edgeopt.models.small import model_for
 from edgeopt.problems import ClientSelection, SelectionPlan
 from edgeopt.problems.client_selection.scenario import held_out_seeds
@@ -234,10 +234,7 @@ def summary(rows: Sequence[Row], target: float) -> list[Row]:
 
 
 def _cell(rows: Sequence[Row], name: str, factor: float = 1.0) -> str:
-    if not rows:
-        return "-"
-    found = interval(factor * row[name] for row in rows)
-    return f"{found.mean:.3g}" + ("" if math.isnan(found.low) else f" ± {found.mean - found.low:.2g}")
+    return plus_minus([factor * row[name] for row in rows])
 
 
 def tables(found: Found[Setting]) -> dict[str, list[Row]]:

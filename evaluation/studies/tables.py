@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from edgeopt.evaluation.statistics import interval
+
 Row = dict[str, Any]
 
 
@@ -63,3 +65,17 @@ def cell(value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def plus_minus(values: Sequence[float]) -> str:
+    """Return the mean of values of independent seeds with half of its 95 % interval; a dash for none.
+
+    Examples
+    --------
+    >>> plus_minus([1.0, 2.0, 3.0]), plus_minus([2.0]), plus_minus([])
+    ('2 ± 2.5', '2', '-')
+    """
+    if not values:
+        return "-"
+    found = interval(values)
+    return f"{found.mean:.3g}" + ("" if math.isnan(found.low) else f" ± {found.mean - found.low:.2g}")

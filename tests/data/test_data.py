@@ -393,7 +393,7 @@ def test_large_datasets_are_refused_first(monkeypatch: pytest.MonkeyPatch):
 
 def test_registry():
     """Every name is known; those that need no folder load, and the seed matters where it is said to."""
-    assert DATA_SETS == ("digits", "coloured-digits", "mnist", "fashion-mnist", "cifar10", "text")
+    assert DATA_SETS == ("digits", "coloured-digits", "mnist-1d", "mnist", "fashion-mnist", "cifar10", "text")
     assert torch.equal(load_data("digits", seed=3).test.inputs, digits(3).test.inputs)
     assert load_data("text").train.num_classes == 256
 
@@ -412,7 +412,7 @@ def test_text_folder(tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "folder", "message"),
     [
-        ("imagenet", None, "no data set 'imagenet': expected one of digits, coloured-digits, mnist"),
+        ("imagenet", None, "no data set 'imagenet': expected one of digits, coloured-digits, mnist-1d"),
         ("mnist", None, "mnist: expected the folder of its original files"),
         ("digits", "somewhere", "digits: comes with the package, expected no folder, got 'somewhere'"),
     ],
