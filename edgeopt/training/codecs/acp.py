@@ -87,7 +87,7 @@ class AcpCodec:
         if direction == "down":
             return {"kept": int(memory_tensor(memory, "mask").sum())}
         pruned, own = self.pruned_base, _of(memory, form.channels)
-        if self.is_adaptive and own:
+        if self.is_adaptive and "level" in own:
             level, mean = (float(memory_tensor(own, name)) for name in ("level", "mean_level"))
             ratio = mean / level if level else 1.0
             pruned = max(self.pruned_least, min(ratio * self.pruned_base, self.pruned_most))
@@ -109,7 +109,8 @@ class AcpCodec:
         form, kept = Form(tuple(x.shape), x.dtype), int(order["kept"])
         if direction == "down":
             return {"values": form.by_channel(x).index_select(1, _chosen(memory, kept))}, memory
-        now = self._scores(x, labels, key)  # (C,)
+        spoilt = ~form.by_channel(x).isfinite().all(2).all(0)  # has to arrive, as the loss tells of it
+        now = torch.where(spoilt, math.inf, self._scores(x, labels, key))  # (C,)
         mean, count = _running_mean(_of(memory, form.channels), "mean_scores", now)
         fresh = torch.ones_like(now) if self.score == "random" else (1 - count / self.horizon).clamp_min(0)
         combined = fresh * now + (1 - fresh) * mean
@@ -167,7 +168,7 @@ def _of(memory: State, channels: int) -> State:
 
 def _running_mean(memory: State, name: str, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the mean of a value and those before, and how many they are."""
-    if not memory:
+    if name not in memory:
         return value, torch.ones((), dtype=torch.int64, device=value.device)
     mean, count = memory_tensor(memory, name), memory_tensor(memory, "count") + 1
     return mean + (value - mean) / count, count

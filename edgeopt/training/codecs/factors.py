@@ -18,9 +18,9 @@ def orthogonal_iteration(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return factors [B, p] and [D, p] whose product approximates a matrix [B, D], largest components first.
 
-    Each iteration is ``P = qr(M Q)``, ``Q = M^T P`` (that of PowerSGD, T. Vogels et al., arXiv:1905.13727); in the end both
-    are turned so that the columns of the second are orthogonal and in order (Rayleigh and Ritz). The first r columns are
-    then the best approximation of rank r within the subspace that was found. Columns of the first are orthonormal.
+    Each iteration is ``P = qr(M Q)``, ``Q = qr(M^T P)`` (as in PowerSGD, T. Vogels et al., arXiv:1905.13727). In the end
+    M Q and Q are turned so that the columns of both are orthogonal and in order (Rayleigh and Ritz): the first r are then
+    the best approximation of rank r within the subspace. Columns of the second are orthonormal.
 
     A matrix of less rank does no harm: Householder's QR fills up with directions to which the matrix has no part.
 
@@ -29,18 +29,18 @@ def orthogonal_iteration(
     basis : [D, p], where to begin, p at most B and D.
     """
     for _ in range(iterations):
-        left: torch.Tensor = torch.linalg.qr(matrix @ basis).Q  # (B, p)
-        basis = matrix.T @ left  # (D, p)
-    turned = leading(basis.T @ basis, basis.shape[1])  # (p, p)
-    return left @ turned, basis @ turned
+        left = torch.linalg.qr(matrix @ basis).Q  # (B, p)
+        basis = torch.linalg.qr(matrix.T @ left).Q  # (D, p)
+    scaled = matrix @ basis  # (B, p)
+    turned = leading(scaled.T @ scaled, basis.shape[1])  # (p, p)
+    return scaled @ turned, basis @ turned
 
 
-def renewed(basis: torch.Tensor, random: torch.Tensor) -> torch.Tensor:
-    """Return a basis [D, p] with those columns taken from a random one that are nothing but rounding errors.
+def renewed(left: torch.Tensor, right: torch.Tensor, random: torch.Tensor) -> torch.Tensor:
+    """Return the second factor [D, p], with random columns in place of those to which the matrix had no part.
 
-    Next to the longest column, they are shorter than the square root of the rounding error: what the matrix had no part
-    in. Kept, they would be scaled up to directions that rounding has chosen.
+    Their columns of the first are shorter than the square root of the rounding error times its norm. Kept, they would be
+    directions that rounding has chosen.
     """
-    lengths = basis.norm(dim=0)
-    rounding = torch.finfo(basis.dtype).eps ** 0.5
-    return torch.where(lengths > rounding * lengths.max(), basis, random)
+    rounding = torch.finfo(left.dtype).eps ** 0.5 * left.norm()
+    return torch.where(left.norm(dim=0) > rounding, right, random)

@@ -23,6 +23,7 @@ from edgeopt.training.keys import fold_in, uniform
 from edgeopt.training.messages import State, Tensors
 from edgeopt.validate import float_array, int_array
 
+_MORE_COLUMNS = 4  # of the subspace than the largest rank: the first ones become better by that
 _FROM_RANDOM = 2  # iterations more where there is no subspace of an earlier message
 _ROUNDING = 1e-6  # of a squared norm in float32
 
@@ -30,13 +31,14 @@ _ROUNDING = 1e-6  # of a squared norm in float32
 class _Approximation(NamedTuple):
     """A matrix [B, D] as its mean [D] and factors of the rest, [B, p] and [D, p], best columns first.
 
-    The spectrum are the squared lengths of the second's columns, and the squared norm of the rest, float32 [p + 1].
+    The spectrum are the squares of the first singular values, as far as a rank may go, and the squared norm of the rest.
     """
 
     mean: torch.Tensor
     left: torch.Tensor
     right: torch.Tensor
     spectrum: torch.Tensor
+    basis: torch.Tensor  # where the next one begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +58,13 @@ class NscCodec:
 
     Parameters
     ----------
-    max_rank : the largest rank; the subspace that is kept from message to message has as many columns.
+    max_rank : the largest rank; the subspace that is kept from message to message has four columns more.
     energy : share of the squared norm of what differs from the mean that is enough.
     iterations : for each message.
     refresh : messages until the subspace is drawn anew, at random and with two iterations more; 0 for never.
     residual : ``4-bit``, the samples that miss most, with 4 bits for each value; ``top-k``, the values that miss most,
         with their places; ``none``.
-    feedback, gradient_feedback : share of what the last message has missed that is added to the next one, from 0 to 1.
+    activation_feedback, gradient_feedback : share of what the last message has missed that is added to the next one, from 0 to 1.
         The next mini-batch has other samples, so that this is no help in general.
     """
 
@@ -72,8 +74,8 @@ class NscCodec:
     energy: float = 0.99
     iterations: int = 1
     refresh: int = 20
-    residual: Residual = "4-bit"
-    feedback: float = 0.0
+    residual: Residual = "top-k"
+    activation_feedback: float = 0.0
     gradient_feedback: float = 0.0
 
     def __post_init__(self) -> None:
@@ -83,24 +85,24 @@ class NscCodec:
             raise InvalidProblemError(f"energy = {self.energy}: expected above 0, to 1")
         if self.residual not in RESIDUALS:
             raise InvalidProblemError(f"residual = {quoted(self.residual)}: expected one of {', '.join(RESIDUALS)}")
-        for name in ("feedback", "gradient_feedback"):
+        for name in ("activation_feedback", "gradient_feedback"):
             if not 0 <= float_array(name, given := getattr(self, name), ()) <= 1:
                 raise InvalidProblemError(f"{name} = {given}: expected 0 to 1")
 
     def order(self, direction: Direction, form: Form, budget_bytes: float, memory: State) -> Order | None:
         """Fix rank and residual; without room for the mean there is no order."""
-        columns, each = self._columns(form), form.dtype.itemsize * (form.samples + form.size)
+        most, each = self._most(form), form.dtype.itemsize * (form.samples + form.size)
         if direction == "down":
             before = branch(memory, "down")
-            known = before and memory_tensor(before, "basis").shape == (form.size, columns)
-            rank = min(int(memory_tensor(memory, "rank")), self._enough(before if known else {}, columns))
+            known = before and memory_tensor(before, "basis").shape == (form.size, self._columns(form))
+            rank = min(int(memory_tensor(memory, "rank")), self._enough(before if known else {}, most))
             return {"rank": rank, "fresh": not known or int(memory_tensor(memory, "since")) == 1}
-        left = budget_bytes - form.dtype.itemsize * form.size - 4 * (columns + 1)
+        left = budget_bytes - form.dtype.itemsize * form.size - 4 * (most + 1)
         if left < 0:
             return None
         memory = _of(memory, form)
-        enough = self._enough(memory, columns)
-        rank = min(enough, columns)
+        enough = self._enough(memory, most)
+        rank = min(enough, most)
         rank = rank if rank * each <= left else int(left // each)
         spare = left - rank * each if rank < enough and math.isfinite(left) else 0.0
         fresh = not memory or 0 < self.refresh <= int(memory_tensor(memory, "since"))
@@ -118,7 +120,7 @@ class NscCodec:
     ) -> tuple[Tensors, State]:
         """Return mean and factors; up with the spectrum, and with the residual."""
         form, rank, up = Form(tuple(x.shape), x.dtype), int(order["rank"]), direction == "up"
-        own, weight = (memory, self.feedback) if up else (branch(memory, "down"), self.gradient_feedback)
+        own, weight = (memory, self.activation_feedback) if up else (branch(memory, "down"), self.gradient_feedback)
         matrix = x.reshape(form.samples, form.size).to(torch.promote_types(x.dtype, torch.float32))  # (B, D)
         missed = own.get("missed")
         if isinstance(missed, torch.Tensor) and missed.shape == matrix.shape:
@@ -127,7 +129,7 @@ class NscCodec:
         tensors = {"mean": found.mean.to(x.dtype)}
         if rank:
             tensors |= {"left": found.left[:, :rank].to(x.dtype), "right": found.right[:, :rank].T.to(x.dtype)}
-        new: State = {"basis": found.right}
+        new: State = {"basis": found.basis}
         if up:
             tensors["spectrum"] = found.spectrum
         else:
@@ -152,12 +154,12 @@ class NscCodec:
         if count := int(order.get("residual", 0)):
             matrix = matrix + decode_residual(self.residual, tensors, count, form)
         if direction == "up":
-            one = torch.ones((), dtype=torch.int64, device=matrix.device)
+            since, one = memory.get("since", {}), torch.ones((), dtype=torch.int64, device=matrix.device)
             memory = {
                 **memory,
                 "form": torch.tensor((form.samples, form.size), device=matrix.device),
                 "rank": one * int(order["rank"]),
-                "since": one if order["fresh"] else memory_tensor(memory, "since") + 1,
+                "since": since + 1 if isinstance(since, torch.Tensor) and not order["fresh"] else one,
                 "spectrum": tensors["spectrum"],
             }
         return matrix.to(form.dtype).reshape(form.shape), memory
@@ -167,17 +169,21 @@ class NscCodec:
         ranks = [int(order["rank"]) for order in orders]
         return {"rank": sum(ranks) / len(ranks) if ranks else math.nan, "mean_alone": float(ranks.count(0))}
 
-    def _columns(self, form: Form) -> int:
-        """Return the columns of the subspace, p: without their mean, B samples have B - 1 directions."""
+    def _most(self, form: Form) -> int:
+        """Return the largest rank: without their mean, B samples have B - 1 directions."""
         return min(self.max_rank, form.samples - 1, form.size)
 
-    def _enough(self, memory: State, columns: int) -> int:
-        """Return the least rank that reaches `energy` by a spectrum; more than there are columns if none does."""
+    def _columns(self, form: Form) -> int:
+        """Return the columns of the subspace, p."""
+        return min(self.max_rank + _MORE_COLUMNS, form.samples - 1, form.size)
+
+    def _enough(self, memory: State, most: int) -> int:
+        """Return the least rank that reaches `energy` by a spectrum; one above the largest if none does, or none is known."""
         if not memory:
-            return columns + 1
+            return most + 1
         *squares, whole = memory_tensor(memory, "spectrum").tolist()
         wanted = self.energy * whole * (1 - _ROUNDING)
-        return next((rank for rank in range(columns + 1) if sum(squares[:rank]) >= wanted), columns + 1)
+        return next((rank for rank in range(most + 1) if sum(squares[:rank]) >= wanted), most + 1)
 
     def _approximation(
         self, matrix: torch.Tensor, basis: "torch.Tensor | State | None", fresh: bool, key: torch.Tensor
@@ -185,16 +191,17 @@ class NscCodec:
         mean = matrix.mean(0)  # (D,)
         rest = matrix - mean
         rest = torch.where(rest.isfinite().all(), rest, 0)  # what is no number is told of by the mean
-        columns = self._columns(Form(tuple(matrix.shape), matrix.dtype))
-        random = uniform(fold_in(key, 0), (matrix.shape[1], columns), matrix.dtype) - 0.5
-        if columns == 0:
-            left, right = rest.new_zeros(matrix.shape[0], 0), random
+        form = Form(tuple(matrix.shape), matrix.dtype)
+        random = uniform(fold_in(key, 0), (form.size, self._columns(form)), form.dtype) - 0.5
+        if random.shape[1] == 0:
+            left, right = rest.new_zeros(form.samples, 0), random
         elif isinstance(basis, torch.Tensor) and basis.shape == random.shape and not fresh:
-            left, right = orthogonal_iteration(rest, renewed(basis, random), self.iterations)
+            left, right = orthogonal_iteration(rest, basis, self.iterations)
         else:
             left, right = orthogonal_iteration(rest, random, self.iterations + _FROM_RANDOM)
-        spectrum = torch.cat([right.square().sum(0), rest.square().sum().reshape(1)]).float()
-        return _Approximation(mean, left, right, spectrum)
+        squares = left.square().sum(0)[: self._most(form)]
+        spectrum = torch.cat([squares, rest.square().sum().reshape(1)]).float()
+        return _Approximation(mean, left, right, spectrum, renewed(left, right, random))
 
 
 def _of(memory: State, form: Form) -> State:
