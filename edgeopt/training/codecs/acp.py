@@ -131,7 +131,8 @@ class AcpCodec:
                 mean, count = _running_mean(own, "mean_level", tensors["level"])
                 own = {"level": tensors["level"], "mean_level": mean, "count": count}
             memory = {**own, "mask": mask}
-        chosen, values = _chosen(memory, int(order["kept"])), tensors["values"]  # (k,), (B, k, P)
+        values = tensors["values"]  # (B, k, P)
+        chosen = _chosen(memory, values.shape[1])
         whole = values.new_zeros(form.samples, form.channels, values.shape[2]).index_copy(1, chosen, values)
         return form.from_channels(whole), memory
 
