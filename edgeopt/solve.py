@@ -93,8 +93,11 @@ def time_limit_s(value: float | None) -> float:
 
 def refuse_other(name: str, value: object, kind: type, *methods: str) -> None:
     """Refuse an argument that is no object with the methods of its kind, such as a class or a name."""
-    if isinstance(value, type) or not all(hasattr(value, method) for method in methods):
+    lacking = [method for method in methods if not hasattr(value, method)]
+    if isinstance(value, type) or lacking:
         got = f"the class {value.__name__}" if isinstance(value, type) else quoted(value)
+        if not isinstance(value, type) and len(lacking) < len(methods):  # it was meant to be one
+            got += f" without {lacking[0]!r}"
         article = "an" if kind.__name__[0] in "AEIO" else "a"
         raise InvalidProblemError(f"{name}: expected {article} {kind.__name__}, got {got}")
 

@@ -11,6 +11,7 @@ from edgeopt.problems.client_selection import SelectionPlan as SelectionPlan
 from edgeopt.problems.client_selection import SelectionReport as SelectionReport
 from edgeopt.problems.expert_caching import BUNDLED_TRACES as BUNDLED_TRACES
 from edgeopt.problems.expert_caching import MOE_MODELS as MOE_MODELS
+from edgeopt.problems.expert_caching import ROUTING_FORMATS as ROUTING_FORMATS
 from edgeopt.problems.expert_caching import CacheReport as CacheReport
 from edgeopt.problems.expert_caching import ExpertCaching as ExpertCaching
 from edgeopt.problems.expert_caching import MoEModel as MoEModel

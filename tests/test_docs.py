@@ -260,11 +260,13 @@ def test_shell_examples_name_what_exists():
     from edgeopt.cli import app
 
     top: Any = get_command(app)
-    generate = top.commands["generate"]
-    commands = top.commands | {f"generate {name}": command for name, command in generate.commands.items()}
-    of_any_kind = {
-        option for kind in generate.commands.values() for parameter in kind.params for option in parameter.opts
+    groups = {name: group.commands for name, group in top.commands.items() if hasattr(group, "commands")}
+    commands = top.commands | {
+        f"{name} {kind}": command for name, kinds in groups.items() for kind, command in kinds.items()
     }
+    of_any_kind = {
+        option for kinds in groups.values() for kind in kinds.values() for parameter in kind.params for option in parameter.opts
+    }  # fmt: skip
     targets = set(re.findall(r"^([a-z-]+):", text("Makefile"), re.MULTILINE))
     for page in PAGES:
         content = page.read_text(encoding="utf-8")
@@ -275,7 +277,7 @@ def test_shell_examples_name_what_exists():
             if words[:1] == ["make"] and len(words) > 1 and words[1].isidentifier():
                 assert words[1] in targets, f"{page.name}: {line}"
             if words[:1] == ["edgeopt"] and words[1:2] and words[1] in top.commands:
-                name = " ".join(words[1:3]) if words[1] == "generate" else words[1]
+                name = " ".join(words[1:3]) if words[1] in groups else words[1]
                 given = commands.get(name)  # none for `edgeopt generate KIND`
                 known = {option for parameter in given.params for option in parameter.opts} if given else of_any_kind
                 used = {word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)}

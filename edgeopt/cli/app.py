@@ -13,9 +13,11 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from edgeopt.cli.caching_limits import caching_limits
 from edgeopt.cli.compare import compare
 from edgeopt.cli.describe import describe, info, solvers
 from edgeopt.cli.generate import generate_app
+from edgeopt.cli.import_ import import_app
 from edgeopt.cli.names import ListingCommand
 from edgeopt.cli.options import INTERRUPTED
 from edgeopt.cli.solve import solve
@@ -104,11 +106,13 @@ for _command in (
     info,
     train,
     trace,
+    caching_limits,
     study,
     studies,
 ):  # a new one: its file, and here
     app.command(cls=ListingCommand)(_command)
 app.add_typer(generate_app, name="generate")
+app.add_typer(import_app, name="import")
 
 
 @app.callback(invoke_without_command=True)

@@ -24,6 +24,10 @@ def generate_expert_caching(
     trace: Annotated[
         list[str] | None, typer.Option(help="Routing trace: a file, or one of $traces; repeatable.")
     ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Sizes of which model each trace is taken for: $moe_models. Default: as recorded."),
+    ] = None,
     experts: Annotated[int, typer.Option(help="Experts per layer, without --trace.", min=1)] = 32,
     layers: Annotated[int, typer.Option(help="Layers, without --trace.", min=1)] = 4,
     top_k: Annotated[int, typer.Option(help="Experts per token and layer, without --trace.", min=1)] = 1,
@@ -37,14 +41,16 @@ def generate_expert_caching(
     from edgeopt.problems import ExpertCaching
 
     check_writable(output)
-    mode, theta = _latency(latency)
+    mode, theta = latency_mode(latency)
     made: Problem
     if trace:
         from edgeopt.network import EdgeNetwork
 
-        traces = [_load_trace(name) for name in trace]
+        traces = [load_trace(name) for name in trace]
         network = EdgeNetwork.random(num_servers=servers, num_devices=devices, seed=seed)
-        made = ExpertCaching.from_traces(traces, network, storage=storage, latency=mode, theta=theta)
+        made = ExpertCaching.from_traces(
+            traces, network, models=model or None, storage=storage, latency=mode, theta=theta
+        )
     else:
         made = ExpertCaching.random(
             num_servers=servers,
@@ -174,7 +180,8 @@ def _write(problem: "Problem", output: Path) -> None:
     print(f"wrote {output}: {problem.kind}, {facts}", file=sys.stderr)
 
 
-def _latency(text: str) -> tuple[Any, float]:
+def latency_mode(text: str) -> tuple[Any, float]:
+    """Return mode and theta of ``sum``, ``max`` or ``mix:THETA``."""
     mode, colon, theta = text.partition(":")
     try:
         if (mode in ("sum", "max") and not colon) or (mode == "mix" and colon):
@@ -184,7 +191,8 @@ def _latency(text: str) -> tuple[Any, float]:
     raise EdgeOptError(f"--latency = {quoted(text)}: expected sum, max or mix:THETA with THETA from 0 to 1")
 
 
-def _load_trace(name: str) -> Any:
+def load_trace(name: str) -> Any:
+    """Return a bundled trace by its name, or that of a file."""
     from edgeopt.problems.expert_caching.routing_trace import BUNDLED_TRACES, RoutingTrace, bundled_trace
 
     return bundled_trace(name) if name in BUNDLED_TRACES else RoutingTrace.load(name)

@@ -139,7 +139,12 @@ def configured(
     if lr is not None and isinstance(algorithm := values["algorithm"], dict):
         from edgeopt.experiment.build import algorithm_class, optimizer_fields
 
-        for name in optimizer_fields(algorithm_class(str(algorithm["name"]), source)):
+        fields = optimizer_fields(algorithm_class(str(algorithm["name"]), source))
+        if not fields:
+            raise EdgeOptError(
+                f"--lr {lr:g}: {algorithm['name']} has no optimizer, expected a field of it by --set algorithm.FIELD={lr:g}"
+            )
+        for name in fields:
             if isinstance(optimizer := algorithm.setdefault(name, {}), dict):
                 optimizer["lr"] = lr
     return Experiment.from_dict(values, source=source, folder=Path.cwd())

@@ -1,6 +1,5 @@
 """The folder that a training run writes: enough to look at it, to go on with it, and to play its plans again."""
 
-import io
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,10 +157,9 @@ class RunFolder:
         return drawn
 
     def _save(self, name: str, axes: "Axes") -> str:
-        figure: Any = axes.figure
-        data = io.BytesIO()  # a picture that writes its file itself does not say why it cannot
-        figure.savefig(data, format="png", dpi=120)
-        storage.write_atomic(self.path / f"{name}.png", lambda file: file.write(data.getvalue()))
+        from edgeopt.evaluation.plots.style import save_picture
+
+        save_picture(axes, self.path / f"{name}.png")
         return f"{name}.png"
 
 

@@ -19,7 +19,8 @@ from edgeopt.errors import InvalidFileError, InvalidProblemError, quoted
 from edgeopt.fields import Fields, in_file
 from edgeopt.models.moe import Experts, record_routing
 from edgeopt.npz import numbers
-from edgeopt.problems.expert_caching.routing_trace import RoutingTrace, counted_tokens
+from edgeopt.problems.expert_caching.counting import counted_tokens
+from edgeopt.problems.expert_caching.routing_trace import RoutingTrace
 from edgeopt.training.trouble import in_words, is_out_of_memory
 from edgeopt.validate import int_array, integer
 

@@ -3,67 +3,7 @@
 Needs the extra ``train``.
 """
 
-from edgeopt.data import ArrayData as ArrayData
-from edgeopt.data import DataSplit as DataSplit
-from edgeopt.data import load_data as load_data
-from edgeopt.data.partition import Partition as Partition
 from edgeopt.extras import needs
-from edgeopt.training.algorithm import Algorithm as Algorithm
-from edgeopt.training.algorithm import Models as Models
-from edgeopt.training.algorithm import Outcome as Outcome
-from edgeopt.training.algorithm import PredictingAlgorithm as PredictingAlgorithm
-from edgeopt.training.constants import GradientEstimator as GradientEstimator
-from edgeopt.training.costs.ledger import Ledger as Ledger
-from edgeopt.training.costs.selection_timing import SelectionTiming as SelectionTiming
-from edgeopt.training.costs.timing import EdgeTiming as EdgeTiming
-from edgeopt.training.history import History as History
-from edgeopt.training.history import RoundRecord as RoundRecord
-from edgeopt.training.loop import train as train
-from edgeopt.training.messages import Batches as Batches
-from edgeopt.training.messages import Message as Message
-from edgeopt.training.messages import Phase as Phase
-from edgeopt.training.messages import Replies as Replies
-from edgeopt.training.messages import State as State
-from edgeopt.training.messages import Tensors as Tensors
-from edgeopt.training.messages import received as received
-from edgeopt.training.messages import reply as reply
-from edgeopt.training.optimizers import Adam as Adam
-from edgeopt.training.optimizers import Optimizer as Optimizer
-from edgeopt.training.optimizers import Sgd as Sgd
-from edgeopt.training.rules.average import average_update as average_update
-from edgeopt.training.rules.average import masked_average as masked_average
-from edgeopt.training.rules.average import weighted_average as weighted_average
-from edgeopt.training.rules.common import Weighting as Weighting
-from edgeopt.training.rules.common import client_weight as client_weight
-from edgeopt.training.rules.common import tensors_of as tensors_of
-from edgeopt.training.rules.local import LocalLoss as LocalLoss
-from edgeopt.training.rules.local import minimise as minimise
-from edgeopt.training.rules.local import squared_distance as squared_distance
-from edgeopt.training.rules.optimizer_state import average_states as average_states
-from edgeopt.training.rules.optimizer_state import leaves_in as leaves_in
-from edgeopt.training.rules.optimizer_state import overlay as overlay
-from edgeopt.training.rules.whole_model import average_of_replies as average_of_replies
-from edgeopt.training.rules.whole_model import losses_of as losses_of
-from edgeopt.training.rules.whole_model import train_messages as train_messages
-from edgeopt.training.runners.local import LocalRunner as LocalRunner
-from edgeopt.training.split.exchange import Answer as Answer
-from edgeopt.training.split.exchange import Assignment as Assignment
-from edgeopt.training.split.exchange import Smashed as Smashed
-from edgeopt.training.split.exchange import assign as assign
-from edgeopt.training.split.exchange import play_steps as play_steps
-from edgeopt.training.split.exchange import split_client as split_client
-from edgeopt.training.split.placement import Placement as Placement
-from edgeopt.training.split.placement import average_layers as average_layers
-from edgeopt.training.split.placement import mean_of_clients as mean_of_clients
-from edgeopt.training.split.placement import move_layers as move_layers
-from edgeopt.training.split.server import ServerGradients as ServerGradients
-from edgeopt.training.split.server import SharedModel as SharedModel
-from edgeopt.training.split.server import map_cuts as map_cuts
-from edgeopt.training.split.server import server_gradients as server_gradients
-from edgeopt.training.split.server import server_step as server_step
-from edgeopt.training.task import Batch as Batch
-from edgeopt.training.task import Task as Task
-from edgeopt.training.trouble import TrainingError as TrainingError
 
 with needs("edgeopt.training", "train"):
     from edgeopt.data import ArrayData as ArrayData
@@ -90,6 +30,7 @@ with needs("edgeopt.training", "train"):
     from edgeopt.training.messages import Replies as Replies
     from edgeopt.training.messages import State as State
     from edgeopt.training.messages import Tensors as Tensors
+    from edgeopt.training.messages import received as received
     from edgeopt.training.messages import reply as reply
     from edgeopt.training.optimizers import Adam as Adam
     from edgeopt.training.optimizers import Optimizer as Optimizer

@@ -9,7 +9,7 @@ from edgeopt.training.algorithm import Algorithm, Models, PredictingAlgorithm
 from edgeopt.training.history import PERSONAL
 from edgeopt.training.messages import State, Tensors
 from edgeopt.training.task import Predict, Score, Task
-from edgeopt.training.trouble import TrainingError
+from edgeopt.training.trouble import TrainingError, described
 
 
 class Scores(NamedTuple):
@@ -37,10 +37,14 @@ def models_of(algorithm: Algorithm, task: Task, state: State, clients: Mapping[i
     """Return the models of an algorithm; refuse what are none."""
     models: object = algorithm.models(task, state, clients)
     if not isinstance(models, Mapping):
-        raise TrainingError(f"models: a {type(models).__name__}: expected weights by client, None for the common model")
+        raise TrainingError(f"models: {described(models)}: expected weights by client, None for the common model")
     for key, weights in models.items():
         if isinstance(key, int) and not 0 <= key < task.num_clients:
             raise TrainingError(f"models: client {key}: expected 0 to {task.num_clients - 1}")
+        if not isinstance(weights, Mapping):
+            raise TrainingError(
+                f"models[{key!r}] is {described(weights)}: expected weights by name, those of the common model under None"
+            )
         if unknown := set(weights) ^ set(task.weight_names):
             raise TrainingError(
                 f"models[{key!r}]: {min(unknown)}: expected the weights of the model, no more and no less"

@@ -85,7 +85,7 @@ def train(
     """
     for name, value, kind, methods in (
         ("task", task, Task, ("batch",)),
-        ("algorithm", algorithm, Algorithm, ("round", "client", "models")),
+        ("algorithm", algorithm, Algorithm, ("name", "start", "round", "client", "models")),
         ("planner", planner, Planner, ("plan",)),
         ("timing", timing, Timing, ("phase",)),
     ):

@@ -77,6 +77,7 @@ class Message:
     __repr__ = one_line
 
     def __getitem__(self, category: Category) -> Tensors:
+        _check_category(self.kind, category)
         return self.tensors.get(category, {})
 
     def __iter__(self) -> Iterator[Category]:
@@ -142,8 +143,7 @@ def check_message(message: Message) -> None:
         Naming category, entry, what was given and what was expected.
     """
     for category, tensors in message.tensors.items():
-        if category not in CATEGORIES:
-            raise TrainingError(f"{message.kind}: category {quoted(category)}: expected one of {', '.join(CATEGORIES)}")
+        _check_category(message.kind, category)
         if not isinstance(tensors, Mapping):
             raise TrainingError(f"{message.kind}: {category} is {described(tensors)}: expected tensors by name")
         for name, tensor in tensors.items():
@@ -157,6 +157,11 @@ def check_message(message: Message) -> None:
                 f"{message.kind}: values[{quoted(name)}] is {described(value)}: expected a number, a text or a truth value"
             )
     _check_rows(message)
+
+
+def _check_category(kind: str, category: str) -> None:
+    if category not in CATEGORIES:
+        raise TrainingError(f"{kind}: category {quoted(category)}: expected one of {', '.join(CATEGORIES)}")
 
 
 def _check_rows(message: Message) -> None:

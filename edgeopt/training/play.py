@@ -1,5 +1,6 @@
 """One round: the conversation of an algorithm with its clients, each exchange delivered and charged."""
 
+from collections.abc import Generator
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +21,7 @@ from edgeopt.training.round_result import RoundResult
 from edgeopt.training.run_state import RunState
 from edgeopt.training.runners.local import Runner, seeded_layers
 from edgeopt.training.task import Task
-from edgeopt.training.trouble import TrainingError, blaming
+from edgeopt.training.trouble import TrainingError, blaming, described
 
 
 def play_round(
@@ -37,9 +38,10 @@ def play_round(
     phases: list[PhaseTime] = []
     peak_bytes = np.full(len(plan), np.nan)
     start = 0.0
-    conversation = algorithm.round(task, run.server, plan, run.round)
-    replies: Replies | None = None
     where = f"round {run.round}, {algorithm.name}"
+    with blaming(where):
+        conversation = _conversation(algorithm.round(task, run.server, plan, run.round))
+    replies: Replies | None = None
     while True:
         try:
             with blaming(where), seeded_layers(task, "server", run.round, len(phases)):
@@ -59,6 +61,13 @@ def play_round(
     loss = dict(zip(outcome.loss, _finite(outcome, plan, run.round), strict=True))
     measured = {name: float(value) for name, value in outcome.measured.items()}
     return RoundResult(kept(outcome.state), tuple(phases), loss, peak_bytes, ledger.bytes, measured)
+
+
+def _conversation(begun: object) -> Generator[Phase, Replies, Outcome]:
+    """Return a round that has begun; refuse what does not yield."""
+    if not isinstance(begun, Generator):
+        raise TrainingError(f"the round returned {described(begun)}: expected a generator, it has to yield its phases")
+    return begun
 
 
 def _with_keys(task: Task, phase: Phase, plan: RoundPlan, number: int, index: int) -> dict[int, Message]:
@@ -113,7 +122,7 @@ def _work(client: int, message: Message, answer: Message | None) -> float:
 def _checked(outcome: object, plan: RoundPlan) -> Outcome:
     """Return what a round has returned; refuse what is no outcome of this plan."""
     if not isinstance(outcome, Outcome):
-        raise TrainingError(f"the round returned a {type(outcome).__name__}: expected an Outcome")
+        raise TrainingError(f"the round returned {described(outcome)}: expected an Outcome")
     check_state(outcome.state)
     check_entries("loss", outcome.loss, plan)
     for entry, loss in outcome.loss.items():

@@ -497,8 +497,10 @@ class Task:
         """Return int64 [steps, samples]: which training samples the mini-batches hold."""
         own = self.partition.indices[client]
         size = min(batches.size, own.size)
-        if size < 1:
+        if not own.size:
             raise InvalidProblemError(f"client {client}: has no samples to train on, expected at least one")
+        if size < 1:
+            raise InvalidProblemError(f"client {client}: mini-batches of {size} samples: expected at least one")
         per_epoch = own.size // size
         rng = stream(self.seed, "batches", client, batches.round)
         epochs = (batches.first + batches.count - 1) // per_epoch + 1

@@ -1,9 +1,12 @@
 """What all pictures share: a palette for every eye, quiet axes, names in full, a legend that covers nothing."""
 
+import io
+import os
 import textwrap
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from edgeopt import storage
 from edgeopt.extras import needs
 
 if TYPE_CHECKING:
@@ -45,6 +48,14 @@ def new_axes(ax: "Axes | None" = None, *, width: float = 9.0, height: float = 4.
     axes.grid(visible=True, color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
     return axes
+
+
+def save_picture(axes: "Axes", path: str | os.PathLike[str], *, dpi: int = 120) -> None:
+    """Write the figure of some axes to a file, atomically; its suffix says how."""
+    figure: Any = axes.figure
+    data = io.BytesIO()  # a picture that writes its file itself does not say why it cannot
+    figure.savefig(data, format=os.path.splitext(path)[1].removeprefix("."), dpi=dpi)
+    storage.write_atomic(path, lambda file: file.write(data.getvalue()))
 
 
 def line_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -1,19 +1,16 @@
 """What is left of a study: verdicts and tables, on the terminal and in a folder, with pictures and one report."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgeopt import storage
 from edgeopt.evaluation.compare.rows import Row
+from edgeopt.evaluation.plots.style import save_picture
 from edgeopt.evaluation.studies.claims import SOURCES
 from edgeopt.evaluation.studies.study import Found, settings
 from edgeopt.evaluation.studies.tables import cell, columns, is_number, markdown, to_csv
 from edgeopt.storage import dumps, plain
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 FORMAT = 1
 MARKS = {"shown": "best", "not shown": "", "contradicted": "bad"}
@@ -96,7 +93,7 @@ def write(found: Found[Any], verdicts: Row, folder: Path) -> None:
     for name, rows in found.study.tables(found).items():
         storage.write_text(folder / f"{name}.csv", to_csv(rows))
     for name, picture in found.study.pictures(found).items():
-        _save_picture(picture.draw(), folder / f"{name}.png")
+        save_picture(picture.draw(), folder / f"{name}.png", dpi=150)
     write_report(found, verdicts, folder / "report.html")
 
 
@@ -138,10 +135,3 @@ def _page_table(name: str, rows: Sequence[Row]) -> dict[str, Any]:
         "columns": [{"name": column, "right": is_number(rows, column)} for column in names],
         "lines": [[cell(row.get(column)) for column in names] for row in rows],
     }
-
-
-def _save_picture(axes: "Axes", path: Path) -> None:
-    data = io.BytesIO()
-    figure: Any = axes.figure
-    figure.savefig(data, format="png", dpi=150)
-    storage.write_atomic(path, lambda file: file.write(data.getvalue()))

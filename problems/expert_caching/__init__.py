@@ -6,6 +6,7 @@ from edgeopt.problems.expert_caching.moe_models import moe_model as moe_model
 from edgeopt.problems.expert_caching.placement import Placement as Placement
 from edgeopt.problems.expert_caching.problem import CacheReport as CacheReport
 from edgeopt.problems.expert_caching.problem import ExpertCaching as ExpertCaching
+from edgeopt.problems.expert_caching.recorded import ROUTING_FORMATS as ROUTING_FORMATS
 from edgeopt.problems.expert_caching.routed_model import RoutedModel as RoutedModel
 from edgeopt.problems.expert_caching.routing_trace import BUNDLED_TRACES as BUNDLED_TRACES
 from edgeopt.problems.expert_caching.routing_trace import RoutingTrace as RoutingTrace

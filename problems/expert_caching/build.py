@@ -1,5 +1,6 @@
 """Building expert-caching problems from an edge network and routing statistics, recorded or random."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,10 +22,14 @@ CHUNK = 64  # users whose expert rankings are held in memory at once
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What one expert costs per token: bits of the hidden state each way, and FLOPs."""
+    """What one expert costs per token: bits of the hidden state each way, and FLOPs.
+
+    `uses` is how many experts one set of the routing stands for: more than one where only counts are known.
+    """
 
     hidden_bits: float
     flops: float
+    uses: int = 1
 
 
 def facility_fields(gain: ArrayLike, weight: ArrayLike, size: ArrayLike, capacity: ArrayLike) -> dict[str, Any]:
@@ -102,7 +107,7 @@ def trace_fields(
     device_storage : share of all experts' bytes per device, filled with the device's own most used experts.
     request : float [U, M], probability that a token of a user belongs to a model. Default: even.
     assignment : int [U, M], which user of each trace a device behaves like. Default: in turn, u mod trace users.
-    latency, theta : see the class.
+    latency, theta : see the class. A trace of counts only has no other than ``sum``.
 
     Examples
     --------
@@ -122,7 +127,13 @@ def trace_fields(
     for trace, name in zip(traces, imagined, strict=True):
         model = moe_model(name) if isinstance(name, str) else name
         routed.append(trace.to_model(None if model is None else model.expert_bytes))
-        work.append(_own_work(trace) if model is None else _Work(model.hidden_bits, model.flops_per_token))
+        if trace.counts_only and latency != "sum":
+            raise InvalidProblemError(
+                f"latency = {latency!r}: trace {trace.name} has counts only: which {trace.experts_per_token} experts a token "
+                "used together is not known, and only the sum of their times does not depend on it: expected 'sum'"
+            )
+        cost = _own_work(trace) if model is None else _Work(model.hidden_bits, model.flops_per_token)
+        work.append(dataclasses.replace(cost, uses=trace.experts_per_token if trace.counts_only else 1))
     if assignment is None:
         users = np.arange(network.num_devices)[:, None]
         assignment = users % np.array([model.num_profiles for model in routed])
@@ -250,9 +261,9 @@ def _network_fields(
     server, cloud, device = [], [], []
     for cost in work:
         at_server, at_cloud = network.offload_latency_s(cost.hidden_bits, cost.hidden_bits, cost.flops)
-        server.append(at_server)
-        cloud.append(at_cloud)
-        device.append(network.device_latency_s(cost.flops))
+        server.append(cost.uses * at_server)
+        cloud.append(cost.uses * at_cloud)
+        device.append(cost.uses * network.device_latency_s(cost.flops))
     total = float(sum(model.expert_bytes.sum() for model in models))
     if storage is None:
         capacity = network.server_storage_bytes

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
@@ -13,10 +14,20 @@ from edgeopt import storage
 from edgeopt.display import one_line
 from edgeopt.errors import InvalidFileError, InvalidProblemError, quoted
 from edgeopt.fields import in_file
-from edgeopt.foreign import as_array, at
 from edgeopt.npz import Form
+from edgeopt.problems.expert_caching.counting import (
+    Short,
+    check_logits,
+    counted_of,
+    fields_of_counts,
+    fields_of_ids,
+    logits_by_user,
+    row_codes,
+    sets_of_logits,
+)
+from edgeopt.problems.expert_caching.recorded import read_recorded
 from edgeopt.problems.expert_caching.routed_model import RoutedModel
-from edgeopt.validate import bool_array, int_array
+from edgeopt.validate import int_array
 
 BUNDLED_TRACES = ("switch32", "mixtral8", "fine64")
 """Names that `bundled_trace` knows."""
@@ -125,7 +136,7 @@ class RoutingTrace:
             )
 
     def _check_repeats(self) -> None:
-        code = _row_codes(
+        code = row_codes(
             (self.set_user, self.num_users), (self.set_layer, self.num_layers), *self._expert_columns()
         )  # fmt: skip
         order = np.argsort(code, kind="stable")
@@ -150,6 +161,11 @@ class RoutingTrace:
         for key, value in facts.items():
             if key in meta and meta[key] != value:
                 raise InvalidProblemError(f"meta: {key} = {quoted(meta[key])}: expected {quoted(value)}")
+        if meta.get("counts_only") is True and (self.top_k != 1 or not _is_count(meta.get("experts_per_token"))):
+            raise InvalidProblemError(
+                f"meta: counts_only with experts_per_token = {quoted(meta.get('experts_per_token'))} and sets of "
+                f"{self.top_k}: expected a positive integer and sets of one expert"
+            )
         return facts | meta
 
     @classmethod
@@ -206,7 +222,13 @@ class RoutingTrace:
 
     @classmethod
     def from_router_logits(
-        cls, logits: ArrayLike, top_k: int, *, name: str = "routing", mask: ArrayLike | None = None
+        cls,
+        logits: ArrayLike | Sequence[ArrayLike],
+        top_k: int,
+        *,
+        name: str = "routing",
+        mask: ArrayLike | Sequence[ArrayLike] | None = None,
+        short: Short = "refuse",
     ) -> "RoutingTrace":
         """Count the sets of experts with the largest router outputs.
 
@@ -215,11 +237,14 @@ class RoutingTrace:
         Parameters
         ----------
         logits : real [G, T, L, E], output of the router for each user, token, layer and expert, such as a tensor in
-            bfloat16. An expert at -inf is out of reach of the token.
+            bfloat16; or a list of [T, L, E], one for each user, of any lengths. An expert at -inf is out of reach of the
+            token.
         top_k : experts K that each token uses per layer.
         name : name of the model.
-        mask : bool [G, T], the tokens that count; at least one of each user. Give it where texts were padded to one
-            length. Default: all.
+        mask : bool [G, T], or a list of [T], the tokens that count; at least one of each user. Give it where texts were
+            padded to one length. Default: all.
+        short : what becomes of tokens with fewer than K experts within reach in some layer, as padding has:
+            ``refuse`` or ``leave out``.
 
         Raises
         ------
@@ -233,31 +258,123 @@ class RoutingTrace:
         >>> trace.set_experts.tolist(), trace.set_count.tolist()
         ([[0, 1], [1, 2]], [1, 1])
         """
-        values = as_array("logits", logits)
-        if values.dtype.kind not in "iuf" or values.ndim != 4 or 0 in values.shape:
-            raise InvalidProblemError(
-                "logits: expected numbers [users, tokens, layers, experts], none of them 0,"
-                f" got {values.dtype} {list(values.shape)}"
-            )
-        users, tokens, layers, experts = values.shape
+        values = logits_by_user(logits)
+        layers, experts = values[0].shape[1:]
         if (top_k := _size("top_k", top_k)) > experts:
             raise InvalidProblemError(f"top_k = {top_k}: expected at most the {experts} experts of a layer")
-        counted = counted_tokens(mask, users, tokens)
-        for user in range(users):
-            _check_logits(values[user], top_k, counted[user], user)
-        parts = [
-            _count_sets(values[user][counted[user]], top_k) for user in range(users)
-        ]  # by user, to bound the memory
+        if short not in ("refuse", "leave out"):
+            raise InvalidProblemError(f"short = {quoted(short)}: expected 'refuse' or 'leave out'")
+        given = counted_of(mask, [len(own) for own in values])
+        counted = [
+            check_logits(own, top_k, which, user, short)
+            for user, (own, which) in enumerate(zip(values, given, strict=True))
+        ]
+        parts = [  # by user, to bound the memory
+            sets_of_logits(own[which], top_k) for own, which in zip(values, counted, strict=True)
+        ]
         return cls(
             name=name,
             num_layers=layers,
             num_experts=experts,
-            set_user=np.repeat(np.arange(users), [len(count) for _, _, count in parts]),
+            set_user=np.repeat(np.arange(len(parts)), [len(count) for _, _, count in parts]),
             set_layer=np.concatenate([layer for layer, _, _ in parts]),
             set_experts=np.concatenate([chosen for _, chosen, _ in parts]),
             set_count=np.concatenate([count for _, _, count in parts]),
-            tokens_per_user=counted.sum(axis=1),
+            tokens_per_user=np.array([which.sum() for which in counted]),
         )
+
+    @classmethod
+    def from_expert_ids(
+        cls,
+        ids: ArrayLike,
+        *,
+        num_experts: int | None = None,
+        user: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        name: str = "routing",
+    ) -> "RoutingTrace":
+        """Count the sets of experts that a router has chosen.
+
+        Parameters
+        ----------
+        ids : int [T, L, K], the experts of each token and layer in any order, ids within the layer.
+        num_experts : experts per layer E. Default: one more than the largest id, which misses experts that nobody took.
+        user : numbers or texts [T], whose token it is. Default: all of one user. Users are numbered in ascending order;
+            `meta` has their names where they are not 0 to G - 1.
+        mask : bool [T], the tokens that count. Default: all.
+        name : name of the model.
+
+        Raises
+        ------
+        InvalidProblemError
+            If an id of a token that counts is out of range or twice in its set, or no token counts.
+
+        Examples
+        --------
+        >>> trace = RoutingTrace.from_expert_ids([[[2, 0]], [[0, 2]], [[1, 2]]], user=["ann", "ann", "bob"])
+        >>> trace.set_experts.tolist(), trace.set_count.tolist(), trace.meta["users"]
+        ([[0, 2], [1, 2]], [2, 1], ['ann', 'bob'])
+        """
+        return cls(name=name, **fields_of_ids(ids, num_experts=num_experts, user=user, mask=mask))
+
+    @classmethod
+    def from_counts(cls, counts: ArrayLike, top_k: int, *, name: str = "routing") -> "RoutingTrace":
+        """Take how often each expert was used, without which of them a token used together.
+
+        For K = 1 that is all there is. For K >= 2 the trace `counts_only`: every use counts as a token with a set of one
+        expert, and `edgeopt.problems.ExpertCaching` takes it for latency ``sum`` alone, where sets do not matter.
+
+        Parameters
+        ----------
+        counts : int [G, L, E], uses of each expert by each user; the layers of a user have equal sums, K for each token.
+        top_k : experts K that a token uses per layer; counts do not tell.
+        name : name of the model.
+
+        Raises
+        ------
+        InvalidProblemError
+            If a count is negative, the layers of a user differ in their sums, or those are no multiple of K.
+
+        Examples
+        --------
+        >>> trace = RoutingTrace.from_counts([[[3, 1, 0], [2, 1, 1]]], top_k=2)
+        >>> trace.counts_only, trace.experts_per_token, trace.tokens_per_user.tolist()
+        (True, 2, [4])
+        """
+        return cls(name=name, **fields_of_counts(counts, top_k))
+
+    @classmethod
+    def read(
+        cls,
+        *paths: str | os.PathLike[str],
+        format: str | None = None,
+        num_layers: int | None = None,
+        num_experts: int | None = None,
+        top_k: int | None = None,
+        name: str | None = None,
+    ) -> "RoutingTrace":
+        """Read routing that a server or a script has recorded, in one of `ROUTING_FORMATS`.
+
+        Parameters
+        ----------
+        paths : files of one format, at least one. Where a file does not say whose tokens it has, each file is a user.
+        format : default: by the name and the first lines of the first file.
+        num_layers, top_k : where the file does not tell: base64 needs both, counts need K. Layers without experts are
+            among those of base64, and are left out.
+        num_experts : experts per layer E. Default: as the file says, or one more than the largest id.
+        name : of the model. Default: that of the first file.
+
+        Raises
+        ------
+        InvalidFileError
+            If a file is not of the format, or damaged; the message names file, place, value and what was expected.
+        InvalidProblemError
+            If the format is unknown or something that the file does not tell is missing.
+        MissingDependencyError
+            If a file of torch is read without the extra ``train``.
+        """
+        fields = read_recorded(paths, format, num_layers=num_layers, num_experts=num_experts, top_k=top_k)
+        return cls(name=os.path.basename(paths[0]).partition(".")[0] if name is None else name, **fields)
 
     def to_model(self, expert_bytes: ArrayLike | None = None) -> RoutedModel:
         """Return the probabilities of the sets, one profile per user.
@@ -278,7 +395,7 @@ class RoutingTrace:
                 raise InvalidProblemError(
                     f"meta: bytes_per_expert_fp16 = {quoted(expert_bytes)}: expected a number of bytes; give expert_bytes"
                 )
-        code = _row_codes((self.set_layer, self.num_layers), *self._expert_columns())
+        code = row_codes((self.set_layer, self.num_layers), *self._expert_columns())
         _, first, which = np.unique(code, return_index=True, return_inverse=True)
         order = np.lexsort((which, self.set_user))
         user = self.set_user[order]
@@ -324,6 +441,16 @@ class RoutingTrace:
         """Experts K that a token uses per layer."""
         return int(self.set_experts.shape[1])
 
+    @property
+    def counts_only(self) -> bool:
+        """Whether it is not known which experts a token used together; a set is then one use, see `from_counts`."""
+        return self.meta.get("counts_only") is True
+
+    @property
+    def experts_per_token(self) -> int:
+        """Experts that a token uses per layer: K, also where the sets are single uses."""
+        return int(self.meta["experts_per_token"]) if self.counts_only else self.top_k
+
     def _expert_columns(self) -> list[tuple[NDArray[np.int32], int]]:
         return [(self.set_experts[:, k], self.num_experts) for k in range(self.top_k)]
 
@@ -358,54 +485,8 @@ def bundled_trace(name: str) -> RoutingTrace:
         return RoutingTrace.load(path)
 
 
-def counted_tokens(mask: ArrayLike | None, users: int, tokens: int) -> NDArray[np.bool_]:
-    """Return bool [G, T], which tokens count: those of a mask that leaves each user some, or all."""
-    counted = bool_array("mask", True if mask is None else mask, (users, tokens))
-    if (silent := np.flatnonzero(~counted.any(axis=1))).size:
-        raise InvalidProblemError(f"mask[{silent[0]}]: no token of user {silent[0]} counts: expected at least one")
-    return counted
-
-
-def _check_logits(logits: NDArray[Any], top_k: int, counted: NDArray[np.bool_], user: int) -> None:
-    """Refuse NaN, and too few experts within reach, among the tokens of one user that count; `logits` is [T, L, E]."""
-    if (missing := np.isnan(logits) & counted[:, None, None]).any():
-        index = tuple(int(i) for i in np.argwhere(missing)[0])
-        raise InvalidProblemError(f"{at('logits', (user, *index))} = nan: expected a number")
-    reached = (logits > -np.inf).sum(axis=-1)  # (T, L)
-    if (padding := (reached < top_k) & counted[:, None]).any():
-        index = tuple(int(i) for i in np.argwhere(padding)[0])
-        raise InvalidProblemError(
-            f"{at('logits', (user, *index))}: {reached[index]} of {logits.shape[-1]} values are above -inf: expected at "
-            f"least top_k = {top_k}; leave padding out with mask"
-        )
-
-
-def _count_sets(
-    logits: NDArray[Any], top_k: int
-) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.int64]]:  # fmt: skip
-    """Return layer, experts and count of the sets of one user; `logits` is [T, L, E]."""
-    tokens, layers, experts = logits.shape
-    threshold = np.partition(logits, experts - top_k, axis=-1)[..., experts - top_k, None]  # (T, L, 1), K-th largest
-    above, level = logits > threshold, logits == threshold  # (T, L, E)
-    room = top_k - above.sum(axis=-1, keepdims=True)  # (T, L, 1)
-    chosen = (
-        (above | (level & (level.cumsum(axis=-1, dtype=np.int32) <= room))).nonzero()[-1].reshape(-1, top_k)
-    )  # (T * L, K)
-    layer = np.tile(np.arange(layers), tokens)  # (T * L,)
-    code = _row_codes((layer, layers), *((chosen[:, k], experts) for k in range(top_k)))
-    _, first, count = np.unique(code, return_index=True, return_counts=True)
-    return layer[first], chosen[first], count
-
-
-def _row_codes(*columns: tuple[NDArray[Any], int]) -> NDArray[np.int64]:
-    """Return a number per row of a table, ordered as the rows are; each column has values from 0 to below its size."""
-    code, span = np.zeros(columns[0][0].size, np.int64), 1
-    for column, size in columns:
-        if span > (1 << 62) // size:  # too large to go on: number the rows so far by rank
-            ranks, code = np.unique(code, return_inverse=True)
-            span = ranks.size
-        code, span = code * size + column, span * size
-    return code
+def _is_count(value: object) -> bool:
+    return type(value) is int and 1 <= value <= MAX_EXPERTS
 
 
 def _size(name: str, value: object) -> int:

@@ -8,8 +8,9 @@ import subprocess
 import sys
 import time
 import types
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -228,6 +229,21 @@ def test_bad_input_is_one_line(words: list[object], expected: str):
     assert expected in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
+
+
+def test_a_step_size_needs_an_optimizer(monkeypatch: pytest.MonkeyPatch):
+    """`--lr` for an algorithm without an optimiser is refused, not dropped."""
+
+    @dataclass
+    class Plain:
+        name: ClassVar[str] = "plain"
+
+        step: float = 0.1
+
+    monkeypatch.setattr("edgeopt.experiment.build.ALGORITHMS", (Plain,))
+    done = run("train", "--algorithm", "plain", "--lr", 0.3)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "--lr 0.3: plain has no optimizer, expected a field of it by --set algorithm.FIELD=0.3" in done.stderr
 
 
 @pytest.mark.usefixtures("_no_pictures")

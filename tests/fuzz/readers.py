@@ -298,6 +298,43 @@ def use_trace(path: Path) -> None:
     trace.statistics(), trace.to_model(expert_bytes=8.0)
 
 
+# --- routing that others have recorded ---------------------------------------------------------------------------
+
+IDS = np.array([[[0, 1], [2, 0]], [[1, 2], [0, 1]], [[0, 2], [1, 2]]])  # (T, L, K)
+
+
+def _sglang(path: Path) -> None:
+    import torch
+
+    ids = torch.tensor(np.pad(IDS.transpose(1, 0, 2), ((1, 0), (0, 1), (0, 1)), constant_values=-1))
+    table = torch.arange(3).expand(3, 3).clone()
+    torch.save({"records": [{"topk_ids_of_layer": ids}], "last_physical_to_logical_map": table}, path)
+
+
+RECORDED: dict[str, Callable[[Path], object]] = {
+    "sglang.pt": _sglang,
+    "answers.jsonl": lambda path: path.write_text(
+        "\n".join(json.dumps({"user": u, "meta_info": {"routed_experts": IDS.tolist()}}) for u in (3, 5))
+    ),
+    "answer.json": lambda path: path.write_text(json.dumps({"choices": [{"routed_experts": "AAAAAAEAAAABAAAAAgAAAA=="}]})),
+    "expert-load.json": lambda path: path.write_text(
+        json.dumps({"load_history": [{"logical_expert_load": [[2, 4, 0], [3, 1, 2]]}] * 2})
+    ),
+    "activations.csv": lambda path: path.write_text(
+        "user,token,layer,expert\n"
+        + "".join(f"u{t},{t},{layer},{e}\n" for t in range(3) for layer in range(2) for e in IDS[t, layer])
+    ),
+    "uses.tsv": lambda path: path.write_text("layer\texpert\n0\t1\n0\t2\n1\t0\n1\t1\n"),
+    "ids.npy": lambda path: np.save(path, IDS),
+    "ids.npz": lambda path: np.savez(path, ids=IDS, user=[1, 1, 4], mask=[True, True, False]),
+}  # fmt: skip
+
+
+def use_recorded(path: Path) -> None:
+    trace = RoutingTrace.read(path, num_layers=2, top_k=2)
+    trace.statistics(), trace.to_model(8.0)
+
+
 READERS = (
     Reader("expert-caching.json", lambda path: problem(ExpertCaching).save(path), describe),
     Reader("expert-caching.npz", lambda path: problem(ExpertCaching).save(path), describe),
@@ -321,6 +358,7 @@ READERS = (
     Reader("schedule.json", lambda path: Schedule([small_plan(2), small_plan(2, aggregate=False)] * 2).save(path), Schedule.load),
     Reader("schedule.npz", lambda path: Schedule([small_plan(2), small_plan(2, aggregate=False)] * 2).save(path), Schedule.load),
     Reader("trace.npz", write_trace, use_trace),
+    *(Reader(name, write, use_recorded) for name, write in RECORDED.items()),
     Reader("record.npz", lambda path: record().save(path), lambda path: RoutingRecord.load(path).to_trace()),
     Reader("record.json", lambda path: record().save(path), lambda path: RoutingRecord.load(path).to_trace()),
     Reader("policy.safetensors", lambda path: policy().save(path), use_policy),

@@ -157,6 +157,42 @@ def test_what_is_handed_over_wrongly(case: str, batched: bool):
     assert "\n" not in str(caught.value)
 
 
+class NoGenerator(Wrong):
+    def round(self, task: Task, state: State, plan: Any, number: int) -> Any:
+        return Outcome(state, {})
+
+
+class OneModel(Wrong):
+    def models(self, task: Task, state: State, clients: Mapping[int, State]) -> Any:
+        return tensors_of(state, "weights")
+
+
+class Misread(Wrong):
+    def client(self, task: Task, message: Message, state: State, batch: Batch | None) -> Any:
+        return reply(scalars={"loss": message["weight"]["0.bias"]}), {}  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "message"),
+    [
+        (NoGenerator(), "wrong: the round returned an Outcome: expected a generator, it has to yield its phases$"),
+        (
+            OneModel(),
+            r"wrong, evaluation: models\['0.weight'\] is a tensor of shape .*: expected weights by name, .* None$",
+        ),
+        (
+            Misread(),
+            "client 2, wrong, message 'train': train: category 'weight': expected one of weights, .*, statistics$",
+        ),
+    ],
+)
+def test_methods_of_another_form(algorithm: Wrong, message: str):
+    """A round without a yield, the weights of one model in place of models, a category by a wrong name."""
+    plan = StaticPlanner(small_plan(client=[2, 0]))
+    with pytest.raises(TrainingError, match=f"^round 0, {message}"):
+        train(small_task((6, 6, 6)), algorithm, plan, small_timing(), rounds=1)
+
+
 @pytest.mark.parametrize("algorithm", [ParallelSplit(), SplitFed(), SplitFedV2(), VanillaSplit()], ids=lambda a: a.name)
 @pytest.mark.parametrize("batched", [True, False])
 def test_a_loss_on_the_servers_side(algorithm: Any, batched: bool):

@@ -16,6 +16,7 @@ from edgeopt.profile import ModelProfile
 from edgeopt.training import (
     Algorithm,
     ArrayData,
+    Batches,
     FedAvg,
     FedProx,
     History,
@@ -141,6 +142,12 @@ def test_a_client_without_samples_has_a_round():
         run(small_task((4, 0, 3)))
 
 
+def test_mini_batches_of_nothing():
+    """A client that has samples and is asked for none: the mini-batch is at fault, not the client."""
+    with pytest.raises(InvalidProblemError, match=r"^client 1: mini-batches of 0 samples: expected at least one$"):
+        small_task().batch(1, Batches(0, 0, 1, 0))
+
+
 def test_more_local_steps_than_there_is_memory():
     """The number of steps alone does not decide how much memory is taken: a bound is told before anything is drawn."""
     message = r"^round 0, fedavg, client 2: 2000000000 mini-batches of 2 samples take \d+ bytes: expected at most \d+, with fewer"
@@ -248,11 +255,18 @@ def test_arguments_of_a_task(change: dict[str, Any], message: str):
     assert Task(**fields, seed=np.int64(3)).seed == 3
 
 
+class Unstarted:
+    """An algorithm, but for one method."""
+
+    name, round, client, models = "unstarted", FedAvg.round, FedAvg.client, FedAvg.models
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"algorithm": FedAvg}, "algorithm: expected an Algorithm, got the class FedAvg"),
         ({"algorithm": "fedavg"}, "algorithm: expected an Algorithm, got 'fedavg'"),
+        ({"algorithm": Unstarted()}, r"algorithm: expected an Algorithm, got .*Unstarted.* without 'start'$"),
         ({"planner": None}, "planner: expected a Planner, got None"),
         ({"timing": 5}, "timing: expected a Timing, got 5"),
         ({"task": None}, "task: expected a Task, got None"),

@@ -34,9 +34,15 @@ def minimise(
 
     Parameters
     ----------
-    loss : what is minimised; gradients are taken by the parameters among the weights that it is called with.
+    loss : what is minimised, see `LocalLoss`; gradients are taken by the parameters among the weights that it is called
+        with.
     weights : where training starts.
     state : of the optimiser. Default: as before its first step.
+
+    Returns
+    -------
+    Trained
+        ``weights``, buffers included; the optimiser's ``state``; ``loss``, the mean over the steps of what is reported.
     """
     buffers = {name: value for name, value in weights.items() if name not in task.parameters}
     parameters = task.trained(weights)

@@ -13,8 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from edgeopt import EdgeNetwork
 from edgeopt.errors import InvalidFileError, InvalidProblemError
-from edgeopt.problems.expert_caching.routing_trace import BUNDLED_TRACES, RoutingTrace, _row_codes, bundled_trace
+from edgeopt.problems import ExpertCaching, Placement
+from edgeopt.problems.expert_caching.counting import row_codes
+from edgeopt.problems.expert_caching.routing_trace import BUNDLED_TRACES, RoutingTrace, bundled_trace
 
 SIZES = {
     "switch32": (1, 32, 6, 73_728, 4_608),
@@ -284,7 +287,7 @@ def test_many_experts_per_set():
 @given(hnp.arrays(np.int64, st.tuples(st.integers(1, 20), st.just(3)), elements=st.integers(0, (1 << 30) - 1)))
 def test_row_codes_order_rows(table):
     """Codes of rows compare as the rows do, even when a plain code would take 90 bits."""
-    code = _row_codes(*((table[:, k], 1 << 30) for k in range(3)))
+    code = row_codes(*((table[:, k], 1 << 30) for k in range(3)))
     rows = [tuple(row) for row in table.tolist()]
     for i in range(len(rows)):
         for j in range(len(rows)):
@@ -331,8 +334,8 @@ def test_padding_is_no_vote(fill):
 @pytest.mark.parametrize(
     ("reached", "top_k", "message"),
     [
-        (1, 2, r"logits\[0, 1, 2\]: 1 of 4 values are above -inf: expected at least top_k = 2; leave padding out with mask"),
-        (0, 1, r"logits\[0, 1, 2\]: 0 of 4 values are above -inf: expected at least top_k = 1; leave padding out with mask"),
+        (1, 2, r"logits\[0, 1, 2\]: 1 of 4 values are above -inf: expected at least top_k = 2; leave padding out with mask, or with short='leave out'"),
+        (0, 1, r"logits\[0, 1, 2\]: 0 of 4 values are above -inf: expected at least top_k = 1; leave padding out with mask, or with short='leave out'"),
         (2, 2, None),
     ],
 )  # fmt: skip
@@ -559,3 +562,161 @@ def test_damaged_file(tmp_path_factory, saved, data):
         assert str(path) in str(error)  # noqa: PT017 - any other exception fails the test
     else:
         assert trace == bundled_trace("switch32")
+
+
+def test_users_of_unequal_length():
+    """A list of arrays, one for each user, counts what the padded array with a mask counts; tensors too."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(5)
+    padded, mask = rng.normal(size=(3, 8, 2, 5)), np.arange(8) < np.array([[8], [5], [1]])
+    expected = RoutingTrace.from_router_logits(padded, 2, mask=mask)
+    parts = [own[which] for own, which in zip(padded, mask, strict=True)]
+    assert RoutingTrace.from_router_logits(parts, 2) == expected
+    tensors = [torch.tensor(part, requires_grad=True) for part in parts]
+    assert RoutingTrace.from_router_logits(tensors, 2) == expected
+    first = [np.arange(len(part)) < 1 for part in parts]
+    once = RoutingTrace.from_router_logits(parts, 2, mask=first)
+    assert once == RoutingTrace.from_router_logits(padded[:, :1], 2)
+
+
+def test_padding_is_left_out_when_asked():
+    """Tokens with fewer than K experts within reach in some layer are as if a mask had left them out."""
+    logits = np.random.default_rng(6).normal(size=(2, 6, 3, 4))
+    mask = np.ones((2, 6), bool)
+    for user, token, layer in ((0, 2, 1), (1, 5, 0)):
+        logits[user, token, layer, 1:] = -np.inf
+        mask[user, token] = False
+    assert RoutingTrace.from_router_logits(logits, 2, short="leave out") == RoutingTrace.from_router_logits(
+        logits, 2, mask=mask
+    )
+
+
+@pytest.mark.parametrize(
+    ("logits", "more", "message"),
+    [
+        (
+            [np.zeros((2, 1, 3)), np.zeros((2, 2, 3))],
+            {},
+            r"logits\[1\]: .* as in logits\[0\], \[1, 3\], got float64 \[2, 2, 3\]",
+        ),
+        ([np.zeros((2, 1, 3)), np.zeros(3)], {}, r"logits\[1\]: .* got float64 \[3\]"),
+        ([], {}, r"logits: .*"),
+        ([np.zeros((2, 1, 3)), np.zeros((1, 1, 3))], {"mask": [[True, True]]}, "mask: .* each of 2 users"),
+        (
+            [np.zeros((2, 1, 3)), np.zeros((1, 1, 3))],
+            {"mask": [[True, True], [False]]},
+            r"mask\[1\]: no token of user 1",
+        ),
+        (np.zeros((1, 2, 1, 3)), {"short": "skip"}, "short = 'skip': expected 'refuse' or 'leave out'"),
+        (np.full((1, 2, 1, 3), -np.inf), {"short": "leave out"}, r"logits\[0\]: no token has top_k = 1"),
+    ],
+)
+def test_bad_router_logits_of_users(logits, more, message):
+    """What is wrong is named with the user."""
+    with pytest.raises(InvalidProblemError, match=message):
+        RoutingTrace.from_router_logits(logits, 1, **more)
+
+
+@given(st.data())
+def test_expert_ids_equal_a_plain_loop(data):
+    """Sets are counted whatever the order of their ids, by user, without the tokens that a mask leaves out."""
+    tokens, layers, experts = (data.draw(st.integers(1, most)) for most in (6, 3, 5))
+    top_k = data.draw(st.integers(1, experts))
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    ids = rng.permuted(np.tile(np.arange(experts), (tokens, layers, 1)), axis=-1)[..., :top_k]
+    user = rng.choice(["b", "a", "c"], tokens).tolist() if data.draw(st.booleans()) else rng.integers(5, 8, tokens)
+    mask = rng.random(tokens) < 0.7
+    mask[0] = True
+    spoilt = np.where(mask[:, None, None], ids, -1)
+    trace = RoutingTrace.from_expert_ids(spoilt, num_experts=experts, user=user, mask=mask)
+    names = sorted({user[t] for t in range(tokens) if mask[t]})
+    expected = Counter(
+        (names.index(user[t]), layer, tuple(sorted(ids[t, layer].tolist())))
+        for t in range(tokens) if mask[t] for layer in range(layers)
+    )  # fmt: skip
+    rows = zip(trace.set_user.tolist(), trace.set_layer.tolist(), map(tuple, trace.set_experts.tolist()), strict=True)
+    assert dict(zip(rows, trace.set_count.tolist(), strict=True)) == expected
+    assert trace.meta["users"] == names
+
+
+def test_expert_ids_of_many_tokens_are_counted_in_parts(monkeypatch):
+    """In parts or at once, the counts are the same."""
+    ids = np.random.default_rng(1).integers(0, 7, (200, 3, 1))
+    expected = RoutingTrace.from_expert_ids(ids)
+    monkeypatch.setattr("edgeopt.problems.expert_caching.counting.CHUNK", 10)
+    assert RoutingTrace.from_expert_ids(ids) == expected
+
+
+@pytest.mark.parametrize(
+    ("ids", "more", "message"),
+    [
+        ([[[0, 0]]], {}, r"ids\[0, 0\] = \[0, 0\]: expected different experts"),
+        ([[[0, -1]]], {}, r"ids\[0, 0, 1\] = -1: expected an expert, 0 or more"),
+        ([[[0, 3]]], {"num_experts": 3}, r"ids\[0, 0, 1\] = 3: expected an expert, 0 to 2"),
+        ([[0, 1]], {}, r"ids: expected integers \[tokens, layers, K\].* got int64 \[1, 2\]"),
+        ([[[0.5]]], {}, "ids: expected integers .* got float64"),
+        ([[[0]]], {"mask": [False]}, "mask: no token counts"),
+        ([[[0]]], {"user": [0, 1]}, r"user: shape \[2\], expected \[1\]"),
+        ([[[0]]], {"user": [0.5]}, "user: expected integers or texts, got float64"),
+        ([[[2_000_000_000]]], {}, r"num_layers \* num_experts = 2000000001: expected at most"),
+    ],
+)
+def test_bad_expert_ids(ids, more, message):
+    """What is wrong is named with its place."""
+    with pytest.raises(InvalidProblemError, match=message):
+        RoutingTrace.from_expert_ids(ids, **more)
+
+
+def test_counts_only():
+    """Counts of K >= 2 experts keep the sum of the latencies exactly, and are refused where sets matter."""
+    trace = bundled_trace("mixtral8")
+    counts = np.zeros((trace.num_users, trace.num_layers, trace.num_experts), np.int64)
+    for k in range(trace.top_k):
+        np.add.at(counts, (trace.set_user, trace.set_layer, trace.set_experts[:, k]), trace.set_count)
+    known = RoutingTrace.from_counts(counts, trace.top_k, name=trace.name)
+    assert (known.counts_only, known.top_k, known.experts_per_token) == (True, 1, 2)
+    network = EdgeNetwork.random(3, 12, seed=1)
+    exact, summed = (
+        ExpertCaching.from_traces(t, network, models=["mixtral-8x7b"], storage=0.2) for t in (trace, known)
+    )
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        placement = Placement(rng.random((3, exact.num_experts)) < 0.15)
+        assert summed.objective(placement) == pytest.approx(exact.objective(placement), rel=1e-12)
+        assert summed.report(placement).latency_s == pytest.approx(exact.report(placement).latency_s, rel=1e-12)
+    with pytest.raises(
+        InvalidProblemError, match=r"latency = 'max': trace mixtral8.* has counts only: which 2 experts"
+    ):
+        ExpertCaching.from_traces(known, network, models=["mixtral-8x7b"], latency="max")
+    one = RoutingTrace.from_counts([[[2, 1]]], 1)
+    assert not one.counts_only
+
+
+def test_counts_only_survive_a_file(tmp_path):
+    """A trace of counts is still one when it is read back; a file that contradicts itself is refused."""
+    trace = RoutingTrace.from_counts([[[3, 1, 0], [2, 1, 1]]], 2)
+    trace.save(tmp_path / "trace.npz")
+    assert RoutingTrace.load(tmp_path / "trace.npz") == trace
+    assert RoutingTrace.load(tmp_path / "trace.npz").experts_per_token == 2
+    for wrong in ({"counts_only": True}, {"counts_only": True, "experts_per_token": 0}):
+        with pytest.raises(InvalidProblemError, match="meta: counts_only with experts_per_token"):
+            RoutingTrace(
+                name="x", num_layers=1, num_experts=2, set_user=[0], set_layer=[0], set_experts=[[0]], set_count=[1],
+                tokens_per_user=[1], meta=wrong,
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("counts", "top_k", "message"),
+    [
+        ([[[1, 1], [1, 2]]], 1, r"counts\[0, 1\] sums to 3, counts\[0, 0\] to 2"),
+        ([[[2, 1]]], 2, r"counts\[0, 0\] sums to 3, .* 2 for each token"),
+        ([[[0, 0]]], 1, r"counts\[0, 0\] sums to 0"),
+        ([[[2, 1]]], 3, "top_k = 3: expected at most the 2 experts"),
+        ([[2, 1]], 1, "counts"),
+    ],
+)
+def test_bad_counts(counts, top_k, message):
+    """What is wrong is named with its place."""
+    with pytest.raises(InvalidProblemError, match=message):
+        RoutingTrace.from_counts(counts, top_k)
