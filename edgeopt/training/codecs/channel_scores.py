@@ -50,16 +50,24 @@ def label_aware(x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     x : [n, C, values].
     labels : [n].
     """
-    same = (labels.unsqueeze(1) == labels).to(x.dtype)  # (n, n)
-    share = 1 / same.sum(1)  # (n,), over the samples of a label they sum to 1
-    flat = x.flatten(1)  # (n, C P)
-    means = (same @ flat * share.unsqueeze(1)).reshape(x.shape)  # (n, C, P), of each sample's label
-    energy = (share @ means.flatten(1).square()).reshape(x.shape[1:]).sum(1)  # (C,), sum over labels of |mean|^2
-    total = (share @ flat).reshape(x.shape[1:])  # (C, P), sum over labels of the means
-    number = share.sum()  # of labels
+    means, counts, _ = _means(x.flatten(1), labels)
+    means = means.reshape(x.shape)  # (n, C, P)
+    energy = means.square().sum((0, 2))  # (C,), sum over labels of the squared norms
+    number = (counts > 0).sum()  # of labels
     pairs = number * (number - 1)
-    between = (total.square().sum(1) - energy) / torch.where(pairs > 0.5, pairs, 1)
-    return _normalised(energy / number) - torch.where(pairs > 0.5, _normalised(between), 0)
+    between = (means.sum(0).square().sum(1) - energy) / pairs.clamp_min(1)
+    return _normalised(energy / number) - torch.where(pairs > 0, _normalised(between), 0)
+
+
+def _means(x: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the mean of each label in the row of its first sample, zeros elsewhere [n, values]; its samples [n]; that row.
+
+    The row is given for each sample, int64 [n].
+    """
+    first = (labels.unsqueeze(1) == labels).int().argmax(1)  # (n,)
+    counts = x.new_zeros(len(x)).scatter_add(0, first, x.new_ones(len(x)))
+    sums = torch.zeros_like(x).scatter_add(0, first.unsqueeze(1).expand(x.shape), x)
+    return sums / counts.clamp_min(1).unsqueeze(1), counts, first
 
 
 def _normalised(score: torch.Tensor) -> torch.Tensor:
@@ -81,10 +89,10 @@ def separability(x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     labels : [n].
     """
     values = x.mean(2)  # (n, C)
-    same = (labels.unsqueeze(1) == labels).to(x.dtype)  # (n, n)
-    means = same @ values / same.sum(1, keepdim=True)  # (n, C), of each sample's label
-    between = (means - values.mean(0)).square().sum(0)  # (C,)
-    within = (values - means).square().sum(0)
+    means, _, first = _means(values, labels)
+    own = means.index_select(0, first)  # (n, C)
+    between = (own - values.mean(0)).square().sum(0)  # (C,)
+    within = (values - own).square().sum(0)
     both = between + within
     return between / torch.where(both > 0, both, 1) * magnitude(x)
 
