@@ -52,7 +52,7 @@ def coded(codec: Codec, xs: list[torch.Tensor], labels: list[torch.Tensor], repe
         order = codec.order("up", form, math.inf, _of_first(states[1]))
 
         def together(x: torch.Tensor = x, y: torch.Tensor = y, states: Any = states, order: Any = order) -> Any:
-            return vmap(lambda *items: one(*items, order))(x, y, keys, states)
+            return vmap(lambda x, y, key, states: one(x, y, key, states, order))(x, y, keys, states)
 
         found, sent, states = together()
     times = common.clock(together, repeats)
