@@ -15,7 +15,7 @@ from edgeopt.evaluation.benchmarks.common import Row
 
 NAMES = (
     "greedy", "kernels", "top_k", "scale", "caching", "model_download", "split_training", "client_selection",
-    "federated_rounds", "selection_quality", "time_limits", "peers",
+    "federated_rounds", "codecs", "selection_quality", "time_limits", "peers",
 )  # fmt: skip
 LONG = ("selection_quality", "time_limits")  # an hour, and the quarter of one: only where they are named
 

@@ -93,57 +93,65 @@ def best(x: torch.Tensor, rank: int) -> float:
     return float((rest - kept).norm() / flat.norm())
 
 
+def table(clients: int, samples: int, rank: int, repeats: int) -> Row:
+    """Return a row for each codec and for the peer, with mini-batches of a size."""
+    rank = min(rank, samples - 1)
+    given: dict[str, Any] = {"low-rank": {"rank": rank}, "nsc": {"max_rank": rank, "energy": 1.0}}
+    xs, labels = messages(clients, samples)
+    rows: list[Row] = []
+    for kind in CODECS:
+        common.say(f"{kind.name}, mini-batches of {samples}")
+        codec: Any = kind(**given.get(kind.name, {}))
+        rows.append({"codec": kind.name, **coded(codec, xs, labels, repeats)})
+    rows.append({"codec": PEER, **peer(xs[-1], rank, repeats)})
+    for row in rows:
+        row["megabytes_per_s"] = xs[-1].nbytes / 1e6 / row["seconds"]
+    return {"clients": clients, "samples": samples, "rank": rank, "svd_error": best(xs[-1], rank), "rows": rows}
+
+
 def measure(options: argparse.Namespace) -> Row:
     """Measure everything on one thread."""
     if options.quick:
-        options.clients, options.samples, options.repeats = 3, 8, 1
-    rank, before = min(options.rank, options.samples - 1), torch.get_num_threads()
+        options.clients, options.samples, options.repeats = 3, [4, 8], 1
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        xs, labels = messages(options.clients, options.samples)
-        rows: list[Row] = []
-        for kind in CODECS:
-            given: dict[str, Any] = {"low-rank": {"rank": rank}, "nsc": {"max_rank": rank, "energy": 1.0}}
-            common.say(kind.name)
-            codec: Any = kind(**given.get(kind.name, {}))
-            rows.append({"codec": kind.name, **coded(codec, xs, labels, options.repeats)})
-        rows.append({"codec": PEER, **peer(xs[-1], rank, options.repeats)})
+        tables = [table(options.clients, samples, options.rank, options.repeats) for samples in options.samples]
     finally:
         torch.set_num_threads(before)
-    for row in rows:
-        row["megabytes_per_s"] = xs[-1].nbytes / 1e6 / row["seconds"]
-    of, least = {row["codec"]: row for row in rows}, best(xs[-1], rank)
-    ratio = of[PEER]["seconds"] / of["nsc"]["seconds"]
-    goals = [
-        common.goal(f"nsc, rank {rank}: encode and decode faster than {PEER}", FASTER, ratio, "x", at_least=True),
-        common.goal(f"nsc, rank {rank}: error over that of the SVD", WITHIN, of["nsc"]["error"] / least, "x"),
-    ]
-    return {
-        "clients": options.clients, "samples": options.samples, "rank": rank, "svd_error": least, "rows": rows,
-        "valid": all(math.isfinite(row["error"]) for row in rows) and of["identity"]["error"] == 0, "goals": goals,
-    }  # fmt: skip
+    goals, valid = [], True
+    for found in tables:
+        of = {row["codec"]: row for row in found["rows"]}
+        title = f"nsc, mini-batches of {found['samples']}, rank {found['rank']}"
+        faster = of[PEER]["seconds"] / of["nsc"]["seconds"]
+        goals.append(common.goal(f"{title}: encode and decode faster than {PEER}", FASTER, faster, "x", at_least=True))
+        wrong = of["nsc"]["error"] / found["svd_error"]
+        goals.append(common.goal(f"{title}: error over that of the SVD", WITHIN, wrong, "x"))
+        valid &= of["identity"]["error"] == 0 and all(math.isfinite(row["error"]) for row in found["rows"])
+    return {"tables": tables, "valid": valid, "goals": goals}
 
 
 def show(report: Row, console: Console) -> None:
-    """Print the table."""
-    title = (
-        f"Activations [{report['samples']}, {CHANNELS}, {SIDE}, {SIDE}] of {report['clients']} clients at once, one thread; "
-        f"error of the SVD of rank {report['rank']}: {report['svd_error']:.4f}"
-    )
-    common.show_table(
-        console, title, ("codec", "encode and decode", "MB/s", "bytes", "error"),
-        [
-            [row["codec"], seconds(row["seconds"]), f"{row['megabytes_per_s']:.0f}", f"{100 * row['share']:.1f} %",
-             f"{row['error']:.4f}"]
-            for row in report["rows"]
-        ],
-    )  # fmt: skip
+    """Print the tables."""
+    for found in report["tables"]:
+        title = (
+            f"Activations [{found['samples']}, {CHANNELS}, {SIDE}, {SIDE}] of {found['clients']} clients at once, one "
+            f"thread; error of the SVD of rank {found['rank']}: {found['svd_error']:.4f}"
+        )
+        common.show_table(
+            console, title, ("codec", "encode and decode", "MB/s", "bytes", "error"),
+            [
+                [row["codec"], seconds(row["seconds"]), f"{row['megabytes_per_s']:.0f}", f"{100 * row['share']:.1f} %",
+                 f"{row['error']:.4f}"]
+                for row in found["rows"]
+            ],
+        )  # fmt: skip
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this benchmark."""
     parser.add_argument("--clients", type=int, default=10, help="clients of a batch")
-    parser.add_argument("--samples", type=int, default=32, help="samples of a mini-batch")
+    parser.add_argument("--samples", type=int, nargs="+", default=[32, 256], help="samples of a mini-batch, one or several")
     parser.add_argument("--rank", type=int, default=8, help="of low-rank, nsc and the peer")
     parser.add_argument("--repeats", type=int, default=20, help="repeats of every call; the least counts")
 
