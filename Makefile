@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 VENV_PEERS ?= .venv-peers
 VENV_FLOWER ?= .venv-flower
+VENV_PFL ?= .venv-pfl
 VENV_NEWEST ?= .venv-newest
 VENV_PINS ?= .venv-pins
 
@@ -27,7 +28,7 @@ LINTED := $(PACKAGED) tests docs conftest.py
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test test-slow test-newest explore fuzz test-flower lint types bench bench-peers bench-flower docs pins clean
+.PHONY: help run test test-slow test-newest explore fuzz test-flower lint types bench bench-peers bench-flower bench-rounds docs pins clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1|/p' Makefile | while IFS='|' read -r name text; do printf '  %-12s %s\n' "$$name" "$$text"; done
@@ -75,6 +76,9 @@ bench-peers: $(VENV_PEERS)/.stamp-peers  ## the benchmarks against other package
 bench-flower: $(VENV)/.stamp-test $(VENV_FLOWER)/.stamp-flower  ## rounds of training against Flower's simulation
 	$(PY) -m edgeopt.evaluation.benchmarks.federated_rounds --flower-python $(VENV_FLOWER)/bin/python $(ARGS)
 
+bench-rounds: $(VENV)/.stamp-test $(VENV_FLOWER)/.stamp-flower $(VENV_PFL)/.stamp-pfl  ## rounds of training, small and large, against pfl and Flower
+	$(PY) -m edgeopt.evaluation.benchmarks.rounds --pfl-python $(VENV_PFL)/bin/python --flower-python $(VENV_FLOWER)/bin/python $(ARGS)
+
 docs: $(VENV)/.stamp-docs  ## the documentation, under site/
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict -q
 	@echo "documentation: site/index.html"
@@ -84,13 +88,13 @@ pins: $(VENV_PINS)/.stamp-venv  ## renew constraints.txt: the newest versions th
 	$(VENV_PINS)/bin/python .ci/pins.py
 
 clean:  ## remove the environments, build products, caches and out/run
-	rm -rf $(VENV) $(VENV_PEERS) $(VENV_FLOWER) $(VENV_NEWEST) $(VENV_PINS) build dist site out/run *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) $(VENV_PEERS) $(VENV_FLOWER) $(VENV_PFL) $(VENV_NEWEST) $(VENV_PINS) build dist site out/run *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
 	find $(PACKAGED) tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Each stamp stands for an installed set of packages: made once, and again when the requirements change.
 
 # Debian's python3 lacks ensurepip: there the pip outside installs one inside.
-$(foreach venv,$(VENV) $(VENV_PEERS) $(VENV_FLOWER) $(VENV_NEWEST) $(VENV_PINS),$(venv)/.stamp-venv):
+$(foreach venv,$(VENV) $(VENV_PEERS) $(VENV_FLOWER) $(VENV_PFL) $(VENV_NEWEST) $(VENV_PINS),$(venv)/.stamp-venv):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "edgeopt needs Python >= 3.11, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(@D) >/dev/null 2>&1 \
 		|| { $(PYTHON) -m venv --without-pip $(@D) && $(PYTHON) -m pip --python $(@D)/bin/python install -q -c constraints.txt pip; }
@@ -120,11 +124,15 @@ $(VENV)/.stamp-dev: $(VENV)/.stamp-build $(REQUIREMENTS)
 	$(PY) $(PINNED) -e ".[dev]"
 	@touch $@ $(@D)/.stamp-test $(@D)/.stamp-docs $(@D)/.stamp-run $(@D)/.stamp-report
 
-# These two hold other packages back (Flower: typer and rich), so only what never floats is pinned there.
+# These hold other packages back (Flower: typer and rich), so only what never floats is pinned there.
 $(VENV_PEERS)/.stamp-peers: $(VENV_PEERS)/.stamp-venv pyproject.toml constraints-held.txt
 	$(VENV_PEERS)/bin/python $(HELD) -e ".[report]" submodlib-py
 	@touch $@
 
 $(VENV_FLOWER)/.stamp-flower: $(VENV_FLOWER)/.stamp-venv pyproject.toml constraints-held.txt
 	$(VENV_FLOWER)/bin/python $(HELD) -e ".[flower]" "flwr[simulation]" pytest hypothesis
+	@touch $@
+
+$(VENV_PFL)/.stamp-pfl: $(VENV_PFL)/.stamp-venv constraints-held.txt
+	$(VENV_PFL)/bin/python $(HELD) pfl==0.6.0 torch
 	@touch $@

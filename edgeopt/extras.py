@@ -9,6 +9,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "report": ("pandas", "matplotlib", "jinja2"),
     "cluster": ("distributed",),
     "train": ("torch", "safetensors"),
+    "llm": ("transformers", "peft", "gguf"),
     "tensorboard": ("tensorboard",),
     "flower": ("flwr",),
     "rl": ("pettingzoo", "gymnasium"),

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from edgeopt.extras import needs
 from edgeopt.fields import Fields, in_file
 from edgeopt.files import open_file
 from edgeopt.npz import Form
+
+if TYPE_CHECKING:
+    import torch
 
 _HEADER = "edgeopt"  # the key of safetensors' own metadata that holds our header as JSON text
 Shapes = Mapping[str, tuple[int, ...]]
@@ -75,6 +78,25 @@ def load_tensors(
             return header, {name: file.get_tensor(name) for name in names}
     except (_errors(), UnicodeError) as error:
         raise InvalidFileError(f"{path}: not a safetensors file of edgeopt: {quoted(str(error))[1:-1]}") from None
+
+
+def load_any_tensors(path: str | os.PathLike[str]) -> "dict[str, torch.Tensor]":
+    """Read the tensors of any safetensors file, on the CPU.
+
+    Raises
+    ------
+    InvalidFileError
+        If it is none, corrupt, or too large; the message starts with the path.
+    MissingDependencyError
+        Without safetensors.
+    """
+    with needs("a file of weights", "train"):
+        from safetensors.torch import load_file
+    _check_length(path)
+    try:
+        return load_file(os.fspath(path))
+    except (_errors(), UnicodeError, ValueError) as error:
+        raise InvalidFileError(f"{path}: not a safetensors file: {quoted(str(error))[1:-1]}") from None
 
 
 def _check_length(path: str | os.PathLike[str]) -> None:

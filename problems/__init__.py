@@ -24,6 +24,7 @@ from edgeopt.problems.model_download import DownloadPlan as DownloadPlan
 from edgeopt.problems.model_download import DownloadTimeline as DownloadTimeline
 from edgeopt.problems.model_download import ModelDownload as ModelDownload
 from edgeopt.problems.model_download import Refusal as Refusal
+from edgeopt.problems.split_training import CostFactors as CostFactors
 from edgeopt.problems.split_training import SplitPlan as SplitPlan
 from edgeopt.problems.split_training import SplitReport as SplitReport
 from edgeopt.problems.split_training import SplitTraining as SplitTraining

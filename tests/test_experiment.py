@@ -13,7 +13,7 @@ import torch
 from edgeopt import Schedule, StaticPlanner
 from edgeopt.errors import EdgeOptError, InvalidFileError, InvalidProblemError
 from edgeopt.experiment import Choice, Experiment
-from edgeopt.problems import ClientSelection, SplitPlan, SplitTraining
+from edgeopt.problems import ClientSelection, CostFactors, SplitPlan, SplitTraining
 from edgeopt.schedule import RoundPlan
 from edgeopt.training import ALGORITHMS, CODECS, Compressed, ParallelSplit, TopK
 from edgeopt.training.runners.local import LocalRunner
@@ -419,16 +419,25 @@ def test_saved_selection_problem(tmp_path: Path):
     assert getattr(setup.algorithm, "num_servers") == 2  # noqa: B009
 
 
-def test_virtual_time_is_the_problems():
-    """A round of SplitFed under a solver's plan takes what the problem that the solver was given says."""
+@pytest.mark.parametrize("saved", [False, True])
+@pytest.mark.parametrize("name", ["splitfed-v1", "psl", "ho-sfl", "zo-sfl"])
+def test_virtual_time_is_the_problems(name: str, saved: bool, tmp_path: Path):
+    """A round under a solver's plan takes what the problem that the solver was given says, with the algorithm's costs."""
     values = SMALL | {
         "model": {"name": "small-cnn", "width": 4},
-        "algorithm": {"name": "splitfed-v1"},
+        "algorithm": {"name": name},
         "planner": {"name": "split-training/fixed", "batch": 6, "cut": 2},
         "problem": {"interval": 2},
     }
+    if saved:
+        plain = Experiment.from_dict(values | {"algorithm": {"name": "splitfed-v1"}}).build().problem
+        assert isinstance(plain, SplitTraining)
+        plain.save(tmp_path / "problem.npz")
+        del values["problem"]
+        values |= {"network": {"file": str(tmp_path / "problem.npz")}}
     setup = Experiment.from_dict(values).build()
     assert isinstance(setup.problem, SplitTraining)
+    assert setup.problem.factors == getattr(setup.algorithm, "cost_factors", CostFactors())
     first = setup.planner.plan(0, None)
     assert first.cut_layer.tolist() == [2] * 4
     plan = SplitPlan(batch_size=first.batch_size, cut_layer=first.cut_layer, aggregation_interval=2)

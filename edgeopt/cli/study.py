@@ -63,9 +63,9 @@ def studies(as_json: JsonOption = False) -> None:
         return
     for entry in listed:
         print(f"{entry['name']}  {entry['title']}")
-        for line in ("system", "baselines", "ablations", "tasks", "seeds", "settings"):
+        for line in ("system", "baselines", "ablations", "tasks", "on_demand", "seeds", "settings"):
             if value := entry.get(line):
-                print(f"    {line}: {_said(value)}")
+                print(f"    {line.replace('_', ' ')}: {_said(value)}")
         for claim in entry.get("claims", ()):
             print(f"    claim ({claim['source']}): {claim['claim']}: {claim['verdict']}")
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from edgeopt.experiment.folder import RunFolder
     from edgeopt.training.history import History
 
-RUNNERS = ("batched", "sequential", "flower")
+RUNNERS = ("auto", "batched", "sequential", "flower")
 
 Changes = dict[str, Any]
 
@@ -54,8 +54,11 @@ def train(
     checkpoint_every: Annotated[int, typer.Option(help="Rounds between two checkpoints.", min=1)] = 10,
     runner: Annotated[
         str,
-        typer.Option(help="Where clients run: $runners. Batched ones run side by side, those of flower in processes."),
-    ] = "batched",
+        typer.Option(
+            help="How clients run: $runners. Side by side, one after another, whichever is faster, or in processes."
+        ),
+    ] = "auto",
+    workers: Annotated[int, typer.Option(help="Threads that clients are shared out to.", min=1)] = 1,
     tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard's event files.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -89,7 +92,7 @@ def train(
             raise EdgeOptError(f"{out}: holds no run to go on with: expected experiment.json in it")
     experiment = configured(config, changes, more or [], lr=lr)
     started = time.perf_counter()
-    setup, history = _run(experiment, out, resume, checkpoint_every, runner, tensorboard)
+    setup, history = _run(experiment, out, resume, checkpoint_every, (runner, workers), tensorboard)
     result = summary(setup, history) | {
         "wall_s": time.perf_counter() - started,
         "out": None if out is None else str(out),
@@ -221,11 +224,16 @@ def show(result: dict[str, Any]) -> None:
 
 
 def _run(
-    experiment: "Experiment", out: Path | None, resume: bool, every: int, runner: str, tensorboard: Path | None
+    experiment: "Experiment",
+    out: Path | None,
+    resume: bool,
+    every: int,
+    where: tuple[str, int],
+    tensorboard: Path | None,
 ) -> "tuple[Setup, History]":
     from edgeopt.experiment.folder import RunFolder
 
-    if runner not in RUNNERS:
+    if (runner := where[0]) not in RUNNERS:
         raise EdgeOptError(f"--runner = {quoted(runner)}: expected one of {', '.join(RUNNERS)}")
     files = None if out is None else RunFolder(out, every)
     if files is not None:
@@ -240,7 +248,7 @@ def _run(
                 raise EdgeOptError("--tensorboard: expected a runner in this process, not --runner flower")
             history = _on_flower(experiment, files, resume)
         else:
-            history = _here(setup, files, every, resume, runner, tensorboard)
+            history = _here(setup, files, every, resume, where, tensorboard)
         if files is not None:
             files.write(setup, history)
             try:
@@ -251,9 +259,16 @@ def _run(
 
 
 def _here(
-    setup: "Setup", files: "RunFolder | None", every: int, resume: bool, runner: str, tensorboard: Path | None
+    setup: "Setup",
+    files: "RunFolder | None",
+    every: int,
+    resume: bool,
+    where: tuple[str, int],
+    tensorboard: Path | None,
 ) -> "History":
     from edgeopt.training.runners.local import LocalRunner
+
+    runner, workers = where
 
     with ExitStack() as stack:
         watchers: list[Any] = [] if files is None else [files.on_round]
@@ -262,7 +277,7 @@ def _here(
 
             watchers.append(stack.enter_context(TensorBoardWriter(tensorboard)))
         return setup.train(
-            runner=LocalRunner(batched=runner == "batched"),
+            runner=LocalRunner(batched=None if runner == "auto" else runner == "batched", workers=workers),
             on_round=watchers,
             checkpoint=None if files is None else files.checkpoint,
             checkpoint_every=every,

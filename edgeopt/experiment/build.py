@@ -19,7 +19,7 @@ from edgeopt.experiment.options import (
 from edgeopt.experiment.planners import WITHOUT_PROBLEM, kind_of_solver, planner_for
 from edgeopt.extras import needs
 from edgeopt.problem import Problem
-from edgeopt.problems import ClientSelection, SplitTraining, load
+from edgeopt.problems import ClientSelection, CostFactors, SplitTraining, load
 from edgeopt.profile import ModelProfile
 from edgeopt.rng import stream
 from edgeopt.schedule import Planner
@@ -133,17 +133,19 @@ def _surroundings(
             saved = selection_problem(e, task, getattr(algorithm, "batch_size", 16), network)
         assert isinstance(saved, ClientSelection)
         return saved, SelectionTiming(problem=saved, **power, **energy)
+    factors: CostFactors = getattr(algorithm, "cost_factors", CostFactors())
     with about(e.source, "network"):
         if network is None:
             assert isinstance(saved, SplitTraining)
             options.pop("fed_rate_bps", None)  # it has one
+            saved = saved.replace(factors=factors)  # what rounds cost is the algorithm's to say
             return saved, EdgeTiming.from_problem(saved).replace(seed=e.seed, **options)
         timing = EdgeTiming.from_network(network, seed=e.seed, **options)
     if e.planner.name in WITHOUT_PROBLEM:
         return None, timing
     optimizer = next((getattr(algorithm, name) for name in optimizer_fields(type(algorithm))), None)
     step_size = (optimizer if isinstance(optimizer, Sgd | Adam) else Sgd()).lr
-    return split_problem(e, task, step_size, network), timing
+    return split_problem(e, task, step_size, network, factors), timing
 
 
 def optimizer_from(options: Options, source: str, table: str) -> Optimizer:

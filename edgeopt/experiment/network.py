@@ -9,7 +9,7 @@ from edgeopt.errors import InvalidProblemError
 from edgeopt.experiment.config import Description
 from edgeopt.experiment.options import about, argument_hints, checked, checked_options, hints_of
 from edgeopt.network import EdgeNetwork
-from edgeopt.problems import ClientSelection, SplitTraining
+from edgeopt.problems import ClientSelection, CostFactors, SplitTraining
 from edgeopt.problems.client_selection.build import well_covered_network
 from edgeopt.training.algorithms import ALGORITHMS
 from edgeopt.training.constants import GradientEstimator
@@ -64,17 +64,17 @@ def network_of(e: Description, kind: str, clients: int) -> EdgeNetwork:
         return EdgeNetwork.random(servers_of(e), clients, seed=seed, **options)
 
 
-def split_problem(e: Description, task: Task, lr: float, network: EdgeNetwork) -> SplitTraining:
+def split_problem(e: Description, task: Task, lr: float, network: EdgeNetwork, factors: CostFactors) -> SplitTraining:
     """Return the problem of training the measured model on the network; its constants are measured, unless given.
 
     Largest batch sizes are what clients have, up to 64; the step size is the optimiser's.
     """
     given = dict(e.problem)
     measure = checked(e.source, "problem", "measure", given.pop("measure", True), bool)
-    hints = argument_hints(SplitTraining.from_profile, ("server", "fed_rate_bps"))
+    hints = argument_hints(SplitTraining.from_profile, ("server", "fed_rate_bps", "factors"))
     options = checked_options(e.source, "problem", given, hints | {"max_batch": int | list, "interval": int | list})
     largest = np.clip(task.partition.sizes, 1, _LARGEST_BATCH)
-    chosen: dict[str, Any] = {"max_batch": largest, "interval": 1, "step_size": lr}
+    chosen: dict[str, Any] = {"max_batch": largest, "interval": 1, "step_size": lr, "factors": factors}
     chosen |= _measured(task, lr) if measure else {}
     chosen |= {key: _pair(value) if key == "interval" else value for key, value in options.items()}
     if "fed_rate_bps" in (timing := timing_options(e, SplitTraining.kind)):

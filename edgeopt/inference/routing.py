@@ -187,12 +187,13 @@ def record_users(
     weights: Mapping[str, torch.Tensor] | None = None,
     batch_size: int = 64,
 ) -> RoutingRecord:
-    """Run a model over the text of each user and record the routing, sequence after sequence.
+    """Run a model over what each user has and record the routing, sequence after sequence.
 
     Parameters
     ----------
     model : with layers `Experts` of one size, such as `moe_decoder` makes; left as it was.
-    tokens : int64 [G, S, T], S sequences of T token ids of each of G users, on any device.
+    tokens : int64 [G, S, T], S sequences of T token ids of each of G users, on any device. Of a model without an embedding
+        the samples that it takes, [G, S, ...].
     name : name of the model in the record.
     weights : weights to run with, by name. Default: the model's own.
     batch_size : sequences run at once.
@@ -200,7 +201,7 @@ def record_users(
     Returns
     -------
     RoutingRecord
-        With S * T tokens of each user, padding included: `RoutingRecord.to_trace` can leave it out. Its `meta` has what `ExpertCaching.from_traces` needs to know of the model.
+        With S * T tokens of each user (S, where a sample is one token), padding included: `RoutingRecord.to_trace` can leave it out. Its `meta` has what `ExpertCaching.from_traces` needs to know of the model.
 
     Raises
     ------
@@ -208,12 +209,12 @@ def record_users(
         If the model has no such layers or several sizes of them, or a router returns NaN; `tokens` has the wrong type or
         shape; or `batch_size` is below 1.
     """
-    if not isinstance(tokens, torch.Tensor) or tokens.is_floating_point():
+    reads = any(isinstance(part, nn.Embedding) for part in model.modules())
+    if not isinstance(tokens, torch.Tensor) or (reads and tokens.is_floating_point()):
         raise InvalidProblemError(f"tokens: expected a tensor of int64, got {described(tokens)}")
-    if tokens.ndim != 3 or 0 in tokens.shape:
-        raise InvalidProblemError(
-            f"tokens: expected [users, sequences, length], none of them 0, got {list(tokens.shape)}"
-        )
+    if tokens.ndim < 3 or (reads and tokens.ndim > 3) or 0 in tokens.shape:
+        expected = "[users, sequences, length]" if reads else "[users, samples, ...]"
+        raise InvalidProblemError(f"tokens: expected {expected}, none of them 0, got {list(tokens.shape)}")
     sizes = {(*part.up.shape, part.top_k) for part in model.modules() if isinstance(part, Experts)}
     if len(sizes) != 1:
         found = " and ".join(str(list(size)) for size in sorted(sizes)) or "none"
@@ -239,7 +240,11 @@ def record_users(
                         raise InvalidProblemError(f"model: does not run on the tokens: {in_words(error)}") from error
                 if not all(bool(torch.isfinite(layer.logits).all()) for layer in routing):
                     raise InvalidProblemError("model: a router returns NaN or infinities: expected finite numbers")
-                chosen = torch.stack([layer.experts for layer in routing], dim=2)  # (B, T, L, K)
+                layers = [
+                    layer.experts.flatten(1, -2) if layer.experts.ndim > 2 else layer.experts[:, None]
+                    for layer in routing
+                ]
+                chosen = torch.stack(layers, dim=2)  # (B, T, L, K)
                 parts.append(chosen.sort(dim=-1).values.to("cpu", torch.int16))  # (B, T, L, K)
     finally:
         for part, mode in modes:
@@ -250,6 +255,6 @@ def record_users(
         "d_ff": hidden,
         "expert_kind": "two-matrix GELU feed-forward",
         "bytes_per_expert_fp16": 2 * (2 * width * hidden + width + hidden),
-        "sequence_length": tokens.shape[2],
+        "sequence_length": experts.shape[1] // tokens.shape[1],
     }
     return RoutingRecord(name=name, num_experts=num_experts, experts=experts.numpy(), meta=meta)

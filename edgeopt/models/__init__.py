@@ -16,10 +16,17 @@ with needs("edgeopt.models", "train"):
     from edgeopt.models.cnn import small_cnn as small_cnn
     from edgeopt.models.decoder import gpt2 as gpt2
     from edgeopt.models.decoder import llama as llama
+    from edgeopt.models.gguf import unpack_gguf as unpack_gguf
+    from edgeopt.models.hugging_face import from_transformers as from_transformers
+    from edgeopt.models.hugging_face import to_transformers as to_transformers
+    from edgeopt.models.lora import LoraLinear as LoraLinear
+    from edgeopt.models.lora import add_lora as add_lora
+    from edgeopt.models.lora import lora_layers as lora_layers
     from edgeopt.models.mlp import mlp as mlp
     from edgeopt.models.mobilenet import mobilenetv2 as mobilenetv2
     from edgeopt.models.moe import LayerRouting as LayerRouting
     from edgeopt.models.moe import moe_decoder as moe_decoder
+    from edgeopt.models.moe import moe_mlp as moe_mlp
     from edgeopt.models.moe import record_routing as record_routing
     from edgeopt.models.resnet import BasicBlock as BasicBlock
     from edgeopt.models.resnet import Bottleneck as Bottleneck

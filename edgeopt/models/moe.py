@@ -1,16 +1,18 @@
-"""Mixture-of-experts decoders: a GPT-2 whose feed-forward blocks are experts that a Top-K router picks per token.
+"""Mixtures of experts: a layer whose networks a Top-K router picks per token, in a classifier and in a GPT-2.
 
 Router and load-balancing loss are those of Switch Transformers (Fedus et al., arXiv:2101.03961, sections 2.1 and 2.2);
 for K >= 2 the weights of the chosen experts are made to sum to one, as in Mixtral (arXiv:2401.04088, section 2.1).
 """
 
+import math
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -20,6 +22,7 @@ from edgeopt.display import one_line
 from edgeopt.errors import InvalidProblemError
 from edgeopt.models.attention import SelfAttention, initialise
 from edgeopt.models.decoder import Embedding, Head, Residual
+from edgeopt.validate import integer, listed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,9 +31,9 @@ class LayerRouting:
 
     Parameters
     ----------
-    logits : (B, T, E), output of the router.
-    experts : int64 (B, T, K), the chosen experts, best first; ties go to the lowest index.
-    hidden : (B, T, C), what entered the layer.
+    logits : (..., E), output of the router for each token.
+    experts : int64 (..., K), the chosen experts, best first; ties go to the lowest index.
+    hidden : (..., C), what entered the layer.
     layer : the layer.
     """
 
@@ -41,6 +44,27 @@ class LayerRouting:
 
     __repr__ = one_line
 
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Return the routing of several passes of a layer as one of all their samples."""
+        hidden = [part.hidden for part in parts if part.hidden is not None]
+        return cls(
+            torch.cat([part.logits for part in parts]),
+            torch.cat([part.experts for part in parts]),
+            torch.cat(hidden) if len(hidden) == len(parts) else None,
+            parts[0].layer,
+        )
+
+    @property
+    def probability(self) -> torch.Tensor:
+        """Softmax over all experts, (..., E), in float32 at least."""
+        return _probability(self.logits)
+
+    @property
+    def is_chosen(self) -> torch.Tensor:
+        """Bool (..., E), whether a token uses an expert."""
+        return _one_hot(self.experts, self.logits.shape[-1]).any(dim=-2)
+
     @property
     def balance_loss(self) -> torch.Tensor:
         r"""Load-balancing loss (arXiv:2101.03961, equations 4 to 6), 1 if probabilities and choices are even.
@@ -49,9 +73,9 @@ class LayerRouting:
 
         f is the share of all choices that fell on expert e, P its mean probability; gradients flow through P alone.
         """
-        probability = _probability(self.logits).mean(dim=(0, 1))  # (E,)
+        probability = self.probability.flatten(0, -2).mean(dim=0)  # (E,)
         count = probability.shape[0]
-        share = _one_hot(self.experts, count).to(probability.dtype).mean(dim=(0, 1, 2))  # (E,)
+        share = _one_hot(self.experts, count).to(probability.dtype).flatten(0, -2).mean(dim=0)  # (E,)
         return count * (share * probability).sum()  # ()
 
 
@@ -94,17 +118,36 @@ def record_routing() -> Iterator[list[LayerRouting]]:
 Learners = Sequence[bool] | torch.Tensor
 """Which experts of a layer learn, [E]: plain truth values, or a tensor of them."""
 
-_LEARNERS: ContextVar[Mapping["Experts", Learners]] = ContextVar("edgeopt_learners")
+Choice = Callable[[LayerRouting], Learners]
+"""Decides in a pass which experts of a layer learn from it."""
+
+_LEARNERS: ContextVar[Mapping["Experts", Learners | Choice]] = ContextVar("edgeopt_learners")
 
 
 @contextmanager
-def limit_learners(learners: Mapping["Experts", Learners]) -> Iterator[None]:
+def limit_learners(learners: Mapping["Experts", Learners | Choice]) -> Iterator[None]:
     """Let only some experts learn in the passes inside; layers without an entry learn as a whole, see `Experts`."""
     token = _LEARNERS.set(learners)
     try:
         yield
     finally:
         _LEARNERS.reset(token)
+
+
+_EVERY_EXPERT: ContextVar[bool] = ContextVar("edgeopt_every_expert", default=False)
+
+_WORTH_IT = 1 << 19
+"""Multiplications that must be saved for each expert that is run on its own; measured on a CPU."""
+
+
+@contextmanager
+def every_expert() -> Iterator[None]:
+    """Let every expert compute every token in the passes inside: for measuring, as nothing depends on the data then."""
+    token = _EVERY_EXPERT.set(True)
+    try:
+        yield
+    finally:
+        _EVERY_EXPERT.reset(token)
 
 
 class _StandIn(torch.autograd.Function):
@@ -132,15 +175,17 @@ class Experts(nn.Module):
               p = \mathrm{softmax}(\mathrm{router}(x)), \; A = \mathrm{top}_K(p), \;
               w_e = p_e \text{ if } K = 1, \text{ else } p_e / \sum_{a \in A} p_a
 
-    Weights of all experts are stacked, and every expert computes every token with the weight of the unchosen ones at
-    zero. That is E / K times the work that is needed, but no shape depends on the data: the layer runs inside
-    `torch.func.vmap`, and on the meta device.
+    Weights of all experts are stacked. Where values may be looked at and it saves work, each expert computes the tokens
+    that use it: K / E of what all take. Within `torch.func.vmap`, on the meta device and in `every_expert`, every expert
+    computes every token with the weight of the unchosen ones at zero, so that no shape depends on the data; the outputs
+    are equal up to rounding.
 
     Inside `limit_learners` some experts do not learn: the output is the same to the last bit, but to their networks it is
     a constant. Their gradients are exactly zero, and none goes through them to x; the router learns from the outputs of
     all K experts of a token. Where the choice is plain values, these experts run without a graph and keep nothing for the
-    backward pass but those K outputs, at the cost of running the learning ones twice; where it is a tensor, which may
-    differ from client to client within `torch.func.vmap`, their gradients are set to zero.
+    backward pass but what they returned; where every expert computes every token, that is at the cost of running the
+    learning ones twice. Where it is a tensor, which may differ from client to client within `torch.func.vmap`, their
+    gradients are set to zero.
 
     Parameters
     ----------
@@ -160,43 +205,77 @@ class Experts(nn.Module):
         self.down_bias = nn.Parameter(torch.zeros(experts, width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return (B, T, C) of x (B, T, C)."""
-        logits = self.router(x)  # (B, T, E)
-        order = logits.argsort(dim=-1, descending=True, stable=True)  # (B, T, E)
-        chosen = order[..., : self.top_k]  # (B, T, K)
-        if (routing := _RECORDER.get()) is not None:
-            routing.append(LayerRouting(logits, chosen, x, self))
-        is_chosen = _one_hot(chosen, logits.shape[-1]).any(dim=-2)  # (B, T, E)
-        weight = _probability(logits) * is_chosen  # (B, T, E)
+        """Return (..., C) of x (..., C), which has at least one leading axis."""
+        logits = self.router(x)  # (..., E)
+        order = logits.argsort(dim=-1, descending=True, stable=True)  # (..., E)
+        chosen = order[..., : self.top_k]  # (..., K)
+        routing = LayerRouting(logits, chosen, x, self)
+        if (recorder := _RECORDER.get()) is not None:
+            recorder.append(routing)
+        is_chosen = routing.is_chosen  # (..., E)
+        weight = routing.probability * is_chosen  # (..., E)
         if self.top_k > 1:
-            weight = weight / weight.sum(dim=-1, keepdim=True)  # (B, T, E)
-        weight = weight.to(x.dtype)  # (B, T, E)
-        learners = _LEARNERS.get({}).get(self)
+            weight = weight / weight.sum(dim=-1, keepdim=True)  # (..., E)
+        weight = weight.to(x.dtype)  # (..., E)
+        limit = _LEARNERS.get({}).get(self)
+        learners = limit(routing) if callable(limit) else limit
+        if (counts := self._counts(is_chosen)) is not None:
+            return self._apart(x, weight, chosen, counts, learners)
         if isinstance(learners, torch.Tensor):
             return self._masked(x, weight, learners)
         if learners is None or all(learners) or not torch.is_grad_enabled():
             return _mixture(weight, _inner(x, self.up, self.up_bias), self.down, self.down_bias)
         return self._skipping(x, weight, chosen.contiguous(), learners)
 
+    def _counts(self, is_chosen: torch.Tensor) -> list[int] | None:
+        """Return how many tokens use each expert; None where that is not known, or every expert is to compute all."""
+        experts, width, hidden = self.up.shape
+        tokens = math.prod(is_chosen.shape[:-1])
+        saved = tokens * (experts - self.top_k) * 2 * width * hidden
+        if _EVERY_EXPERT.get() or not saved or saved < _WORTH_IT * min(experts, tokens * self.top_k):
+            return None
+        try:
+            found: list[int] = is_chosen.flatten(0, -2).sum(dim=0).tolist()
+        except RuntimeError:  # a tensor without a value to look at: of a batch of clients, on the meta device
+            return None
+        return found
+
+    def _apart(
+        self, x: torch.Tensor, weight: torch.Tensor, chosen: torch.Tensor, counts: list[int], learners: Learners | None
+    ) -> torch.Tensor:
+        """Return (..., C); each expert computes the tokens that use it, as many as `counts` [E] says."""
+        learns = [True] * len(counts) if learners is None else [bool(value) for value in learners]
+        order = chosen.flatten().argsort(stable=True)  # (N K,), expert after expert
+        rows = torch.split(x.flatten(0, -2)[order // self.top_k], counts)  # E of (n_e, C)
+        weights = (part.unbind() for part in (self.up, self.up_bias, self.down))  # of each expert
+        answers = []
+        for own, learning, up, up_bias, down in zip(rows, learns, *weights, strict=True):
+            with torch.set_grad_enabled(learning and torch.is_grad_enabled()):
+                answers.append(F.gelu(own @ up + up_bias) @ down)  # (n_e, C)
+        back = torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=order.device))  # (N K,)
+        answer = torch.cat(answers)[back].view(*chosen.shape, x.shape[-1])  # (..., K, C)
+        y = (weight.gather(-1, chosen)[..., None] * answer).sum(dim=-2).to(answer.dtype)  # (..., C)
+        return y + weight @ _constant_but(torch.tensor(learns, device=x.device)[:, None], self.down_bias)
+
     def _masked(self, x: torch.Tensor, weight: torch.Tensor, learners: torch.Tensor) -> torch.Tensor:
-        """Return (B, T, C); gradients of and through the networks of experts outside of `learners` (E,) are zero."""
-        inner = _constant_but(learners[:, None], _inner(x, self.up, self.up_bias))  # (B, T, E, D)
+        """Return (..., C); gradients of and through the networks of experts outside of `learners` (E,) are zero."""
+        inner = _constant_but(learners[:, None], _inner(x, self.up, self.up_bias))  # (..., E, D)
         down = _constant_but(learners[:, None, None], self.down)  # (E, D, C)
         return _mixture(weight, inner, down, _constant_but(learners[:, None], self.down_bias))
 
     def _skipping(
         self, x: torch.Tensor, weight: torch.Tensor, chosen: torch.Tensor, learners: Sequence[bool]
     ) -> torch.Tensor:
-        """Return (B, T, C); only the experts among `learners` [E] have a graph."""
+        """Return (..., C); only the experts among `learners` [E] have a graph."""
         own = [e for e, learns in enumerate(learners) if learns]
         with torch.no_grad():
-            inner = _inner(x, self.up, self.up_bias)  # (B, T, E, D)
-            value = _mixture(weight, inner, self.down, self.down_bias)  # (B, T, C)
-            answers = torch.einsum("bted,edc->btec", inner, self.down) + self.down_bias  # (B, T, E, C)
-            constant = ~torch.tensor(learners, device=x.device)[chosen]  # (B, T, K)
-            of_token = chosen[..., None].expand(*chosen.shape, x.shape[-1])  # (B, T, K, C)
-            answers = answers.gather(-2, of_token) * constant[..., None]  # (B, T, K, C)
-        y = (weight.gather(-1, chosen)[..., None] * answers).sum(dim=-2)  # (B, T, C), what the router learns from them
+            inner = _inner(x, self.up, self.up_bias)  # (..., E, D)
+            value = _mixture(weight, inner, self.down, self.down_bias)  # (..., C)
+            answers = torch.einsum("...ed,edc->...ec", inner, self.down) + self.down_bias  # (..., E, C)
+            constant = ~torch.tensor(learners, device=x.device)[chosen]  # (..., K)
+            of_token = chosen[..., None].expand(*chosen.shape, x.shape[-1])  # (..., K, C)
+            answers = answers.gather(-2, of_token) * constant[..., None]  # (..., K, C)
+        y = (weight.gather(-1, chosen)[..., None] * answers).sum(dim=-2)  # (..., C), what the router learns from them
         for e in (slice(e, e + 1) for e in own):  # views: copies of the weights would be kept
             y = y + _mixture(weight[..., e], _inner(x, self.up[e], self.up_bias[e]), self.down[e], self.down_bias[e])
         stood_in: torch.Tensor = _StandIn.apply(value, y.to(value.dtype))  # type: ignore[no-untyped-call]
@@ -204,13 +283,13 @@ class Experts(nn.Module):
 
 
 def _inner(x: torch.Tensor, up: torch.Tensor, up_bias: torch.Tensor) -> torch.Tensor:
-    """Return (B, T, E, D), what is inside of the experts."""
-    return F.gelu(torch.einsum("btc,ecd->bted", x, up) + up_bias)
+    """Return (..., E, D), what is inside of the experts."""
+    return F.gelu(torch.einsum("...c,ecd->...ed", x, up) + up_bias)
 
 
 def _mixture(weight: torch.Tensor, inner: torch.Tensor, down: torch.Tensor, down_bias: torch.Tensor) -> torch.Tensor:
-    """Return (B, T, C), the weighted sum of what experts return."""
-    y: torch.Tensor = torch.einsum("bted,edc->btc", inner * weight[..., None], down)  # (B, T, C)
+    """Return (..., C), the weighted sum of what experts return."""
+    y: torch.Tensor = torch.einsum("...ed,edc->...c", inner * weight[..., None], down)  # (..., C)
     return y + weight @ down_bias
 
 
@@ -228,7 +307,7 @@ def expert_shares(model: nn.Sequential, inputs: torch.Tensor) -> dict[str, float
     ----------
     inputs : (B, ...), of the model.
     """
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+    with torch.inference_mode(), every_expert(), FlopCounterMode(display=False) as counter:
         model(inputs)
     flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
     root = type(model).__name__
@@ -238,6 +317,42 @@ def expert_shares(model: nn.Sequential, inputs: torch.Tensor) -> dict[str, float
             networks = flops[f"{root}.{name}"] - flops[f"{root}.{name}.router"]
             shares[name] = networks / flops[f"{root}.{name.split('.', 1)[0]}"]
     return shares
+
+
+def moe_mlp(
+    in_shape: int | Sequence[int],
+    num_classes: int = 10,
+    *,
+    width: int = 32,
+    hidden: int = 32,
+    experts: int = 8,
+    top_k: int = 2,
+) -> nn.Sequential:
+    """Return a classifier whose hidden layer is a mixture of experts; a sample is one token. It may be cut after any layer.
+
+    Parameters
+    ----------
+    in_shape : features of a sample, or its shape, for example (1, 8, 8). Samples are flattened.
+    num_classes : size of the output.
+    width, hidden : of what enters the experts and leaves them; inner width of an expert.
+    experts, top_k : experts, and how many of them a sample uses.
+
+    Examples
+    --------
+    >>> [name for name, _ in moe_mlp((1, 8, 8)).named_children()]
+    ['stem', 'experts', 'head']
+    """
+    features = math.prod(
+        integer("in_shape", size, low=1) for size in listed("in_shape", in_shape, single=(int, np.integer))
+    )
+    layer = Experts(width, hidden, experts, top_k)
+    for weights, fan_in in ((layer.up, width), (layer.down, hidden)):
+        nn.init.normal_(weights, std=(2 / fan_in) ** 0.5)  # keeps the scale, as there is no path around the experts
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    layers["stem"] = nn.Sequential(nn.Flatten(), nn.Linear(features, width), nn.ReLU())
+    layers["experts"] = layer
+    layers["head"] = nn.Linear(width, num_classes)
+    return nn.Sequential(layers)
 
 
 def moe_decoder(

@@ -12,7 +12,7 @@ from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.models.cnn import small_cnn
 from edgeopt.models.decoder import gpt2
 from edgeopt.models.mlp import mlp
-from edgeopt.models.moe import moe_decoder
+from edgeopt.models.moe import moe_decoder, moe_mlp
 from edgeopt.models.resnet import BasicBlock, resnet
 from edgeopt.models.vgg import vgg
 from edgeopt.validate import integer, listed, seed_number
@@ -86,6 +86,10 @@ def _moe(num_classes: int, shape: tuple[int, ...], width: int) -> nn.Sequential:
     return moe_decoder(vocabulary=num_classes, context=shape[0], width=width, heads=_HEADS, hidden=2 * width)
 
 
+def _moe_mlp(num_classes: int, shape: tuple[int, ...], width: int) -> nn.Sequential:
+    return moe_mlp(shape, num_classes, width=width, hidden=width)
+
+
 SMALL_MODELS: dict[str, SmallModel] = {
     "mlp": SmallModel(build=lambda num_classes, shape, width: mlp(shape, (width,), num_classes)),
     "small-cnn": SmallModel(build=_cnn, takes="square images", width=16),
@@ -93,6 +97,7 @@ SMALL_MODELS: dict[str, SmallModel] = {
     "small-vgg": SmallModel(build=_small_vgg, takes="square images", least_size=32),
     "decoder": SmallModel(build=_decoder, takes="sequences", width_multiple=_HEADS),
     "moe": SmallModel(build=_moe, takes="sequences", width_multiple=_HEADS),
+    "moe-mlp": SmallModel(build=_moe_mlp, width=32),
 }
 """The models that `model_for` makes, by name; a new one is on the command line at once."""
 
@@ -105,12 +110,12 @@ def model_for(
     Parameters
     ----------
     name : one of `SMALL_MODELS`. ``small-resnet`` and ``small-vgg`` are ResNet-18 and VGG-16 for small images, of any width; ``decoder`` and ``moe``
-        are language models of two blocks.
+        are language models of two blocks; ``moe-mlp`` is a perceptron with a mixture of experts in its middle.
     num_classes : size of the output; for language models the size of the vocabulary.
     input_shape : shape of a sample: (channels, height, width) of images, (T,) of sequences of token ids; any for
-        ``mlp``.
-    width : channels of the hidden layer (``mlp``), after the first convolution, or of a token (then a multiple of 4).
-        Default: 64, and 16 for ``small-cnn``.
+        ``mlp`` and ``moe-mlp``.
+    width : channels of the hidden layers (``mlp``, ``moe-mlp``), after the first convolution, or of a token (then a multiple
+        of 4). Default: 64, 32 for ``moe-mlp``, and 16 for ``small-cnn``.
     seed : the same seed gives the same weights; the global random state stays as it is.
 
     Raises

@@ -17,6 +17,7 @@ with needs("edgeopt.training", "train"):
     from edgeopt.training.algorithm import SplitAlgorithm as SplitAlgorithm
     from edgeopt.training.constants import GradientEstimator as GradientEstimator
     from edgeopt.training.costs.ledger import Ledger as Ledger
+    from edgeopt.training.costs.memory import ExpertBudget as ExpertBudget
     from edgeopt.training.costs.memory import MemoryBudget as MemoryBudget
     from edgeopt.training.costs.memory import client_peak_bytes as client_peak_bytes
     from edgeopt.training.costs.selection_timing import SelectionTiming as SelectionTiming
@@ -35,6 +36,7 @@ with needs("edgeopt.training", "train"):
     from edgeopt.training.optimizers import Adam as Adam
     from edgeopt.training.optimizers import Optimizer as Optimizer
     from edgeopt.training.optimizers import Sgd as Sgd
+    from edgeopt.training.rules.average import average_of_parts as average_of_parts
     from edgeopt.training.rules.average import average_update as average_update
     from edgeopt.training.rules.average import masked_average as masked_average
     from edgeopt.training.rules.average import weighted_average as weighted_average
@@ -47,6 +49,7 @@ with needs("edgeopt.training", "train"):
     from edgeopt.training.rules.optimizer_state import average_states as average_states
     from edgeopt.training.rules.optimizer_state import leaves_in as leaves_in
     from edgeopt.training.rules.optimizer_state import overlay as overlay
+    from edgeopt.training.rules.whole_model import AverageOnArrival as AverageOnArrival
     from edgeopt.training.rules.whole_model import average_of_replies as average_of_replies
     from edgeopt.training.rules.whole_model import losses_of as losses_of
     from edgeopt.training.rules.whole_model import train_messages as train_messages
@@ -57,6 +60,7 @@ with needs("edgeopt.training", "train"):
     from edgeopt.training.split.exchange import assign as assign
     from edgeopt.training.split.exchange import play_steps as play_steps
     from edgeopt.training.split.exchange import split_client as split_client
+    from edgeopt.training.split.head import head_step as head_step
     from edgeopt.training.split.placement import Placement as Placement
     from edgeopt.training.split.placement import average_layers as average_layers
     from edgeopt.training.split.placement import mean_of_clients as mean_of_clients
@@ -73,14 +77,26 @@ with needs("edgeopt.training", "train"):
     # isort: split
     # the algorithms come last: their files may import everything above from here, as those of users do
     from edgeopt.training.algorithms import ALGORITHMS as ALGORITHMS
+    from edgeopt.training.algorithms.fedalign_moe import FedAlignMoe as FedAlignMoe
     from edgeopt.training.algorithms.fedavg import AveragedModel as AveragedModel
     from edgeopt.training.algorithms.fedavg import FedAvg as FedAvg
     from edgeopt.training.algorithms.fedprox import FedProx as FedProx
+    from edgeopt.training.algorithms.flexp_sfl import FlexpSfl as FlexpSfl
+    from edgeopt.training.algorithms.gapsl import Gapsl as Gapsl
+    from edgeopt.training.algorithms.het_lora import HetLora as HetLora
+    from edgeopt.training.algorithms.hfedmoe import HFedMoe as HFedMoe
+    from edgeopt.training.algorithms.ho_sfl import HoSfl as HoSfl
+    from edgeopt.training.algorithms.hsplit_lora import HSplitLora as HSplitLora
     from edgeopt.training.algorithms.multi_server import MultiServerFedAvg as MultiServerFedAvg
+    from edgeopt.training.algorithms.parallel_split import Choice as Choice
+    from edgeopt.training.algorithms.parallel_split import Exchange as Exchange
+    from edgeopt.training.algorithms.parallel_split import ParallelModel as ParallelModel
     from edgeopt.training.algorithms.parallel_split import ParallelSplit as ParallelSplit
     from edgeopt.training.algorithms.splitfed import SplitFed as SplitFed
     from edgeopt.training.algorithms.splitfed_v2 import SplitFedV2 as SplitFedV2
     from edgeopt.training.algorithms.vanilla_split import VanillaSplit as VanillaSplit
+    from edgeopt.training.algorithms.zero_pad_lora import ZeroPadLora as ZeroPadLora
+    from edgeopt.training.algorithms.zo_sfl import ZoSfl as ZoSfl
     from edgeopt.training.codecs import CODECS as CODECS
     from edgeopt.training.codecs import AcpCodec as AcpCodec
     from edgeopt.training.codecs import Codec as Codec

@@ -115,6 +115,8 @@ class History:
     personal : the clients' own models by id, where they have any.
     server : the server's state.
     clients : the clients' states by id.
+    ways : how the clients of this process have run, such as ``train: one after another``, see
+        `edgeopt.training.LocalRunner`; empty where the runner does not say.
     interrupted : whether Ctrl-C ended the run.
     reason : why it ended.
     """
@@ -125,6 +127,7 @@ class History:
     personal: dict[int, Tensors] = field(default_factory=dict)
     server: State = field(default_factory=dict)
     clients: dict[int, State] = field(default_factory=dict)
+    ways: list[str] = field(default_factory=list)
     interrupted: bool = False
     reason: str = ""
 

@@ -45,7 +45,8 @@ def models_of(algorithm: Algorithm, task: Task, state: State, clients: Mapping[i
             raise TrainingError(
                 f"models[{key!r}] is {described(weights)}: expected weights by name, those of the common model under None"
             )
-        if unknown := set(weights) ^ set(task.weight_names):
+        # frozen weights may be among them: an algorithm may have folded into them what was learnt
+        if unknown := set(weights) - set(task.layer_of) | set(task.weight_names) - set(weights):
             raise TrainingError(
                 f"models[{key!r}]: {min(unknown)}: expected the weights of the model, no more and no less"
             )

@@ -59,7 +59,7 @@ def train(
     rounds : how many rounds there are at most.
     evaluate_every : rounds between two evaluations on the test samples; the last of `rounds` is always evaluated.
     until_accuracy, until_seconds : end when this accuracy, or this virtual time, is reached.
-    runner : where the clients run. Default: here, as batches where shapes agree.
+    runner : where the clients run. Default: here, as batches where that is faster.
     estimator : measures the constants of the convergence bound for the planner.
     on_round : called after each round.
     checkpoint : file that the whole state is written to, every `checkpoint_every` rounds, at the end, and on Ctrl-C.
@@ -131,7 +131,7 @@ def train(
                 raise
             runner.roll_back()
             history.interrupted, reason = True, "interrupted"
-    history.reason = reason
+    history.reason, history.ways = reason, list(getattr(runner, "ways", ()))
     if checkpoint is not None:
         run.save(checkpoint, runner)
     history.server, history.clients = run.server, runner.states

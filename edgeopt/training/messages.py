@@ -1,7 +1,7 @@
 """What crosses between a server and its clients: messages of named tensors, and phases in which they are exchanged."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -37,12 +37,15 @@ class Batches:
     round : number of the round.
     first, count : steps of the round, from 0.
     size : samples of each; more than the client has means all that it has.
+    whole : whether samples that do not fill a mini-batch at the end of a pass over the client's data are left out. If
+        not, they are a smaller one, as in plans of `local_epochs`.
     """
 
     round: int
     first: int
     count: int
     size: int
+    whole: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -179,6 +182,10 @@ def _check_rows(message: Message) -> None:
             )
 
 
+Take = Callable[[Sequence[int], Tensors], None]
+"""Takes the tensors [S, ...] of a category in the replies of S entries, see `Phase`."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Phase:
     """One exchange between a server and some clients of a plan; it ends when the last reply is there.
@@ -190,6 +197,9 @@ class Phase:
     link : which server the clients talk to.
     server_flops : work of the server after the replies, by entry; it works on one client after another.
     server_up_bytes, server_down_bytes : what the edge server exchanges with the fed server meanwhile.
+    take : what is made of a category of the replies as they arrive, for example a sum: called with S entries and their
+        tensors [S, ...] by name, which it must not change or keep. The replies then have tensors of the meta device in
+        their place, so that the memory of a phase does not grow with its clients.
     """
 
     name: str
@@ -198,12 +208,24 @@ class Phase:
     server_flops: Mapping[int, float] = field(default_factory=dict)
     server_up_bytes: float = 0.0
     server_down_bytes: float = 0.0
+    take: Mapping[Category, Take] = field(default_factory=dict)
 
     __repr__ = one_line
 
 
 Replies = dict[int, Message]
 """Answers by entry of the plan; of clients that failed there is none."""
+
+
+def taken(replies: Replies, take: Mapping[Category, Take]) -> Replies:
+    """Return replies of which a phase has taken what it takes, see `Phase`."""
+    for entry, answer in replies.items() if take else ():
+        content: dict[Category, Tensors] = dict(answer.tensors)
+        for category in content.keys() & take.keys():
+            take[category]([entry], {name: tensor[None] for name, tensor in content[category].items()})
+            content[category] = {name: tensor.to("meta") for name, tensor in content[category].items()}
+        replies[entry] = replace(answer, tensors=content)
+    return replies
 
 
 def kept(state: State) -> State:
@@ -220,6 +242,11 @@ def kept_tensor(tensor: torch.Tensor) -> torch.Tensor:
     ordered = tensor.reshape(-1).view(tensor.shape)
     alone = ordered.untyped_storage().nbytes() == ordered.nbytes
     return ordered if alone else ordered.clone(memory_format=torch.contiguous_format)
+
+
+def copied(state: Any) -> Any:
+    """Return a state, or tensors by name, whose tensors nobody else has."""
+    return {name: v.clone() if isinstance(v, torch.Tensor) else copied(v) for name, v in state.items()}
 
 
 def to_device(message: Message, device: torch.device) -> Message:

@@ -4,9 +4,9 @@ They compute what those of `torch.optim` compute.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -25,6 +25,33 @@ class Optimizer(Protocol):
     def step(self, parameters: Tensors, gradients: Tensors, state: State) -> tuple[Tensors, State]:
         """Return new parameters and the new state; nothing is changed in place."""
         ...
+
+
+@runtime_checkable
+class OverwritingOptimizer(Optimizer, Protocol):
+    """An optimiser that can do without new tensors; one that cannot is as good, and slower on large models."""
+
+    def overwrite(self, parameters: Tensors, gradients: Tensors, state: State) -> None:
+        """Write into parameters and state what `step` returns, bit for bit."""
+        ...
+
+
+Step = Callable[[Tensors, Tensors, State], tuple[Tensors, State]]
+"""Gives parameters and state after a step, from parameters, gradients and state."""
+
+
+def overwriting_step(optimizer: Optimizer) -> Step:
+    """Return an optimiser's `step` for parameters and a state that nobody else has: they may be overwritten."""
+    owner = next((kind for kind in type(optimizer).__mro__ if {"step", "overwrite"} & vars(kind).keys()), object)
+    if not isinstance(optimizer, OverwritingOptimizer) or "overwrite" not in vars(owner):  # a `step` of its own counts
+        return optimizer.step
+
+    def step(parameters: Tensors, gradients: Tensors, state: State) -> tuple[Tensors, State]:
+        with torch.no_grad():
+            optimizer.overwrite(parameters, gradients, state)
+        return parameters, state
+
+    return step
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +88,21 @@ class Sgd:
             velocity = _part(state, "momentum")
             gradients = {name: self.momentum * velocity[name] + g for name, g in gradients.items()}
             state = {"momentum": dict(gradients)}
-        return {name: parameters[name] - self.lr * g for name, g in gradients.items()}, state
+        return {name: torch.sub(parameters[name], g, alpha=self.lr) for name, g in gradients.items()}, state
+
+    def overwrite(self, parameters: Tensors, gradients: Tensors, state: State) -> None:
+        """Write new parameters and velocities over the old ones."""
+        stepped, moved = [parameters[name] for name in gradients], list(gradients.values())
+        if not stepped:
+            return
+        if self.weight_decay:
+            moved = list(torch._foreach_add(moved, torch._foreach_mul(stepped, self.weight_decay)))
+        if self.momentum:
+            velocity = [_part(state, "momentum")[name] for name in gradients]
+            torch._foreach_mul_(velocity, self.momentum)
+            torch._foreach_add_(velocity, moved)
+            moved = velocity
+        torch._foreach_sub_(stepped, moved, alpha=self.lr)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +155,17 @@ class Adam:
             decayed = parameters[name] * (1 - self.lr * self.weight_decay)
             stepped[name] = decayed - self.lr * (m / _weight_so_far(self.beta1, t)) / scale
         return stepped, {"mean": dict(mean), "square": dict(square), "steps": dict(count)}
+
+    def overwrite(self, parameters: Tensors, gradients: Tensors, state: State) -> None:
+        """Write new parameters and means over the old ones."""
+        mean, square, steps = (_part(state, name) for name in ("mean", "square", "steps"))
+        for name, g in gradients.items():
+            m = mean[name].mul_(self.beta1).add_((1 - self.beta1) * g)
+            v = square[name].mul_(self.beta2).add_(((1 - self.beta2) * g).mul_(g))
+            t = steps[name].add_(1)
+            scale = (v / _weight_so_far(self.beta2, t)).sqrt_().add_(self.eps)
+            moved = (m / _weight_so_far(self.beta1, t)).mul_(self.lr).div_(scale)
+            parameters[name].mul_(1 - self.lr * self.weight_decay).sub_(moved)
 
 
 def _weight_so_far(beta: float, steps: torch.Tensor) -> torch.Tensor:

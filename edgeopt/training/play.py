@@ -91,7 +91,7 @@ def _exchange(
     """Deliver the messages of a phase; charge what crosses."""
     entry = np.fromiter(phase.messages, np.int64, len(phase.messages))
     reached = {e: message for e, message in phase.messages.items() if not lost[e]}
-    found = runner.deliver(algorithm, task, plan, reached)
+    found = runner.deliver(algorithm, task, plan, reached, phase.take)
     replies = {e: found[e] for e in reached if e in found}  # in the order of the plan, wherever they come from
     clients = plan.client[entry]
     traffic = Traffic(

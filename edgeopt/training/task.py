@@ -2,8 +2,9 @@
 
 import copy
 import dataclasses
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Self
@@ -13,18 +14,19 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
-from torch.func import functional_call
 
 from edgeopt.data.arrays import ArrayData, described
 from edgeopt.data.partition import Partition
 from edgeopt.display import one_line
 from edgeopt.errors import InvalidProblemError, quoted
-from edgeopt.models.moe import Experts, LayerRouting, Learners, expert_shares, limit_learners, record_routing
+from edgeopt.models.moe import Choice, Experts, LayerRouting, Learners, expert_shares, limit_learners, record_routing
 from edgeopt.profile import ModelProfile
 from edgeopt.rng import stream
 from edgeopt.schedule import ClientPlan
 from edgeopt.storage import MAX_BYTES
+from edgeopt.training.chance import draws, keyed
 from edgeopt.training.messages import Batches, Tensors
+from edgeopt.training.transforms import in_transform
 from edgeopt.training.trouble import check_weights, in_words, is_out_of_memory
 from edgeopt.validate import integer, real
 
@@ -34,10 +36,38 @@ _EVALUATED_AT_ONCE = 512
 
 
 class Batch(NamedTuple):
-    """Mini-batches of a client: inputs [steps, samples, ...] and targets [steps, samples, ...]."""
+    """Mini-batches of a client: inputs [steps, samples, ...] and targets [steps, samples, ...]; go through `steps`."""
 
     inputs: torch.Tensor
     targets: torch.Tensor
+
+    def steps(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield the inputs [samples, ...] and targets [samples, ...] of one mini-batch after another."""
+        yield from zip(self.inputs.unbind(), self.targets.unbind(), strict=True)
+
+
+class PaddedBatch(Batch):
+    """Mini-batches of unequal sizes: of each, `sizes` says how many samples it has, and those after them are padding."""
+
+    sizes: tuple[int, ...]
+
+    def __new__(cls, inputs: torch.Tensor, targets: torch.Tensor, sizes: tuple[int, ...]) -> Self:
+        """Return mini-batches of some sizes [steps]."""
+        self = super().__new__(cls, inputs, targets)
+        self.sizes = sizes
+        return self
+
+    def steps(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield those that are no padding."""
+        for size, inputs, targets in zip(self.sizes, self.inputs.unbind(), self.targets.unbind(), strict=True):
+            yield inputs[:size], targets[:size]
+
+
+class _Layers(NamedTuple):
+    """Some layers as a module, and where each of its weights lies, by name."""
+
+    module: nn.Sequential
+    slots: dict[str, tuple[dict[str, torch.Tensor], str]]
 
 
 class Pass(NamedTuple):
@@ -114,8 +144,11 @@ class Task:
     """Weights that are not trained and that everybody has, by name."""
     experts: dict[str, int] = field(init=False, repr=False)
     """Experts of each mixture-of-experts layer, by its name in ``model.named_modules()``."""
-    _modes: dict[bool, nn.Sequential] = field(init=False, repr=False)  # in training mode or not
-    _parts: dict[tuple[bool, int, int], nn.Sequential] = field(init=False, repr=False, default_factory=dict)
+    draws: bool = field(init=False, repr=False)
+    """Whether layers have dropout that `edgeopt.training.chance` gives its masks."""
+    channels_last: bool = field(init=False, repr=False, default=False)
+    """Whether images go into the layers with their channels last in memory, where clients are no batch: faster there."""
+    _own: threading.local = field(init=False, repr=False, default_factory=threading.local)  # each thread's copies
     _shares: dict[str, float] = field(init=False, repr=False, default_factory=dict)  # of experts in FLOPs of layers
     _cuts: dict[int, tuple[tuple[int, ...], torch.dtype]] = field(init=False, repr=False, default_factory=dict)
 
@@ -164,16 +197,17 @@ class Task:
         object.__setattr__(self, "parameters", trained)
         experts = {name: len(layer.up) for name, layer in self.model.named_modules() if isinstance(layer, Experts)}
         object.__setattr__(self, "experts", experts)
-        whole = copy.deepcopy(self.model).to(self.device)
+        whole = self.layers(training=True)
         held = {name: value.detach() for name, value in whole.named_parameters() if name not in trained}
         object.__setattr__(self, "frozen", held)
-        object.__setattr__(self, "_modes", {True: whole.train(), False: copy.deepcopy(whole).eval()})
+        object.__setattr__(self, "draws", draws(whole))
         for name in ("train", "test"):
             data = getattr(self, name)
             moved = {key: getattr(data, key).to(self.device) for key in ("inputs", "targets")}
             object.__setattr__(self, name, dataclasses.replace(data, **moved))
         for name in ("train", "test"):
             self._try(name)
+        object.__setattr__(self, "channels_last", self._takes_channels_last())
         profile: ModelProfile | None = getattr(self, "profile", None)
         if profile is None:
             pair = self.train.inputs[:1].repeat_interleave(2, dim=0)  # batch normalisation refuses a single sample
@@ -212,6 +246,20 @@ class Task:
         if self.loss is cross_entropy and scores.shape[-1] < classes:
             raise InvalidProblemError(f"model: scores {scores.shape[-1]} classes, the samples have {classes}")
 
+    def _takes_channels_last(self) -> bool:
+        """Return whether that is faster, and the layers make no assumptions about the order, as those with views do."""
+        images = self.test.inputs[:2]
+        convolves = any(isinstance(layer, nn.Conv2d) for layer in self.model.modules())
+        if images.ndim != 4 or images.dtype != torch.float32 or images.device.type != "cpu" or not convolves:
+            return False
+        turned = images.contiguous(memory_format=torch.channels_last)
+        try:
+            with torch.inference_mode():
+                self.layers(training=False)(turned)
+        except Exception:  # noqa: BLE001  (whatever a user's module raises, it ran without)
+            return False
+        return True
+
     # --- shape -------------------------------------------------------------------------------------------------
 
     @property
@@ -249,12 +297,31 @@ class Task:
     def steps(self, plan: ClientPlan, batch_size: int) -> int:
         """Return the mini-batches that a client works through in a round: those of `local_epochs`, or `local_steps`.
 
-        A pass over its own samples leaves out what does not fill a mini-batch, as `batch` does.
+        An epoch takes all samples: what does not fill a mini-batch is a smaller one, see `Batches.whole`.
         """
         if plan.local_epochs == 0:
             return plan.local_steps
         own = self.partition.indices[plan.client].size
-        return plan.local_epochs * max(1, own // max(1, self.samples(plan.client, batch_size)))
+        return plan.local_epochs * max(1, -(-own // max(1, self.samples(plan.client, batch_size))))
+
+    def sizes(self, client: int, batches: Batches) -> tuple[int, ...]:
+        """Return how many samples each of some mini-batches of a client has."""
+        size, last = self.sizes_in_epoch(client, batches)
+        steps = range(batches.first, batches.first + batches.count)
+        per_epoch = -(-self.partition.indices[client].size // max(1, size))
+        return tuple(last if (step + 1) % per_epoch == 0 else size for step in steps) if last else (size,) * len(steps)
+
+    def sizes_in_epoch(self, client: int, batches: Batches) -> tuple[int, int]:
+        """Return how many samples mini-batches of a client have, and the last one of an epoch; 0 if it is like the others."""
+        own, size = self.partition.indices[client].size, self.samples(client, batches.size)
+        return size, 0 if batches.whole or size == 0 else own % size
+
+    def num_samples(self, client: int, batches: Batches) -> int:
+        """Return the sum of `sizes`, however many they are."""
+        size, last = self.sizes_in_epoch(client, batches)
+        per_epoch = -(-self.partition.indices[client].size // max(1, size))
+        ends = (batches.first + batches.count) // per_epoch - batches.first // per_epoch if last else 0
+        return (batches.count - ends) * size + ends * last
 
     def flops(
         self,
@@ -290,13 +357,20 @@ class Task:
 
     def _expert_shares(self) -> dict[str, float]:
         if not self._shares:
-            self._shares.update(expert_shares(self._modes[False], self.test.inputs[:1]))
+            self._shares.update(expert_shares(self.layers(training=False), self.test.inputs[:1]))
         return self._shares
 
     @property
     def weight_names(self) -> list[str]:
         """Names of the weights that algorithms train, average and send: parameters and buffers that are not frozen."""
         return [name for name in self.layer_of if name not in self.frozen]
+
+    def sent_profile(self) -> ModelProfile:
+        """Return the profile with the bytes of the weights that algorithms send, frozen ones left out: for problems that plan."""
+        weights, sent = self.model.state_dict(), np.zeros(self.num_layers)
+        for name in self.weight_names:
+            sent[self.layer_of[name]] += weights[name].nbytes
+        return dataclasses.replace(self.profile, parameter_bytes=sent)
 
     def num_experts(self, layer: str) -> int:
         """Return how many experts a mixture-of-experts layer has, by its name."""
@@ -340,7 +414,7 @@ class Task:
         last: int | None = None,
         *,
         training: bool = True,
-        learns: Mapping[str, Learners] | None = None,
+        learns: Mapping[str, Learners | Choice] | None = None,
     ) -> Pass:
         """Run layers `first` (from 0) to before `last`.
 
@@ -350,7 +424,7 @@ class Task:
         inputs : [samples, ...], what the layer before `first` returned, or the model's input.
         training : whether layers behave as in training, which matters to dropout and batch normalisation.
         learns : which experts learn from this pass, by mixture-of-experts layer: bool [experts], as plain values or as
-            a tensor. The outputs do not change. The gradients of the others are exactly zero, and none goes through
+            a tensor, or a function of the layer's routing that returns one. The outputs do not change. The gradients of the others are exactly zero, and none goes through
             them; given plain values, they keep nothing for the backward pass, see `edgeopt.models.moe.Experts`. Default: all.
 
         Returns
@@ -361,21 +435,23 @@ class Task:
         end = self.num_layers if last is None else last
         if first >= end:
             return Pass(inputs, {}, inputs.new_zeros((), dtype=torch.float32), {})
-        module = self._module(training, first, end)
+        layers = self._part(training, first, end)
+        if self.channels_last and first == 0 and not in_transform():
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
         used = {name: value for name, value in weights.items() if first <= self.layer_of[name] < end}
         fixed = self.parameters | self.frozen.keys()
         buffers = {name: value.clone() for name, value in used.items() if name not in fixed}  # changed in place
         used = {**self.part(self.frozen, first, end), **used}
-        modules = module.named_modules() if self.experts else ()
-        layers = {layer: name for name, layer in modules if isinstance(layer, Experts)}
-        masks = self._learners(learns, layers)
+        modules = layers.module.named_modules() if self.experts else ()
+        experts = {layer: name for name, layer in modules if isinstance(layer, Experts)}
+        masks = self._learners(learns, experts)
         with self._autocast(), record_routing() as routing, limit_learners(masks):
-            outputs = functional_call(module, {**used, **buffers}, (inputs,))
+            outputs = _call(layers, {**used, **buffers}, inputs)
         penalty = inputs.new_zeros((), dtype=torch.float32)
         if self.balance:
             penalty = penalty + self.balance * sum(layer.balance_loss for layer in routing)
         return Pass(
-            outputs, buffers, penalty, {layers[found.layer]: found for found in routing if found.layer in layers}
+            outputs, buffers, penalty, {experts[found.layer]: found for found in routing if found.layer in experts}
         )
 
     def batch_loss(
@@ -384,18 +460,24 @@ class Task:
         inputs: torch.Tensor,
         targets: torch.Tensor,
         *,
-        learns: Mapping[str, Learners] | None = None,
+        learns: Mapping[str, Learners | Choice] | None = None,
     ) -> tuple[torch.Tensor, Tensors]:
         """Return the training loss of a mini-batch, and the buffers afterwards; `learns` is that of `forward`."""
         passed = self.forward(weights, inputs, learns=learns)
-        return self.loss(_full_precision(passed.outputs), targets) + passed.penalty, passed.buffers
+        return self.pass_loss(passed, targets), passed.buffers
+
+    def pass_loss(self, passed: Pass, targets: torch.Tensor) -> torch.Tensor:
+        """Return the training loss of a pass to the last layer: the loss, and what the layers add to it."""
+        return self.loss(full_precision(passed.outputs), targets) + passed.penalty
 
     def _learners(
-        self, learns: Mapping[str, Learners] | None, layers: Mapping[Experts, str]
-    ) -> dict[Experts, Learners]:
+        self, learns: Mapping[str, Learners | Choice] | None, layers: Mapping[Experts, str]
+    ) -> dict[Experts, Learners | Choice]:
         """Return what `learns` says of some layers; refuse what fits none of the model's."""
         for name, chosen in (learns or {}).items():
             count = self.num_experts(name)
+            if callable(chosen):
+                continue
             wrong = f"learns[{name!r}]: expected {count} truth values, one for each expert, got "
             if isinstance(chosen, torch.Tensor):
                 if chosen.dtype != torch.bool or chosen.shape != (count,):
@@ -408,12 +490,31 @@ class Task:
                 raise InvalidProblemError(f"{wrong}{quoted(chosen)}")
         return {layer: learns[name] for layer, name in layers.items() if learns and name in learns}
 
-    def _module(self, training: bool, first: int, last: int) -> nn.Sequential:
+    def layers(self, *, training: bool) -> nn.Sequential:
+        """Return the model that `forward` runs on this thread, with dropout as `edgeopt.training.chance` has it.
+
+        Its weights are not those that are trained. Threads have copies of their own, as it is changed while it runs.
+        """
+        modes: dict[bool, nn.Sequential] = self._own.__dict__.setdefault("modes", {})
+        if training not in modes:
+            with torch.inference_mode(False):
+                modes[training] = copy.deepcopy(self.model).to(self.device)
+            keyed(modes[training]).train(training)
+        return modes[training]
+
+    def _part(self, training: bool, first: int, last: int) -> _Layers:
+        parts: dict[tuple[bool, int, int], _Layers] = self._own.__dict__.setdefault("parts", {})
         key = (training, first, last)
-        if key not in self._parts:  # not a slice, which would call the constructor of a subclass
-            layers = list(self._modes[training]._modules.items())[first:last]
-            self._parts[key] = nn.Sequential(OrderedDict(layers))
-        return self._parts[key]
+        if key not in parts:  # not a slice, which would call the constructor of a subclass
+            module = nn.Sequential(OrderedDict(list(self.layers(training=training)._modules.items())[first:last]))
+            slots: Any = {
+                f"{prefix}.{name}": (tensors, name)
+                for prefix, layer in module.named_modules()
+                for tensors in (layer._parameters, layer._buffers)
+                for name in tensors
+            }
+            parts[key] = _Layers(module, slots)
+        return parts[key]
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.precision == "fp32":
@@ -426,7 +527,7 @@ class Task:
         Which layers return it by themselves is up to torch: within a batch of clients it applies autocast in part only.
         """
         half = self.precision == "bf16" and tensor.dtype == torch.float32
-        return tensor.to(torch.bfloat16) if half else tensor
+        return (tensor.to(torch.bfloat16) if half else tensor).contiguous()
 
     def predict(self, weights: Tensors, inputs: torch.Tensor) -> torch.Tensor:
         """Return the outputs of the model, at work and not in training."""
@@ -471,7 +572,7 @@ class Task:
             for start in range(0, len(data), _EVALUATED_AT_ONCE):
                 inputs, targets = (x[start : start + _EVALUATED_AT_ONCE] for x in (data.inputs, data.targets))
                 outputs = predict(weights, inputs)
-                loss += len(inputs) * float(self.loss(_full_precision(outputs), targets))
+                loss += len(inputs) * float(self.loss(full_precision(outputs), targets))
                 right += int((outputs.argmax(-1) == targets).sum())
         return Score(loss / len(data), right / data.targets.numel())
 
@@ -480,32 +581,49 @@ class Task:
     def batch(self, client: int, batches: Batches) -> Batch:
         """Return the mini-batches of some steps of a round.
 
-        Each round shuffles the client's samples anew, and again whenever they are used up; what is left of them then and
-        does not fill a mini-batch is not used. The draw depends on seed, client and round alone.
+        Each round shuffles the client's samples anew, and again whenever they are used up. What is left of them then and
+        does not fill a mini-batch is not used, or is a smaller one, see `Batches`. The draw depends on seed, client and
+        round alone.
         """
-        one = self.train.inputs[:1].nbytes + self.train.targets[:1].nbytes
+        inputs, targets = self.samples_of([client], batches)
+        return as_batch(inputs[0], targets[0], self.sizes(client, batches))
+
+    def samples_of(self, clients: Sequence[int], batches: Batches) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the samples of `batch` of clients that have equal `sizes`: inputs and targets [clients, steps, ...]."""
+        for client in clients:
+            self.check_batches(client, batches)
+        rows = torch.from_numpy(np.stack([self.rows(client, batches) for client in clients])).to(self.device)
+        return self.train.inputs[rows], self.train.targets[rows]
+
+    def check_batches(self, client: int, batches: Batches) -> None:
+        """Refuse mini-batches that a client cannot have, or that take too much memory, before anything is drawn."""
         size = self.samples(client, batches.size)
+        if not self.partition.indices[client].size:
+            raise InvalidProblemError(f"client {client}: has no samples to train on, expected at least one")
+        if size < 1:
+            raise InvalidProblemError(f"client {client}: mini-batches of {size} samples: expected at least one")
+        one = self.train.inputs[:1].nbytes + self.train.targets[:1].nbytes
         if (needed := batches.count * size * one) > MAX_BYTES:
             raise InvalidProblemError(
                 f"client {client}: {batches.count} mini-batches of {size} samples take {needed} bytes: expected at most "
                 f"{MAX_BYTES}, with fewer local steps"
             )
-        rows = torch.from_numpy(self.rows(client, batches)).to(self.device)  # (steps, samples)
-        return Batch(self.train.inputs[rows], self.train.targets[rows])
 
     def rows(self, client: int, batches: Batches) -> NDArray[np.int64]:
-        """Return int64 [steps, samples]: which training samples the mini-batches hold."""
+        """Return int64 [steps, samples]: which training samples the mini-batches hold, padded where they are smaller."""
         own = self.partition.indices[client]
+        self.check_batches(client, batches)
         size = min(batches.size, own.size)
-        if not own.size:
-            raise InvalidProblemError(f"client {client}: has no samples to train on, expected at least one")
-        if size < 1:
-            raise InvalidProblemError(f"client {client}: mini-batches of {size} samples: expected at least one")
-        per_epoch = own.size // size
+        per_epoch = own.size // size if batches.whole else -(-own.size // size)
+        used = min(per_epoch * size, own.size)
         rng = stream(self.seed, "batches", client, batches.round)
         epochs = (batches.first + batches.count - 1) // per_epoch + 1
-        order = np.concatenate([rng.permutation(own)[: per_epoch * size] for _ in range(epochs)])
-        return order.reshape(-1, size)[batches.first : batches.first + batches.count]
+        order = [rng.permutation(own)[:used] for _ in range(epochs)]
+        if used == per_epoch * size:
+            rows = np.concatenate(order).reshape(-1, size)
+            return rows[batches.first : batches.first + batches.count]
+        padded = np.concatenate([np.resize(epoch, (per_epoch, size)) for epoch in order])
+        return padded[batches.first : batches.first + batches.count, : max(self.sizes(client, batches))]
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some fields changed; a new model is measured anew unless a profile is given with it."""
@@ -514,11 +632,33 @@ class Task:
         return dataclasses.replace(self, **changes)
 
 
+def as_batch(inputs: torch.Tensor, targets: torch.Tensor, sizes: tuple[int, ...]) -> Batch:
+    """Return mini-batches with so many samples each; what there is more of is padding."""
+    return Batch(inputs, targets) if len(set(sizes)) < 2 else PaddedBatch(inputs, targets, sizes)
+
+
+def _call(layers: _Layers, tensors: Tensors, inputs: torch.Tensor) -> Any:
+    """Return what layers give with other weights and buffers in the places of their own.
+
+    As `torch.func.functional_call`, which looks for the places anew in each call.
+    """
+    places = [layers.slots[name] for name in tensors]
+    before = [owner[name] for owner, name in places]
+    try:
+        for (owner, name), tensor in zip(places, tensors.values(), strict=True):
+            owner[name] = tensor
+        return layers.module(inputs)
+    finally:
+        for (owner, name), tensor in zip(places, before, strict=True):
+            owner[name] = tensor
+
+
 def _has_labels(data: ArrayData) -> bool:
     return data.targets.ndim == 1 or data.group is not None
 
 
-def _full_precision(outputs: torch.Tensor) -> torch.Tensor:
+def full_precision(outputs: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in single precision at least."""
     return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 
 

@@ -15,9 +15,10 @@ from edgeopt.evaluation.benchmarks.common import Row
 
 NAMES = (
     "greedy", "kernels", "top_k", "scale", "caching", "model_download", "split_training", "client_selection",
-    "federated_rounds", "codecs", "selection_quality", "time_limits", "peers",
+    "federated_rounds", "codecs", "split_systems", "experts", "unequal_ranks", "selection_quality", "time_limits", "rounds",
+    "rounds_choice", "peers",
 )  # fmt: skip
-LONG = ("selection_quality", "time_limits")  # an hour, and the quarter of one: only where they are named
+LONG = ("selection_quality", "time_limits", "rounds", "rounds_choice")  # an hour to minutes: only where they are named
 
 
 def run(name: str, options: argparse.Namespace) -> Row:

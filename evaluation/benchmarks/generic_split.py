@@ -81,7 +81,7 @@ class _Model:
         self.batch = np.concatenate([np.arange(1, most + 1) for most in limit.ravel()])
         self.interval = interval
         self.target = problem.target
-        chosen, bits = cp.Variable(self.batch.size, boolean=True), problem.client_bits
+        chosen, bits = cp.Variable(self.batch.size, boolean=True), problem.averaged_bits
         up, down, upload, download = (cp.Variable() for _ in range(4))
         self.ratio, self.scale = cp.Parameter(nonneg=True), cp.Parameter(nonneg=True)
         noise = cp.sum(cp.multiply(problem.noise_weight / self.batch, chosen))

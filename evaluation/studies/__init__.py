@@ -24,7 +24,19 @@ from edgeopt.evaluation.studies.study import StudyCell as StudyCell
 from edgeopt.evaluation.studies.study import run_study as run_study
 from edgeopt.extras import needs
 
-STUDIES = ("client-selection", "codecs", "expert-caching", "model-download", "split-training")
+STUDIES = (
+    "client-selection",
+    "codecs",
+    "expert-caching",
+    "fedalign-moe",
+    "flexp-sfl",
+    "gapsl",
+    "hfedmoe",
+    "ho-sfl",
+    "hsplit-lora",
+    "model-download",
+    "split-training",
+)
 """Names of the studies; the module of each is called so, with underscores."""
 
 

@@ -22,7 +22,7 @@ from edgeopt.evaluation.studies.study import Found, Picture, finished
 from edgeopt.evaluation.studies.tables import plus_minus
 from edgeopt.models import mlp
 from edgeopt.schedule import Planner
-from edgeopt.training import Algorithm, EdgeTiming, Task, train
+from edgeopt.training import Algorithm, EdgeTiming, History, Task, train
 from edgeopt.training.costs.timing import Timing
 from edgeopt.training.history import COLUMNS_OF_ROWS, PERSONAL
 from edgeopt.training.runners.local import Runner
@@ -101,6 +101,7 @@ def trained(
     planner: Planner | None = None,
     timing: Timing | None = None,
     runner: Runner | None = None,
+    at_end: Callable[[History], Row] | None = None,
 ) -> Row:
     """Train, and return what it took and how good it became.
 
@@ -108,10 +109,11 @@ def trained(
     ----------
     planner : default: `LearningSetting.plan`.
     timing : default: `radio` of the seed.
+    at_end : what else there is to say of the run.
 
     Returns
     -------
-    ``accuracy``, and where clients have models of their own ``personal_accuracy`` and its worst tenth: means of the last
+    ``accuracy``, ``test_loss``, and where clients have models of their own ``personal_accuracy`` and its worst tenth: means of the last
     `LAST` evaluations. ``megabytes`` up and down, ``megabytes_up``, virtual ``seconds``, ``peak_kilobytes`` of a client.
     What the algorithm measures of its rounds: the mean of each, under its name. ``curve``: a row per evaluation with
     the accuracies and `COSTS` up to there.
@@ -128,6 +130,7 @@ def trained(
         )
     )
     last, names = history.rows[-1], ("accuracy", *(name for name in PERSONAL if name in history.rows[-1]))
+    evaluated = [row for row in history.rows if not math.isnan(row["accuracy"])]
     curve = [
         {
             **{name: row[name] for name in names},
@@ -135,18 +138,18 @@ def trained(
             "megabytes": (row["bytes_up"] + row["bytes_down"]) / 1e6,
             "seconds": row["seconds"],
         }
-        for row in history.rows
-        if not math.isnan(row["accuracy"])
+        for row in evaluated
     ]
     own = sorted({name for row in history.rows for name in row} - COLUMNS_OF_ROWS - set(PERSONAL))
     measured = {name: np.array([row.get(name, np.nan) for row in history.rows], np.float64) for name in own}
     return {
-        **{name: float(np.mean([row[name] for row in curve[-LAST:]])) for name in names},
+        **{name: float(np.mean([row[name] for row in evaluated[-LAST:]])) for name in (*names, "test_loss")},
         "megabytes": (last["bytes_up"] + last["bytes_down"]) / 1e6,
         "megabytes_up": last["bytes_up"] / 1e6,
         "seconds": last["seconds"],
         "peak_kilobytes": float(np.nanmax([row["client_peak_bytes"] for row in history.rows])) / 1e3,
         **{name: float(np.nanmean(values)) for name, values in measured.items() if not np.isnan(values).all()},
+        **({} if at_end is None else at_end(history)),
         "curve": curve,
     }
 
@@ -171,9 +174,7 @@ def tables(found: Found[Any]) -> dict[str, list[Row]]:
     return {"summary": summary(found), "runs": runs}
 
 
-def pictures(
-    found: Found[Any], against: Sequence[str] = tuple(COSTS), metric: str = "accuracy"
-) -> dict[str, Picture]:
+def pictures(found: Found[Any], against: Sequence[str] = tuple(COSTS), metric: str = "accuracy") -> dict[str, Picture]:
     """Return a picture for each task and each of some `COSTS`: accuracy, or another column of the curves, against it."""
     return {
         f"{task}-{metric.replace('_', '-')}-{cost}": Picture(

@@ -29,6 +29,7 @@ def _described(name: str) -> dict[str, Any]:
             "baselines": study.baselines,
             "ablations": study.ablations,
             "tasks": study.tasks,
+            "on_demand": study.on_demand,
             "seeds": study.seeds,
             "settings": settings(study.full),
             "claims": [

@@ -53,6 +53,7 @@ class Study(Generic[S]):
     tasks : names of what they are tried on.
     seeds : how many by default: 0, 1, ...
     full, quick : settings, a frozen dataclass of plain values; `quick` ends within a minute or two and proves nothing.
+    on_demand : tasks that run only where they are named, as they take long or need what is not everywhere.
     quick_tasks, quick_seeds : tasks (none: all of them) and seeds of a quick run.
     measure : makes the findings of one cell: numbers, texts and truth values by name, and lists or tables for pictures.
         It runs in a process of its own, so that it must be a function of a module.
@@ -67,6 +68,7 @@ class Study(Generic[S]):
     baselines: tuple[str, ...]
     ablations: tuple[str, ...] = ()
     tasks: tuple[str, ...]
+    on_demand: tuple[str, ...] = ()
     seeds: int = 5
     full: S
     quick: S
@@ -246,8 +248,8 @@ def run_study(
     usual = (quick and study.quick_tasks) or study.tasks
     chosen = tuple(dict.fromkeys(usual if tasks is None else listed("tasks", tasks)))
     for i, task in enumerate(chosen):
-        if task not in study.tasks:
-            raise EdgeOptError(f"tasks[{i}] = {quoted(task)}: expected one of {', '.join(study.tasks)}")
+        if task not in (known := (*study.tasks, *study.on_demand)):
+            raise EdgeOptError(f"tasks[{i}] = {quoted(task)}: expected one of {', '.join(known)}")
     if not chosen:
         raise EdgeOptError(f"tasks: expected at least one of {', '.join(study.tasks)}")
     number = integer("seeds", (study.quick_seeds if quick else study.seeds) if seeds is None else seeds, low=1)

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.foreign import as_array
 from edgeopt.network import EdgeNetwork
+from edgeopt.problems.split_training.factors import CostFactors
 from edgeopt.problems.split_training.instance import SplitInstance
 from edgeopt.profile import ModelProfile, model_profile
 from edgeopt.rng import stream
@@ -39,6 +40,7 @@ def profile_fields(
     step_size: float = 0.05,
     target: float | None = None,
     interval: int | tuple[int, int] = 8,
+    factors: CostFactors | None = None,
 ) -> dict[str, Any]:
     """Build a problem from a measured model and a network; the network's devices take part.
 
@@ -56,6 +58,7 @@ def profile_fields(
         layers evenly by one half and by parameters by the other.
     target : see the class. Default: 8 times the least that is feasible.
     interval : the aggregation interval, or its least and largest value.
+    factors : what the algorithm costs, such as ``HoSfl().cost_factors``. Default: as SplitFed.
 
     Examples
     --------
@@ -93,6 +96,7 @@ def profile_fields(
         gradient_second_moment=_spread("gradient_second_moment", gradient_second_moment, parameters),
         initial_gap=initial_gap,
         step_size=step_size,
+        factors=CostFactors() if factors is None else factors,
     )
 
 

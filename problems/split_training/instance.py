@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.errors import InvalidProblemError
+from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.fields import check_table
+from edgeopt.problems.split_training.factors import CostFactors
 from edgeopt.validate import float_array, int_array
 
 Floats = NDArray[np.float64]
@@ -68,8 +69,11 @@ class SplitInstance:
     target: float
     min_interval: int = 1
     max_interval: int = 1
+    factors: CostFactors = field(default_factory=CostFactors)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.factors, CostFactors):
+            raise InvalidProblemError(f"factors = {quoted(self.factors)}: expected CostFactors")
         sizes = {}
         for axis, name, what in (("L", "forward_flops", "layer"), ("N", "device_flops", "device")):
             sizes[axis] = float_array(name, getattr(self, name), (None,)).size
@@ -90,7 +94,7 @@ class SplitInstance:
         object.__setattr__(self, "min_interval", least)
         object.__setattr__(self, "max_interval", most)
         if (bad := np.flatnonzero(self.batch_limit[:, 0] < 1)).size:
-            needed = (self.memory_bits[0] + self.optimizer_states * self.parameter_bits[0]) / 8
+            needed = (self.kept_bits[0] + self.optimizer_states * self.parameter_bits[0]) / 8
             raise InvalidProblemError(
                 f"memory_bytes[{bad[0]}] = {self.memory_bytes[bad[0]]:.6g}: device {bad[0]} has no memory for any cut, "
                 f"expected at least {needed:.6g} bytes for layer 1 and one sample"
@@ -111,28 +115,50 @@ class SplitInstance:
     # --- costs; index l - 1 stands for a cut after layer l --------------------------------------------------------
 
     @property
+    def work_before(self) -> Floats:
+        """float64 [L], FLOP per sample on a device before the server's turn."""
+        return np.asarray(self.factors.device_forward * np.cumsum(self.forward_flops))
+
+    @property
+    def work_after(self) -> Floats:
+        """float64 [L], FLOP per sample on a device after it."""
+        forward, backward = np.cumsum(self.forward_flops), np.cumsum(self.backward_flops)
+        return np.asarray(self.factors.device_backward * backward + self.factors.device_probes * forward)
+
+    @property
     def forward_s(self) -> Floats:
         """float64 [N, L], a_i(l): seconds per sample of the forward pass on the device and the way up."""
-        work = np.cumsum(self.forward_flops)
-        return np.asarray(work / self.device_flops[:, None] + self.activation_bits / self.uplink_bps[:, None])
+        work, sent = self.work_before, self.factors.uplink * self.activation_bits
+        return np.asarray(work / self.device_flops[:, None] + sent / self.uplink_bps[:, None])
 
     @property
     def server_s(self) -> Floats:
         """float64 [L], s(l): seconds per sample of the server's part, not increasing, 0 at l = L."""
-        work = self.forward_flops + self.backward_flops
+        factors = self.factors
+        work = factors.server_forward * self.forward_flops + factors.server_backward * self.backward_flops
         above = np.append(np.cumsum(work[:0:-1])[::-1], 0.0)  # summed from the top: exactly 0 there
         return np.asarray(above / self.server_flops)
 
     @property
     def backward_s(self) -> Floats:
-        """float64 [N, L], d_i(l): seconds per sample of the way down and the backward pass on the device."""
-        work = np.cumsum(self.backward_flops)
-        return np.asarray(self.gradient_bits / self.downlink_bps[:, None] + work / self.device_flops[:, None])
+        """float64 [N, L], d_i(l): seconds per sample of the way down and of the work on the device after it."""
+        work, sent = self.work_after, self.factors.downlink * self.gradient_bits
+        return np.asarray(sent / self.downlink_bps[:, None] + work / self.device_flops[:, None])
 
     @property
     def client_bits(self) -> Floats:
         """float64 [L], delta_l: bits of the parameters of layers 1 to l."""
         return np.asarray(np.cumsum(self.parameter_bits))
+
+    @property
+    def averaged_bits(self) -> Floats:
+        """float64 [L], bits of them that cross in an aggregation."""
+        return np.asarray(self.factors.aggregation * self.client_bits)
+
+    @property
+    def kept_bits(self) -> Floats:
+        """float64 [L], m_l: bits of activations that a device keeps per sample."""
+        return np.asarray(self.factors.kept * np.cumsum(self.memory_bits))
 
     @property
     def batch_limit(self) -> NDArray[np.int32]:
@@ -142,7 +168,7 @@ class SplitInstance:
     def _memory_limit(self) -> Floats:
         """Return [N, L]: whole samples that the memory of each device takes at each cut, maybe inf."""
         room = 8 * self.memory_bytes[:, None] * (1 + MEMORY_TOLERANCE) - self.optimizer_states * self.client_bits
-        per_sample = np.broadcast_to(np.cumsum(self.memory_bits), room.shape)
+        per_sample = np.broadcast_to(self.kept_bits, room.shape)
         fits = np.where(room >= 0, np.inf, 0.0)
         np.divide(np.maximum(room, 0.0), per_sample, out=fits, where=per_sample > 0)
         return np.floor(fits)

@@ -13,6 +13,7 @@ from edgeopt.fields import Fields
 from edgeopt.npz import numbers
 from edgeopt.problem import Problem, Sense, Violation
 from edgeopt.problems.split_training.build import profile_fields, random_fields
+from edgeopt.problems.split_training.factors import CostFactors
 from edgeopt.problems.split_training.instance import FLOATS, SplitInstance
 from edgeopt.problems.split_training.limits import reachable_target
 from edgeopt.problems.split_training.plan import SplitPlan
@@ -86,6 +87,8 @@ class SplitTraining(SplitInstance, Problem):
     step_size : learning rate.
     target : epsilon, the mean squared gradient norm to reach.
     min_interval, max_interval : range of the aggregation interval I; equal for a fixed one. Default 1.
+    factors : what a round of the algorithm that is planned for has more or less of than one of SplitFed: they multiply
+        the terms of T_S, T_A and the memory. The bound stays as it is. Default: SplitFed's.
 
     Raises
     ------
@@ -195,7 +198,7 @@ class SplitTraining(SplitInstance, Problem):
     def describe(self) -> dict[str, str | int | float]:
         """Return sizes, speeds and what limits the accuracy as one flat dictionary."""
         noise, drift = self._least_terms()
-        low, high = self.min_interval, self.max_interval
+        low, high, changed = self.min_interval, self.max_interval, self.factors.changed()
         return {
             "kind": self.kind,
             "devices": self.num_devices,
@@ -210,6 +213,7 @@ class SplitTraining(SplitInstance, Problem):
             "largest batch size": int(self.max_batch.max()),
             "aggregation interval": f"{low}" if low == high else f"{low} to {high}",
             "target": self.target,
+            **({"cost factors": ", ".join(f"{name} {value:g}" for name, value in changed.items())} if changed else {}),
             "least target, gradient noise": noise,
             "least target, client drift": drift,
         }
@@ -217,13 +221,17 @@ class SplitTraining(SplitInstance, Problem):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, SplitTraining):
             return NotImplemented
-        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in (*_ARRAYS, *_SCALARS))
+        same = all(np.array_equal(getattr(self, name), getattr(other, name)) for name in (*_ARRAYS, *_SCALARS))
+        return same and self.factors == other.factors
 
     __hash__ = None  # type: ignore[assignment]
 
     def to_data(self) -> tuple[dict[str, Any], storage.Arrays]:
         """Return plain values and named arrays."""
-        return {name: getattr(self, name) for name in _SCALARS}, {name: getattr(self, name) for name in _ARRAYS}
+        values: dict[str, Any] = {name: getattr(self, name) for name in _SCALARS}
+        if changed := self.factors.changed():  # left out otherwise: files without are those of SplitFed
+            values["factors"] = changed
+        return values, {name: getattr(self, name) for name in _ARRAYS}
 
     @classmethod
     def from_data(cls, values: dict[str, Any], arrays: storage.Arrays) -> Self:
@@ -232,6 +240,8 @@ class SplitTraining(SplitInstance, Problem):
             raise InvalidFileError(f"{missing[0]}: array is missing")
         given = Fields(values)
         fields: Any = {name: given.number(name) for name in _SCALARS} | {name: arrays[name] for name in _ARRAYS}
+        if "factors" in given:
+            fields["factors"] = CostFactors.from_changed(given.table("factors"))
         return cls(**fields)
 
     @classmethod

@@ -59,14 +59,14 @@ def report_of(problem: SplitInstance, plan: SplitPlan) -> SplitReport:
     """Return the report of a plan whose cuts are within the model."""
     cut = plan.cut_layer - 1
     batch = plan.batch_size.astype(np.float64)
-    interval = plan.aggregation_interval
+    interval, factors = plan.aggregation_interval, problem.factors
     stage = np.stack(
         [
-            batch * np.cumsum(problem.forward_flops)[cut] / problem.device_flops,
-            batch * problem.activation_bits[cut] / problem.uplink_bps,
+            batch * problem.work_before[cut] / problem.device_flops,
+            batch * factors.uplink * problem.activation_bits[cut] / problem.uplink_bps,
             batch * problem.server_s[cut],
-            batch * problem.gradient_bits[cut] / problem.downlink_bps,
-            batch * np.cumsum(problem.backward_flops)[cut] / problem.device_flops,
+            batch * factors.downlink * problem.gradient_bits[cut] / problem.downlink_bps,
+            batch * problem.work_after[cut] / problem.device_flops,
         ],
         axis=1,
     )
@@ -74,7 +74,7 @@ def report_of(problem: SplitInstance, plan: SplitPlan) -> SplitReport:
     first, last = int(forward.argmax()), int(backward.argmax())
     server = float(stage[:, 2].sum())
     round_s = float(forward[first]) + server + float(backward[last])
-    held = problem.client_bits[cut]
+    held = problem.averaged_bits[cut]
     extra = float((held.max() - held).sum())
     upload = max(float((held / problem.fed_uplink_bps).max()), extra / problem.server_fed_uplink_bps)
     download = max(float((held / problem.fed_downlink_bps).max()), extra / problem.server_fed_downlink_bps)
@@ -101,5 +101,5 @@ def report_of(problem: SplitInstance, plan: SplitPlan) -> SplitReport:
             "gradient noise": noise / problem.target,
             "client drift": drift / problem.target,
         },
-        memory_bytes=(batch * np.cumsum(problem.memory_bits)[cut] + problem.optimizer_states * held) / 8,
+        memory_bytes=(batch * problem.kept_bits[cut] + problem.optimizer_states * problem.client_bits[cut]) / 8,
     )

@@ -25,7 +25,7 @@ class Costs:
     forward, backward : float64 [N, L], seconds per sample of each device before and after the server's work.
     server : float64 [L], seconds per sample at the server.
     limit : int64 [N, L], largest batch size, not increasing along a row.
-    client_bits : float64 [L], bits of the devices' part of the model.
+    client_bits : float64 [L], bits of the devices' part of the model, as an aggregation moves them.
     fed_up, fed_down : float64 [N], seconds per bit between each device and the fed server.
     server_up, server_down : seconds per bit between the edge server and the fed server.
     noise : c, the noise term of the bound is c sum_i 1 / b_i.
@@ -55,7 +55,7 @@ class Costs:
             backward=problem.backward_s,
             server=problem.server_s,
             limit=problem.batch_limit.astype(np.int64),
-            client_bits=problem.client_bits,
+            client_bits=problem.averaged_bits,
             fed_up=1 / problem.fed_uplink_bps,
             fed_down=1 / problem.fed_downlink_bps,
             server_up=1 / problem.server_fed_uplink_bps,

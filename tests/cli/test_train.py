@@ -218,7 +218,7 @@ def test_sequential_runner_gives_the_same_result():
         (["--target-accuracy", 80], "until_accuracy = 80.0: expected a share of the samples, from 0 to 1"),
         (["--set", "data.colour=1"], "[data] colour = 1: unknown"),
         (["--resume"], "--resume: expected --out"),
-        (["--runner", "ray"], "--runner = 'ray': expected one of batched"),
+        (["--runner", "ray"], "--runner = 'ray': expected one of auto, batched"),
         (["none.toml"], "none.toml: No such file"),
     ],
 )

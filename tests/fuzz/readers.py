@@ -28,8 +28,9 @@ from edgeopt.evaluation.studies.stored import read_verdicts
 from edgeopt.evaluation.studies.study import check_row
 from edgeopt.experiment import Experiment
 from edgeopt.inference.routing import RoutingRecord
+from edgeopt.models import add_lora, from_transformers, to_transformers
 from edgeopt.network import EdgeNetwork
-from edgeopt.problems import ClientSelection, ExpertCaching, ModelDownload, RoutingTrace, SplitTraining
+from edgeopt.problems import ClientSelection, CostFactors, ExpertCaching, ModelDownload, RoutingTrace, SplitTraining
 from edgeopt.profile import ModelProfile, model_profile
 from edgeopt.schedule import Schedule
 from edgeopt.solvers.client_selection import RlCrp
@@ -40,6 +41,7 @@ from edgeopt.training import Adam, FedAvg, SplitFed, train
 from edgeopt.training.constants import GradientEstimator
 from tests.data.test_data import write_cifar, write_mnist
 from tests.evaluation.studies import toy
+from tests.models.stand_in import StandIn
 from tests.training.small_tasks import small_plan, small_task, small_timing
 
 
@@ -69,7 +71,8 @@ def problem(kind: type[Any]) -> Any:
         SplitTraining: {"num_devices": 3, "num_layers": 3, "interval": 2},
         ClientSelection: {"num_servers": 2, "num_clients": 4, "picks": 1, "rounds": 3},
     }
-    return kind.random(**sizes[kind], seed=1)
+    made = kind.random(**sizes[kind], seed=1)
+    return made.replace(factors=CostFactors(device_probes=2, kept=0)) if kind is SplitTraining else made
 
 
 def describe(path: Path) -> None:
@@ -335,6 +338,18 @@ def use_recorded(path: Path) -> None:
     trace.statistics(), trace.to_model(8.0)
 
 
+# --- adapters ------------------------------------------------------------------------------------------------------
+
+
+def write_adapters(path: Path) -> None:
+    original = StandIn()
+    to_transformers(add_lora(from_transformers(original), ["*.q_proj", "head"], rank=2), original, path.parent)
+
+
+def use_adapters(path: Path) -> None:
+    repr(from_transformers(StandIn(), adapters=path.parent))
+
+
 READERS = (
     Reader("expert-caching.json", lambda path: problem(ExpertCaching).save(path), describe),
     Reader("expert-caching.npz", lambda path: problem(ExpertCaching).save(path), describe),
@@ -361,6 +376,8 @@ READERS = (
     *(Reader(name, write, use_recorded) for name, write in RECORDED.items()),
     Reader("record.npz", lambda path: record().save(path), lambda path: RoutingRecord.load(path).to_trace()),
     Reader("record.json", lambda path: record().save(path), lambda path: RoutingRecord.load(path).to_trace()),
+    Reader("adapter_config.json", write_adapters, use_adapters),
+    Reader("adapter_model.safetensors", write_adapters, use_adapters),
     Reader("policy.safetensors", lambda path: policy().save(path), use_policy),
     Reader("learner.safetensors", write_learner, restore_learner),
     Reader("run-fedavg.safetensors", write_run(FedAvg(Adam(0.02)), **CONSTANTS), resume(FedAvg(Adam(0.02)), **CONSTANTS)),

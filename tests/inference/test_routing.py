@@ -12,7 +12,7 @@ from torch import nn
 from edgeopt import EdgeNetwork, storage
 from edgeopt.errors import InvalidFileError, InvalidProblemError
 from edgeopt.inference.routing import RoutingRecord, record_users
-from edgeopt.models import moe_decoder, record_routing
+from edgeopt.models import moe_decoder, moe_mlp, record_routing
 from edgeopt.models.moe import Experts
 from edgeopt.problems import ExpertCaching, RoutingTrace
 
@@ -126,6 +126,22 @@ def test_recording_is_a_loop_over_sequences(top_k):
                 for record in records:
                     assert np.array_equal(record.experts[user, 7 * sequence : 7 * sequence + 7, layer], chosen)
     assert records[0].experts.shape == (3, 28, 3, top_k)
+
+
+def test_samples_of_a_classifier_are_tokens():
+    """A model without an embedding takes samples of any shape; each of them is one token."""
+    torch.manual_seed(0)
+    model, samples = moe_mlp((1, 4, 4), experts=5), torch.randn(2, 6, 1, 4, 4)
+    record = record_users(model, samples, batch_size=4)
+    with record_routing() as routing, torch.no_grad():
+        model(samples.flatten(0, 1))
+    expected = np.sort(routing[0].experts.numpy(), axis=-1).reshape(2, 6, 1, 2)
+    assert np.array_equal(record.experts, expected)
+    assert record.meta["sequence_length"] == 1
+    with pytest.raises(
+        InvalidProblemError, match=r"^tokens: expected \[users, samples, \.\.\.\], none of them 0, got \[2, 6\]$"
+    ):
+        record_users(model, samples[..., 0, 0, 0])
 
 
 def test_recording_leaves_the_model_alone():

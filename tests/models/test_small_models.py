@@ -12,6 +12,7 @@ from tests.models.cuts import assert_cuts_change_nothing
 CASES = [  # name, shape of a sample
     ("mlp", (1, 8, 8)), ("mlp", (5,)), ("small-cnn", (1, 8, 8)), ("small-cnn", (1, 28, 28)), ("small-cnn", (3, 32, 32)),
     ("small-resnet", (1, 8, 8)), ("small-resnet", (3, 32, 32)), ("small-vgg", (3, 32, 32)), ("decoder", (12,)), ("moe", (12,)),
+    ("moe-mlp", (1, 8, 8)), ("moe-mlp", (40,)),
 ]  # fmt: skip
 IDS = [f"{name}-{'x'.join(map(str, shape))}" for name, shape in CASES]
 

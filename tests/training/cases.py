@@ -4,6 +4,7 @@ An algorithm is in by being in `ALGORITHMS`, a codec by being in `CODECS`, a pla
 in `RUNNERS`.
 """
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from torch import nn
 from edgeopt import RoundPlan, StaticPlanner
 from edgeopt.data.partition import iid
 from edgeopt.experiment.planners import RandomPlanner
+from edgeopt.models.moe import Experts
 from edgeopt.problems import ClientSelection, SplitTraining
 from edgeopt.schedule import Planner
 from edgeopt.solvers.client_selection import PowerOfChoice, SelectionPlanner
@@ -27,6 +29,8 @@ from edgeopt.training import (
     ArrayData,
     Codec,
     Compressed,
+    FedAlignMoe,
+    HFedMoe,
     LocalRunner,
     SplitFed,
     Task,
@@ -36,6 +40,7 @@ from edgeopt.training.algorithms import ALGORITHMS
 from edgeopt.training.codecs import CODECS
 from edgeopt.training.constants import Estimator, GradientEstimator
 from tests.training import split_tasks
+from tests.training.lora_tasks import lora_task
 from tests.training.small_tasks import noisy_model, small_task
 
 ROUNDS = 4
@@ -62,8 +67,8 @@ def has(kind: Any, name: str) -> bool:
 
 
 def interval(kind: type[Algorithm]) -> int:
-    """Return the rounds between two aggregations; algorithms of whole models take no round without."""
-    return 2 if has(kind, "cut_layer") else 1
+    """Return the rounds between two aggregations; algorithms of whole models, and one that folds, take no round without."""
+    return 2 if has(kind, "cut_layer") and not has(kind, "rank") else 1
 
 
 # --- tasks ----------------------------------------------------------------------------------------------------------
@@ -95,12 +100,42 @@ def turned_task() -> Task:
 
 
 @functools.cache
+def adapted_task() -> Task:
+    """Frozen layers with adapters beside them, and a head that is trained as it is."""
+    return lora_task(sizes=SIZES)
+
+
+@functools.cache
 def exact_task(sizes: tuple[int, ...] = SIZES, frozen: tuple[int, ...] = ()) -> Task:
     """Four layers in double precision, so that rounding stays small; some layers may be frozen."""
     net = split_tasks.model()
     for layer in frozen:
         net[layer].requires_grad_(False)
     return split_tasks.task(sizes=sizes, **({"model": net} if frozen else {}))
+
+
+def with_experts(of: Task) -> Task:
+    """Return a task with a layer of experts below its last linear layer, in the same child of the model."""
+    model = copy.deepcopy(of.model)
+    name, last = list(model.named_children())[-1]
+    (linear,) = (part for part in last.modules() if isinstance(part, nn.Linear))
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        experts = Experts(linear.in_features, 3, experts=4, top_k=2).to(linear.weight.dtype)
+        for parameter in experts.parameters():
+            nn.init.normal_(parameter, std=0.5)
+    setattr(model, name, nn.Sequential(experts, last))
+    return of.replace(model=model)
+
+
+FITTED: dict[type[Algorithm], Callable[[Task], Task]] = {HFedMoe: with_experts, FedAlignMoe: with_experts}
+"""Algorithms that train no model that has not what they are for, and what is done to a task to have it."""
+
+
+@functools.cache
+def fitted(kind: type[Algorithm], of: Task) -> Task:
+    """Return a task that an algorithm can train: the given one, if it can train that."""
+    return FITTED[kind](of) if kind in FITTED else of
 
 
 # --- planners, new ones for each run, and what measures for them ----------------------------------------------------
@@ -110,7 +145,13 @@ Planning = tuple[Planner, Estimator | None]
 
 def static(kind: type[Algorithm]) -> Planning:
     """Several steps, and two cuts where there are any."""
-    plan = RoundPlan(client=range(len(SIZES)), batch_size=BATCH, cut_layer=[1, 2, 2, 1], local_steps=[2, 1, 2, 2])
+    plan = RoundPlan(
+        client=range(len(SIZES)),
+        batch_size=BATCH,
+        cut_layer=[1, 2, 2, 1],
+        local_steps=[2, 1, 2, 2],
+        experts=[1, 0, 2, 1],
+    )
     return StaticPlanner(plan, interval(kind)), None
 
 
@@ -142,7 +183,7 @@ PLANNERS: dict[str, Callable[[type[Algorithm]], Planning]] = {
 }
 RUNNERS: dict[str, Callable[[], LocalRunner]] = {
     "sequential": functools.partial(LocalRunner, batched=False),
-    "batched": LocalRunner,
+    "batched": functools.partial(LocalRunner, batched=True),
 }
 
 every_algorithm = pytest.mark.parametrize("kind", ALGORITHMS, ids=lambda kind: kind.name)

@@ -1,14 +1,15 @@
 """A runner that keeps what crosses between server and clients, and fails where a test wants it to."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import torch
 
 from edgeopt import RoundPlan
 from edgeopt.training import Algorithm, LocalRunner, Message, Replies, Task
 from edgeopt.training.costs.ledger import DIRECTIONS
-from edgeopt.training.messages import CATEGORIES, Category
+from edgeopt.training.messages import CATEGORIES, Category, Take, Tensors
 
 
 def nobody(entry: int, message: Message) -> bool:
@@ -36,11 +37,30 @@ class Recording(LocalRunner):
     ends: list[int] = field(default_factory=list)
     deliveries: int = 0
 
-    def deliver(self, algorithm: Algorithm, task: Task, plan: RoundPlan, messages: Mapping[int, Message]) -> Replies:
+    def deliver(
+        self,
+        algorithm: Algorithm,
+        task: Task,
+        plan: RoundPlan,
+        messages: Mapping[int, Message],
+        take: Mapping[Category, Take] = MappingProxyType({}),
+    ) -> Replies:
         """Deliver what is not lost, note all of it."""
         there = {entry: message for entry, message in messages.items() if not self.lost(entry, message)}
-        found = LocalRunner.deliver(self, algorithm, task, plan, there)
-        self.sent += [(entry, message, found.get(entry)) for entry, message in messages.items()]
+        whole: dict[int, dict[Category, Tensors]] = {entry: {} for entry in there}
+
+        def noting(category: Category, given: Take) -> Take:
+            def both(entries: Sequence[int], tensors: Tensors) -> None:
+                for position, entry in enumerate(entries):
+                    whole[entry][category] = {name: value[position] for name, value in tensors.items()}
+                given(entries, tensors)
+
+            return both
+
+        own = {category: noting(category, given) for category, given in take.items()}
+        found = LocalRunner.deliver(self, algorithm, task, plan, there, own)
+        replies = {e: replace(answer, tensors={**answer.tensors, **whole[e]}) for e, answer in found.items()}
+        self.sent += [(entry, message, replies.get(entry)) for entry, message in messages.items()]
         self.deliveries += 1
         if self.error is not None and self.deliveries == self.fails_at:
             raise self.error

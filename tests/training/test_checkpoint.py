@@ -268,7 +268,7 @@ def test_interrupted_and_resumed_is_one_long_run(
         if where == "callback":
             options["on_round"] = interrupt_at(4, lambda record: None)
         elif "client" in where:
-            patch.setattr(Task, "batch", interrupt_at(1 if "first" in where else 8, Task.batch))
+            patch.setattr(Task, "rows", interrupt_at(1 if "first" in where else 8, Task.rows))
         elif where == "plan":
             options["make"] = planning = type("Planning", (make,), {}) if make is Wandering else make
             target = planning if make is Wandering else StaticPlanner

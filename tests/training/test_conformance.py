@@ -28,12 +28,14 @@ from tests.training.cases import (
     ROUNDS,
     RUNNERS,
     SIZES,
+    adapted_task,
     every_algorithm,
     every_case,
     every_coded,
     every_planner,
     every_runner,
     exact_task,
+    fitted,
     make_algorithm,
     noisy_task,
     plain_task,
@@ -60,7 +62,7 @@ class Case(NamedTuple):
         timing = small_timing(len(SIZES), rate_sigma=0.4, failure_probability=0.2, seed=5)
         options = {"runner": RUNNERS[self.runner]()} | options
         return train(
-            self.task(), make_algorithm(self.kind, self.codec), planner, timing, rounds=rounds, estimator=estimator,
+            fitted(self.kind, self.task()), make_algorithm(self.kind, self.codec), planner, timing, rounds=rounds, estimator=estimator,
             checkpoint=file, resume=True, **options,
         )  # fmt: skip
 
@@ -132,12 +134,12 @@ def test_resumed_after_any_round_is_the_long_run(
     assert_every_cut_is_the_long_run(case, long_run(case), tmp_path)
 
 
-@pytest.mark.parametrize("task", [noisy_task, turned_task])
+@pytest.mark.parametrize("task", [noisy_task, turned_task, adapted_task])
 @every_algorithm
 def test_resumed_whatever_the_layers(
     kind: type[Algorithm], task: Callable[[], Task], long_run: LongRuns, tmp_path: Path
 ):
-    """The same for buffers and chance in layers, and whatever the order in which tensors lie in memory."""
+    """The same for buffers and chance in layers, whatever the order in which tensors lie in memory, and for adapters."""
     case = Case(kind, task=task)
     assert_every_cut_is_the_long_run(case, long_run(case), tmp_path)
 
@@ -189,7 +191,7 @@ def test_a_failure_in_the_middle_of_a_round(
     The file stays that of the round before, and with the same runner the run goes on to the end of the undisturbed one.
     """
     case, file = Case(kind, codec=codec), tmp_path / "run"
-    long, runner = long_run(case), Recording()
+    long, runner = long_run(case), Recording(batched=True)
     shutil.copy(long.files[1], file)
     case.train(file, rounds=2, runner=runner)
     last = runner.deliveries

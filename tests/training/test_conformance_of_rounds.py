@@ -13,14 +13,18 @@ import pytest
 import torch
 
 from edgeopt import RoundPlan
-from edgeopt.problems import SplitPlan, SplitTraining
+from edgeopt.problems import CostFactors, SplitPlan, SplitTraining
 from edgeopt.problems.split_training.report import SplitReport
 from edgeopt.solvers.client_selection import SelectionPlanner
 from edgeopt.training import (
     Algorithm,
     Codec,
     EdgeTiming,
+    FedAlignMoe,
+    FlexpSfl,
+    HFedMoe,
     History,
+    HoSfl,
     ParallelSplit,
     SelectionTiming,
     SplitFed,
@@ -28,6 +32,7 @@ from edgeopt.training import (
     State,
     Task,
     VanillaSplit,
+    ZoSfl,
     train,
 )  # fmt: skip
 from edgeopt.training.algorithms import ALGORITHMS
@@ -39,6 +44,7 @@ from tests.training.cases import (
     SIZES,
     every_case,
     exact_task,
+    fitted,
     has,
     interval,
     make,
@@ -55,15 +61,20 @@ def plan_of(kind: type[Algorithm], **options: Any) -> RoundPlan:
     """Return a plan for all clients that differ in whatever a plan may say; where there are servers, they share them."""
     fields: dict[str, Any] = {
         "client": range(len(SIZES)), "server": [0, 1, 0, 1] if has(kind, "num_servers") else 0, "batch_size": [2, 1, 2, 2],
-        "cut_layer": [1, 3, 2, 2], "local_steps": [2, 1, 2, 2],
+        "cut_layer": [1, 3, 2, 2], "local_steps": [2, 1, 2, 2], "experts": [1, 0, 2, 1],
     }  # fmt: skip
     return RoundPlan(**(fields | options))
+
+
+def task_of(kind: type[Algorithm], **options: Any) -> Task:
+    """Return a task that an algorithm can train, in double precision; options are those of `exact_task`."""
+    return fitted(kind, exact_task(**options))
 
 
 def learn(
     kind: type[Algorithm], codec: type[Codec] | None, *plans: RoundPlan, of: Task | None = None, **options: Any
 ) -> History:
-    return split_tasks.run(exact_task() if of is None else of, make_algorithm(kind, codec), *plans, **options)
+    return split_tasks.run(task_of(kind) if of is None else of, make_algorithm(kind, codec), *plans, **options)
 
 
 def has_moved(history: History, of: Task) -> bool:
@@ -98,8 +109,8 @@ def test_an_empty_plan(kind: type[Algorithm], codec: type[Codec] | None):
         learn(kind, codec, nobody, some, nobody, rounds=rounds, runner=runner if rounds == 3 else None)
         for rounds in (1, 2, 3)
     )
-    assert_same_state(kept(make_algorithm(kind, codec).start(exact_task())), {}, first)
-    assert not has_moved(first, exact_task())
+    assert_same_state(kept(make_algorithm(kind, codec).start(task_of(kind))), {}, first)
+    assert not has_moved(first, task_of(kind))
     assert second.rows[-1]["completed"] == len(SIZES)
     assert_same_state(second.server, second.clients, third)
     assert 0 == runner.ends[0] < runner.ends[1] == runner.ends[2]
@@ -132,7 +143,7 @@ def test_a_lost_client(kind: type[Algorithm], codec: type[Codec] | None):
     assert_same_state(history.server, history.clients, alike)
     assert str(history.rows) == str(alike.rows)
     others = learn(kind, codec, plan.take([0, 2, 3]))
-    assert has_moved(others, exact_task())
+    assert has_moved(others, task_of(kind))
     for first, second in zip(history.models, others.models, strict=True):
         assert_near(first, second, 1e-9)
     (row,), (other,) = history.rows, others.rows
@@ -150,18 +161,18 @@ def test_all_clients_lost(kind: type[Algorithm], codec: type[Codec] | None):
         plans, timing = [plan_of(kind, aggregate=aggregate), plan_of(kind)], losing(*range(len(SIZES)))
         first, second = (learn(kind, codec, *plans, rounds=rounds, timing=timing) for rounds in (1, 2))
         (row,) = first.rows
-        assert not has_moved(first, exact_task())
+        assert not has_moved(first, task_of(kind))
         assert (row["completed"], row["bytes_up"], np.isnan(row["train_loss"])) == (0, 0, True)
         assert row["seconds"] > 0
         assert second.rows[1]["completed"] == len(SIZES)
-        assert has_moved(second, exact_task())
+        assert has_moved(second, task_of(kind))
 
 
 @every_case
 def test_a_client_with_one_sample(kind: type[Algorithm], codec: type[Codec] | None):
     """It trains on that; a batch larger than the data is all of it, to the bit and in what it costs."""
     sizes = (1, *SIZES[1:])
-    of = exact_task(sizes)
+    of = task_of(kind, sizes=sizes)
     large, exact = (learn(kind, codec, plan_of(kind, batch_size=size), of=of, rounds=2) for size in (100, sizes))
     assert large.column("completed").tolist() == [len(SIZES)] * 2
     assert np.isfinite(large.column("train_loss")).all()
@@ -182,6 +193,10 @@ def recorded(kind: type[Algorithm], codec: type[Codec] | None) -> tuple[History,
     return learn(kind, codec, *plans, runner=runner), runner
 
 
+TELLING = (HFedMoe, FedAlignMoe)
+"""Algorithms whose clients report statistics of their own."""
+
+
 @every_case
 def test_bytes_are_those_of_the_tensors(kind: type[Algorithm], codec: type[Codec] | None):
     """In each round and for each category and direction, the ledger has what a runner saw cross, and nothing else."""
@@ -193,7 +208,7 @@ def test_bytes_are_those_of_the_tensors(kind: type[Algorithm], codec: type[Codec
         for direction in ("up", "down"):
             total = sum(size for name, size in crossed.items() if name.endswith(f"_{direction}"))
             assert row[f"bytes_{direction}"] == total > 0
-        assert (crossed["statistics_up"] > 0) == (codec is not None)
+        assert (crossed["statistics_up"] > 0) == (codec is not None or kind in TELLING)
 
 
 @every_case
@@ -208,7 +223,7 @@ def test_memory_of_clients_is_in_the_rows(kind: type[Algorithm], codec: type[Cod
 @every_case
 def test_frozen_layers_are_nowhere(kind: type[Algorithm], codec: type[Codec] | None, layers: tuple[int, ...]):
     """No state has their weights, no message brings or charges them, and the trained model has them as they were."""
-    of, runner = exact_task(frozen=layers), Recording()
+    of, runner = task_of(kind, frozen=layers), Recording()
     frozen = set(of.frozen)
     assert frozen == {name for name in of.layer_of if of.layer_of[name] in layers}
     history = learn(kind, codec, plan_of(kind), plan_of(kind, cut_layer=[2, 1, 3, 1]), of=of, runner=runner)
@@ -236,13 +251,8 @@ def leaves(state: State) -> Iterator[str]:
 # --- time is that of the problems -----------------------------------------------------------------------------------
 
 
-def together(problem: SplitTraining, report: SplitReport, cut: int, aggregate: bool) -> float:
-    """T_S: all clients at once, which keep their layers."""
-    return report.round_s
-
-
 def averaged(problem: SplitTraining, report: SplitReport, cut: int, aggregate: bool) -> float:
-    """T_S, and T_A where layers are averaged."""
+    """T_S, and T_A where layers are averaged; that is nothing for algorithms that move no weights."""
     return report.round_s + report.aggregation_s * aggregate
 
 
@@ -253,16 +263,17 @@ def in_turn(problem: SplitTraining, report: SplitReport, cut: int, aggregate: bo
 
 
 ROUND_SECONDS: dict[type[Algorithm], Callable[[SplitTraining, SplitReport, int, bool], float]] = {
-    VanillaSplit: in_turn, ParallelSplit: together, SplitFed: averaged, SplitFedV2: averaged,
+    VanillaSplit: in_turn, ParallelSplit: averaged, SplitFed: averaged, SplitFedV2: averaged,
+    HoSfl: averaged, ZoSfl: averaged, FlexpSfl: averaged,
 }  # fmt: skip
-"""How long a round of one step with equal cuts lasts, in the terms of the problem."""
+"""How long a round of one step with equal cuts lasts, in the terms of the problem with the algorithm's cost factors."""
 
 
 @pytest.mark.parametrize("kind", ROUND_SECONDS, ids=lambda kind: kind.name)
 def test_seconds_of_split_training_are_those_of_the_problem(kind: type[Algorithm]):
     """Rounds last as long as `SplitTraining` says of the plan; over an interval, those of its objective."""
     of, cut = split_tasks.task(sizes=SIZES, dtype=torch.float32), 2
-    problem = split_tasks.problem_of(of)
+    problem = split_tasks.problem_of(of).replace(factors=getattr(make(kind), "cost_factors", CostFactors()))
     split = SplitPlan(batch_size=[2, 5, 3, 4], cut_layer=[cut] * len(SIZES), aggregation_interval=3)
     report, planner = problem.report(split), split.planner()
     history = learn(kind, None, *(planner.plan(number) for number in range(3)), of=of)
@@ -272,8 +283,14 @@ def test_seconds_of_split_training_are_those_of_the_problem(kind: type[Algorithm
         assert history.rows[-1]["seconds"] / 3 * report.rounds == pytest.approx(problem.objective(split), rel=1e-9)
 
 
+SEVERAL_EXCHANGES = (FedAlignMoe,)
+"""Algorithms of whole models with more than one exchange a round, of which `ClientSelection` has no time."""
+
+
 @pytest.mark.parametrize(
-    "kind", [kind for kind in ALGORITHMS if not has(kind, "cut_layer")], ids=lambda kind: kind.name
+    "kind",
+    [kind for kind in ALGORITHMS if not has(kind, "cut_layer") and kind not in SEVERAL_EXCHANGES],
+    ids=lambda kind: kind.name,
 )
 def test_seconds_of_whole_models_are_those_of_client_selection(kind: type[Algorithm]):
     """Seconds, conflicts, deliveries and rewards of the rounds are what `ClientSelection` reports of the picks."""
@@ -281,6 +298,11 @@ def test_seconds_of_whole_models_are_those_of_client_selection(kind: type[Algori
     assert isinstance(planner, SelectionPlanner)
     problem, records = planner.problem.replace(rounds=ROUNDS), []
     history = train(
-        plain_task(), make(kind), planner, SelectionTiming(problem=problem), rounds=ROUNDS, on_round=records.append
+        fitted(kind, plain_task()),
+        make(kind),
+        planner,
+        SelectionTiming(problem=problem),
+        rounds=ROUNDS,
+        on_round=records.append,
     )
     assert_as_reported(problem, records, history)

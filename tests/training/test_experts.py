@@ -286,3 +286,33 @@ def test_a_reply_says_what_was_computed(batched: bool, as_tensor: bool):
     for told in (-1.0, np.nan, np.inf):
         with pytest.raises(TrainingError, match=r"^round 0, telling, client 0: reply to 'train': flops = .*: expected"):
             run(task, Telling(told=told), small_plan(), **options)
+
+
+def test_what_is_known_of_the_steps_is_averaged():
+    """Local training returns the mean over the steps of what a loss tells beside it, tensors of any shape."""
+    task = moe_task()
+    seen: list[torch.Tensor] = []
+
+    def loss(
+        weights: Tensors, inputs: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[torch.Tensor, Tensors, torch.Tensor, Tensors]:
+        passed = task.forward(weights, inputs)
+        found = task.pass_loss(passed, targets)
+        seen.append(inputs.float().mean(dim=0))
+        return found, passed.buffers, found, {"mean": seen[-1], "loss": found}
+
+    batch = task.batch(0, Batches(0, 0, 3, 2))
+    trained = minimise(task, loss, task.initial_weights(), batch, Sgd(0.1))
+    torch.testing.assert_close(trained.known["mean"], torch.stack(seen).mean(dim=0))
+    torch.testing.assert_close(trained.known["loss"], trained.loss)
+    assert not trained.known["loss"].requires_grad
+    plain = minimise(task, task.batch_loss, task.initial_weights(), batch, Sgd(0.1))
+    assert_same(plain.weights, trained.weights)
+    assert plain.known == {}
+
+
+def test_a_choice_in_the_pass_is_a_mask():
+    """A function of the routing that returns a mask gives the gradients of that mask."""
+    task = moe_task()
+    mask = torch.tensor([True, False, False, True])
+    assert_same(gradients(task, {FIRST: lambda routing: mask}), gradients(task, {FIRST: mask}))

@@ -107,6 +107,16 @@ def test_a_client_with_nothing_to_train_gets_no_gradient(algorithm: Algorithm):
     assert alone["gradients_down"] == alone["weights_up"] == 0
 
 
+def test_the_profile_of_what_is_sent():
+    """Bytes are those of the free weights, layer by layer; all else is that of the profile."""
+    own = frozen(0, 2)
+    sent = own.sent_profile()
+    free = [sum(p.nbytes for p in layer.parameters() if p.requires_grad) for layer in own.model]
+    assert sent.parameter_bytes.tolist() == free
+    assert free[0] == free[2] == 0 < free[1]
+    assert sent.forward_flops.tolist() == own.profile.forward_flops.tolist()
+
+
 def test_resuming_with_other_frozen_weights_is_refused(tmp_path: Path):
     """A checkpoint belongs to the weights that were frozen, their values and which they are; with the same it goes on."""
     path = tmp_path / "run.safetensors"

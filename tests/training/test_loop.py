@@ -1,9 +1,10 @@
 """The loop: what a round is charged, what can go wrong, when it ends, and that it repeats."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -35,7 +36,7 @@ from edgeopt.training import (
 )  # fmt: skip
 from edgeopt.training.algorithm import Models
 from edgeopt.training.history import COLUMNS_OF_ROWS
-from edgeopt.training.messages import Replies, State
+from edgeopt.training.messages import Category, Replies, State, Take, Tensors
 from edgeopt.training.runners.local import Runner
 from tests.training.small_tasks import (
     FEATURES,
@@ -220,8 +221,24 @@ def test_measured_numbers_are_single_and_have_names_of_their_own(report: Any, me
 class Forgetful(LocalRunner):
     """A runner whose second client never answers, as when a machine is switched off."""
 
-    def deliver(self, algorithm: Algorithm, task: Task, plan: RoundPlan, messages: Mapping[int, Message]) -> Replies:
-        replies = LocalRunner.deliver(self, algorithm, task, plan, messages)
+    def deliver(
+        self,
+        algorithm: Algorithm,
+        task: Task,
+        plan: RoundPlan,
+        messages: Mapping[int, Message],
+        take: Mapping[Category, Take] = MappingProxyType({}),
+    ) -> Replies:
+        def without(given: Take) -> Take:
+            def some(entries: Sequence[int], tensors: Tensors) -> None:
+                there = [position for position, entry in enumerate(entries) if entry != 1]
+                if there:
+                    given([entries[i] for i in there], {name: value[there] for name, value in tensors.items()})
+
+            return some
+
+        reached = {category: without(given) for category, given in take.items()}
+        replies = LocalRunner.deliver(self, algorithm, task, plan, messages, reached)
         return dict(reversed([(entry, answer) for entry, answer in replies.items() if entry != 1]))
 
 

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from edgeopt import ClientPlan, ModelProfile
+from edgeopt.data.partition import iid
 from edgeopt.errors import InvalidProblemError
-from edgeopt.training import Batches
+from edgeopt.training import ArrayData, Batches, Task
+from edgeopt.training.rules.gradients import gradients
 from tests.training.small_tasks import CLASSES, FEATURES, assert_same, noisy_model, samples, small_model, small_task
 
 SHUFFLED = small_task((7, 5, 1))
@@ -234,15 +236,30 @@ def test_a_new_model_gets_its_own_profile():
 
 
 @pytest.mark.parametrize(
-    ("client", "size", "epochs", "steps"), [(0, 2, 1, 3), (0, 2, 4, 12), (2, 5, 3, 3), (1, 9, 2, 2)]
+    ("client", "size", "epochs", "sizes"),
+    [(0, 2, 1, (2, 2, 2, 1)), (0, 2, 2, (2, 2, 2, 1) * 2), (2, 5, 3, (1,) * 3), (1, 9, 2, (5, 5)), (0, 4, 1, (4, 3))],
 )
-def test_epochs_are_whole_mini_batches(client: int, size: int, epochs: int, steps: int):
-    """An epoch of 7 samples in batches of 2 is three steps, none shorter; its steps see no sample twice."""
-    found = SHUFFLED.steps(ClientPlan(client, local_steps=99, local_epochs=epochs), size)
-    assert found == steps
-    rows = SHUFFLED.rows(client, Batches(0, 0, found, size)).reshape(epochs, -1)
-    assert all(len(set(epoch)) == epoch.size for epoch in rows.tolist() for epoch in [np.array(epoch)])
+def test_an_epoch_takes_every_sample_once(client: int, size: int, epochs: int, sizes: tuple[int, ...]):
+    """7 samples in batches of 2 are three of two and one of one; from wherever one looks, the mini-batches are the same."""
+    own = SHUFFLED.partition.indices[client]
+    count = SHUFFLED.steps(ClientPlan(client, local_steps=99, local_epochs=epochs), size)
+    whole = Batches(0, 0, count, size, whole=False)
+    assert SHUFFLED.sizes(client, whole) == sizes
+    for first in range(count):
+        part = Batches(0, first, count - first, size, whole=False)
+        assert SHUFFLED.num_samples(client, part) == sum(SHUFFLED.sizes(client, part)) == sum(sizes[first:])
+    rows = [row[:n] for row, n in zip(SHUFFLED.rows(client, whole).tolist(), sizes, strict=True)]
+    per_epoch = len(sizes) // epochs
+    for epoch in range(epochs):
+        seen = [row for some in rows[epoch * per_epoch : (epoch + 1) * per_epoch] for row in some]
+        assert sorted(seen) == own.tolist()
+    for step, some in enumerate(rows):
+        assert SHUFFLED.rows(client, Batches(0, step, 1, size, whole=False)).tolist() == [some]
+    for (inputs, targets), some in zip(SHUFFLED.batch(client, whole).steps(), rows, strict=True):
+        assert torch.equal(inputs, SHUFFLED.train.inputs[some])
+        assert torch.equal(targets, SHUFFLED.train.targets[some])
     assert SHUFFLED.steps(ClientPlan(client, local_steps=5), size) == 5
+    assert SHUFFLED.sizes(client, Batches(0, 0, 2, size)) == (min(size, own.size),) * 2
 
 
 def test_work_of_layers():
@@ -252,3 +269,30 @@ def test_work_of_layers():
     assert task.flops(3) == 3 * (profile.forward_flops.sum() + profile.backward_flops.sum())
     assert task.flops(2, 1, 3, backward=False) == 2 * profile.forward_flops[1:3].sum()
     assert task.flops(5, 2, 2) == 0
+
+
+class Viewing(nn.Module):
+    """Layers that look at their input as it lies in memory."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.view(x.shape[0], -1)
+
+
+@pytest.mark.parametrize(("flat", "turned"), [(nn.Flatten(), True), (Viewing(), False)])
+def test_images_have_their_channels_last_where_the_layers_take_it(flat: nn.Module, turned: bool):
+    """The loss and its gradients are those of the plain module, and layers that would fail are given what they expect."""
+    generator = torch.Generator().manual_seed(0)
+    data = ArrayData(torch.randn(6, 2, 4, 4, generator=generator), torch.arange(6) % 3, 3, "images")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), flat, nn.Linear(16, 3))
+    task = Task(model=model, train=data, test=data, partition=iid(6, 2, seed=0))
+    assert task.channels_last == turned
+    slopes, loss = gradients(
+        lambda w: (found := task.batch_loss(w, data.inputs, data.targets)[0], found), task.initial_weights()
+    )
+    expected = nn.functional.cross_entropy(model(data.inputs), data.targets)
+    expected.backward()
+    torch.testing.assert_close(loss, expected.detach())
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(slopes[name], value.grad, msg=name)

@@ -10,7 +10,7 @@ from edgeopt.training.messages import Message, Phase, Replies, State, Tensors, r
 from edgeopt.training.optimizers import Optimizer, Sgd
 from edgeopt.training.rules.common import Weighting, check_batch_size, check_weighting, tensors_of
 from edgeopt.training.rules.local import LocalLoss, minimise
-from edgeopt.training.rules.whole_model import Content, average_of_replies, losses_of, train_messages
+from edgeopt.training.rules.whole_model import AverageOnArrival, Content, losses_of, train_messages
 from edgeopt.training.task import Batch, Task
 
 
@@ -42,9 +42,10 @@ class AveragedModel:
         """Send the model, average what comes back; if nothing does, the state stays."""
         content: Content = {"weights": tensors_of(state, "weights")}
         messages = train_messages(task, content, plan, number, self.batch_size, optimizer=self.optimizer)
-        replies = yield Phase("train", messages)
+        average = AverageOnArrival(task, plan, messages, self.weighting)
+        replies = yield Phase("train", messages, take={"weights": average.take})
         if replies:
-            state = {**state, "weights": dict(average_of_replies(task, plan, replies, self.weighting))}
+            state = {**state, "weights": dict(average.mean())}
         return Outcome(state, losses_of(replies))
 
     def client(self, task: Task, message: Message, state: State, batch: Batch | None) -> tuple[Message, State]:

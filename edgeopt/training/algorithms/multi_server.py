@@ -4,7 +4,7 @@ The servers are those of *Conflict-Aware Client Selection for Multi-Server Feder
 do not exchange models: that is our reading, no such step is known to us.
 """
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -14,10 +14,10 @@ from edgeopt.errors import InvalidProblemError
 from edgeopt.schedule import RoundPlan
 from edgeopt.training.algorithm import Models, Outcome
 from edgeopt.training.algorithms.fedavg import AveragedModel
-from edgeopt.training.messages import Phase, Replies, State
+from edgeopt.training.messages import Phase, Replies, State, Tensors
 from edgeopt.training.optimizers import Optimizer, Sgd
 from edgeopt.training.rules.common import Weighting, tensors_of
-from edgeopt.training.rules.whole_model import average_of_replies, losses_of, train_messages
+from edgeopt.training.rules.whole_model import AverageOnArrival, losses_of, train_messages
 from edgeopt.training.task import Task
 from edgeopt.validate import int_array
 
@@ -68,12 +68,22 @@ class MultiServerFedAvg(AveragedModel):
             self.batch_size,
             optimizer=self.optimizer,
         )
-        replies = yield Phase("train", messages)
-        state = dict(state)
-        for server in np.unique(plan.server[list(replies)]):
-            own = {entry: answer for entry, answer in replies.items() if plan.server[entry] == server}
-            state[str(server)] = dict(average_of_replies(task, plan, own, self.weighting))
-        return Outcome(state, losses_of(replies))
+        averages = {
+            server: AverageOnArrival(task, plan, np.flatnonzero(plan.server == server).tolist(), self.weighting)
+            for server in np.unique(plan.server).tolist()
+        }
+
+        def take(entries: Sequence[int], arrived: Tensors) -> None:
+            for server in np.unique(of := plan.server[list(entries)]).tolist():
+                own = np.flatnonzero(of == server).tolist()
+                some = arrived if len(own) == len(entries) else {name: value[own] for name, value in arrived.items()}
+                averages[server].take([entries[position] for position in own], some)
+
+        replies = yield Phase("train", messages, take={"weights": take})
+        served = np.unique(plan.server[list(replies)]).tolist()
+        return Outcome(
+            {**state, **{str(server): dict(averages[server].mean()) for server in served}}, losses_of(replies)
+        )
 
     def models(self, task: Task, state: State, clients: Mapping[int, State]) -> Models:
         """Return the model of each server."""

@@ -208,7 +208,12 @@ class ServerSide:
         return int(self.plan.client[entry])
 
     def _samples(self, entry: int, message: Message) -> int:
-        return 0 if message.batches is None else self.task.samples(self._client(entry), message.batches.size)
+        if message.batches is None:
+            return 0
+        client, one = self._client(entry), message.batches.count == 1
+        return (
+            self.task.num_samples(client, message.batches) if one else self.task.samples(client, message.batches.size)
+        )
 
     def _memory(self, entry: int) -> State:
         return branch(self.memory, str(self._client(entry)))

@@ -1,6 +1,7 @@
 """Memory: what a client holds at the peak of its work, and plans that keep to what devices have."""
 
 import bisect
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +14,12 @@ from numpy.typing import NDArray
 from edgeopt.display import one_line
 from edgeopt.errors import InvalidProblemError
 from edgeopt.models.kept import KeptMemory
+from edgeopt.models.moe import every_expert
 from edgeopt.schedule import AroundPlanner, ClientPlan, Feedback, Planner, RoundPlan
 from edgeopt.training.messages import State
 from edgeopt.training.optimizers import Optimizer
 from edgeopt.training.rules.common import check_batch_size
+from edgeopt.training.rules.experts import Scope, check_scope, learners, mixtures, most_learners
 from edgeopt.training.runners.local import seeded_layers
 from edgeopt.training.task import Task
 from edgeopt.training.trouble import is_out_of_memory
@@ -25,7 +28,7 @@ from edgeopt.validate import float_array, integer
 _MEASURED_AT = (2, 4)  # samples; batch normalisation refuses one
 
 _Line = tuple[NDArray[np.float64], NDArray[np.float64]]  # of each cut: what does not depend on the samples; per sample
-_LINES: WeakKeyDictionary[Task, dict[tuple[tuple[str, int], ...], _Line]] = WeakKeyDictionary()
+_LINES: WeakKeyDictionary[Task, dict[tuple[Any, ...], _Line]] = WeakKeyDictionary()
 _STANDING: WeakKeyDictionary[Task, dict[tuple[Any, ...], float]] = WeakKeyDictionary()
 
 
@@ -35,7 +38,9 @@ def client_peak_bytes(
     optimizer: Optimizer | None = None,
     *,
     cut: int | None = None,
+    head: int = 0,
     backward: bool = True,
+    probes: bool = False,
     learns: Mapping[str, int] | None = None,
 ) -> float:
     """Return what a client holds at the peak of its work on a mini-batch.
@@ -50,25 +55,36 @@ def client_peak_bytes(
     samples : of the mini-batch.
     optimizer : default: one without a state.
     cut : the client has layers 1 to `cut`. Default: all. At the last one, the loss keeps something too.
+    head : it also has so many of the last layers, and the loss.
     backward : whether it trains them.
+    probes : it trains them by forward passes at one probe after another: beside its layers and the optimiser's state it
+        holds a second copy of what is trained, for a probe or for the estimated gradient, and of the forward pass only
+        what crosses the cut.
     learns : how many experts of a mixture learn, by layer, see `Task.forward`: there are gradients of those alone.
     """
     last = task.num_layers if cut is None else integer("cut", cut, low=1, high=task.num_layers)
+    first = task.num_layers - integer("head", head, low=0, high=task.num_layers - last)
     samples = integer("samples", samples, low=0)
     counts = {
         name: integer(f"learns[{name!r}]", count, low=0, high=task.num_experts(name))
         for name, count in (learns or {}).items()
     }
-    key = (type(optimizer), repr(optimizer), last, backward, *sorted(counts.items()))
+    parts = [(0, last), (first, task.num_layers)] if head else [(0, last)]
+    key = (type(optimizer), repr(optimizer), *parts, backward, *sorted(counts.items()))
     standing = _STANDING.setdefault(task, {})
     if key not in standing:
-        standing[key] = _standing(task, optimizer, last, backward, counts)
-    return standing[key] + (_kept(task, samples, last, counts) if backward else 0.0)
+        standing[key] = sum(_standing(task, optimizer, part, backward, counts) for part in parts)
+    if probes:
+        crosses = 0 if last == task.num_layers else math.prod(task.shape_at(last)) * task.dtype_at(last).itemsize
+        return standing[key] + samples * crosses
+    return standing[key] + (sum(_kept(task, samples, part, counts) for part in parts) if backward else 0.0)
 
 
-def _standing(task: Task, optimizer: Optimizer | None, cut: int, backward: bool, learns: Mapping[str, int]) -> float:
-    """Return the bytes of weights, gradients and optimiser."""
-    own = task.part(task.model.state_dict(), 0, cut)
+def _standing(
+    task: Task, optimizer: Optimizer | None, part: tuple[int, int], backward: bool, learns: Mapping[str, int]
+) -> float:
+    """Return the bytes of weights, gradients and optimiser of some layers."""
+    own = task.part(task.model.state_dict(), *part)
     held = float(sum(value.nbytes for value in own.values()))
     if not backward:
         return held
@@ -78,16 +94,17 @@ def _standing(task: Task, optimizer: Optimizer | None, cut: int, backward: bool,
     return held + gradients + (0 if optimizer is None else _num_bytes(optimizer.start(trained)))
 
 
-def _kept(task: Task, samples: int, cut: int, learns: Mapping[str, int]) -> float:
-    """Return what autograd keeps of a mini-batch beside the weights, measured at two sizes: the rest is on their line.
+def _kept(task: Task, samples: int, part: tuple[int, int], learns: Mapping[str, int]) -> float:
+    """Return what autograd keeps of a mini-batch in some layers beside the weights.
 
-    It is nan where the model does not run on such mini-batches.
+    It is measured at two sizes: the rest is on their line. It is nan where the model does not run on such mini-batches.
     """
+    first, last = part
     lines = _LINES.setdefault(task, {})
-    key = tuple(sorted(learns.items()))
+    key = (first, *sorted(learns.items()))
     if key not in lines:
         try:
-            small, large = (_measured(task, size, learns) for size in _MEASURED_AT)
+            small, large = (_measured(task, size, first, learns) for size in _MEASURED_AT)
         except Exception as error:  # of a user's layer or loss: if it comes in training too, it is told there
             if is_out_of_memory(error):
                 raise
@@ -95,21 +112,26 @@ def _kept(task: Task, samples: int, cut: int, learns: Mapping[str, int]) -> floa
         slope = (large - small) / (_MEASURED_AT[1] - _MEASURED_AT[0])
         lines[key] = (small - slope * _MEASURED_AT[0], slope)
     fixed, per_sample = lines[key]
-    return float(fixed[cut] + samples * per_sample[cut])
+    return float(fixed[last] + samples * per_sample[last])
 
 
-def _measured(task: Task, samples: int, learns: Mapping[str, int]) -> NDArray[np.float64]:
-    """Return float64 [L + 1]: what autograd keeps up to each cut; with the loss at the last one."""
+def _measured(task: Task, samples: int, first: int, learns: Mapping[str, int]) -> NDArray[np.float64]:
+    """Return float64 [L + 1]: what autograd keeps of layer `first` (from 0) up to each; with the loss at the last one."""
     data = task.train if len(task.train) else task.test
     rows = torch.arange(samples, device=task.device) % len(data)
     inputs, targets = data.inputs[rows], data.targets[rows]
     weights = {name: w.requires_grad_(name in task.parameters) for name, w in task.initial_weights().items()}
     masks = {name: [e < count for e in range(task.experts[name])] for name, count in learns.items()}
     kept = KeptMemory([*weights.values(), *task.frozen.values()])
-    found = [0]
-    with seeded_layers(task, "memory"), torch.inference_mode(False), torch.enable_grad(), kept.counting():
+    found = [0] * (first + 1)
+    with seeded_layers(task, "memory"), torch.inference_mode(False), torch.no_grad(), every_expert():
+        inputs = task.forward(weights, inputs, 0, first).outputs
+        if first:  # somebody wants the gradient by what layers in the middle are given
+            inputs.requires_grad_()
+    counting = kept.counting()
+    with seeded_layers(task, "memory"), torch.inference_mode(False), torch.enable_grad(), every_expert(), counting:
         penalty: torch.Tensor | float = 0.0
-        for layer in range(task.num_layers):
+        for layer in range(first, task.num_layers):
             passed = task.forward(weights, inputs, layer, layer + 1, learns=masks)
             inputs, penalty = passed.outputs, penalty + passed.penalty
             kept.ignore(passed.buffers.values())
@@ -136,6 +158,7 @@ class MemoryBudget(AroundPlanner):
     memory_bytes : float64 [N], memory of each client; inf for no limit.
     optimizer, batch_size, cut_layer : of the algorithm, the latter two where the plan leaves them open. Default: the
         clients hold the whole model.
+    probes : whether clients learn by forward passes alone, as in `edgeopt.training.HoSfl`.
     """
 
     inner: Planner
@@ -144,6 +167,7 @@ class MemoryBudget(AroundPlanner):
     optimizer: Optimizer | None = None
     batch_size: int = 16
     cut_layer: int | None = None
+    probes: bool = False
     __repr__ = one_line
 
     def __post_init__(self) -> None:
@@ -173,7 +197,7 @@ class MemoryBudget(AroundPlanner):
             )
 
         def needed(samples: int) -> float:
-            return client_peak_bytes(self.task, samples, self.optimizer, cut=cut)
+            return client_peak_bytes(self.task, samples, self.optimizer, cut=cut, probes=self.probes)
 
         room = self.memory_bytes[client]
         most = self.task.samples(client, planned.batch_size or self.batch_size)
@@ -187,3 +211,70 @@ class MemoryBudget(AroundPlanner):
                 f"{cut or self.task.num_layers}, its memory is {room:.6g}"
             )
         return bisect.bisect_right(range(1, most), room, key=needed)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class ExpertBudget(AroundPlanner):
+    """The plans of another planner, with `experts` lowered to what fits into the memory of each client.
+
+    What it keeps to is `client_peak_bytes` of so many learning experts; entries for which the whole model fits stay as they
+    are. `edgeopt.training.HFedMoe` trains within such budgets.
+
+    Parameters
+    ----------
+    inner : the other planner.
+    task : what is trained.
+    memory_bytes : float64 [N], memory of each client; inf for no limit.
+    optimizer, batch_size : of the algorithm, the latter where the plan leaves it open.
+    budget : whether `experts` counts those of each ``layer``, or those of the whole ``model``, as the algorithm does.
+    """
+
+    inner: Planner
+    task: Task
+    memory_bytes: NDArray[np.float64]
+    optimizer: Optimizer | None = None
+    batch_size: int = 16
+    budget: Scope = "layer"
+    __repr__ = one_line
+
+    def __post_init__(self) -> None:
+        known = (self.task.num_clients,)
+        limits = float_array("memory_bytes", self.memory_bytes, known, nonnegative=True, finite=False, unit="byte")
+        object.__setattr__(self, "memory_bytes", limits)
+        check_batch_size(self.batch_size)
+        check_scope(self.budget)
+        mixtures(self.task, "a budget of experts")
+
+    def plan(self, round: int, feedback: Feedback | None = None) -> RoundPlan:
+        """Return the plan of a round.
+
+        Raises
+        ------
+        InvalidProblemError
+            If a client has no room for a single expert that learns.
+        """
+        plan = self.inner.plan(round, feedback)
+        return plan.replace(experts=[self._experts(round, entry, client) for entry, client in enumerate(plan)])
+
+    def _experts(self, round: int, entry: int, planned: ClientPlan) -> int:
+        client = planned.client
+        if client >= self.task.num_clients:
+            raise InvalidProblemError(
+                f"round {round}: client[{entry}] = {client}: expected 0 to {self.task.num_clients - 1}"
+            )
+        samples, room = self.task.samples(client, planned.batch_size or self.batch_size), self.memory_bytes[client]
+
+        def needed(experts: int) -> float:
+            learns = learners(self.task, experts, self.budget) if experts else None
+            return client_peak_bytes(self.task, samples, self.optimizer, learns=learns)
+
+        if room == np.inf or needed(planned.experts) <= room:
+            return planned.experts
+        most = planned.experts or most_learners(self.task, self.budget)
+        for experts in range(most, 0, -1):
+            if needed(experts) <= room:
+                return experts
+        raise InvalidProblemError(
+            f"round {round}: client {client} needs {needed(1):.6g} bytes to train one expert on {samples} samples, its memory "
+            f"is {room:.6g}"
+        )

@@ -14,6 +14,8 @@ from edgeopt.training.trouble import TrainingError
 Shares = Sequence[float] | Mapping[str, Sequence[float]]
 """How much each of M models counts, >= 0 and not all zero; by name of the tensor where tensors differ in that."""
 
+_AT_ONCE = 1 << 22  # bytes of a tensor that are stacked for a sum
+
 
 def weighted_average(models: Sequence[Tensors], weights: Shares, *, whose: Sequence[str] = ()) -> Tensors:
     """Return the average of models with equal names and shapes; the weights are normalised to sum to one.
@@ -36,14 +38,90 @@ def weighted_average(models: Sequence[Tensors], weights: Shares, *, whose: Seque
     _check_equal(models, whose)
     average: Tensors = {}
     for name, first in models[0].items():
-        stacked = torch.stack([model[name] for model in models])  # (M, ...)
-        if first.is_floating_point():
-            wide = _wide(stacked)  # (M, ...)
-            factor = torch.tensor(shares.of(name), dtype=wide.dtype, device=wide.device)  # (M,)
-            average[name] = torch.tensordot(factor, wide, dims=1).to(first.dtype)  # (...)
-        else:
-            average[name] = stacked.amax(dim=0)
+        share, total = shares.of(name), None
+        at_once = max(1, _AT_ONCE // max(1, first.nbytes))  # one at a time is slow for small ones, all take memory
+        for start in range(0, len(models), at_once):
+            some = torch.stack([model[name] for model in models[start : start + at_once]])  # (S, ...)
+            total = _added(total, some, share[start : start + at_once])
+        assert total is not None
+        average[name] = total.to(first.dtype)
     return average
+
+
+def average_of_parts(parts: Sequence[Tensors], weights: Sequence[float], *, whose: Sequence[str] = ()) -> Tensors:
+    """Return the average of every tensor over those who have it: parts of one model, such as layers above cuts that differ.
+
+    Examples
+    --------
+    >>> average_of_parts([{"a": torch.tensor(1.0), "b": torch.tensor(1.0)}, {"b": torch.tensor(4.0)}], [1, 2])
+    {'a': tensor(1.), 'b': tensor(3.)}
+    """
+    names = whose or _numbered(parts)
+    groups: dict[tuple[int, ...], list[str]] = {}  # those with equal owners are averaged together
+    for name in dict.fromkeys(name for part in parts for name in part):
+        groups.setdefault(tuple(index for index, part in enumerate(parts) if name in part), []).append(name)
+    average: Tensors = {}
+    for owners, of in groups.items():
+        own = [{name: parts[index][name] for name in of} for index in owners]
+        average |= weighted_average(own, [weights[i] for i in owners], whose=[names[i] for i in owners])
+    return average
+
+
+class RunningAverage:
+    """The weighted average of models as they arrive, as `weighted_average` has it: only their sum is kept.
+
+    Who does not arrive makes no difference, not even in the last bit.
+
+    Examples
+    --------
+    >>> average = RunningAverage()
+    >>> average.add({"a": torch.tensor([[1.0], [2.0]])}, [1.0, 3.0])
+    >>> average.mean()
+    {'a': tensor([1.7500])}
+    """
+
+    def __init__(self) -> None:
+        self._sum: Tensors = {}
+        self._weight = 0.0
+        self._first: tuple[str, Tensors] | None = None  # whose, and what it looks like
+
+    def add(self, models: Tensors, weights: Sequence[float], *, whose: Sequence[str] = ()) -> None:
+        """Add S models, tensors [S, ...] by name.
+
+        Parameters
+        ----------
+        weights : of each, >= 0.
+        whose : as in `weighted_average`. Default: the numbers of the models here.
+        """
+        likes = {name: value[0].to("meta") for name, value in models.items()}
+        names = whose or _numbered(weights)
+        if self._first is None:
+            self._first = names[0], likes
+        _check_equal([self._first[1], likes], [self._first[0], names[0]])
+        self._weight += math.fsum(weights)
+        for name, value in models.items():
+            self._sum[name] = _added(self._sum.get(name), value, np.asarray(weights, np.float64))
+
+    def mean(self) -> Tensors:
+        """Return the average of what has arrived, at least one model that counts."""
+        if self._first is None or not 0 < self._weight < math.inf:
+            raise InvalidProblemError(f"weights: their sum is {self._weight}: expected a model with a weight > 0")
+        return {
+            name: (total / self._weight if total.is_floating_point() else total).to(self._first[1][name].dtype)
+            for name, total in self._sum.items()
+        }
+
+
+def _added(total: torch.Tensor | None, values: torch.Tensor, shares: NDArray[np.float64]) -> torch.Tensor:
+    """Return a sum, which may be overwritten, with some values [S, ...] times shares [S] added; of integers the maximum."""
+    if not values.is_floating_point():
+        most = values.amax(dim=0)
+        return most if total is None else torch.maximum(total, most)
+    wide = _wide(values)  # (S, ...)
+    if len(shares) == 1:
+        return wide[0] * float(shares[0]) if total is None else total.add_(wide[0], alpha=float(shares[0]))
+    part = torch.tensordot(torch.tensor(shares, dtype=wide.dtype, device=wide.device), wide, dims=1)  # (...)
+    return part if total is None else total.add_(part)
 
 
 def masked_average(
@@ -140,7 +218,7 @@ def _check_equal(models: Sequence[Tensors], whose: Sequence[str]) -> None:
                 )
 
 
-def _numbered(models: Sequence[Tensors]) -> list[str]:
+def _numbered(models: Sequence[object]) -> list[str]:
     return [f"model {index}" for index in range(len(models))]
 
 

@@ -5,26 +5,31 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch.func import grad_and_value
 
-from edgeopt.training.messages import State, Tensors
-from edgeopt.training.optimizers import Optimizer
+from edgeopt.training.messages import State, Tensors, copied
+from edgeopt.training.optimizers import Optimizer, Step, overwriting_step
+from edgeopt.training.rules.gradients import gradients
 from edgeopt.training.task import Batch, Task
+from edgeopt.training.transforms import in_transform
 
 LocalLoss = Callable[
     [Tensors, torch.Tensor, torch.Tensor],
-    tuple[torch.Tensor, Tensors] | tuple[torch.Tensor, Tensors, torch.Tensor],
+    tuple[torch.Tensor, Tensors]
+    | tuple[torch.Tensor, Tensors, torch.Tensor]
+    | tuple[torch.Tensor, Tensors, torch.Tensor, Tensors],
 ]
 """A loss of weights, inputs [samples, ...] and targets [samples, ...]: the scalar that is minimised, the buffers
-afterwards, and, where it is not the same, the scalar that is reported. `Task.batch_loss` is one."""
+afterwards, and, where it is not the same, the scalar that is reported; after that, what else is to be known of the step,
+by name. `Task.batch_loss` is one."""
 
 
 class Trained(NamedTuple):
-    """What local training leaves: weights, the optimiser's state, and the mean over the steps of what is reported."""
+    """What local training leaves: weights, the optimiser's state, and the means over the steps of what is reported."""
 
     weights: Tensors
     state: State
     loss: torch.Tensor
+    known: Tensors
 
 
 def minimise(
@@ -46,24 +51,31 @@ def minimise(
     """
     buffers = {name: value for name, value in weights.items() if name not in task.parameters}
     parameters = task.trained(weights)
+    step: Step = optimizer.step
     state = optimizer.start(parameters) if state is None else state
+    if not in_transform():  # nobody else sees the copies, so that they may be overwritten
+        parameters, state, step = copied(parameters), copied(state), overwriting_step(optimizer)
 
-    def objective(
-        parameters: Tensors, inputs: torch.Tensor, targets: torch.Tensor
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, Tensors]]:
-        found = loss({**parameters, **buffers}, inputs, targets)
-        reported = found[2] if len(found) == 3 else found[0]
-        return found[0], (reported.detach(), found[1])
+    losses, steps = [], []
+    for inputs, targets in batch.steps():
 
-    losses = []
-    for step in range(batch.inputs.shape[0]):
-        gradients, (_, (reported, changed)) = grad_and_value(objective, has_aux=True)(
-            parameters, batch.inputs[step], batch.targets[step]
-        )
-        parameters, state = optimizer.step(parameters, gradients, state)
+        def objective(
+            parameters: Tensors,
+            inputs: torch.Tensor = inputs,
+            targets: torch.Tensor = targets,
+            buffers: Tensors = buffers,
+        ) -> tuple[torch.Tensor, tuple[torch.Tensor, Tensors, Tensors]]:
+            found = loss({**parameters, **buffers}, inputs, targets)
+            reported = found[2] if len(found) > 2 else found[0]
+            return found[0], (reported, found[1], found[3] if len(found) > 3 else {})
+
+        slopes, (reported, changed, known) = gradients(objective, parameters)
+        parameters, state = step(parameters, slopes, state)
         buffers = {**buffers, **changed}
-        losses.append(reported)
-    return Trained({**parameters, **buffers}, state, torch.stack(losses).mean())
+        losses.append(reported.detach())
+        steps.append({name: value.detach() for name, value in known.items()})
+    means = {name: torch.stack([known[name] for known in steps]).mean(dim=0) for name in steps[0]}
+    return Trained({**parameters, **buffers}, state, torch.stack(losses).mean(), means)
 
 
 def squared_distance(first: Tensors, second: Tensors) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """What algorithms share that send a model to clients and take what comes back: messages, averages, losses."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
@@ -10,7 +10,7 @@ from edgeopt.schedule import RoundPlan
 from edgeopt.training.costs.memory import client_peak_bytes
 from edgeopt.training.messages import Batches, Category, Message, Replies, Tensors, Value
 from edgeopt.training.optimizers import Optimizer
-from edgeopt.training.rules.average import weighted_average
+from edgeopt.training.rules.average import RunningAverage, weighted_average
 from edgeopt.training.rules.common import Weighting, client_weight
 from edgeopt.training.task import Task
 
@@ -49,14 +49,15 @@ def train_messages(
     messages = {}
     for entry, client in enumerate(plan):
         size = client.batch_size or batch_size
-        batches = Batches(number, 0, task.steps(client, size), size)
+        batches = Batches(number, 0, task.steps(client, size), size, whole=client.local_epochs == 0)
         samples = task.samples(client.client, size)
+        worked = task.num_samples(client.client, batches)
         messages[entry] = Message(
             "train",
             content(entry) if callable(content) else content,
             {} if values is None else values(entry),
             batches,
-            batches.count * samples * (whole if flops is None else flops(entry)),
+            worked * (whole if flops is None else flops(entry)),
             peak_bytes=peak(samples) if peak_bytes is None else peak_bytes(entry),
         )
     return messages
@@ -68,6 +69,29 @@ def average_of_replies(task: Task, plan: RoundPlan, replies: Replies, weighting:
     shares = [client_weight(task, client, weighting) for client in clients]
     models = [answer["weights"] for answer in replies.values()]
     return weighted_average(models, shares, whose=[f"client {client}" for client in clients])
+
+
+class AverageOnArrival:
+    """The average of the weights in the replies to a phase, as they arrive: ``Phase(..., take={"weights": average.take})``.
+
+    Parameters
+    ----------
+    entries : of the plan, that are asked to reply.
+    """
+
+    def __init__(self, task: Task, plan: RoundPlan, entries: Iterable[int], weighting: Weighting) -> None:
+        self._clients = {entry: int(plan.client[entry]) for entry in entries}
+        self._weights = {entry: client_weight(task, client, weighting) for entry, client in self._clients.items()}
+        self._average = RunningAverage()
+
+    def take(self, entries: Sequence[int], weights: Tensors) -> None:
+        """Add the weights [S, ...] of S entries."""
+        whose = [f"client {self._clients[entry]}" for entry in entries]
+        self._average.add(weights, [self._weights[entry] for entry in entries], whose=whose)
+
+    def mean(self) -> Tensors:
+        """Return the average of the weights that have arrived, of one entry at least."""
+        return self._average.mean()
 
 
 def losses_of(replies: Replies) -> dict[int, torch.Tensor]:

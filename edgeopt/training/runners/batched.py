@@ -15,6 +15,8 @@ from torch.func import vmap
 from torch.utils import _pytree as pytree
 
 from edgeopt.errors import SequentialWarning
+from edgeopt.training.chance import drawing, next_key
+from edgeopt.training.keys import fold_in
 from edgeopt.training.trouble import in_words, is_out_of_memory
 
 Item = TypeVar("Item")
@@ -63,6 +65,28 @@ def map_batched(function: Callable[[Item], Result], items: Sequence[Item], *, ch
     return [results[index] for index in range(len(items))]
 
 
+def stacked(trees: Sequence[Any]) -> tuple[Any, Any]:
+    """Return nested dictionaries of equal structure with the tensors of all [G, ...] at the leaves, and where they are such.
+
+    What is the same for all is left as it is; the second value then has None, else 0, as `torch.func.vmap` takes it.
+    """
+    first = trees[0]
+    if all(tree is first for tree in trees):
+        return first, None
+    if isinstance(first, torch.Tensor):
+        return (first, None) if all(_same_bits(tree, first) for tree in trees) else (torch.stack(list(trees)), 0)
+    columns = {name: stacked([tree[name] for tree in trees]) for name in first}
+    return {name: column for name, (column, _) in columns.items()}, {name: axis for name, (_, axis) in columns.items()}
+
+
+def apart(tree: Any, count: int) -> list[Any]:
+    """Return nested dictionaries of tensors [G, ...] as one for each of G clients."""
+    if isinstance(tree, torch.Tensor):
+        return list(tree.unbind(0))
+    columns = {name: apart(column, count) for name, column in tree.items()}
+    return [{name: column[index] for name, column in columns.items()} for index in range(count)]
+
+
 def map_clients(
     model: nn.Module,
     function: Callable[[Item], Result],
@@ -75,6 +99,24 @@ def map_clients(
 
     If not, they run one after another, each in the context that `alone` gives for its position, and a warning says why.
     """
+    if (key := next_key()) is not None:  # what layers draw is each item's own
+        keys = fold_in(key, torch.arange(len(items), device=key.device)).unbind()
+
+        def keyed(item: tuple[Item, torch.Tensor]) -> Result:
+            with drawing(item[1]):
+                return function(item[0])
+
+        return _map_clients(model, keyed, list(zip(items, keys, strict=True)), alone, chunk)
+    return _map_clients(model, function, items, alone, chunk)
+
+
+def _map_clients(
+    model: nn.Module,
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    alone: Callable[[int], AbstractContextManager[object]],
+    chunk: int | None,
+) -> list[Result]:
     found = try_batched(model, function, items, chunk=chunk)
     if not isinstance(found, str):
         return found

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
@@ -24,7 +25,7 @@ from edgeopt.schedule import COLUMNS, Planner, RoundPlan
 from edgeopt.training.algorithm import Algorithm
 from edgeopt.training.costs.timing import Timing
 from edgeopt.training.loop import train
-from edgeopt.training.messages import CATEGORIES, Batches, Message, Replies, State, to_device
+from edgeopt.training.messages import CATEGORIES, Batches, Category, Message, Replies, State, Take, taken, to_device
 from edgeopt.training.runners.local import LocalRunner
 from edgeopt.training.states import flatten, unflatten
 from edgeopt.training.task import Task
@@ -46,7 +47,7 @@ log = logging.getLogger("edgeopt")
 
 CHECKPOINT, OUTCOME = "run.safetensors", "outcome.json"
 _VALUE = "value "  # before the names of a message's plain values in its ConfigRecord
-_BATCHES = ("round", "first", "count", "size")
+_BATCHES = ("round", "first", "count", "size", "whole")
 _LIVENESS_S = 2.0  # seconds between two looks at which nodes are still there
 
 
@@ -280,7 +281,14 @@ class FlowerRunner:
         """Nodes that are left out."""
         return list(self._lost)
 
-    def deliver(self, algorithm: Algorithm, task: Task, plan: RoundPlan, messages: Mapping[int, Message]) -> Replies:
+    def deliver(
+        self,
+        algorithm: Algorithm,
+        task: Task,
+        plan: RoundPlan,
+        messages: Mapping[int, Message],
+        take: Mapping[Category, Take] = MappingProxyType({}),
+    ) -> Replies:
         """Return the replies of the clients whose node answered."""
         if self._lost:
             alive = _alive(self.grid)
@@ -304,7 +312,7 @@ class FlowerRunner:
                 log.warning("node %d: clients %s have failed: %s", node, sorted(clients), found)
             else:
                 replies |= found
-        return {entry: replies[entry] for entry in messages if entry in replies}
+        return taken({entry: replies[entry] for entry in messages if entry in replies}, take)
 
     def _request(self, plan: RoundPlan, messages: Mapping[int, Message]) -> "RecordDict":
         columns = {name: array.tolist() for name, array in plan.take(list(messages)).columns().items()}

@@ -84,8 +84,9 @@ def move_layers(
         if assignment.cut > held:
             should_have = source(assignment.client)
             missing = task.part(should_have, held, assignment.cut)
-            kept = frozenset(task.part(should_have, 0, held))
-            messages[entry] = Message("place", {"weights": missing}, {"cut": assignment.cut}, held=kept)
+            head = task.part(should_have, task.num_layers - assignment.head)
+            kept = frozenset([*task.part(should_have, 0, held), *head])
+            messages[entry] = Message("place", {"weights": missing}, assignment.values, held=kept)
         elif fetch and assignment.cut < held and placement.changed[assignment.client]:
             messages[entry] = Message("fetch", {}, {"first": assignment.cut, "last": held})
     replies = (yield Phase("sync", messages)) if messages else {}

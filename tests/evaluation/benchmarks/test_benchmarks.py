@@ -217,6 +217,13 @@ def test_scale_runs():
     assert report["memory_gib"]["import"] <= report["memory_gib"]["build"] <= report["memory_gib"][scale.SOLVER]
 
 
+def test_experts_run():
+    pytest.importorskip("torch")
+    report = in_own_process("experts")
+    assert_well_formed(report, "experts")
+    assert [row["relative_error"] < 1e-4 for row in report["rows"]] == [True]
+
+
 @pytest.mark.slow
 def test_top_k_runs():
     report = in_own_process("top_k")

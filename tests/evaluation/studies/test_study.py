@@ -1,5 +1,6 @@
 """How a study runs: rows that are kept and resumed, failures, interrupts, what cells share, and what is left behind."""
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -45,6 +46,16 @@ def test_quick_has_settings_and_tasks_of_its_own():
     assert (found.tasks, found.seeds, found.setting) == (("near",), (0,), Setting(level=0.1))
     changed = run_study(STUDY, quick=True, changes={"level": 3}, tasks=["far"], seeds=2, **SERIAL)
     assert (changed.tasks, changed.seeds, changed.setting) == (("far",), (0, 1), Setting(level=3.0))
+
+
+def test_tasks_on_demand_run_where_they_are_named():
+    """By default they are left out, also of what a complete run is; an unknown one is told of them."""
+    study = dataclasses.replace(STUDY, tasks=("near",), on_demand=("far",))
+    found = run_study(study, seeds=1, **SERIAL)
+    assert (found.tasks, found.complete) == (("near",), True)
+    assert run_study(study, seeds=1, tasks=["far"], **SERIAL).tasks == ("far",)
+    with pytest.raises(EdgeOptError, match=r"expected one of near, far$"):
+        run_study(study, seeds=1, tasks=["nowhere"], **SERIAL)
 
 
 def test_what_is_kept_is_not_run_again(tmp_path: Path):

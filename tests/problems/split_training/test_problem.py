@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 import edgeopt
 from edgeopt import EdgeNetwork, InvalidFileError, InvalidProblemError, ModelProfile, model_profile
 from edgeopt.evaluation.compare.solutions import solution_from_json
-from edgeopt.problems import SplitPlan, SplitTraining
+from edgeopt.problems import CostFactors, SplitPlan, SplitTraining
 from edgeopt.problems.split_training.report import STAGES
+from tests.solvers.split_training.brute_force import any_factors
 
 FIELDS = {
     "forward_flops": [10.0, 20.0, 30.0],
@@ -52,15 +53,15 @@ def plan(batch: list[int], cut: list[int], interval: int = 1) -> SplitPlan:
 
 def reference(p: SplitTraining, batch: list[int], cut: list[int], interval: int) -> float:
     """Return Theta from the formulas, with loops over layers and devices."""
-    n, layers = len(batch), len(p.forward_flops)
+    n, layers, f = len(batch), len(p.forward_flops), p.factors
     up, down, server, inverse = 0.0, 0.0, 0.0, 0.0
-    delta = [sum(p.parameter_bits[: k + 1]) for k in range(layers)]
+    delta = [f.aggregation * sum(p.parameter_bits[: k + 1]) for k in range(layers)]
     for i in range(n):
         rho = sum(p.forward_flops[: cut[i]])
-        w = sum(p.backward_flops[: cut[i]])
-        above = sum(p.forward_flops[cut[i] :]) + sum(p.backward_flops[cut[i] :])
-        psi, chi = p.activation_bits[cut[i] - 1], p.gradient_bits[cut[i] - 1]
-        up = max(up, batch[i] * (rho / p.device_flops[i] + psi / p.uplink_bps[i]))
+        w = f.device_backward * sum(p.backward_flops[: cut[i]]) + f.device_probes * rho
+        above = f.server_forward * sum(p.forward_flops[cut[i] :]) + f.server_backward * sum(p.backward_flops[cut[i] :])
+        psi, chi = f.uplink * p.activation_bits[cut[i] - 1], f.downlink * p.gradient_bits[cut[i] - 1]
+        up = max(up, batch[i] * (f.device_forward * rho / p.device_flops[i] + psi / p.uplink_bps[i]))
         down = max(down, batch[i] * (chi / p.downlink_bps[i] + w / p.device_flops[i]))
         server += batch[i] * above / p.server_flops
         inverse += 1 / batch[i]
@@ -107,8 +108,9 @@ def test_objective_matches_the_reference(seed: int):
     rng = np.random.default_rng(seed)
     made = SplitTraining.random(num_devices=4, num_layers=6, heterogeneity=2.0, interval=(1, 20), seed=seed)
     made = made.replace(
-        server_fed_uplink_bps=made.server_fed_uplink_bps / 100, target=made.target * rng.uniform(0.3, 4)
-    )
+        server_fed_uplink_bps=made.server_fed_uplink_bps / 100, target=made.target * rng.uniform(0.3, 4),
+        factors=CostFactors() if seed % 2 else any_factors(seed),
+    )  # fmt: skip
     batch, cut = rng.integers(1, 65, 4).tolist(), rng.integers(1, 7, 4).tolist()
     interval = int(rng.integers(1, 21))
     assert made.objective(plan(batch, cut, interval)) == pytest.approx(reference(made, batch, cut, interval), rel=1e-9)
@@ -155,6 +157,75 @@ def test_derived_costs():
     assert made.client_bits.tolist() == [1, 3, 7]
     assert made.noise_weight == pytest.approx(1)
     assert made.drift_weight == pytest.approx([0.04, 0.08, 0.16])
+
+
+# --- factors -----------------------------------------------------------------------------------------------------
+
+
+def test_each_factor_multiplies_its_own_term():
+    """Of a plan worked out by hand, each factor changes what it is named after, and nothing else."""
+    chosen, before = plan([4, 8], [2, 1], 2), problem().report(plan([4, 8], [2, 1], 2))
+    stages = {"device_forward": 0, "uplink": 1, "downlink": 3, "device_backward": 4}
+    for name, stage in stages.items():
+        report = problem(factors=CostFactors(**{name: 3})).report(chosen)
+        expected = before.stage_s.copy()
+        expected[:, stage] *= 3
+        assert report.stage_s == pytest.approx(expected)
+        assert (report.aggregation_s, report.rounds) == (before.aggregation_s, before.rounds)
+        assert report.memory_bytes.tolist() == before.memory_bytes.tolist()
+    # forward 30 of 60, backward 60 of 120 FLOP are at device 0's cut: a third of the server's work is forward
+    server = {name: problem(factors=CostFactors(**{name: 4})).report(chosen).stage_s[:, 2] for name in SERVER}
+    assert server["server_forward"] == pytest.approx(before.stage_s[:, 2] * 2)
+    assert server["server_backward"] == pytest.approx(before.stage_s[:, 2] * 3)
+    probes = problem(factors=CostFactors(device_probes=5, device_backward=0)).report(chosen)
+    assert probes.stage_s[:, 4] == pytest.approx(5 * before.stage_s[:, 0])
+    silent = problem(factors=CostFactors(aggregation=0, kept=0)).report(chosen)
+    assert (silent.upload_s, silent.download_s) == (0, 0)
+    assert silent.memory_bytes == pytest.approx([3 * 3 / 8, 3 * 1 / 8])
+
+
+SERVER = ("server_forward", "server_backward")
+
+
+def test_what_is_not_kept_takes_no_memory():
+    """Without activations that are kept, memory limits the cut alone."""
+    made = problem(memory_bytes=[3 / 8, 21 / 8], max_batch=9, factors=CostFactors(kept=0))
+    assert made.batch_limit.tolist() == [[9, 0, 0], [9, 9, 9]]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"uplink": -1}, r"factors.uplink = -1.0: expected a non-negative number"),
+        ({"kept": np.nan}, r"factors.kept = nan: expected a non-negative number"),
+        ({"device_probes": 1e7}, r"factors.device_probes = 1e\+07: expected 0, or a number from 1e-06 to 1e\+06"),
+        ({"server_forward": 1e-9}, r"factors.server_forward = 1e-09: expected 0, or a number from"),
+    ],
+)
+def test_bad_factors(given: dict[str, float], message: str):
+    """A factor is 0, or a number that products stay finite with."""
+    with pytest.raises(InvalidProblemError, match=message):
+        CostFactors(**given)
+    with pytest.raises(InvalidProblemError, match=r"factors = 3: expected CostFactors"):
+        problem(factors=3)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".npz"])
+def test_files_hold_the_factors_that_are_not_one(tmp_path, suffix: str):
+    """What is SplitFed's is left out, so that files from before are read; a name that is none is refused."""
+    made = problem(factors=CostFactors(device_backward=0, device_probes=5))
+    made.save(tmp_path / f"probes{suffix}")
+    again = edgeopt.load(tmp_path / f"probes{suffix}")
+    assert again == made != problem()
+    assert made.to_data()[0]["factors"] == {"device_backward": 0.0, "device_probes": 5.0}
+    assert "factors" not in problem().to_data()[0]
+    assert made.fingerprint() != problem().fingerprint()
+    assert made.describe()["cost factors"] == "device_backward 0, device_probes 5"
+    values, arrays = made.to_data()
+    with pytest.raises(InvalidFileError, match=r"factors.probes = 5: expected no other name than device_forward, "):
+        SplitTraining.from_data(values | {"factors": {"probes": 5}}, arrays)
+    with pytest.raises(InvalidFileError, match=r"factors = 5: expected an object"):
+        SplitTraining.from_data(values | {"factors": 5}, arrays)
 
 
 # --- limits ------------------------------------------------------------------------------------------------------

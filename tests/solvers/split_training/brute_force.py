@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 
-from edgeopt.problems import SplitPlan, SplitTraining
+from edgeopt.problems import CostFactors, SplitPlan, SplitTraining
 
 
 def any_problem(seed: int, *, devices: int = 3, layers: int = 3, max_batch: int = 4) -> SplitTraining:
@@ -38,6 +38,14 @@ def any_problem(seed: int, *, devices: int = 3, layers: int = 3, max_batch: int 
     }  # fmt: skip
     problem = SplitTraining(**fields)
     return problem.replace(target=float(problem.least_target * rng.choice([1.01, 1.5, 4.0, 50.0])) or 1.0)
+
+
+def any_factors(seed: int) -> CostFactors:
+    """Return factors of which some are as of SplitFed, some nothing, and some anything."""
+    rng = np.random.default_rng(seed)
+    names = [name for name in CostFactors.__slots__ if name != "kept"]
+    drawn = {name: float(rng.choice([0.0, 1.0, 1.0, np.exp(rng.uniform(-2, 2))])) for name in names}
+    return CostFactors(**drawn, kept=float(rng.integers(2)))
 
 
 def brute_force(problem: SplitTraining) -> tuple[float, SplitPlan]:

@@ -13,7 +13,7 @@ from edgeopt.result import Result, Status
 from edgeopt.solvers.split_training import exact
 from edgeopt.solvers.split_training.exact import BranchAndBound
 from edgeopt.stop import Limit
-from tests.solvers.split_training.brute_force import any_problem, brute_force
+from tests.solvers.split_training.brute_force import any_factors, any_problem, brute_force
 
 seeds = st.integers(0, 2**32 - 1)
 some = settings(max_examples=40)
@@ -54,6 +54,18 @@ def test_is_the_best_of_all_plans(seed):
     assert proved(problem) == pytest.approx(optimum, rel=1e-9)
 
 
+@given(seeds)
+@some
+def test_is_the_best_of_all_plans_of_another_algorithm(seed):
+    """The same where a round costs more of one thing and nothing of another."""
+    problem = any_problem(seed)
+    problem = problem.replace(factors=any_factors(seed))
+    optimum, _ = brute_force(problem)
+    assert proved(problem) == pytest.approx(optimum, rel=1e-9)
+    found = edgeopt.solve(problem, "hasfl")
+    assert found.objective == problem.objective(found.solution) >= optimum * (1 - 1e-9)
+
+
 @pytest.mark.parametrize("seed", range(60))
 def test_needs_no_start(seed, monkeypatch):
     """From the plan with the largest batches alone the search finds the optimum by itself."""
@@ -92,6 +104,7 @@ def test_the_small_problems_reach_every_regime():
 def test_agrees_with_the_generic_model(seed):
     """Mixed-integer programmes written from the formulas alone have the same optimum, beyond what enumeration reaches."""
     problem = any_problem(seed, devices=5, layers=4, max_batch=6)
+    problem = problem.replace(factors=any_factors(seed)) if seed % 2 else problem
     generic = solve_generic(problem)
     assert generic.finished
     assert generic.objective == pytest.approx(proved(problem), rel=1e-6)

@@ -11,6 +11,7 @@ from torch import nn
 
 from edgeopt import RoundPlan, StaticPlanner
 from edgeopt.errors import InvalidProblemError
+from edgeopt.rng import stream
 from edgeopt.training import (
     Adam,
     Batches,
@@ -181,13 +182,41 @@ def test_open_batch_sizes_are_the_algorithms():
     assert_same(left, run(task, FedAvg(Sgd(0.3)), plan=small_plan(2, batch_size=[4, 2])))
 
 
-def test_epochs_in_place_of_steps():
-    """Two epochs of clients with 8 and 5 samples in batches of 2 are eight and four steps: weights, bytes and time."""
-    task, timing = small_task((8, 5)), small_timing(2)
-    epochs, steps = small_plan(2, local_epochs=2), small_plan(2, local_steps=[8, 4])
+def test_epochs_of_whole_mini_batches_are_steps():
+    """Two epochs of clients with 8 and 6 samples in batches of 2 are eight and six steps: weights, bytes and time."""
+    task, timing = small_task((8, 6)), small_timing(2)
+    epochs, steps = small_plan(2, local_epochs=2), small_plan(2, local_steps=[8, 6])
     first, second = (train(task, FedAvg(Sgd(0.3)), StaticPlanner(p), timing, rounds=2) for p in (epochs, steps))
     assert_same(first.models[0], second.models[0])
     assert str(first.rows) == str(second.rows)
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_epochs_take_the_last_partial_batch(batched: bool):
+    """In plans of epochs every sample is trained on: 5 samples in batches of 2 are two of 2 and one of 1, in plain torch."""
+    task, timing = small_task((5, 8, 5)), small_timing(3)
+    plan = small_plan(3, local_epochs=2)
+    history = train(task, FedAvg(Sgd(0.3)), StaticPlanner(plan), timing, rounds=1, runner=LocalRunner(batched=batched))
+    total = {name: torch.zeros_like(value) for name, value in task.initial_weights().items()}
+    work = []
+    for client, size in enumerate((5, 8, 5)):
+        model = copy.deepcopy(task.model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+        order = stream(task.seed, "batches", client, 0)
+        for _ in range(2):
+            rows = torch.tensor(order.permutation(task.partition.indices[client]))
+            for some in rows.split(2):
+                optimizer.zero_grad()
+                torch.nn.functional.cross_entropy(model(task.train.inputs[some]), task.train.targets[some]).backward()
+                optimizer.step()
+        for name, value in model.state_dict().items():
+            total[name] += size / 18 * value
+        work.append(2 * size * task.flops(1))
+    assert_near(history.models[0], total)
+    assert history.last is not None
+    computed = np.array(work) / timing.device_flops
+    sent = 8 * sum(v.nbytes for v in total.values()) * (1 / timing.uplink_bps + 1 / timing.downlink_bps)
+    np.testing.assert_allclose(history.last.phases[0].client_s, computed + sent, rtol=1e-9)
 
 
 @pytest.mark.parametrize("batched", [True, False])

@@ -118,6 +118,25 @@ def test_it_is_what_torch_holds(name: str, optimizer: str):
     assert client_peak_bytes(task, 8, ours) == of_torch(task, 8, task.num_layers, theirs)
 
 
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_a_head_counts_as_a_part_of_its_own(name: str):
+    """With the last layers too, a client also holds what a model of those alone does whose input needs a gradient."""
+    task, (ours, theirs) = task_of(MODELS[name]()), OPTIMIZERS["adam"]
+    for head in (1, 2):
+        first = task.num_layers - head
+        with torch.no_grad():
+            between = task.forward(task.initial_weights(), task.train.inputs, 0, first).outputs
+        data = ArrayData(between, task.train.targets, 5, "between")
+        layers = nn.Sequential(nn.Identity(), *copy.deepcopy(task.model)[first:])  # a cut before them
+        above = task.replace(model=layers, train=data, test=data)
+        for count in (2, 9):
+            both = of_torch(task, count, 1, theirs) + of_torch(above, count, head + 1, theirs)
+            assert client_peak_bytes(task, count, ours, cut=1, head=head) == both
+    assert client_peak_bytes(task, 3, ours, cut=1, head=0) == client_peak_bytes(task, 3, ours, cut=1)
+    with pytest.raises(InvalidProblemError, match="head = 4: expected an integer from 0 to 3"):
+        client_peak_bytes(task, 3, cut=1, head=4)
+
+
 @pytest.mark.parametrize("layers", [(0,), (1,), (0, 1), (1, 2), (3,)])
 @pytest.mark.parametrize("name", MODELS)
 def test_frozen_layers(name: str, layers: tuple[int, ...]):
@@ -219,8 +238,8 @@ def test_rounds_of_whole_models(algorithm: Any, batched: bool):
 
 @pytest.mark.parametrize("algorithm", [a for a in ALGORITHMS if hasattr(a(), "cut_layer")], ids=lambda a: a.name)
 def test_rounds_of_split_learning(algorithm: Any):
-    """Clients hold their layers up to the cut; one with all of them has the loss too."""
-    task = small_task()
+    """Clients hold their layers up to the cut; one with all of them has the loss too, unless it runs forward only."""
+    task, probes = small_task(), hasattr(algorithm(), "probes")
     seen: list[Any] = []
 
     class Watching(StaticPlanner):
@@ -231,7 +250,7 @@ def test_rounds_of_split_learning(algorithm: Any):
     optimizer = Sgd(0.1, momentum=0.9)
     plan = small_plan(cut_layer=[1, 2, 3], batch_size=[2, 4, 3])
     history = train(task, algorithm(optimizer), Watching(plan), small_timing(), rounds=2)
-    expected = [client_peak_bytes(task, n, optimizer, cut=cut) for n, cut in ((2, 1), (4, 2), (3, 3))]
+    expected = [client_peak_bytes(task, n, optimizer, cut=cut, probes=probes) for n, cut in ((2, 1), (4, 2), (3, 3))]
     assert seen[1].client_peak_bytes.tolist() == expected
     assert history.column("client_peak_bytes").tolist() == [max(expected)] * 2
 
@@ -284,6 +303,17 @@ def test_a_budget_counts_the_samples_that_there_are():
     task = small_task((3, 5, 6))
     limits = [client_peak_bytes(task, count) for count in (3, 5, 6)]
     assert MemoryBudget(StaticPlanner(small_plan(batch_size=99)), task, limits).plan(0) == small_plan(batch_size=99)
+
+
+def test_a_budget_of_clients_that_run_forward_only():
+    """What fits is counted as their rounds charge it: larger mini-batches than with a backward pass."""
+    task, optimizer = small_task((12, 12, 12)), Sgd(0.1, momentum=0.9)
+    limit = client_peak_bytes(task, 5, optimizer, cut=2, probes=True)
+    plan = StaticPlanner(small_plan(batch_size=12, cut_layer=2))
+    found = [
+        MemoryBudget(plan, task, limit, optimizer, probes=probes).plan(0).batch_size[0] for probes in (True, False)
+    ]
+    assert found[0] == 5 > found[1]
 
 
 @pytest.mark.parametrize(

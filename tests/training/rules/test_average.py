@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from edgeopt.errors import InvalidProblemError
 from edgeopt.training.messages import Tensors
-from edgeopt.training.rules.average import average_update, masked_average, weighted_average
+from edgeopt.training.rules.average import average_of_parts, average_update, masked_average, weighted_average
 from edgeopt.training.trouble import TrainingError
 
 
@@ -129,3 +129,23 @@ def test_bad_weights_are_refused(count: int, weights: list[float]):
     """There must be one non-negative finite weight per model, and not all zero."""
     with pytest.raises(InvalidProblemError, match="weights"):
         weighted_average([{"w": torch.ones(1)}] * count, weights)
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=5), st.integers(0, 1000))
+def test_parts_are_averaged_over_those_who_have_them(cuts: list[int], seed: int):
+    """Of every tensor, numpy.average over the parts with it; nothing of what nobody has."""
+    rng = np.random.default_rng(seed)
+    weights = rng.uniform(0.1, 5.0, len(cuts)).tolist()
+    parts = [{f"{n}.{k}": torch.tensor(rng.normal(size=3)) for n in range(cut, 3) for k in "wb"} for cut in cuts]
+    found = average_of_parts(parts, weights)
+    assert found.keys() == {name for part in parts for name in part}
+    for name, value in found.items():
+        own = [(part[name].numpy(), weight) for part, weight in zip(parts, weights, strict=True) if name in part]
+        np.testing.assert_allclose(value, np.average([v for v, _ in own], axis=0, weights=[w for _, w in own]))
+
+
+def test_parts_that_do_not_agree_are_named():
+    """As in an average of whole models, by whose they are."""
+    parts = [{"a": torch.zeros(2)}, {"b": torch.zeros(1)}, {"a": torch.zeros(3)}]
+    with pytest.raises(TrainingError, match=r"client 2: a: shape \[3\], expected \[2\] as of client 0"):
+        average_of_parts(parts, [1, 1, 1], whose=["client 0", "client 1", "client 2"])
