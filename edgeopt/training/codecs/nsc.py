@@ -100,7 +100,8 @@ class NscCodec:
         left = budget_bytes - form.dtype.itemsize * form.size - 4 * (most + 1)
         if left < 0:
             return None
-        memory = _of(memory, form)
+        if "size" in memory and int(memory_tensor(memory, "size")) != form.size:  # the cut has moved
+            memory = {}
         enough = self._enough(memory, most)
         rank = min(enough, most)
         rank = rank if rank * each <= left else int(left // each)
@@ -157,7 +158,7 @@ class NscCodec:
             since, one = memory.get("since", {}), torch.ones((), dtype=torch.int64, device=matrix.device)
             memory = {
                 **memory,
-                "form": torch.tensor((form.samples, form.size), device=matrix.device),
+                "size": one * form.size,
                 "rank": one * int(order["rank"]),
                 "since": since + 1 if isinstance(since, torch.Tensor) and not order["fresh"] else one,
                 "spectrum": tensors["spectrum"],
@@ -179,9 +180,10 @@ class NscCodec:
 
     def _enough(self, memory: State, most: int) -> int:
         """Return the least rank that reaches `energy` by a spectrum; one above the largest if none does, or none is known."""
-        if not memory:
+        spectrum = memory.get("spectrum")
+        if not isinstance(spectrum, torch.Tensor) or len(spectrum) != most + 1:
             return most + 1
-        *squares, whole = memory_tensor(memory, "spectrum").tolist()
+        *squares, whole = spectrum.tolist()
         wanted = self.energy * whole * (1 - _ROUNDING)
         return next((rank for rank in range(most + 1) if sum(squares[:rank]) >= wanted), most + 1)
 
@@ -202,13 +204,6 @@ class NscCodec:
         squares = left.square().sum(0)[: self._most(form)]
         spectrum = torch.cat([squares, rest.square().sum().reshape(1)]).float()
         return _Approximation(mean, left, right, spectrum, renewed(left, right, random))
-
-
-def _of(memory: State, form: Form) -> State:
-    """Return the server's memory; an empty one if it is of matrices of another shape."""
-    shape = memory.get("form")
-    known = isinstance(shape, torch.Tensor) and shape.tolist() == [form.samples, form.size]
-    return memory if known else {}
 
 
 def _sum(tensors: Tensors, dtype: torch.dtype) -> torch.Tensor:

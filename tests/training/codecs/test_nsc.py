@@ -176,10 +176,10 @@ def test_gradients_have_no_larger_rank_than_activations_had():
 
 
 def test_the_subspace_is_drawn_anew():
-    """In the first message, in every q-th after it, and where the shape is another; gradients go with it."""
+    """In the first message, in every q-th after it, and where a cut has moved; gradients go with it."""
     codec, client, server, fresh = NscCodec(refresh=3), State(), State(), []
-    for samples in (32, 32, 32, 32, 32, 20, 20):
-        x = matrices(1, samples)[0]
+    for samples, size in ((32, 120), (32, 120), (20, 120), (32, 120), (32, 120), (32, 60), (32, 60)):
+        x = matrices(1, samples, size)[0]
         order = codec.order("up", form_of(x), math.inf, server)
         done = exchange(codec, x, client=client, server=server)
         down = codec.order("down", form_of(x), math.inf, {**done.server, "down": server.get("down", {})})
@@ -208,7 +208,7 @@ def test_memory_of_what_was_missed(weight: float):
             torch.testing.assert_close(own["missed"], missed)
     plain = exchange(NscCodec(), xs[0])
     assert set(plain.client) == {"basis"}
-    assert set(plain.server) == {"form", "rank", "since", "spectrum", "down"}
+    assert set(plain.server) == {"size", "rank", "since", "spectrum", "down"}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
