@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -48,6 +49,7 @@ from edgeopt.training import (
     TopK,
 )
 from edgeopt.training.codecs.wire import order_in
+from edgeopt.training.messages import Category, Take
 
 FADING = "fading"
 SHARES = {"by-16": 1 / 16, "by-8": 1 / 8, "by-4": 1 / 4}
@@ -112,9 +114,16 @@ class Noting(LocalRunner):
     sent: list[tuple[int, int, int]] = field(default_factory=list)
     channels: list[int] = field(default_factory=list)
 
-    def deliver(self, algorithm: Algorithm, task: Task, plan: RoundPlan, messages: Mapping[int, Message]) -> Replies:
+    def deliver(
+        self,
+        algorithm: Algorithm,
+        task: Task,
+        plan: RoundPlan,
+        messages: Mapping[int, Message],
+        take: Mapping[Category, Take] = MappingProxyType({}),
+    ) -> Replies:
         """Deliver, and note."""
-        replies = LocalRunner.deliver(self, algorithm, task, plan, messages)
+        replies = LocalRunner.deliver(self, algorithm, task, plan, messages, take)
         for entry, reply in replies.items():
             batches = messages[entry].batches
             if reply["activations"] and batches is not None:
