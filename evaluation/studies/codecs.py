@@ -78,7 +78,7 @@ class Setting(LearningSetting):
 
     clients: int = 5
     rounds: int = 60
-    steps: int = 4
+    steps: int = 5
     batch: int = 32
     every: int = 4
     optimizer: Literal["sgd", "adam"] = "sgd"
