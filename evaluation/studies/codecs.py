@@ -253,14 +253,39 @@ def tables(found: Found[Setting]) -> dict[str, list[Row]]:
 
 
 def pictures(found: Found[Setting]) -> dict[str, Picture]:
-    """Return accuracy against bytes and virtual seconds for each task, without the ablations; and against the share."""
+    """Return accuracy against bytes and virtual seconds on each task, without ablations; and where it ends with each share."""
     shown = {found.study.system, *found.study.baselines}
     few = replace(found, rows=[row for row in found.rows if row["variant"] in shown])
     drawn = learning.pictures(few, against=("megabytes", "seconds"))
+    if any(row["task"] in _STEADY for row in found.rows):
+        drawn["shares"] = Picture("Accuracy at the end on digits-0.5, by bytes up and down", partial(draw_shares, found))
     return drawn
 
 
+def draw_shares(found: Found[Setting]) -> Any:
+    """Draw where the variants end on the steady links of the digits: means over seeds, a line through the shares."""
+    from edgeopt.evaluation.plots.style import by_height, legend_outside, line_styles, new_axes
+
+    ax, drawn = new_axes(), {}
+    for name, style in line_styles(found.study.variants).items():
+        ends = [found.of(variant=name, task=task) for task in _STEADY]
+        points = sorted(
+            tuple(float(np.mean([row[column] for row in rows])) for column in ("megabytes", "accuracy"))
+            for rows in ends
+            if rows
+        )
+        if points:
+            (line,) = ax.plot(*zip(*points, strict=True), label=name, **style)
+            drawn[name] = points[-1][1], line
+    ax.set_xscale("log")
+    ax.set_xlabel(learning.COSTS["megabytes"])
+    ax.set_ylabel("accuracy on held-out samples")
+    legend_outside(ax, by_height(drawn))
+    return ax
+
+
 _AT = {link: f"digits-0.5-{link}" for link in (*SHARES, FADING)}
+_STEADY = tuple(_AT[link] for link in SHARES)
 
 
 def _above(first: str, second: str, by: float, link: str) -> Difference:
