@@ -47,8 +47,9 @@ class Compressed:
     up within `budget_bytes` of the plan, as far as the codec can.
 
     Reported in each round, nan where nothing crossed: ``up_bits_per_value`` and ``down_bits_per_value``;
-    ``down_error``, the mean over messages of |decoded - true| / |true|; ``up_error``, where clients report it; and
-    ``over_budget``, how many messages were larger than their budget.
+    ``down_error``, the mean over messages of |decoded - true| / |true|; ``up_error``, where clients report it;
+    ``over_budget``, how many messages were larger than their budget; ``skipped``, how many were not asked for, as the codec
+    had nothing that fits; and what a `ReportingCodec` adds. A `CodecAtWork` is there when models are judged, too.
 
     Parameters
     ----------
