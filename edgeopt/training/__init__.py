@@ -98,12 +98,16 @@ with needs("edgeopt.training", "train"):
     from edgeopt.training.algorithms.zero_pad_lora import ZeroPadLora as ZeroPadLora
     from edgeopt.training.algorithms.zo_sfl import ZoSfl as ZoSfl
     from edgeopt.training.codecs import CODECS as CODECS
+    from edgeopt.training.codecs import AcpCodec as AcpCodec
     from edgeopt.training.codecs import Codec as Codec
+    from edgeopt.training.codecs import CodecAtWork as CodecAtWork
     from edgeopt.training.codecs import Compressed as Compressed
     from edgeopt.training.codecs import Form as Form
     from edgeopt.training.codecs import Identity as Identity
     from edgeopt.training.codecs import LowRank as LowRank
+    from edgeopt.training.codecs import NscCodec as NscCodec
     from edgeopt.training.codecs import Order as Order
     from edgeopt.training.codecs import Quantise as Quantise
     from edgeopt.training.codecs import RandomChannels as RandomChannels
+    from edgeopt.training.codecs import ReportingCodec as ReportingCodec
     from edgeopt.training.codecs import TopK as TopK

@@ -26,6 +26,7 @@ from edgeopt.extras import needs
 
 STUDIES = (
     "client-selection",
+    "codecs",
     "expert-caching",
     "fedalign-moe",
     "flexp-sfl",

@@ -1,7 +1,7 @@
 """What a codec is: how a tensor at a cut is written, in as many bytes as the server has ordered, and read again."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -84,14 +84,15 @@ class Codec(Protocol):
 
     name: ClassVar[str]
 
-    def order(self, direction: Direction, form: Form, budget_bytes: float, memory: State) -> Order:
+    def order(self, direction: Direction, form: Form, budget_bytes: float, memory: State) -> Order | None:
         """Return what the server fixes for the next tensor.
 
         Parameters
         ----------
         direction : ``up`` for activations, ``down`` for their gradients.
-        budget_bytes : what may be sent, inf for no limit. If nothing fits, the least that the codec can send.
-        memory : of the server, for this client.
+        budget_bytes : what may be sent, inf for no limit. If nothing fits, the least that the codec can send; or None, up
+            only: the client is not asked, and the algorithm goes on without it, as if it had failed.
+        memory : of the server, for this client and, where a message has several tensors, the first of them.
         """
         ...
 
@@ -124,6 +125,29 @@ class Codec(Protocol):
         ...
 
 
+@runtime_checkable
+class CodecAtWork(Codec, Protocol):
+    """A codec that is there when the model is used, too, as the layers above the cut know nothing but what it leaves."""
+
+    def at_work(self, x: torch.Tensor, memories: Sequence[State]) -> torch.Tensor:
+        """Return activations [samples, ...] as they arrive when the model is used.
+
+        Parameters
+        ----------
+        memories : of the clients whose model it is, at least one; of a common model all that have one.
+        """
+        ...
+
+
+@runtime_checkable
+class ReportingCodec(Codec, Protocol):
+    """A codec with numbers of its own for the rows of a run."""
+
+    def measured(self, orders: Sequence[Order]) -> Mapping[str, float]:
+        """Return numbers by name, nan where there is none; `orders` are those of the activations that came in a round."""
+        ...
+
+
 def check_share(share: float) -> None:
     """Refuse what is no share of values or channels."""
     if not 0 < float_array("share", share, ()) <= 1:
@@ -134,6 +158,11 @@ def count_within(share: float, count: int, each_bytes: int, budget_bytes: float)
     """Return how many of `count` things are sent: a share of them, at least one, but none more than a budget carries."""
     wanted = max(1, round(share * count))
     return wanted if budget_bytes >= wanted * each_bytes else max(0, int(budget_bytes // each_bytes))
+
+
+def place_type(size: int) -> torch.dtype:
+    """Return the smallest type that holds the places of `size` things."""
+    return torch.uint8 if size <= 1 << 8 else torch.int16 if size <= 1 << 15 else torch.int32
 
 
 def memory_tensor(memory: State, name: str) -> torch.Tensor:

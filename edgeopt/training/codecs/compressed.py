@@ -9,9 +9,18 @@ import torch
 from edgeopt.errors import InvalidProblemError
 from edgeopt.schedule import RoundPlan
 from edgeopt.training.algorithm import Models, Outcome, PredictingAlgorithm, SplitAlgorithm
-from edgeopt.training.codecs.codec import Codec, Form
+from edgeopt.training.codecs.codec import Codec, CodecAtWork, Form, memory_tensor
 from edgeopt.training.codecs.server import ERROR, ServerSide
-from edgeopt.training.codecs.wire import branch, decode, encode, form_of, order_in, relative_error, without_orders
+from edgeopt.training.codecs.wire import (
+    branch,
+    decode,
+    encode,
+    first,
+    form_of,
+    order_in,
+    relative_error,
+    without_orders,
+)
 from edgeopt.training.keys import fold_in
 from edgeopt.training.messages import Category, Message, Phase, Replies, State, Tensors
 from edgeopt.training.task import Batch, Task
@@ -38,8 +47,9 @@ class Compressed:
     up within `budget_bytes` of the plan, as far as the codec can.
 
     Reported in each round, nan where nothing crossed: ``up_bits_per_value`` and ``down_bits_per_value``;
-    ``down_error``, the mean over messages of |decoded - true| / |true|; ``up_error``, where clients report it; and
-    ``over_budget``, how many messages were larger than their budget.
+    ``down_error``, the mean over messages of |decoded - true| / |true|; ``up_error``, where clients report it;
+    ``over_budget``, how many messages were larger than their budget; ``skipped``, how many were not asked for, as the codec
+    had nothing that fits; and what a `ReportingCodec` adds. A `CodecAtWork` is there when models are judged, too.
 
     Parameters
     ----------
@@ -111,8 +121,11 @@ class Compressed:
         answer, own = self.inner.client(task, plain, branch(state, "inner"), batch)
         if form is not None and answer["activations"]:
             answer, memory = self._coded(message, answer, memory, form, None if batch is None else batch.targets[0])
-        parts: State = {"inner": own, "codec": memory}
-        return answer, {name: part for name, part in parts.items() if part}
+        parts = {"inner": own, "codec": memory}
+        new: State = {name: part for name, part in parts.items() if part}
+        if isinstance(self.codec, CodecAtWork) and memory:
+            new["cut"] = state["cut"] if form is None else torch.tensor(message.values["cut"])
+        return answer, new
 
     def _coded(
         self, message: Message, answer: Message, before: State, form: Form, labels: torch.Tensor | None
@@ -149,10 +162,24 @@ class Compressed:
         state: State,
         clients: Mapping[int, State],
     ) -> torch.Tensor:
-        """Return what the algorithm inside predicts: models are judged whole, with nothing coded."""
+        """Return what the algorithm inside predicts, or what its layers do with what a `CodecAtWork` leaves at the cut.
+
+        A common model is cut where most clients have cut it, and coded with what these remember; the lowest cut of equals.
+        """
         if isinstance(self.inner, PredictingAlgorithm):
             return self.inner.predict(task, weights, inputs, key, branch(state, "inner"), _inside(clients))
-        return task.predict(weights, inputs)
+        if not isinstance(self.codec, CodecAtWork):
+            return task.predict(weights, inputs)
+        memories: dict[int, list[State]] = {}  # by cut
+        for client, own in clients.items():
+            if "cut" in own and (client == key or not isinstance(key, int)):
+                memories.setdefault(int(memory_tensor(own, "cut")), []).append(first(branch(own, "codec")))
+        if not memories:
+            return task.predict(weights, inputs)
+        cut = max(memories, key=lambda cut: (len(memories[cut]), -cut))
+        activations = task.as_sent(task.forward(weights, inputs, 0, cut, training=False).outputs)
+        arrived = self.codec.at_work(activations, memories[cut])
+        return task.forward(weights, arrived, cut, training=False).outputs
 
 
 def _inside(clients: Mapping[int, State]) -> dict[int, State]:

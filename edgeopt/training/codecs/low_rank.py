@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 
 from edgeopt.training.codecs.codec import Form, Order
+from edgeopt.training.codecs.factors import leading
 from edgeopt.training.costs.ledger import Direction
 from edgeopt.training.messages import State, Tensors
 from edgeopt.validate import int_array
@@ -50,10 +51,10 @@ class LowRank:
         rank = int(order["rank"])
         matrix = x.reshape(x.shape[0], -1).to(torch.promote_types(x.dtype, torch.float32))  # (B, D)
         if matrix.shape[0] <= matrix.shape[1]:
-            left = _leading(matrix @ matrix.T, rank)  # (B, r)
+            left = leading(matrix @ matrix.T, rank)  # (B, r)
             right = left.T @ matrix  # (r, D)
         else:
-            right = _leading(matrix.T @ matrix, rank).T
+            right = leading(matrix.T @ matrix, rank).T
             left = matrix @ right.T
         return {"left": left.to(x.dtype), "right": right.to(x.dtype)}, memory
 
@@ -62,10 +63,3 @@ class LowRank:
     ) -> tuple[torch.Tensor, State]:
         """Return the product of the factors."""
         return (tensors["left"] @ tensors["right"]).reshape(form.shape), memory
-
-
-def _leading(gram: torch.Tensor, rank: int) -> torch.Tensor:
-    """Return the eigenvectors of the largest eigenvalues [n, rank], largest first."""
-    known = torch.where(gram.isfinite().all(), gram, 0)  # what is no number is told of where it arrives, in the loss
-    vectors: torch.Tensor = torch.linalg.eigh(known).eigenvectors  # ascending
-    return vectors.flip(1)[:, :rank]

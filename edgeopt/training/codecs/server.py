@@ -12,8 +12,8 @@ from edgeopt.display import one_line
 from edgeopt.rng import stream
 from edgeopt.schedule import RoundPlan
 from edgeopt.training.checks import check_phase
-from edgeopt.training.codecs.codec import Codec, Form, Order
-from edgeopt.training.codecs.wire import branch, decode, encode, form_of, relative_error, values_of
+from edgeopt.training.codecs.codec import Codec, Form, Order, ReportingCodec
+from edgeopt.training.codecs.wire import branch, decode, encode, first, form_of, relative_error, values_of
 from edgeopt.training.keys import fold_in
 from edgeopt.training.messages import Message, Phase, Replies, State, Tensors
 from edgeopt.training.runners.batched import map_clients
@@ -64,7 +64,9 @@ class ServerSide:
     memory: State
     _phases: int = 0
     _expected: dict[int, tuple[Form, Order]] = field(default_factory=dict)  # by entry: what the phase has asked for
+    _followed: list[Order] = field(default_factory=list)  # of the activations that came
     _over_budget: int = 0
+    _skipped: int = 0
     _up: Tally = field(default_factory=Tally)
     _down: Tally = field(default_factory=Tally)
     __repr__ = one_line
@@ -83,12 +85,18 @@ class ServerSide:
                         "the last layer and mini-batches: expected both, to know what is coded"
                     )
                 continue
-            memory = self._memory(entry)
+            memory = first(self._memory(entry))
             order = self.codec.order("up", form, float(self.plan.budget_bytes[entry]), memory)
-            self._expected[entry] = form, order
-            values = {**message.values, **values_of("up", order)}
+            values = dict(message.values)
+            if order is not None:
+                self._expected[entry] = form, order
+                values |= values_of("up", order)
+            elif not message["gradients"]:
+                del messages[entry]
+                self._skipped += 1
+                continue
             if message["gradients"]:
-                down[entry] = form, self.codec.order("down", form, math.inf, memory)
+                down[entry] = form, self.codec.order("down", form, math.inf, memory) or {}
                 values |= values_of("down", down[entry][1])
             messages[entry] = replace(message, values=values)
         for entry, (tensors, memory, error) in self._encoded(phase, down).items():
@@ -121,6 +129,7 @@ class ServerSide:
             taken = replies[entry].nbytes("activations")
             self._count(self._up, tensors, taken)
             self._over_budget += taken > self.plan.budget_bytes[entry]
+            self._followed.append(arrived[entry][1])
             statistics = dict(replies[entry]["statistics"])
             if ERROR in statistics:
                 self._up.errors.append(statistics.pop(ERROR))
@@ -130,12 +139,15 @@ class ServerSide:
 
     def measured(self) -> dict[str, float | torch.Tensor]:
         """Return what `edgeopt.training.Compressed` reports of the round."""
+        own = self.codec.measured(self._followed) if isinstance(self.codec, ReportingCodec) else {}
         return {
+            **own,
             "up_bits_per_value": self._up.bits_per_value,
             "down_bits_per_value": self._down.bits_per_value,
             "up_error": self._up.error,
             "down_error": self._down.error,
             "over_budget": float(self._over_budget),
+            "skipped": float(self._skipped),
         }
 
     def _encoded(

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 
 from edgeopt.errors import InvalidProblemError
-from edgeopt.training.codecs.codec import Form, Order, check_share, count_within, memory_tensor
+from edgeopt.training.codecs.codec import Form, Order, check_share, count_within, memory_tensor, place_type
 from edgeopt.training.costs.ledger import Direction
 from edgeopt.training.messages import State, Tensors
 from edgeopt.validate import float_array
@@ -40,7 +40,7 @@ class TopK:
         """Fix how many values of a sample are kept."""
         if direction == "down":
             return {}
-        each = form.samples * (form.dtype.itemsize + _place_type(form.size).itemsize)
+        each = form.samples * (form.dtype.itemsize + place_type(form.size).itemsize)
         return {"kept": count_within(self.share, form.size, each, budget_bytes)}
 
     def encode(
@@ -64,7 +64,7 @@ class TopK:
         places = (
             flat.abs().argsort(stable=True, dim=1, descending=True)[:, : int(order["kept"])].sort(1).values
         )  # (B, k)
-        tensors = {"values": flat.gather(1, places), "places": places.to(_place_type(flat.shape[1]))}
+        tensors = {"values": flat.gather(1, places), "places": places.to(place_type(flat.shape[1]))}
         new: State = {"places": tensors["places"]}
         if self.feedback:
             new["left"] = flat.scatter(1, places, torch.zeros_like(tensors["values"]))
@@ -78,11 +78,6 @@ class TopK:
         whole = tensors["values"].new_zeros(form.samples, form.size).scatter(1, places.long(), tensors["values"])
         memory = {**memory, "places": places} if direction == "up" else _without(memory, "places")
         return whole.reshape(form.shape), memory
-
-
-def _place_type(size: int) -> torch.dtype:
-    """Return the smallest type that holds the places of a sample's values."""
-    return torch.uint8 if size <= 1 << 8 else torch.int16 if size <= 1 << 15 else torch.int32
 
 
 def _without(memory: State, name: str) -> State:

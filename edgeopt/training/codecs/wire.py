@@ -20,6 +20,11 @@ def branch(state: State, name: str) -> State:
     return found
 
 
+def first(memory: State) -> State:
+    """Return what is remembered of the first tensor of a message."""
+    return next((branch(memory, name) for name in memory), {})
+
+
 def form_of(task: Task, message: Message, samples: int) -> Form | None:
     """Return the form of what crosses the cut that a message is about; None if it is about none."""
     cut = message.values.get("cut")

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch.func import vmap
 
 from edgeopt.errors import InvalidProblemError
-from edgeopt.training import CODECS, Codec, LowRank, Quantise, RandomChannels, TopK
+from edgeopt.training import CODECS, AcpCodec, Codec, LowRank, NscCodec, Quantise, RandomChannels, State, TopK
 from edgeopt.training.keys import fold_in
-from tests.training.codecs.crossing import KEY, SHAPES, cross, form_of, nbytes, tensor
+from tests.training.codecs.crossing import KEY, SHAPES, cross, exchange, form_of, labels_of, nbytes, tensor
 
 every_codec = pytest.mark.parametrize("kind", CODECS, ids=lambda kind: kind.name)
 
@@ -22,17 +22,19 @@ every_codec = pytest.mark.parametrize("kind", CODECS, ids=lambda kind: kind.name
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @every_codec
 def test_what_arrives_has_the_form_of_what_was_sent(kind: type[Codec], shape: tuple[int, ...], dtype: torch.dtype):
-    """Up and then down, for all kinds of activations, on both sides; memories end as they began."""
+    """Up and then down, for all kinds of activations, twice; from the first time on memories keep their names and shapes."""
     codec, x = kind(), tensor(shape, dtype=dtype)
-    up, down = (codec.order(direction, form_of(x), math.inf, {}) for direction in ("up", "down"))
-    sent, client = codec.encode("up", x, up, {}, labels=None, key=KEY)
-    found, server = codec.decode("up", sent, up, {}, form_of(x))
-    back, server = codec.encode("down", x, down, server, labels=None, key=KEY)
-    gradient, client = codec.decode("down", back, down, client, form_of(x))
-    for arrived in (found, gradient):
+    once = exchange(codec, x)
+    twice = exchange(codec, tensor(shape, 1, dtype), client=once.client, server=once.server)
+    for arrived in (once.found, once.gradient, twice.found, twice.gradient):
         assert (arrived.shape, arrived.dtype) == (x.shape, x.dtype)
         assert arrived.isfinite().all()
-    assert client == server == {}
+    for before, after in ((once.client, twice.client), (once.server, twice.server)):
+        assert shapes(after) == shapes(before)
+
+
+def shapes(state: State) -> dict[str, Any]:
+    return {name: shapes(v) if isinstance(v, dict) else (v.shape, v.dtype) for name, v in state.items()}
 
 
 @settings(derandomize=True, deadline=None, max_examples=40)
@@ -56,19 +58,25 @@ def test_a_budget_is_kept(codec: Codec, shape: tuple[int, ...], share: float):
 
 @every_codec
 def test_many_at_once_are_one_after_another(kind: type[Codec]):
-    """In `vmap`, with a key for each, coding and decoding give what they give alone, memories too."""
+    """In `vmap`, with a key for each, coding and decoding give what they give alone, memories too; twice in a row."""
     codec, clients = kind(), 3
     xs = torch.stack([tensor((4, 6, 3, 3), seed, torch.float64) for seed in range(clients)])
     keys = fold_in(KEY, torch.arange(clients))
     form = form_of(xs[0])
-    order = codec.order("up", form, math.inf, {})
+    first = exchange(codec, xs[0])  # orders are made outside
+    orders = [codec.order("up", form, math.inf, {}), codec.order("down", form, math.inf, first.server)]
 
     def there_and_back(x: torch.Tensor, key: torch.Tensor) -> Any:
-        sent, client = codec.encode("up", x, order, {}, labels=None, key=key)
-        found, server = codec.decode("up", sent, order, {}, form)
-        back, _ = codec.encode("down", x, order, server, labels=None, key=key)
-        gradient, _ = codec.decode("down", back, order, client, form)
-        return found, gradient
+        client: State = {}
+        server: State = {}
+        arrived = []
+        for _ in range(2):
+            sent, client = codec.encode("up", x, orders[0], client, labels=labels_of(x), key=key)
+            found, server = codec.decode("up", sent, orders[0], server, form)
+            back, server = codec.encode("down", x, orders[1], server, labels=None, key=key)
+            gradient, client = codec.decode("down", back, orders[1], client, form)
+            arrived += [found, gradient]
+        return arrived
 
     together = vmap(there_and_back)(xs, keys)
     for client in range(clients):
@@ -78,15 +86,22 @@ def test_many_at_once_are_one_after_another(kind: type[Codec]):
 
 @every_codec
 def test_the_sender_knows_what_arrives(kind: type[Codec]):
-    """Decoding with the sender's memory gives what the receiver gets, in both directions."""
-    codec, x = kind(), tensor((4, 6, 3, 3))
-    up, down = (codec.order(direction, form_of(x), math.inf, {}) for direction in ("up", "down"))
-    sent, client = codec.encode("up", x, up, {}, labels=None, key=KEY)
-    found, server = codec.decode("up", sent, up, {}, form_of(x))
-    assert torch.equal(codec.decode("up", sent, up, {}, form_of(x))[0], found)
-    back, _ = codec.encode("down", x, down, server, labels=None, key=KEY)
-    arrived = codec.decode("down", back, down, client, form_of(x))[0]
-    assert torch.equal(codec.decode("down", back, down, server, form_of(x))[0], arrived)
+    """Decoding with the sender's memory from before gives what the receiver gets, in both directions."""
+    codec, client, server = kind(), State(), State()
+    for seed in range(3):
+        x = tensor((4, 6, 3, 3), seed)
+        order = codec.order("up", form_of(x), math.inf, server)
+        assert order is not None
+        before = client
+        sent, client = codec.encode("up", x, order, client, labels=labels_of(x), key=KEY)
+        found, server = codec.decode("up", sent, order, server, form_of(x))
+        assert torch.equal(codec.decode("up", sent, order, before, form_of(x))[0], found)
+        order = codec.order("down", form_of(x), math.inf, server)
+        assert order is not None
+        before = server
+        back, server = codec.encode("down", x, order, server, labels=None, key=KEY)
+        arrived, client = codec.decode("down", back, order, client, form_of(x))
+        assert torch.equal(codec.decode("down", back, order, before, form_of(x))[0], arrived)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -120,11 +135,16 @@ def test_parameters_out_of_range(make: Any, told: str):
         make()
 
 
-@pytest.mark.parametrize("codec", [RandomChannels(), TopK()])
+@pytest.mark.parametrize("codec", [RandomChannels(), TopK(), AcpCodec(), NscCodec()])
 def test_a_gradient_without_activations_before_it(codec: Codec):
-    """Nobody knows where its values belong: refused."""
+    """Nobody knows where its values belong, or what was carried: refused."""
+
+    def down() -> None:
+        order = codec.order("down", form_of(tensor((4, 6))), math.inf, {})
+        codec.encode("down", tensor((4, 6)), order or {}, {}, labels=None, key=KEY)
+
     with pytest.raises(InvalidProblemError, match="gradients without activations before them"):
-        codec.encode("down", tensor((4, 6)), {}, {}, labels=None, key=KEY)
+        down()
 
 
 def test_names_and_fields():

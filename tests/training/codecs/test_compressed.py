@@ -1,7 +1,8 @@
 """`Compressed`: what crosses, what it costs, what is learnt from it, what is remembered."""
 
+import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -13,15 +14,18 @@ from edgeopt.errors import InvalidProblemError
 from edgeopt.training import (
     ALGORITHMS,
     CODECS,
+    AcpCodec,
     Algorithm,
     Batches,
     Codec,
     Compressed,
     EdgeTiming,
     Form,
+    History,
     Identity,
     LowRank,
     Message,
+    NscCodec,
     ParallelSplit,
     PredictingAlgorithm,
     Quantise,
@@ -47,7 +51,11 @@ SPLIT = (SplitFed, SplitFedV2, ParallelSplit, VanillaSplit)
 WHOLE_MODELS = ("fedavg", "fedprox", "multi-server-fedavg", "hfedmoe", "fedalign-moe", "het-lora", "zero-pad-lora")
 PLAN = RoundPlan(client=range(3), batch_size=4, cut_layer=2, local_steps=2)
 LR = 0.1
-LOSSY = [RandomChannels(0.5), TopK(0.4), TopK(0.4, feedback=0.5), Quantise(8), Quantise(4), LowRank(2)]
+ACP = AcpCodec(pruned_base=0.5, pruned_least=0.5, pruned_most=0.5)
+LOSSY = [
+    RandomChannels(0.5), TopK(0.4), TopK(0.4, feedback=0.5), Quantise(8), Quantise(4), LowRank(2), ACP,
+    replace(ACP, score="separability", pruned_least=0.3), NscCodec(max_rank=1),
+]  # fmt: skip
 
 
 def split(kind: Any = SplitFed) -> Any:
@@ -162,7 +170,10 @@ def test_a_link_that_fades_limits_the_messages():
     plan = RoundPlan(client=range(3), batch_size=4, cut_layer=1)
     slot = 60 * 8 / float(timing.rates(0, plan)["uplink_bps"].mean())  # some 60 bytes; a raw message has 112
     planner = LinkBudget(StaticPlanner(plan), timing, slot)
-    for codec, keeps in ((TopK(1.0), True), (RandomChannels(1.0), True), (LowRank(4), True), (Quantise(8), False)):
+    for codec, keeps in (
+        (TopK(1.0), True), (RandomChannels(1.0), True), (LowRank(4), True), (AcpCodec(pruned_least=0.0), True),
+        (NscCodec(), True), (Quantise(8), False),
+    ):  # fmt: skip
         runner, over = Recording(), 0
         history = train(of, Compressed(split(), codec), planner, timing, rounds=6, runner=runner)
         sizes = set()
@@ -218,7 +229,7 @@ def test_a_step_is_the_one_written_by_hand(codec: Codec, network: str):
         torch.testing.assert_close(found, right.detach(), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("codec", [RandomChannels(0.5), TopK(0.4)], ids=repr)
+@pytest.mark.parametrize("codec", [RandomChannels(0.5), TopK(0.4), ACP], ids=repr)
 def test_the_gradient_is_that_of_the_model_with_the_others_left_out(codec: Codec):
     """Autograd through `mask * x` gives the client's gradient, without any rule of ours."""
     of, runner = task("cnn"), Recording()
@@ -323,13 +334,86 @@ def test_few_samples_no_clients_and_frozen_layers(kind: type[Codec]):
     assert row["activations_up"] > 0
 
 
-@pytest.mark.parametrize("codec", [Identity(), RandomChannels(1.0), TopK(), Quantise(), LowRank()], ids=repr)
+@pytest.mark.parametrize(
+    "codec", [Identity(), RandomChannels(1.0), TopK(), Quantise(), LowRank(), AcpCodec(), NscCodec()], ids=repr
+)
 def test_activations_that_are_no_numbers(codec: Codec):
     """Are told of as without a codec: in one line, with round and client."""
     of = task()
     of.train.inputs[:] = float("nan")
     with pytest.raises(TrainingError, match=r"^round 0, client 0: the loss is nan, expected a finite number[^\n]*$"):
         run(of, Compressed(split(), codec), PLAN)
+
+
+# --- who is left out ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", [AcpCodec(pruned_least=0.0), NscCodec()], ids=lambda codec: codec.name)
+@pytest.mark.parametrize("kind", SPLIT, ids=lambda kind: kind.name)
+def test_a_client_without_room_is_left_out(kind: Any, codec: Codec):
+    """It is not asked, and the others learn and cost as without it; it is counted, and comes back when it has room."""
+    of, runner = task(), Recording()
+    none = PLAN.replace(budget_bytes=[float("inf"), 3.5, float("inf")])
+    history = run(of, Compressed(split(kind), codec), none, PLAN, runner=runner)
+    without = run(of, Compressed(split(kind), codec), PLAN.take([0, 2]), rounds=1)
+    first = [(entry, message.kind) for entry, message, _ in runner.sent[: runner.ends[0]]]
+    assert all(entry != 1 for entry, kind in first if kind in ("forward", "backward"))
+    row, other = history.rows[0], without.rows[0]
+    assert (row["planned"], row["completed"], row["skipped"], row["over_budget"]) == (3, 2, 1, 0)
+    for name in ("activations_up", "gradients_down", "train_loss", "up_bits_per_value"):
+        assert row[name] == pytest.approx(other[name], rel=1e-9)
+    assert (history.rows[1]["completed"], history.rows[1]["skipped"]) == (3, 0)
+
+
+def test_nobody_has_room():
+    """The round passes as if all had failed: the model stays, nothing but layers crosses, what is measured is nan."""
+    of = task()
+    history = run(of, Compressed(split(), NscCodec()), PLAN.replace(budget_bytes=1.0))
+    (row,) = history.rows
+    assert (row["completed"], row["skipped"], row["activations_up"], row["labels_up"]) == (0, 3, 0, 0)
+    assert row["rank"] != row["rank"]
+    assert row["mean_alone"] == 0
+    for name, value in of.model.state_dict().items():
+        assert torch.equal(history.models[0][name], value)
+
+
+def test_a_deep_fade():
+    """Ranks go down with the link to the mean alone and to nothing at all; no message is ever larger than its budget."""
+    of = task(dtype=torch.float32, sizes=(9, 9, 9))
+    timing = EdgeTiming.from_network(EdgeNetwork.random(1, 3, seed=0), fed_rate_bps=1e6, rate_sigma=1.2, seed=3)
+    plan = RoundPlan(client=range(3), batch_size=6, cut_layer=1)
+    slot = (
+        80 * 8 / float(timing.rates(0, plan)["uplink_bps"].mean())
+    )  # the mean row takes 28 bytes, and four its numbers
+    runner = Recording()
+    planner = LinkBudget(StaticPlanner(plan), timing, slot)
+    rows = train(of, Compressed(split(), NscCodec()), planner, timing, rounds=12, runner=runner).rows
+    assert sum(row["over_budget"] for row in rows) == 0
+    assert 0 < sum(row["skipped"] for row in rows) < 36
+    assert sum(row["mean_alone"] for row in rows) > 0
+    assert len({row["rank"] for row in rows}) > 3
+    for entry, message, answer in runner.sent:
+        if message.kind == "forward" and message.batches is not None:
+            assert answer is not None
+            assert answer.nbytes("activations") <= planner.plan(message.batches.round).budget_bytes[entry]
+
+
+@pytest.mark.parametrize("lost", ["forward", "backward"])
+def test_histories_are_those_of_each_client(lost: str):
+    """A client has counted the messages that it has made, its server those that came; others' failures do not matter."""
+    plan = PLAN.replace(local_steps=1, cut_layer=1)
+    runner = Recording(lost=lambda entry, m: m.batches is not None and (m.batches.round, entry, m.kind) == (1, 0, lost))
+    history = run(task("cnn"), Compressed(split(ParallelSplit), AcpCodec()), plan, rounds=4, runner=runner)
+    for client in range(3):
+        expected = 3 if (client, lost) == (0, "forward") else 4
+        own, server = (
+            branch(state, "outputs")
+            for state in (
+                branch(history.clients[client], "codec"),
+                branch(branch(history.server, "codec"), str(client)),
+            )
+        )
+        assert (own["count"], server["count"]) == (torch.tensor(expected), torch.tensor(expected))
 
 
 # --- judging, and what does not fit ----------------------------------------------------------------------------------
@@ -352,6 +436,54 @@ def test_models_are_judged_as_the_algorithm_inside_judges_them():
     assert isinstance(Steered(), PredictingAlgorithm)
     row = run(task(), Compressed(Steered(), TopK()), PLAN).rows[-1]
     assert row["test_loss"] == pytest.approx(torch.log(torch.tensor(4.0)).item())
+
+
+def masked(of: Task, weights: Tensors, cut: int, memories: list[State], codec: AcpCodec) -> float:
+    """Return the loss of a model on the held-out samples, with what a codec leaves at a cut: by torch's own modules."""
+    net = copy.deepcopy(of.model)
+    net.load_state_dict(weights)
+    with torch.no_grad():
+        return float(of.loss(net[cut:](codec.at_work(net[:cut](of.test.inputs), memories)), of.test.targets))
+
+
+def memories_of(history: History, *clients: int) -> list[State]:
+    return [branch(branch(history.clients[client], "codec"), "outputs") for client in clients]
+
+
+@pytest.mark.parametrize("network", ["mlp", "cnn"])
+def test_a_common_model_is_judged_with_the_channels_of_its_clients(network: str):
+    """The mask is applied where most clients have cut it; for equals, at the lowest cut; it matters."""
+    of = task(network)
+    for cuts, cut, who in (([2, 1, 2], 2, (0, 2)), ([2, 1, 1], 1, (1, 2))):
+        history = run(of, Compressed(split(), ACP), PLAN.replace(cut_layer=cuts))
+        expected = masked(of, history.models[0], cut, memories_of(history, *who), ACP)
+        assert history.rows[0]["test_loss"] == pytest.approx(expected, rel=1e-9)
+        assert history.rows[0]["test_loss"] != pytest.approx(of.evaluate(history.models[0]).loss, rel=1e-6)
+    history = run(of, Compressed(split(), ACP), PLAN.take([0, 1]).replace(cut_layer=[2, 1]))
+    expected = masked(of, history.models[0], 1, memories_of(history, 1), ACP)
+    assert history.rows[0]["test_loss"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_own_models_are_judged_with_their_own_channels():
+    """Of clients that have a model each, every one with the mask of that client."""
+    of = task("cnn")
+    coded = Compressed(split(ParallelSplit), ACP)
+    history = run(of, coded, PLAN.replace(cut_layer=1), rounds=2)
+    for client, weights in history.personal.items():
+        outputs = coded.predict(of, weights, of.test.inputs, client, history.server, history.clients)
+        loss = float(of.loss(outputs, of.test.targets))
+        assert loss == pytest.approx(masked(of, weights, 1, memories_of(history, client), ACP), rel=1e-9)
+    assert history.personal
+
+
+def test_what_nobody_has_cut_is_judged_whole():
+    """Before the first message, and for clients that have all layers."""
+    of = task()
+    coded, weights = Compressed(split(), ACP), of.initial_weights()
+    expected = of.predict(weights, of.test.inputs)
+    assert torch.equal(coded.predict(of, weights, of.test.inputs, None, coded.start(of), {}), expected)
+    history = run(of, coded, PLAN.replace(cut_layer=4))
+    assert history.rows[0]["test_loss"] == pytest.approx(of.evaluate(history.models[0]).loss)
 
 
 def test_activations_that_are_not_those_of_the_cut():
