@@ -48,7 +48,7 @@ def test_the_tables_are_shown():
         {"plain": found, "pfl": found, "chosen": found | {"ways": ["train: 2 at once"], "accounting": 0.01}},
     ):
         out = io.StringIO()
-        row = {"case": "digits", "rows": rows, "apart": dict.fromkeys(rows, 0.0)}
+        row = {"case": "digits", "rows": rows, "apart": dict.fromkeys(rows, 0.0), "single": 1e-5}
         rounds.show({"rows": [row], "flower": None}, Console(file=out, width=200))
         assert "digits" in out.getvalue()
     assert {"rounds", "rounds_choice"} <= set(everything.LONG)
