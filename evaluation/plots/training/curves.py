@@ -27,6 +27,7 @@ _AXES: dict[str, tuple[str, tuple[str, ...], float]] = {  # label, columns that 
 }
 _NAMES = {
     "accuracy": "accuracy on held-out samples",
+    "personal_accuracy": "accuracy of clients' own models on labels like theirs",
     "test_loss": "loss on held-out samples",
     "train_loss": "training loss",
 }
