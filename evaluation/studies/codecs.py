@@ -264,7 +264,7 @@ def pictures(found: Found[Setting]) -> dict[str, Picture]:
 
 def draw_shares(found: Found[Setting]) -> Any:
     """Draw where the variants end on the steady links of the digits: means over seeds, a line through the shares."""
-    from edgeopt.evaluation.plots.style import by_height, legend_outside, line_styles, new_axes
+    from edgeopt.evaluation.plots.style import by_height, legend_outside, line_styles, new_axes, plain_log_ticks
 
     ax, drawn = new_axes(), {}
     for name, style in line_styles(found.study.variants).items():
@@ -278,6 +278,7 @@ def draw_shares(found: Found[Setting]) -> Any:
             (line,) = ax.plot(*zip(*points, strict=True), label=name, **style)
             drawn[name] = points[-1][1], line
     ax.set_xscale("log")
+    plain_log_ticks(ax.xaxis)
     ax.set_xlabel(learning.COSTS["megabytes"])
     ax.set_ylabel("accuracy on held-out samples")
     legend_outside(ax, by_height(drawn))
