@@ -151,7 +151,9 @@ def show(report: Row, console: Console) -> None:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this benchmark."""
     parser.add_argument("--clients", type=int, default=10, help="clients of a batch")
-    parser.add_argument("--samples", type=int, nargs="+", default=[32, 256], help="samples of a mini-batch, one or several")
+    parser.add_argument(
+        "--samples", type=int, nargs="+", default=[32, 256], help="samples of a mini-batch, one or several"
+    )
     parser.add_argument("--rank", type=int, default=8, help="of low-rank, nsc and the peer")
     parser.add_argument("--repeats", type=int, default=20, help="repeats of every call; the least counts")
 

@@ -209,7 +209,13 @@ def train_one(name: str, variant: str, setting: Setting, seed: int) -> Row:
     free = variant in UNHEEDED or (variant == "acp-adaptive" and link.share is not None)
     runner = Noting()
     row = trained(
-        task, algorithm, setting, seed, planner=setting.plan() if free else link.planner, timing=link.timing, runner=runner
+        task,
+        algorithm,
+        setting,
+        seed,
+        planner=setting.plan() if free else link.planner,
+        timing=link.timing,
+        runner=runner,
     )
     budgets = link.budgets(setting.rounds)
     row["late"] = float(np.mean([size > budgets[number, client] for number, client, size in runner.sent]))
@@ -258,7 +264,9 @@ def pictures(found: Found[Setting]) -> dict[str, Picture]:
     few = replace(found, rows=[row for row in found.rows if row["variant"] in shown])
     drawn = learning.pictures(few, against=("megabytes", "seconds"))
     if any(row["task"] in _STEADY for row in found.rows):
-        drawn["shares"] = Picture("Accuracy at the end on digits-0.5, by bytes up and down", partial(draw_shares, found))
+        drawn["shares"] = Picture(
+            "Accuracy at the end on digits-0.5, by bytes up and down", partial(draw_shares, found)
+        )
     return drawn
 
 
