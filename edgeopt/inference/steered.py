@@ -5,11 +5,9 @@ transformers and peft are not imported here: models bring them along. Needs the 
 
 import hashlib
 import inspect
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -93,6 +91,11 @@ class SteeredDecoding:
             base = received(*top_log_probabilities(base, self.top), base.shape[-1])
         return self.steering.steered(scores, base)
 
+    def cached(self) -> list[torch.Tensor]:
+        """Return the keys and values that the base pass keeps."""
+        layers = getattr(self._cache, "layers", ())
+        return [part for layer in layers for part in (layer.keys, layer.values) if part is not None]
+
     @torch.no_grad()
     def _next_scores(self, tokens: torch.Tensor) -> torch.Tensor:
         mask = self._whole_mask(tokens)
@@ -163,6 +166,7 @@ class Base:
             )
         if self._of.config.is_encoder_decoder:
             raise InvalidProblemError("model: an encoder with a decoder: expected a causal language model")
+        self._switches = _switches(model) if base is None else []
         self._takes = inspect.signature(self._of.forward).parameters.keys()
         self._cache_name = "cache" if "cache" in self._takes else "past_key_values"  # as of the release of transformers
 
@@ -215,8 +219,16 @@ class Base:
 
     @contextmanager
     def _off(self) -> Iterator[None]:
-        with self.model.disable_adapter() if self._toggled else nullcontext():
-            yield
+        """Switch the adapter off; peft's `disable_adapter` looks through the whole model each time, a seventh of a small pass."""
+        with nullcontext() if self._switches or not self._toggled else self.model.disable_adapter():
+            on = [layer for layer in self._switches if not layer.disable_adapters]
+            for layer in on:
+                layer.enable_adapters(False)
+            try:
+                yield
+            finally:
+                for layer in on:
+                    layer.enable_adapters(True)
 
 
 def calibrate(
@@ -252,12 +264,12 @@ def calibrate(
         If there are no texts, no labels, or scores are nan.
     """
     pair, alpha = Base(model, base), share("alpha", alpha)
-    samples = [_sample(text, tokenizer, i) for i, text in enumerate(listed("texts", texts))]
+    samples = [sample_of(text, tokenizer, i) for i, text in enumerate(listed("texts", texts))]
     if not samples:
         raise InvalidProblemError("texts: none: expected at least one to calibrate on")
     parts = [
         token_strengths(adapted, other, labels, alpha=alpha, direction=direction)
-        for adapted, other, labels in _labelled(pair, samples, batch_size)
+        for adapted, other, labels in labelled_scores(pair, samples, batch_size)
     ]
     strength = TokenStrengths.joined(parts).strength(rule, least_norm=least_norm)
     steering = SteeringVector(strength=strength, alpha=alpha, direction=direction)
@@ -286,10 +298,10 @@ def score_answers(
     kept = SteeringVector(
         strength=steering.strength, alpha=steering.alpha, direction=steering.direction, outside="keep"
     )
-    samples = [_sample((prompt, answer), tokenizer, i) for i, answer in enumerate(answers)]  # type: ignore[arg-type]
+    samples = [sample_of((prompt, answer), tokenizer, i) for i, answer in enumerate(answers)]  # type: ignore[arg-type]
     found = []
     for sample in samples:
-        for adapted, other, labels in _labelled(both, [sample], 1):
+        for adapted, other, labels in labelled_scores(both, [sample], 1):
             found.append(kept.steered(adapted, other).gather(-1, labels[:, None]).double().sum())
     return torch.stack(found).cpu()
 
@@ -335,7 +347,7 @@ def load_steering(path: str | os.PathLike[str], model: Any, *, base: Any = None)
 # --- texts ---------------------------------------------------------------------------------------------------------
 
 
-def _sample(text: Text, tokenizer: Callable[..., Any] | None, index: int) -> tuple[list[int], int]:
+def sample_of(text: Text, tokenizer: Callable[..., Any] | None, index: int) -> tuple[list[int], int]:
     """Return the tokens of a text, and where its labels begin."""
     prompt, answer = text if isinstance(text, tuple) else (None, text)
     first = [] if prompt is None else _tokens(prompt, tokenizer, index)
@@ -355,7 +367,7 @@ def _tokens(text: str | Sequence[int], tokenizer: Callable[..., Any] | None, ind
 
 
 @torch.no_grad()
-def _labelled(
+def labelled_scores(
     pair: Base, samples: Sequence[tuple[list[int], int]], batch_size: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Yield scores [n, V] of both models before the labels of a batch, and the labels [n]; nothing is dropped out."""
@@ -389,7 +401,7 @@ def _backtracked(
         for own in halved(steering.strength)
     ]
     losses = [0.0] * len(tried)
-    for adapted, other, labels in _labelled(pair, samples, batch_size):
+    for adapted, other, labels in labelled_scores(pair, samples, batch_size):
         for i, own in enumerate(tried):
             losses[i] -= float(own.steered(adapted, other).gather(-1, labels[:, None]).double().sum())
     best = next((own for own, loss in zip(tried, losses, strict=True) if loss < losses[-1]), tried[-1])
@@ -402,6 +414,14 @@ def _backtracked(
 def _vocabulary(model: Any) -> int:
     size: int = model.config.get_text_config().vocab_size
     return size
+
+
+def _switches(model: Any) -> list[Any]:
+    """Return the layers of a model of peft that can be switched off; adapters of virtual tokens have none."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import AuxiliaryTrainingWrapper
+
+    return [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer | AuxiliaryTrainingWrapper)]
 
 
 def _marks(model: Any) -> tuple[str, ...]:

@@ -36,6 +36,7 @@ STUDIES = (
     "hsplit-lora",
     "model-download",
     "split-training",
+    "svdecode",
 )
 """Names of the studies; the module of each is called so, with underscores."""
 

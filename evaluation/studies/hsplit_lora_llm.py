@@ -42,7 +42,7 @@ def llm_task(llm: str, clients: int, seed: int, *, rank: int, context: int, wind
     context : tokens of a window.
     windows : to train on; a fifth as many are held out.
     """
-    model, vocabulary, encode = _model(llm)
+    model, vocabulary, encode = language_model(llm)
     rows, group = _windows(encode, context)
     order = stream(seed, "windows").permutation(len(rows))[: windows + max(1, windows // 5)]
     train, test = (
@@ -65,7 +65,7 @@ def _windows(encode: Encode, context: int) -> tuple[torch.Tensor, NDArray[np.int
     return torch.tensor(rows), np.array(group, np.int64)
 
 
-def _model(llm: str) -> tuple[Any, int, Encode]:
+def language_model(llm: str) -> tuple[Any, int, Encode]:
     """Return a model of transformers, the size of its vocabulary, and what makes tokens of text."""
     with needs("the task smollm2", "llm"):
         from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM

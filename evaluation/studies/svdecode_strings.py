@@ -7,7 +7,7 @@ distributed like is known exactly, so that the divergence of a model from the tr
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ def adapted(base: Any, method: str, seed: int) -> Any:
     layers: Any = {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}
     config: Any = {
         "lora": lambda: peft.LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, **layers, **common),
-        "ia3": lambda: peft.IA3Config(feedforward_modules=["mlp.c_proj"], **layers, **common),
+        "ia3": lambda: peft.IA3Config(feedforward_modules=["c_proj"], **layers, **common),
         "prompt": lambda: peft.PromptTuningConfig(num_virtual_tokens=VIRTUAL, **common),
     }[method]()
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -130,13 +130,17 @@ def adapted(base: Any, method: str, seed: int) -> Any:
         return peft.get_peft_model(copy.deepcopy(base), config)
 
 
-def fit(model: Any, batches: list[tuple[torch.Tensor, torch.Tensor]], lr: float) -> Any:
-    """Train what requires gradients, a step of Adam for each pair of tokens [b, T] and labels [b, T], -100 for none."""
+def fit(model: Any, batches: list[tuple[torch.Tensor, torch.Tensor]], lr: float, offsets: Sequence[int] = ()) -> Any:
+    """Train what requires gradients, a step of Adam for each pair of tokens [b, T] and labels [b, T], -100 for none.
+
+    With `offsets`, the tokens of a mini-batch are at positions from its offset on.
+    """
     model.train()
     optimizer = torch.optim.Adam([value for value in model.parameters() if value.requires_grad], lr)
-    for tokens, labels in batches:
+    for step, (tokens, labels) in enumerate(batches):
         optimizer.zero_grad()
-        logits = model(input_ids=tokens).logits[:, -tokens.shape[1] : -1]
+        at = {"position_ids": offsets[step] + torch.arange(tokens.shape[1])[None]} if offsets else {}
+        logits = model(input_ids=tokens, **at).logits[:, -tokens.shape[1] : -1]
         torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten()).backward()
         optimizer.step()
     return model.eval()
@@ -150,11 +154,12 @@ def batches_of(tokens: torch.Tensor, start: int, size: int) -> list[tuple[torch.
 
 
 def pretrained(width: int, depth: int, length: int, seed: int, *, steps: int, batch: int, lr: float = 3e-3) -> Any:
-    """Return a decoder that has learnt the mixture."""
+    """Return a decoder that has learnt the mixture, at last also where virtual tokens move it to."""
     rng = stream(seed, "mixture")
     model = decoder(width, depth, length, seed)
     rows = [torch.from_numpy(mixture(rng, batch, length)) for _ in range(steps)]
-    return fit(model, [(row, row.masked_fill(_before_answer(row), -100)) for row in rows], lr)
+    offsets = np.where(np.arange(steps) < 0.75 * steps, 0, rng.choice([0, VIRTUAL], steps)).tolist()
+    return fit(model, [(row, row.masked_fill(_before_answer(row), -100)) for row in rows], lr, offsets)
 
 
 def _before_answer(rows: torch.Tensor) -> torch.Tensor:

@@ -38,7 +38,7 @@ STEERING = SteeringVector(strength=-2.0, alpha=0.05)
 
 
 def base_model(kind: str = "gpt2", seed: int = 0) -> Any:
-    """A small decoder that is not indifferent between tokens."""
+    """Return a small decoder that is not indifferent between tokens."""
     common = {"vocab_size": V, "bos_token_id": PAD, "eos_token_id": PAD, "pad_token_id": PAD}
     if kind == "gpt2":
         config = transformers.GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=40, resid_pdrop=0.1, **common)
@@ -67,7 +67,7 @@ CONFIGS = {
 
 
 def adapted_model(name: str = "lora", seed: int = 0) -> Any:
-    """A model of peft whose adapter has learnt something."""
+    """Return a model of peft whose adapter has learnt something."""
     base = base_model("llama" if name == "llama" else "gpt2")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -98,7 +98,7 @@ def alone(model: Any, base: Any, row: list[int], steering: SteeringVector = STEE
 
 
 def naive(model: Any, base: Any, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The same [n, V] of texts of which `mask` says where they begin."""
+    """Return the same [n, V] of texts of which `mask` says where they begin."""
     return torch.stack([alone(model, base, row[own == 1].tolist()) for row, own in zip(tokens, mask, strict=True)])
 
 
@@ -337,7 +337,7 @@ def test_files_know_their_model_and_adapter(name: str, tmp_path: Path):
         load_steering(path, other)
     document = json.loads(path.read_text())
     path.write_text(json.dumps(document | {"alpha": 3}))
-    with pytest.raises(InvalidFileError, match="steering.json: alpha = 3.0: expected a number from 0 to 1"):
+    with pytest.raises(InvalidFileError, match=r"steering.json: alpha = 3.0: expected a number from 0 to 1"):
         load_steering(path, model)
 
 

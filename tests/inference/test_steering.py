@@ -19,14 +19,14 @@ def scores(seed: int, *shape: int, scale: float = 2.0) -> torch.Tensor:
 
 
 def written_out(adapted: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
-    """The paper's vector [V] of one token in double precision, J and all."""
+    """Return the paper's vector [V] of one token in double precision, J and all."""
     p, q = adapted.double().softmax(-1), base.double().softmax(-1)
     g = -(torch.log(p / q) + 1)
     return (torch.diag(p) - torch.outer(p, p)) @ g
 
 
 def vector_of(adapted: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
-    """What a strength of one adds to log-probabilities, as far as a softmax can tell: its mean is removed."""
+    """Return what a strength of one adds to log-probabilities, as far as a softmax can tell: its mean is removed."""
     moved = SteeringVector(strength=1.0, alpha=0.0, outside="keep").steered(adapted, base)
     moved = moved - adapted.log_softmax(-1)
     return moved - moved.mean(-1, keepdim=True)
@@ -169,7 +169,7 @@ def test_tokens_that_may_not_come_stay_out():
 
 
 def test_contrast_is_the_ratio_itself():
-    """log p + a (log p - log q) on the mask, normalised."""
+    """Log p + a (log p - log q) on the mask, normalised."""
     adapted, base = scores(0, V).float(), scores(1, V).float()
     found = SteeringVector(strength=0.5, direction="contrast").steered(adapted, base)
     log_p, log_q = adapted.log_softmax(-1), base.log_softmax(-1)
@@ -214,7 +214,7 @@ def test_wrong_scores_are_named():
     bad[1, 3] = math.inf
     with pytest.raises(InvalidProblemError, match="base: row 1 has scores that are nan or infinite"):
         steering.steered(fine, bad)
-    with pytest.raises(InvalidProblemError, match="2 labelled tokens, none with a vector of norm >= 0.01"):
+    with pytest.raises(InvalidProblemError, match=r"2 labelled tokens, none with a vector of norm >= 0.01"):
         token_strengths(fine, fine, torch.tensor([0, 1])).strength()
     with pytest.raises(InvalidProblemError, match="rule = 'mode': expected one of mean, median"):
         token_strengths(fine, fine, torch.tensor([0, 1])).strength("mode")  # type: ignore[arg-type]
