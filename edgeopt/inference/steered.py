@@ -18,7 +18,7 @@ from edgeopt.fields import Fields, in_file
 from edgeopt.inference.remote import received, top_log_probabilities
 from edgeopt.inference.steering import (
     DIRECTIONS,
-    LEAST_NORM,
+    LEAST_SHARE,
     OUTSIDE,
     Direction,
     Rule,
@@ -110,10 +110,10 @@ class SteeredDecoding:
         self._seen = tokens.clone()  # beam search writes into its own
         return scores
 
-    def _whole_mask(self, tokens: torch.Tensor) -> torch.Tensor | None:
+    def _whole_mask(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the mask [n, T] of prompts and what came after; rows of a prompt's beams are next to each other."""
         if self._mask is None:
-            return None
+            return torch.ones_like(tokens)
         mask = self._mask.to(tokens.device)
         if len(tokens) % len(mask) or tokens.shape[1] < mask.shape[1]:
             raise InvalidProblemError(
@@ -122,16 +122,16 @@ class SteeredDecoding:
         mask = mask.repeat_interleave(len(tokens) // len(mask), 0)
         return torch.cat([mask, mask.new_ones(len(mask), tokens.shape[1] - mask.shape[1])], 1)
 
-    def _rows(self, tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:
+    def _rows(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor | None:
         """Return the row of the cache [n] that each text continues, or None if the cache is of other texts."""
         seen, before = self._seen, tokens[:, :-1]
         if self._cache is None or seen is None or seen.shape != before.shape or seen.device != before.device:
             return None
         if torch.equal(seen, before):
             return torch.arange(len(seen), device=seen.device)
-        same = (before[:, None] == seen).all(-1)
-        if mask is not None:
-            same &= (mask[:, None] == mask).all(-1)  # a prompt's rows stay within its beams
+        same = (before[:, None] == seen).all(-1) & (mask[:, None] == mask).all(
+            -1
+        )  # a prompt's rows stay within its beams
         return same.int().argmax(1) if bool(same.any(1).all()) else None
 
 
@@ -156,7 +156,7 @@ class Base:
                 raise InvalidProblemError(
                     f"model: its adapter trains biases, bias = {quoted(bias)}, which stay when it is switched off: expected 'none'"
                 )
-        self.model = model
+        self.model: Any = model
         self._toggled = base is None
         self._of: Any = model.get_base_model() if base is None else base
         sizes = [_vocabulary(of) for of in (self._of, model)]
@@ -171,24 +171,22 @@ class Base:
         self._cache_name = "cache" if "cache" in self._takes else "past_key_values"  # as of the release of transformers
 
     def next_scores(
-        self, new: torch.Tensor, mask: torch.Tensor | None, cache: Any, *, use_cache: bool
+        self, new: torch.Tensor, mask: torch.Tensor, cache: Any, *, use_cache: bool
     ) -> tuple[torch.Tensor, Any]:
         """Return the base's scores [n, V] of the token after the last, and its cache; None if it has none.
 
         Parameters
         ----------
         new : int64 [n, t], the tokens that are not in the cache.
-        mask : int64 [n, T] of all tokens, or None.
+        mask : int64 [n, T] of all tokens.
         cache : of the tokens before, or None.
         """
-        given: dict[str, Any] = {"input_ids": new, "use_cache": use_cache}
+        given: dict[str, Any] = {"input_ids": new, "attention_mask": mask, "use_cache": use_cache}
         if cache is not None:
             given[self._cache_name] = cache
-        if mask is not None:
-            given["attention_mask"] = mask
-            if "position_ids" in self._takes:  # as generate counts them: padding does not count
-                positions = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
-                given["position_ids"] = positions[:, -new.shape[1] :]
+        if "position_ids" in self._takes:  # as generate counts them: padding does not count
+            positions = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
+            given["position_ids"] = positions[:, -new.shape[1] :]
         if "logits_to_keep" in self._takes:
             given["logits_to_keep"] = 1
         with self._off():
@@ -197,9 +195,10 @@ class Base:
 
     def both(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the scores [b, T, V] after each token of whole texts, of the adapted model and of the base."""
-        adapted = self.model(input_ids=tokens).logits[:, -tokens.shape[1] :]  # without those of virtual tokens
+        given = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+        adapted = self.model(**given).logits[:, -tokens.shape[1] :]  # without those of virtual tokens
         with self._off():
-            return adapted, self._of(input_ids=tokens).logits
+            return adapted, self._of(**given).logits
 
     def fingerprints(self) -> dict[str, str]:
         """Return what tells the base and the adapter from others: digests of their weights."""
@@ -240,7 +239,7 @@ def calibrate(
     alpha: float = 0.1,
     rule: Rule = "mean",
     direction: Direction = "projected",
-    least_norm: float = LEAST_NORM,
+    least_share: float = LEAST_SHARE,
     batch_size: int = 8,
 ) -> SteeringVector:
     """Return the steering of an adapted model, its strength found on texts that the adapter was not trained on.
@@ -255,7 +254,7 @@ def calibrate(
         of a text alone, all tokens but the first are.
     tokenizer : of transformers, or whatever returns ``input_ids``.
     alpha, direction : as in `SteeringVector`.
-    rule, least_norm : as in `TokenStrengths.strength`.
+    rule, least_share : as in `TokenStrengths.strength`.
     batch_size : texts that run at once.
 
     Raises
@@ -271,7 +270,7 @@ def calibrate(
         token_strengths(adapted, other, labels, alpha=alpha, direction=direction)
         for adapted, other, labels in labelled_scores(pair, samples, batch_size)
     ]
-    strength = TokenStrengths.joined(parts).strength(rule, least_norm=least_norm)
+    strength = TokenStrengths.joined(parts).strength(rule, least_share=least_share)
     steering = SteeringVector(strength=strength, alpha=alpha, direction=direction)
     return _backtracked(pair, samples, steering, batch_size) if rule == "curvature" else steering
 

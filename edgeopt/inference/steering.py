@@ -23,8 +23,8 @@ DIRECTIONS: tuple[Direction, ...] = ("projected", "contrast")
 OUTSIDE: tuple[Outside, ...] = ("drop", "keep")
 RULES: tuple[Rule, ...] = ("mean", "median", "trimmed", "ratio", "curvature")
 
-LEAST_NORM = 0.01
-"""Of a vector whose token has a say, in nats: the paper leaves out tiny ones, without a number."""
+LEAST_SHARE = 0.01
+"""Of the longest vector, of one whose token has a say: the paper leaves out tiny ones, without a number."""
 _LEAST_SQUARE = 1e-12  # the paper's epsilon
 _TRIMMED = 0.1  # of the tokens, at either end
 _HALVINGS = 8
@@ -114,7 +114,7 @@ class TokenStrengths:
             *(torch.cat([getattr(part, name) for part in parts]) for name in ("slope", "square", "curvature"))
         )
 
-    def strength(self, rule: Rule = "mean", *, least_norm: float = LEAST_NORM) -> float:
+    def strength(self, rule: Rule = "mean", *, least_share: float = LEAST_SHARE) -> float:
         """Return one strength for all tokens.
 
         Parameters
@@ -123,20 +123,18 @@ class TokenStrengths:
             (a tenth left out at either end) are its alternatives; ``ratio``, the sum of slopes over the sum of squares, is that
             of its appendix for sequences. ``curvature``, ours, is the sum of slopes over the sum of exact curvatures: Newton's
             step for all tokens together.
-        least_norm : tokens with a shorter vector have no say: both models agree on them, and the strength that they ask for can be
-            anything.
+        least_share : tokens whose vector is shorter than this share of the longest have no say: both models agree on them, and
+            the strength that they ask for can be anything.
 
         Raises
         ------
         InvalidProblemError
-            If no token is left.
+            If there are no tokens.
         """
         _one_of("rule", rule, RULES)
-        told = self.square.sqrt() >= real("least_norm", least_norm, nonnegative=True)
-        if not told.any():
-            raise InvalidProblemError(
-                f"texts: {len(self.square)} labelled tokens, none with a vector of norm >= {least_norm:g}: expected at least one"
-            )
+        if not len(self.square):
+            raise InvalidProblemError("texts: no labelled tokens: expected at least one")
+        told = self.square.sqrt() >= share("least_share", least_share) * self.square.sqrt().max()
         slope, square, curvature = self.slope[told], self.square[told], self.curvature[told]
         if rule in ("ratio", "curvature"):
             below = square if rule == "ratio" else curvature

@@ -36,7 +36,7 @@ from edgeopt.evaluation.studies.study import Found, Picture, Study, StudyCell
 from edgeopt.evaluation.studies.tables import plus_minus
 from edgeopt.inference.remote import received, steering_bytes, steering_latency, top_log_probabilities
 from edgeopt.inference.steered import Base, SteeredDecoding, calibrate, labelled_scores
-from edgeopt.inference.steering import LEAST_NORM, RULES, SteeringVector, confident
+from edgeopt.inference.steering import RULES, SteeringVector, TokenStrengths, confident
 from edgeopt.rng import stream
 
 SHARES = ("0.2", "0.5", "0.8")
@@ -175,7 +175,7 @@ def way_of(variant: str, model: Any, texts: Sequence[Any], *, batch_size: int) -
         found = SteeringVector(strength=_CONTRAST, direction="contrast")
     else:
         given: dict[str, dict[str, Any]] = {
-            CALIBRATED: {"direction": "contrast"}, UNMASKED: {"alpha": 0.0}, EVERY: {"least_norm": 0.0},
+            CALIBRATED: {"direction": "contrast"}, UNMASKED: {"alpha": 0.0}, EVERY: {"least_share": 0.0},
             **{rule: {"rule": rule} for rule in BY_RULE},
         }  # fmt: skip
         found = calibrate(model, texts, batch_size=batch_size, **given.get(variant, {}))
@@ -205,13 +205,13 @@ def moved_probabilities(adapted: torch.Tensor, base: torch.Tensor, strength: flo
 
 def plain_strength(model: Any, texts: Sequence[Any], batch_size: int) -> float:
     """Return the paper's strength with the signal on the mask itself in the place of its projection."""
-    found = []
+    parts = []
     for adapted, base, labels in labelled_scores(Base(model), [(p + a, len(p)) for p, a in texts], batch_size):
         log_p = adapted.log_softmax(-1)
         signal = _signal(log_p, base.log_softmax(-1))
         slope = signal.gather(-1, labels[:, None])[:, 0] - (log_p.exp() * signal).sum(-1)
-        found.append((slope / (signal.square().sum(-1) + 1e-12))[signal.norm(dim=-1) >= LEAST_NORM])
-    return float(torch.cat(found).mean())
+        parts.append(TokenStrengths(slope.double(), signal.square().sum(-1).double(), torch.zeros(len(labels))))
+    return TokenStrengths.joined(parts).strength()
 
 
 def _signal(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
@@ -264,8 +264,7 @@ def generated_same(model: Any, test: own.Strings, steering: SteeringVector, coun
     for _ in range(length):
         adapted, base = both_of(model, tokens)
         last = adapted[:, -1].clone()
-        if tokens.shape[1] < prompts.shape[1] + length:
-            last[:, own.END] = -torch.inf
+        last[:, own.END] = -torch.inf
         tokens = torch.cat([tokens, steering.steered(last, base[:, -1]).argmax(-1, keepdim=True)], 1)
     return float((made == tokens).all(1).float().mean())
 
@@ -373,19 +372,19 @@ def draw_change(found: Found[Setting]) -> Any:
     ax = new_axes()
     names = [name for name in found.variants() if name not in (BASE, WARM)][::-1]
     tasks = [task for task in found.tasks if any(row.get("kl") is not None for row in found.of(task=task))]
-    handles = []
+    drawn = {}
     for task, style in line_styles(tasks).items():
         warm = {row["seed"]: row["kl"] for row in found.of(task=task, variant=WARM)}
         points = [
             float(np.mean([row["kl"] / warm[row["seed"]] for row in found.of(task=task, variant=name)])) for name in names
         ]
         (line,) = ax.plot(points, range(len(names)), label=task, **(style | {"linestyle": "none"}))
-        handles.append(line)
+        drawn[task] = line
     ax.axvline(1.0, color="0.6", linewidth=1)
     ax.set_xscale("log")
     ax.set_yticks(range(len(names)), names)
     ax.set_xlabel("KL over that of the warm start")
-    legend_outside(ax, handles)
+    legend_outside(ax, drawn)
     return ax
 
 

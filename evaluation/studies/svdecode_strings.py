@@ -104,13 +104,14 @@ def decoder(width: int, depth: int, length: int, seed: int) -> Any:
     """Return a GPT-2 of random weights."""
     with needs("the study svdecode", "llm"):
         from transformers import GPT2Config, GPT2LMHeadModel
+    cls: Any = GPT2LMHeadModel
     config = GPT2Config(
         vocab_size=VOCABULARY, n_embd=width, n_layer=depth, n_head=4, n_positions=2 * length + 3 + VIRTUAL,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=END, eos_token_id=END, pad_token_id=END,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return GPT2LMHeadModel(config)
+        return cls(config)
 
 
 def adapted(base: Any, method: str, seed: int) -> Any:
@@ -140,8 +141,9 @@ def fit(model: Any, batches: list[tuple[torch.Tensor, torch.Tensor]], lr: float,
     for step, (tokens, labels) in enumerate(batches):
         optimizer.zero_grad()
         at = {"position_ids": offsets[step] + torch.arange(tokens.shape[1])[None]} if offsets else {}
-        logits = model(input_ids=tokens, **at).logits[:, -tokens.shape[1] : -1]
-        torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten()).backward()
+        logits = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), **at).logits[:, -tokens.shape[1] : -1]
+        loss: Any = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
+        loss.backward()
         optimizer.step()
     return model.eval()
 
@@ -150,7 +152,7 @@ def batches_of(tokens: torch.Tensor, start: int, size: int) -> list[tuple[torch.
     """Return mini-batches in order; only tokens of the answer are labels."""
     labels = tokens.clone()
     labels[:, :start] = -100
-    return list(zip(tokens.split(size), labels.split(size), strict=True))
+    return [(tokens[at : at + size], labels[at : at + size]) for at in range(0, len(tokens), size)]
 
 
 def pretrained(width: int, depth: int, length: int, seed: int, *, steps: int, batch: int, lr: float = 3e-3) -> Any:

@@ -264,9 +264,11 @@ def test_calibration_is_over_the_tokens_of_answers(name: str):
             with torch.no_grad():
                 p, q = (of(input_ids=row).logits[:, -1] for of in (model, base))
             told = token_strengths(p, q, torch.tensor([label]))
-            if told.square.sqrt() >= 0.01:
-                slope.append(float(told.slope[0]))
-                square.append(float(told.square[0]))
+            slope.append(float(told.slope[0]))
+            square.append(float(told.square[0]))
+    longest = max(square)
+    pairs = [(a, b) for a, b in zip(slope, square, strict=True) if b >= 1e-4 * longest]
+    slope, square = [a for a, _ in pairs], [b for _, b in pairs]
     expected = sum(a / b for a, b in zip(slope, square, strict=True)) / len(slope)
     model.train()
     found = calibrate(model, own, batch_size=3)
