@@ -158,7 +158,7 @@ class Base:
                 )
         self.model: Any = model
         self._toggled = base is None
-        self._of: Any = model.get_base_model() if base is None else base
+        self._of: Any = self.model.get_base_model() if base is None else base
         sizes = [_vocabulary(of) for of in (self._of, model)]
         if sizes[0] != sizes[1]:
             raise InvalidProblemError(

@@ -120,15 +120,15 @@ def adapted(base: Any, method: str, seed: int) -> Any:
         import peft
     common: Any = {"task_type": "CAUSAL_LM"}
     layers: Any = {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}
-    config: Any = {
+    configs: dict[str, Callable[[], Any]] = {
         "lora": lambda: peft.LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, **layers, **common),
         "ia3": lambda: peft.IA3Config(feedforward_modules=["c_proj"], **layers, **common),
         "prompt": lambda: peft.PromptTuningConfig(num_virtual_tokens=VIRTUAL, **common),
-    }[method]()
+    }
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of peft's own future
         torch.manual_seed(seed)
-        return peft.get_peft_model(copy.deepcopy(base), config)
+        return peft.get_peft_model(copy.deepcopy(base), configs[method]())
 
 
 def fit(model: Any, batches: list[tuple[torch.Tensor, torch.Tensor]], lr: float, offsets: Sequence[int] = ()) -> Any:
