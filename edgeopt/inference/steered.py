@@ -158,16 +158,16 @@ class Base:
                 )
         self.model: Any = model
         self._toggled = base is None
-        self._of: Any = self.model.get_base_model() if base is None else base
-        sizes = [_vocabulary(of) for of in (self._of, model)]
+        self.base: Any = self.model.get_base_model() if base is None else base
+        sizes = [_vocabulary(of) for of in (self.base, model)]
         if sizes[0] != sizes[1]:
             raise InvalidProblemError(
                 f"base: a vocabulary of {sizes[0]} tokens: expected that of the model, {sizes[1]}"
             )
-        if self._of.config.is_encoder_decoder:
+        if self.base.config.is_encoder_decoder:
             raise InvalidProblemError("model: an encoder with a decoder: expected a causal language model")
         self._switches = _switches(model) if base is None else []
-        self._takes = inspect.signature(self._of.forward).parameters.keys()
+        self._takes = inspect.signature(self.base.forward).parameters.keys()
         self._cache_name = "cache" if "cache" in self._takes else "past_key_values"  # as of the release of transformers
 
     def next_scores(
@@ -190,7 +190,7 @@ class Base:
         if "logits_to_keep" in self._takes:
             given["logits_to_keep"] = 1
         with self._off():
-            out = self._of(**given)
+            out = self.base(**given)
         return out.logits[:, -1], getattr(out, self._cache_name, None) if use_cache else None
 
     def both(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -198,7 +198,7 @@ class Base:
         given = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
         adapted = self.model(**given).logits[:, -tokens.shape[1] :]  # without those of virtual tokens
         with self._off():
-            return adapted, self._of(**given).logits
+            return adapted, self.base(**given).logits
 
     def fingerprints(self) -> dict[str, str]:
         """Return what tells the base and the adapter from others: digests of their weights."""
@@ -206,14 +206,14 @@ class Base:
         adapter: dict[str, torch.Tensor] = {}
         if self._toggled:
             marks = _marks(self.model)
-            for name, value in self._of.state_dict().items():
+            for name, value in self.base.state_dict().items():
                 part = adapter if any(mark in name for mark in marks) else base
                 part[name.replace(".base_layer.", ".").replace(".original_module.", ".")] = value
             adapter |= {
                 name: value for name, value in self.model.state_dict().items() if name.startswith("prompt_encoder.")
             }
         else:
-            base, adapter = self._of.state_dict(), self.model.state_dict()
+            base, adapter = self.base.state_dict(), self.model.state_dict()
         return {"base": _digest(base), "adapter": _digest(adapter)}
 
     @contextmanager
@@ -372,8 +372,9 @@ def labelled_scores(
     """Yield scores [n, V] of both models before the labels of a batch, and the labels [n]; nothing is dropped out."""
     device = next(pair.model.parameters()).device
     size = integer("batch_size", batch_size, low=1)
-    modes = [(part, part.training) for part in pair.model.modules()]
+    modes = [(part, part.training) for model in (pair.model, pair.base) for part in model.modules()]
     pair.model.eval()
+    pair.base.eval()
     try:
         for first in range(0, len(samples), size):
             batch = samples[first : first + size]

@@ -105,8 +105,8 @@ def run(cell: StudyCell[Setting]) -> Row:
     if cell.variant == PROXY:
         expert = warm_of(cell, base_of(cell, small=True), small=True)
         return judged(partial(proxy, model, expert), test)
-    combine, steering = way_of(cell.variant, model, calibration.texts(), batch_size=100)
-    found = judged(lambda tokens: combine(*both_of(model, tokens)), test)
+    way, steering = way_of(cell.variant, model, calibration.texts(), batch_size=100)
+    found = judged(lambda tokens: way(*both_of(model, tokens)), test)
     if steering is not None:
         found |= {"strength": steering.strength, **masked(model, test, steering)}
         if cell.variant == SYSTEM:

@@ -75,12 +75,12 @@ def padded(pairs: list[Pair], size: int) -> list[tuple[torch.Tensor, torch.Tenso
 
 
 def judged(
-    combine: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], model: Any, pairs: list[Pair], batch: int
+    way: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], model: Any, pairs: list[Pair], batch: int
 ) -> Row:
     """Return what the labels of some texts cost, and how many of them are the likeliest token."""
     loss, hits, count = 0.0, 0, 0
     for adapted, base, labels in labelled_scores(Base(model), [(p + a, len(p)) for p, a in pairs], batch):
-        log_p = combine(adapted, base)
+        log_p = way(adapted, base)
         loss -= float(log_p.gather(-1, labels[:, None]).double().sum())
         hits += int((log_p.argmax(-1) == labels).sum())
         count += len(labels)

@@ -26,9 +26,11 @@ from edgeopt.inference import (
     SteeringVector,
     calibrate,
     load_steering,
+    received,
     save_steering,
     score_answers,
     token_strengths,
+    top_log_probabilities,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:peft")
@@ -193,6 +195,11 @@ def test_a_second_model_and_no_cache():
     merged = copy.deepcopy(model).merge_and_unload()
     tokens, mask = prompts(2)
     expected = generated(model, tokens, mask, do_sample=False)
+    ratio = calibrate(model, texts(5), rule="ratio")
+    base.train()
+    assert calibrate(merged, texts(5), base=base, rule="ratio").strength == pytest.approx(ratio.strength, rel=1e-3)
+    assert base.training
+    base.eval()
     for options in ({"use_cache": False}, {}):
         processor = SteeredDecoding(merged, STEERING, base=base, attention_mask=mask, **options)
         found = generated(merged, tokens, mask, do_sample=False, processor=processor)
@@ -209,6 +216,20 @@ def test_a_second_model_and_no_cache():
     torch.testing.assert_close(
         several.scores[-1], naive(model, base, several.sequences[:, :-1], whole), rtol=1e-5, atol=1e-5
     )
+
+
+def test_a_remote_base_sends_its_likeliest():
+    """The scores are those of the base that a device makes of them; all of them are the whole base, to half precision."""
+    model, base = adapted_model(), base_model()
+    text = prompts(1)[0]
+    with torch.no_grad():
+        p, q = (of(input_ids=text).logits[:, -1] for of in (model, base))
+    found = SteeredDecoding(model, STEERING, top=4)(text, p)
+    torch.testing.assert_close(
+        found, STEERING.steered(p, received(*top_log_probabilities(q, 4), V)), rtol=1e-5, atol=1e-5
+    )
+    whole = SteeredDecoding(model, STEERING, top=V)(text, p)
+    torch.testing.assert_close(whole, STEERING.steered(p, q), rtol=0, atol=0.01)
 
 
 def test_masked_tokens_never_come():
