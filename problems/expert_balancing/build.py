@@ -88,7 +88,9 @@ def random_fields(
         fields["device_group"] = np.arange(devices) // (devices // groups)
         fields["expert_group"] = np.arange(experts) // (experts // groups)
     if real("move_cost", move_cost, nonnegative=True) > 0:
-        fields["present"] = np.broadcast_to(_in_order(fields["slots"], experts), (layers, devices, fields["slots"].max()))
+        fields["present"] = np.broadcast_to(
+            _in_order(fields["slots"], experts), (layers, devices, fields["slots"].max())
+        )
     return fields
 
 

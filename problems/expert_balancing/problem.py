@@ -79,7 +79,9 @@ class ExpertBalancing(Problem):
             )
         layers, experts = load.shape
         if int(slots.sum()) < experts:
-            raise InvalidProblemError(f"slots: {slots.sum()} in all, expected at least one for each of {experts} experts")
+            raise InvalidProblemError(
+                f"slots: {slots.sum()} in all, expected at least one for each of {experts} experts"
+            )
         check_table("layers x devices x slots", layers, slots.size, int(slots.max()))
         check_table("layers x devices x experts", layers, slots.size, experts)
         fields: dict[str, Any] = {"load": load, "slots": slots}
@@ -105,7 +107,7 @@ class ExpertBalancing(Problem):
     @property
     def num_experts(self) -> int:
         """Experts of a layer, E."""
-        return self.load.shape[1]
+        return int(self.load.shape[1])
 
     @property
     def num_devices(self) -> int:
@@ -172,7 +174,9 @@ class ExpertBalancing(Problem):
             found.append(Violation("replica", layer * self.num_experts + expert, 1.0, message))
         used = counts.sum(axis=2)
         for layer, device in np.argwhere(used > self.slots).tolist():
-            message = f"layer {layer}: device {device} has {used[layer, device]} replicas, its slots are {self.slots[device]}"
+            message = (
+                f"layer {layer}: device {device} has {used[layer, device]} replicas, its slots are {self.slots[device]}"
+            )
             found.append(Violation("slots", device, float(used[layer, device] - self.slots[device]), message))
         if self.is_grouped:
             found += self._spread_groups(counts)
@@ -181,7 +185,7 @@ class ExpertBalancing(Problem):
     @property
     def is_grouped(self) -> bool:
         """Whether groups limit where experts may be."""
-        return self.device_group.min() < self.device_group.max()
+        return bool(self.device_group.min() < self.device_group.max())
 
     def present_counts(self) -> Ints:
         """Return int64 [L, D, E]: replicas at present; zeros where nothing is placed yet."""
@@ -192,7 +196,7 @@ class ExpertBalancing(Problem):
     def _spread_groups(self, counts: Ints) -> list[Violation]:
         found = []
         for group in np.unique(self.expert_group).tolist():
-            has = (counts[:, :, self.expert_group == group] > 0).any(axis=2)  # [L, D]
+            has = np.any(counts[:, :, self.expert_group == group] > 0, axis=2)  # [L, D]
             for layer in range(self.num_layers):
                 if (nodes := np.unique(self.device_group[has[layer]])).size > 1:
                     message = (
@@ -287,7 +291,7 @@ class ExpertBalancing(Problem):
         """Build the problem from what `to_data` returned."""
         if missing := [name for name in _LAYOUT if name not in arrays and name != "present"]:
             raise InvalidFileError(f"{missing[0]}: array is missing")
-        return cls(**arrays, move_cost=Fields(values).number("move_cost"))  # type: ignore[arg-type]
+        return cls(**arrays, move_cost=Fields(values).number("move_cost"))
 
     @classmethod
     def layout(cls, values: dict[str, Any]) -> storage.Layout:

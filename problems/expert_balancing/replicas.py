@@ -32,7 +32,7 @@ class Replicas:
             [1, 0]]])
     """
 
-    experts: NDArray[np.int32]
+    experts: NDArray[np.signedinteger[Any]]
 
     __repr__ = one_line
 

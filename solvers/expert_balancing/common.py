@@ -68,7 +68,7 @@ def chosen_groups(problem: ExpertBalancing) -> Ints | None:
     room = np.bincount(problem.device_group, problem.slots).astype(np.int64)
     found = np.empty(problem.load.shape, np.int64)
     for layer, load in enumerate(problem.load):
-        weight = np.bincount(problem.expert_group, load)
+        weight = np.bincount(problem.expert_group, load).astype(np.float64)
         chosen = _into_room(np.lexsort((-size, -weight)), size, room, weight)
         if chosen is None and (chosen := _into_room(np.argsort(-size, kind="stable"), size, room)) is None:
             return None

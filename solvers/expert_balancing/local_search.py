@@ -85,7 +85,9 @@ def improve(run: Run[Replicas], problem: ExpertBalancing, kicks: int) -> None:
             return
         for start in starts:
             found = _arranged(problem, start)[layer]
-            least = _improve_layer(run.seed, problem, layer, groups_as_placed(problem, start)[layer], found, present[layer], kicks)
+            least = _improve_layer(
+                run.seed, problem, layer, groups_as_placed(problem, start)[layer], found, present[layer], kicks
+            )
             if least < value[layer]:
                 value[layer], board[layer] = least, found
         run.offer(Replicas(board))
@@ -133,7 +135,9 @@ def _renamed(placed: Ints, present: Ints, slots: Ints) -> Ints:
     """Return the same rows [D, S] on other devices with as many slots, so that the fewest replicas move."""
     counts = np.stack([np.bincount(row[row >= 0], minlength=present.shape[1]) for row in placed])
     stay = np.minimum(counts[:, None, :], present[None, :, :]).sum(axis=2)  # [row, device]
-    row, device = linear_sum_assignment(np.where(slots[:, None] == slots[None, :], stay, -stay.sum() - 1), maximize=True)
+    row, device = linear_sum_assignment(
+        np.where(slots[:, None] == slots[None, :], stay, -stay.sum() - 1), maximize=True
+    )
     found = np.empty_like(placed)
     found[device] = placed[row]
     return found

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,6 @@ from edgeopt.solvers.ending import End
 from edgeopt.solvers.expert_balancing.common import Ints, laid_out, layer_value, supports_expert_balancing
 from edgeopt.solvers.expert_balancing.local_search import improve
 from edgeopt.solvers.highs import new_highs, run_highs
-
-if TYPE_CHECKING:
-    import highspy
 
 TOLERANCE = 1e-7  # of HiGHS on rows
 LARGEST = 100.0  # the bound of a layer is scaled to this
@@ -61,7 +58,7 @@ class LayerModel:
         self._limits: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
         self._add_all()
 
-    def lp(self) -> "highspy.HighsLp":
+    def lp(self) -> Any:
         """Return the programme as HiGHS takes it."""
         highspy, p = highs_module(), self.problem
         offset, rows = 0, []
@@ -135,7 +132,11 @@ class LayerModel:
         x, share = self.x + np.arange(device.size), (self.load[self.expert] / self.count)[option]
         self._add(self.expert, np.arange(n), 1.0, 1.0, 1.0)  # one option each
         self._add(
-            np.append(option, np.arange(n)), np.append(x, np.arange(n)), np.append(np.ones(x.size), -self.count), 0.0, 0.0
+            np.append(option, np.arange(n)),
+            np.append(x, np.arange(n)),
+            np.append(np.ones(x.size), -self.count),
+            0.0,
+            0.0,
         )
         self._add(device, x, 1.0, -np.inf, p.slots)
         tops = np.full(p.num_devices, self.top)

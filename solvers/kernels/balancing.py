@@ -1,5 +1,7 @@
 """Kernels of expert balancing: replicas handed out greedily, packed onto devices, and moved until nothing helps."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -43,7 +45,7 @@ def pack(load: Floats, replicas: Ints, slots: Ints) -> Ints:
 
 
 @kernel
-def descend(load: Floats, slots: Ints, present: Ints, cost: float, floor: float, placed: Ints) -> float:
+def descend(load: Floats, slots: Ints, present: Ints, cost: float, floor: float, placed: Ints) -> Any:
     """Improve a placement [D, S] in place, as long as the device with most load gets less and nobody gets as much.
 
     A step swaps a replica of that device with one, or an empty slot, of another device; or it fills a slot anew: with one
@@ -166,7 +168,7 @@ def descend(load: Floats, slots: Ints, present: Ints, cost: float, floor: float,
 
 
 @kernel
-def move(counts: Ints, present: Ints, device: int, expert: int, change: int) -> int:
+def move(counts: Ints, present: Ints, device: Any, expert: Any, change: int) -> Any:
     """Add or take a replica, and return by how much the moves change; expert -1 is none."""
     if expert < 0:
         return 0
@@ -198,7 +200,7 @@ def kick(slots: Ints, placed: Ints, numbers: Floats) -> None:
 
 
 @kernel
-def search(load: Floats, slots: Ints, present: Ints, cost: float, floor: float, placed: Ints, numbers: Floats) -> float:
+def search(load: Floats, slots: Ints, present: Ints, cost: float, floor: float, placed: Ints, numbers: Floats) -> Any:
     """Descend from a placement, and again from the best one kicked, as often as there are random numbers [kicks, any, 4].
 
     `placed` becomes the best placement, whose value as in `descend` is returned.
