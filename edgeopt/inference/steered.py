@@ -144,6 +144,7 @@ class Base:
     """
 
     def __init__(self, model: Any, base: Any = None) -> None:
+        self.model: Any = model
         if not isinstance(model, torch.nn.Module) or getattr(model, "config", None) is None:
             raise InvalidProblemError(f"model: a {type(model).__name__}: expected a language model of transformers")
         adapter = getattr(model, "active_peft_config", None)
@@ -156,7 +157,6 @@ class Base:
                 raise InvalidProblemError(
                     f"model: its adapter trains biases, bias = {quoted(bias)}, which stay when it is switched off: expected 'none'"
                 )
-        self.model: Any = model
         self._toggled = base is None
         self.base: Any = self.model.get_base_model() if base is None else base
         sizes = [_vocabulary(of) for of in (self.base, model)]
