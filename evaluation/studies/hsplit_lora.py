@@ -161,7 +161,8 @@ def run(cell: StudyCell[Setting]) -> Row:
         )  # fmt: skip
     before = task.evaluate(task.initial_weights())
     setting = replace(setting, rounds=setting.text_rounds) if cell.task == "text" else setting
-    found = trained(task, algorithm, setting, cell.seed, planner=setting.plan(**columns))
+    timing = hsplit_lora_llm.llm_radio(setting.clients, cell.seed) if cell.task == LLM else None
+    found = trained(task, algorithm, setting, cell.seed, planner=setting.plan(**columns), timing=timing)
     return {"before": before.accuracy, "loss_before": before.loss, **found}
 
 

