@@ -26,9 +26,9 @@ from edgeopt.data import ArrayData, by_column
 from edgeopt.evaluation.compare.rows import Row
 from edgeopt.evaluation.studies import hsplit_lora_llm
 from edgeopt.evaluation.studies.claims import Always, Claim, Difference, Ratio
-from edgeopt.evaluation.studies.learning import LearningSetting, learning_task, pictures, tables, trained
+from edgeopt.evaluation.studies.learning import LearningSetting, learning_task, pictures, summary, tables, trained
 from edgeopt.evaluation.studies.pretraining import other_domain, pretrained, text_and_other_domain
-from edgeopt.evaluation.studies.study import Study, StudyCell
+from edgeopt.evaluation.studies.study import Found, Study, StudyCell
 from edgeopt.models import add_lora, gpt2, mlp
 from edgeopt.tensors import load_tensors, save_tensors
 from edgeopt.training import (
@@ -158,6 +158,11 @@ def run(cell: StudyCell[Setting]) -> Row:
     return {"before": before.accuracy, "loss_before": before.loss, **found}
 
 
+def all_tables(found: Found[Setting]) -> dict[str, list[Row]]:
+    """Return means over seeds, with the loss, which tells more of text than accuracy does; and every run."""
+    return {"summary": summary(found, ("accuracy", "test_loss")), "runs": tables(found)["runs"]}
+
+
 LEAST = "fedavg-lora"
 PLAIN: dict[str, Callable[[Optimizer], Algorithm]] = {"het-lora": HetLora, "zero-pad-lora": ZeroPadLora, LEAST: FedAvg}
 FOLDING = ("hsplit-lora", "split-uniform", "whole", "whole-uniform")
@@ -235,6 +240,6 @@ STUDY = Study(
     quick_tasks=("digits-0.5", "text"),
     measure=run,
     claims=CLAIMS,
-    tables=tables,
+    tables=all_tables,
     pictures=pictures,
 )
