@@ -158,10 +158,10 @@ def _surroundings(
     return split_problem(e, task, step_size, network, factors), timing
 
 
-def optimizer_from(options: Options, source: str, table: str) -> Optimizer:
-    """Return the optimiser that a table with ``name`` and the optimiser's fields describes."""
+def optimizer_from(options: Options, source: str, table: str, usual: str = "sgd") -> Optimizer:
+    """Return the optimiser that a table with ``name``, `usual` without, and the optimiser's fields describes."""
     given = dict(options)
-    name = given.pop("name", "sgd")
+    name = given.pop("name", usual)
     if not isinstance(name, str) or name not in OPTIMIZERS:
         raise unknown_name(source, table, name, OPTIMIZERS)
     kind = OPTIMIZERS[name]
@@ -220,9 +220,16 @@ def _algorithm(e: Description, kind: str, saved: Problem | None) -> Algorithm:
         if name in options:
             if not isinstance(options[name], dict):
                 raise e.wrong("algorithm", name, options[name], "a table with the name of an optimiser and its fields")
-            options[name] = optimizer_from(options[name], e.source, f"algorithm.{name}")
+            options[name] = optimizer_from(options[name], e.source, f"algorithm.{name}", _usual_optimizer(cls, name))
     with about(e.source, "algorithm"):
         return cls(**options)
+
+
+def _usual_optimizer(algorithm: type[Any], name: str) -> str:
+    """Return the name of the optimiser that a field of an algorithm has by default."""
+    found = next(field for field in dataclasses.fields(algorithm) if field.name == name)
+    default = found.default if found.default_factory is dataclasses.MISSING else found.default_factory()
+    return next((usual for usual, kind in OPTIMIZERS.items() if type(default) is kind), "sgd")
 
 
 def _compressed(e: Description, algorithm: Algorithm) -> Algorithm:

@@ -18,11 +18,13 @@ with warnings.catch_warnings():
     peft = pytest.importorskip("peft")
 
 from edgeopt import cli
+from edgeopt.cli.train import configured
 from edgeopt.data import token_text
 from edgeopt.errors import EdgeOptError
 from edgeopt.experiment import Experiment
 from edgeopt.experiment.folder import RunFolder
 from edgeopt.models import from_transformers, load_language_model, lora_layers
+from edgeopt.training import Adam, Sgd
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:peft")
 
@@ -161,3 +163,10 @@ def test_tokens_beyond_the_vocabulary_are_refused():
     """Naming what there is."""
     with pytest.raises(EdgeOptError, match=r"^encode: tokens 2 to \d+ of document 0: expected 0 to 3$"):
         token_text(lambda text: [len(word) for word in text.split() if len(word) > 1], 4)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("hsplit-lora", Adam), ("het-lora", Adam), ("fedavg", Sgd)])
+def test_a_step_size_is_that_of_the_optimiser_that_the_algorithm_has(name: str, kind: type):
+    """--lr changes the step size, and not Adam to plain gradient descent, with which adapters hardly move."""
+    given = configured(None, {"algorithm.name": name}, ["model.name=mlp", "model.lora=*"], lr=0.05)
+    assert given.build().algorithm.optimizer == kind(0.05)
