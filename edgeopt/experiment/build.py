@@ -269,8 +269,8 @@ def _data(e: Description, language: LanguageModel | None) -> DataSplit:
     with about(e.source, "data"):
         if language is not None and language.encode is not None:
             files = None if data.folder is None else text_files(data.folder)
-            context = {} if data.context is None else {"context": data.context}
-            return token_text(language.encode, language.vocabulary, files, **context, seed=e.seed)
+            context = 128 if data.context is None else data.context
+            return token_text(language.encode, language.vocabulary, files, context, seed=e.seed)
         if data.context is None:
             return load_data(data.name, data.folder, e.seed)
         if data.name != "text":

@@ -117,7 +117,9 @@ def planner_for(
         interval = options.pop("interval", 1)
         for name, values in options.items():
             if isinstance(values, list) and len(values) != task.num_clients:
-                raise e.wrong("planner", name, values, f"one number, or one for each of {task.num_clients} clients")
+                raise InvalidProblemError(
+                    f"{name} = {quoted(values)}: expected one number, or one for each of {task.num_clients} clients"
+                )
         return StaticPlanner(RoundPlan(client=np.arange(task.num_clients, dtype=np.int32), **options), interval), None
     if name == "random":
         return _random(e, task, problem), None
