@@ -125,8 +125,9 @@ def _split(
     else:
         test = np.isin(group, _held_out_groups(counts, test_share, seed))
     if not test.any() or test.all():
+        of = "bytes" if name == "text" else name
         raise InvalidProblemError(
-            f"text: {group.size} windows of {context} {'bytes' if name == 'text' else name} in {len(counts)} documents: too little to hold {held_out}s out; "
+            f"text: {group.size} windows of {context} {of} in {len(counts)} documents: too little to hold {held_out}s out; "
             "expected more text or a smaller context"
         )
     data = torch.from_numpy(np.concatenate(windows)).long()  # (n, T + 1)

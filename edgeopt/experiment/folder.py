@@ -29,8 +29,9 @@ class RunFolder:
     """Files of a run.
 
     ``experiment.json`` what was run; ``rows.csv``, ``history.json`` its rounds; ``checkpoint.safetensors`` all that it
-    goes on with; ``schedule.npz`` the plans that were played; ``problem.npz`` what the planner solved; ``adapters`` a checkpoint of
-    peft, of a model of transformers with adapters; pictures, if matplotlib is there. From `open` to `close` it is kept for this run: its lock names the process.
+    goes on with; ``schedule.npz`` the plans that were played; ``problem.npz`` what the planner solved; ``adapters`` a
+    checkpoint of peft, of a model of transformers with adapters; pictures, if matplotlib is there. From `open` to `close`
+    it is kept for this run: its lock names the process.
 
     Parameters
     ----------

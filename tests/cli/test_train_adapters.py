@@ -133,6 +133,7 @@ def test_a_model_by_name_has_adapters(tmp_path: Path):
         ({"lora": "*.q_proj", "rank": 17}, "[model] rank of block1.layer.self_attn.q_proj = 17: expected 1 to 16"),
         ({"adapters": "nowhere"}, "adapter_config.json"),
         ({"width": 8}, "[model] width = 8: unknown"),
+        ({"lora": 3}, "[model] lora = 3: expected a text or a list, each a text"),
     ],
 )
 def test_what_is_refused(changes: dict[str, Any], message: str, model: Path):

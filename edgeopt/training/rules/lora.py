@@ -174,9 +174,9 @@ def spared_work(
 def _unit_work(task: Task, adapters: Sequence[Adapter]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the FLOPs of a sample for a unit of rank of each adapter [K], forward and backward, as the profile has them.
 
-    A unit takes an inner product of the inputs with a row of A, and a column of B times that; backward, each has two gradients, but
-    that by the inputs is left out where nothing before the layer is trained. Where the profile is that of another model,
-    adapters have the share of a layer that they have in this one.
+    A unit takes an inner product of the inputs with a row of A, and a column of B times that; backward, each has two
+    gradients, but that by the inputs is left out where nothing before the layer is trained. Where the profile is that of
+    another model, adapters have the share of a layer that they have in this one.
     """
     tokens: dict[str, NDArray[np.int64]] = {adapter.name: np.zeros(2, np.int64) for adapter in adapters}
 
@@ -196,7 +196,10 @@ def _unit_work(task: Task, adapters: Sequence[Adapter]) -> tuple[NDArray[np.floa
     finally:
         for hook in hooks:
             hook.remove()
-    own = ModelProfile.from_module(task.model, data.inputs[:1].repeat_interleave(2, dim=0))
+    try:
+        own = ModelProfile.from_module(task.model, data.inputs[:1].repeat_interleave(2, dim=0))
+    except InvalidProblemError:  # the task has come with a profile
+        own = task.profile
     units = np.zeros((2, len(adapters)))
     for index, adapter in enumerate(adapters):
         count, wanted = tokens[adapter.name].tolist()
