@@ -115,7 +115,8 @@ def test_text_is_read_by_the_tokeniser_of_the_folder(model: Path, texts: Path):
 def test_a_model_by_name_has_adapters(tmp_path: Path):
     """Nothing else is trained or sent; peft knows no such model, so there is no checkpoint."""
     given = ("--model", "mlp", "--set", "model.width=8", "--set", "model.lora=*", "--set", "model.rank=2")
-    done = run([str(word) for word in ("train", *given, "--algorithm", "het-lora", "--clients", 3, "--rounds", 1, "--set", "planner.rank=[1, 2, 2]", "--out", tmp_path / "out")])  # fmt: skip
+    given = (*given, "--algorithm", "het-lora", "--clients", 3, "--set", "planner.rank=[1, 2, 2]", "--rounds", 1)
+    done = run([str(word) for word in ("train", *given, "--out", tmp_path / "out")])
     assert done.exit_code == 0, done.stderr
     task = Experiment.load(tmp_path / "out" / "experiment.json").build().task
     assert {name.rpartition(".")[2] for name in task.parameters} == {"lora_a", "lora_b"}
