@@ -60,7 +60,9 @@ def fine_tuning_task(cell: StudyCell[Any], clients: int) -> Task:
 
     The model is pre-trained once for all variants.
     """
-    task, before = _text_task(clients, cell.seed) if cell.task == TEXT else _classifier_task(cell.task, clients, cell.seed)
+    task, before = (
+        _text_task(clients, cell.seed) if cell.task == TEXT else _classifier_task(cell.task, clients, cell.seed)
+    )
 
     def make(path: Path) -> None:
         model = pretrained(task, before, steps=min(600, 15 * cell.setting.rounds))

@@ -66,7 +66,8 @@ def _model_and_text(llm: str, context: int, seed: int) -> tuple[nn.Module, DataS
         )  # fmt: skip
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return LlamaForCausalLM._from_config(config, attn_implementation="eager"), byte_text(None, context, seed=seed)
+            tiny = LlamaForCausalLM._from_config(config, attn_implementation="eager")
+        return tiny, byte_text(None, context, seed=seed)
     folder = Path(llm)
     if llm == PACKAGE:
         spec = importlib.util.find_spec(PACKAGE.replace("-", "_"))
