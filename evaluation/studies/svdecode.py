@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 from edgeopt import EdgeNetwork, model_profile
+from edgeopt.errors import UnsupportedProblemError, quoted
 from edgeopt.evaluation.compare.rows import Row
 from edgeopt.evaluation.studies import svdecode_llm as llm
 from edgeopt.evaluation.studies import svdecode_strings as own
@@ -289,6 +290,8 @@ def llm_run(cell: StudyCell[Setting]) -> Row:
         return {"nll": None, "accuracy": None}
     setting = cell.setting
     base, _, encode = language_model(setting.llm)
+    if encode is None:
+        raise UnsupportedProblemError(f"llm = {quoted(setting.llm)}: has no tokeniser: expected a folder with one")
     model = llm.warm_model(base, cell.seed)
     counts = [setting.llm_steps * setting.llm_batch, max(1, setting.llm_steps * setting.llm_batch // 10), setting.llm_test]
     pairs = llm.texts(cell.task, encode, sum(counts), setting.llm_context, stream(cell.seed, cell.task))

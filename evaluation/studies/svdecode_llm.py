@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from edgeopt.evaluation.compare.rows import Row
-from edgeopt.evaluation.studies.hsplit_lora_llm import Encode
 from edgeopt.extras import needs
 from edgeopt.inference.steered import Base, SteeredDecoding, labelled_scores
 from edgeopt.inference.steering import SteeringVector
@@ -25,6 +24,7 @@ RANK = 8
 _GOODS = ("apples", "pears", "plums", "lemons", "eggs", "loaves", "candles", "pencils")
 _PEOPLE = ("Ada", "Bela", "Chen", "Dora", "Emil", "Fatima")
 
+Encode = Callable[[str], list[int]]
 Pair = tuple[list[int], list[int]]
 
 

