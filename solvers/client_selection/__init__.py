@@ -6,6 +6,7 @@ from edgeopt.solvers.client_selection.matching import Matching as Matching
 from edgeopt.solvers.client_selection.planner import SelectionPlanner as SelectionPlanner
 from edgeopt.solvers.client_selection.power_of_choice import PowerOfChoice as PowerOfChoice
 from edgeopt.solvers.client_selection.random_picks import RandomPicks as RandomPicks
+from edgeopt.solvers.client_selection.reservation import Reservation as Reservation
 from edgeopt.solvers.client_selection.rl import RlCrp as RlCrp
 from edgeopt.solvers.client_selection.rl import RlNoCrp as RlNoCrp
 from edgeopt.solvers.client_selection.rl import RlNoFairness as RlNoFairness
@@ -16,6 +17,7 @@ SOLVERS: tuple[Solver, ...] = (
     RlCrp(),
     RlNoCrp(),
     RlNoFairness(),
+    Reservation(),
     Matching(),
     PowerOfChoice(),
     RoundRobin(),
