@@ -31,7 +31,7 @@ from edgeopt.rl.ppo import (
 )
 from edgeopt.rl.scorer import Scorer
 from edgeopt.rng import stream
-from edgeopt.solvers.client_selection.features import FEATURES, local_features
+from edgeopt.solvers.client_selection.features import FEATURES, covered_features
 from edgeopt.solvers.client_selection.forecaster import START, ConflictForecaster
 from edgeopt.solvers.client_selection.trained_policy import TrainedPolicy, policy_layout
 from edgeopt.storage import Arrays
@@ -114,11 +114,8 @@ class Learner:
         self._environment: SelectionEnvironment | None = None
         # of rewards, so that what is learned does not depend on the unit of the weights
         self._unit = max(problem.latency_weight, problem.conflict_weight, problem.fairness_weight) or 1.0
-        covered, count = problem.num_covered, int(problem.num_covered.max())
-        self._clients = np.zeros((problem.num_servers, count), np.int64)  # ids of the covered, filled up with 0
-        for s, row in enumerate(problem.coverage):
-            self._clients[s, : covered[s]] = np.flatnonzero(row)
-        self._covered = torch.from_numpy(np.arange(count) < covered[:, None])
+        self._clients = problem.covered_clients
+        self._covered = torch.from_numpy(np.arange(self._clients.shape[1]) < problem.num_covered[:, None])
         self._taken = torch.from_numpy(np.arange(problem.max_picks) < problem.picks[:, None])  # (S, M)
 
     @property
@@ -171,12 +168,12 @@ class Learner:
         self._forecaster.reset(len(seeds))
         noise = stream(self.seed, "picks", self.iteration)
         rows: list[tuple[Any, ...]] = []
-        conflicts, servers = 0, np.arange(problem.num_servers)[:, None]
+        conflicts = 0
         while not environment.done:
             if stopped():
                 raise _Stopped
-            forecast = self._forecaster.probability if settings.forecasts else None
-            seen = local_features(environment, forecast)[:, servers, self._clients]  # (E, S, N, F)
+            forecast = self._forecaster.covered_probability if settings.forecasts else None
+            seen = covered_features(environment, forecast)  # (E, S, N, F)
             features = torch.from_numpy(np.ascontiguousarray(seen.swapaxes(0, 1)))  # (S, E, N, F)
             with torch.no_grad():
                 score, value = self._scorer(features, self._covered)

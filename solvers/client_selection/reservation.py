@@ -11,9 +11,11 @@ from edgeopt.errors import EdgeOptError, quoted
 from edgeopt.problem import Problem
 from edgeopt.problems import ClientSelection, SelectionPlan
 from edgeopt.problems.client_selection.environment import SelectionEnvironment, ServerView
+from edgeopt.problems.client_selection.instance import covered_ids
 from edgeopt.result import Guarantee, Heuristic, Result
 from edgeopt.rng import stream
 from edgeopt.solve import Run, SolveOptions
+from edgeopt.solvers.client_selection.features import client_ids
 from edgeopt.solvers.client_selection.policy import Policy, one_each, picks_of, play, supports_client_selection
 from edgeopt.solvers.kernels.reservation import choose, fit_loads, hear, look, settle
 
@@ -73,7 +75,7 @@ class Reservation:
     caution : factor on the weight of conflicts in the choice: one leads to others later, as both servers lose a hold.
     patience : exponent on the share of a full cycle since the last delivery: above 1, a pick too early counts less.
     noise : scale of Gumbel noise on the worth of a pick, which breaks ties between servers.
-    refit_every : rounds between two fits of the load model.
+    fit_at : rounds before the first fit of the load model; it is fitted again whenever the rounds have doubled.
     """
 
     phases: int | None = None
@@ -84,7 +86,7 @@ class Reservation:
     caution: float = 2.0
     patience: float = 2.0
     noise: float = 0.01
-    refit_every: int = 25
+    fit_at: int = 25
 
     name: ClassVar[str] = "reservation"
     guarantee: ClassVar[Guarantee] = Heuristic("beliefs")
@@ -92,8 +94,8 @@ class Reservation:
     def __post_init__(self) -> None:
         if self.phases is not None and not (isinstance(self.phases, int) and 1 <= self.phases <= MOST_PHASES):
             raise EdgeOptError(f"phases = {quoted(self.phases)}: expected an integer from 1 to {MOST_PHASES} or None")
-        if not isinstance(self.refit_every, int) or self.refit_every < 1:
-            raise EdgeOptError(f"refit_every = {quoted(self.refit_every)}: expected an integer >= 1")
+        if not isinstance(self.fit_at, int) or self.fit_at < 1:
+            raise EdgeOptError(f"fit_at = {quoted(self.fit_at)}: expected an integer >= 1")
         for name in ("prior", "slip"):
             if not 0 < (value := getattr(self, name)) < 1:
                 raise EdgeOptError(f"{name} = {quoted(value)}: expected a number above 0 and below 1")
@@ -161,7 +163,7 @@ class _Policy:
     def pick(self, view: ServerView) -> NDArray[np.int64]:
         beliefs = self._beliefs
         if view.round > 0:
-            beliefs.hear(view.outcome[None, None], (view.last == view.round - 1)[None, None])
+            beliefs.hear(np.asarray(view.outcome[None, None], np.int8), (view.last == view.round - 1)[None, None])
         share = (view.latency_s / self._timeout_s)[None, None]
         return view.clients[beliefs.choose(share, view.bonus[None, None])[0, 0, : view.num_picks]]
 
@@ -190,9 +192,7 @@ class Beliefs:
         self.settings, self._mode = settings, problem.mode
         self._picks = problem.picks[list(servers)].copy()
         self._count = problem.num_covered[list(servers)].copy()
-        self._clients = np.zeros((len(self._count), int(self._count.max())), np.int64)  # ids, filled up with 0
-        for row, server in enumerate(servers):
-            self._clients[row, : self._count[row]] = np.flatnonzero(problem.coverage[server])
+        self._clients = covered_ids(problem.coverage[list(servers)])
         self._rngs = [[stream(seed, settings.name, server) for server in servers] for seed in seeds]
         weight = np.array([problem.latency_weight, problem.conflict_weight, problem.fairness_weight])
         weight /= weight.max() or 1.0  # `hold` and `noise` are in units of the largest
@@ -239,7 +239,8 @@ class Beliefs:
             settings.prior, settings.forget, self.transition, self.often, self.load, self.busy, self.taken, self.held,
         )  # fmt: skip
         self.now += 1
-        if self.now % settings.refit_every == 0 and self.now < self._outcomes.shape[3]:
+        times = self.now // settings.fit_at
+        if self.now == times * settings.fit_at and times.bit_count() == 1 and self.now < self._outcomes.shape[3]:
             fit_loads(
                 self.now, self._count, self._outcomes, self._others, FIT_STEPS, PRIORS, self.transition, self.often,
                 self.load, self.busy,
@@ -254,9 +255,7 @@ class Beliefs:
             problem.compute_s.copy(), problem.rate_at(now).copy(), problem.payload_bits, problem.timeout_s,
             environment.last, latency, bonus,
         )  # fmt: skip
-        chosen = self.choose(latency, bonus)
-        ids = np.take_along_axis(self._clients[None], np.maximum(chosen, 0).astype(np.int64), axis=2)
-        return np.where(chosen < 0, -1, ids).astype(np.int32)
+        return client_ids(self._clients, self.choose(latency, bonus))
 
     def update(self, environment: SelectionEnvironment) -> None:
         """Take in the last round of an environment, each server its own outcomes."""

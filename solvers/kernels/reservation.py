@@ -89,7 +89,7 @@ def choose(
                 idle = 1.0 - busy[e, s, i]
                 free = idle * (1.0 - taken[e, s, phase, i])
                 chance[i] = 0.0 if latency[e, s, i] > 1.0 else idle if shares else free
-                fair = bonus[e, s, i] ** patience * chance[i]
+                fair = chance[i] if bonus[e, s, i] >= 1.0 else bonus[e, s, i] ** patience * chance[i]
                 worth[i] = weight[2] * fair - weight[1] * (1.0 - free) + noise[e, s, i]
                 if held[e, s, phase, i]:
                     worth[i] += hold * free if hold < np.inf else FIRST
@@ -179,7 +179,7 @@ def _step(belief: Floats, transition: Floats, often: Floats, after: Floats) -> f
     after[0] = belief[0] * transition[0, 0] + belief[1] * transition[1, 0]
     after[1] = belief[0] * transition[0, 1] + belief[1] * transition[1, 1]
     belief[:] = after
-    return after[0] * often[0] + after[1] * often[1]
+    return float(after[0] * often[0] + after[1] * often[1])
 
 
 @kernel

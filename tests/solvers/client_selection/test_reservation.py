@@ -98,7 +98,7 @@ class Plain:
 def test_picks_are_those_of_a_plain_implementation(mode: Any, changes: dict[str, Any]):
     """Beliefs, worth and sets agree round by round, each server from its own views."""
     problem = PROBLEM.replace(mode=mode, latency_weight=0.5)
-    solver = Reservation(refit_every=1000, **changes)
+    solver = Reservation(fit_at=1000, **changes)
     environment = SelectionEnvironment(problem)
     plain = [Plain(solver, problem, s, seed=7) for s in range(4)]
     policies = solver.policies(problem, seed=7)
@@ -112,7 +112,7 @@ def test_picks_are_those_of_a_plain_implementation(mode: Any, changes: dict[str,
 def test_many_episodes_at_once_are_each_alone():
     """The batch picks what every policy picks from its own views, fits included; uneven numbers of picks."""
     problem = PROBLEM.replace(picks=[1, 2, 3, 4])
-    solver = Reservation(refit_every=10)
+    solver = Reservation(fit_at=10)
     environment = SelectionEnvironment(problem, [5, 6, 7])
     beliefs = Beliefs(solver, problem, seeds=[0, 1, 2])
     policies = [solver.policies(problem, seed=e) for e in range(3)]
@@ -238,7 +238,7 @@ def test_conflicts_end_where_nobody_is_busy_and_there_is_room(mode: Any, phases:
     )  # fmt: skip
     assert (problem.num_covered >= problem.picks.sum()).all()  # there is room
     environment = SelectionEnvironment(problem, range(40))
-    beliefs = Beliefs(Reservation(hold=math.inf, phases=phases, noise=0.1, refit_every=1000), problem, range(40))
+    beliefs = Beliefs(Reservation(hold=math.inf, phases=phases, noise=0.1, fit_at=1000), problem, range(40))
     clean = np.zeros((phases, 40), bool)
     while not environment.done:
         phase = environment.now % phases
@@ -254,7 +254,7 @@ def test_held_sets_are_disjoint_and_no_larger_than_the_picks():
     """Steps (i) and (ii) of the proof, where there is no room either."""
     problem = PROBLEM.replace(regime_transition=None, busy_probability=None, rounds=60)
     environment = SelectionEnvironment(problem, range(10))
-    beliefs = Beliefs(Reservation(hold=math.inf, refit_every=1000), problem, range(10))
+    beliefs = Beliefs(Reservation(hold=math.inf, fit_at=1000), problem, range(10))
     while not environment.done:
         environment.step(beliefs.picks(environment))
         beliefs.update(environment)
@@ -293,7 +293,7 @@ def test_phases_by_rule_are_half_a_cycle():
         ({"hold": -1.0}, r"hold = -1\.0: expected a number >= 0, inf for held clients first"),
         ({"hold": math.nan}, r"hold = nan: expected a number >= 0"),
         ({"noise": math.inf}, r"noise = inf: expected a number >= 0"),
-        ({"refit_every": 0}, r"refit_every = 0: expected an integer >= 1"),
+        ({"fit_at": 0}, r"fit_at = 0: expected an integer >= 1"),
     ],
 )
 def test_wrong_settings_are_refused(changes: dict[str, Any], message: str):
