@@ -30,12 +30,14 @@ from edgeopt.models.small import model_for
 from edgeopt.problems import ClientSelection, SelectionPlan
 from edgeopt.problems.client_selection.scenario import held_out_seeds
 from edgeopt.schedule import Planner
-from edgeopt.solvers.client_selection import Fastest, RandomPicks, RlCrp, RlNoCrp, SelectionPlanner, TrainedPolicy
+from edgeopt.solvers.client_selection import Fastest, RandomPicks, Reservation, RlCrp, RlNoCrp, SelectionPlanner, TrainedPolicy
 from edgeopt.training import RoundRecord, Sgd, Task, train
 from edgeopt.training.algorithms.multi_server import MultiServerFedAvg
 from edgeopt.training.costs.selection_timing import SelectionTiming, selection_schedule, update_cost
 
 LEARNERS: dict[str, type[RlCrp]] = {"rl-no-crp": RlNoCrp, "rl-crp": RlCrp}
+ALONE: dict[str, Any] = {"random": RandomPicks(), "fastest": Fastest(), "reservation": Reservation()}
+COORDINATORS = ("matching", "blind-matching")
 BATCH, STEPS, RATE = 8, 3, 0.2  # of local training
 DEVICE_FLOPS = (3e8, 3e9)  # small devices for a small model: work and sending take about equally long
 EVALUATED_EVERY = 2
@@ -200,11 +202,10 @@ def planner_of(name: str, timing: SelectionTiming, seed: int, policy: TrainedPol
     servers = range(problem.num_servers)
     if policy is not None:
         return SelectionPlanner(problem, [policy.policy(server) for server in servers], timing.latency_s)
-    if name == "matching":
+    if name in COORDINATORS:
         solution: Any = edgeopt.solve(problem, name, seed=seed).raise_for_status().solution
         return selection_schedule(solution)
-    solver = RandomPicks() if name == "random" else Fastest()
-    return SelectionPlanner(problem, [solver.policy(server, seed) for server in servers], timing.latency_s)
+    return SelectionPlanner(problem, ALONE[name].policies(problem, seed), timing.latency_s)
 
 
 def summary(rows: Sequence[Row], target: float) -> list[Row]:
@@ -331,7 +332,7 @@ STUDY = Study(
     name="client-selection",
     title="Several servers train on shared clients: what choosing the clients well is worth",
     system="rl-crp",
-    baselines=("random", "fastest", "matching"),
+    baselines=("random", "fastest", "reservation", "blind-matching", "matching"),
     ablations=("rl-no-crp",),
     tasks=("digits",),
     full=Setting(),

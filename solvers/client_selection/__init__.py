@@ -1,6 +1,7 @@
 """Solvers of client selection, one algorithm per file."""
 
 from edgeopt.solve import Solver
+from edgeopt.solvers.client_selection.blind_matching import BlindMatching as BlindMatching
 from edgeopt.solvers.client_selection.fastest import Fastest as Fastest
 from edgeopt.solvers.client_selection.matching import Matching as Matching
 from edgeopt.solvers.client_selection.planner import SelectionPlanner as SelectionPlanner
@@ -19,6 +20,7 @@ SOLVERS: tuple[Solver, ...] = (
     RlNoFairness(),
     Reservation(),
     Matching(),
+    BlindMatching(),
     PowerOfChoice(),
     RoundRobin(),
     Fastest(),
