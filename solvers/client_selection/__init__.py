@@ -9,6 +9,7 @@ from edgeopt.solvers.client_selection.power_of_choice import PowerOfChoice as Po
 from edgeopt.solvers.client_selection.random_picks import RandomPicks as RandomPicks
 from edgeopt.solvers.client_selection.reservation import Reservation as Reservation
 from edgeopt.solvers.client_selection.rl import RlCrp as RlCrp
+from edgeopt.solvers.client_selection.rl import RlCrpPlain as RlCrpPlain
 from edgeopt.solvers.client_selection.rl import RlNoCrp as RlNoCrp
 from edgeopt.solvers.client_selection.rl import RlNoFairness as RlNoFairness
 from edgeopt.solvers.client_selection.round_robin import RoundRobin as RoundRobin
@@ -16,6 +17,7 @@ from edgeopt.solvers.client_selection.trained_policy import TrainedPolicy as Tra
 
 SOLVERS: tuple[Solver, ...] = (
     RlCrp(),
+    RlCrpPlain(),
     RlNoCrp(),
     RlNoFairness(),
     Reservation(),

@@ -9,6 +9,8 @@ from edgeopt.solvers.kernels.selection import highest, write_features
 
 FEATURES = ("conflict forecast", "failure rate", "latency", "fairness", "share of rounds picked")
 
+LATENCY = FEATURES.index("latency")
+
 
 def covered_features(
     environment: SelectionEnvironment, forecast: NDArray[np.float64] | None = None

@@ -11,7 +11,7 @@ from edgeopt.errors import EdgeOptError, quoted
 from edgeopt.problem import Problem
 from edgeopt.problems import ClientSelection, SelectionPlan
 from edgeopt.problems.client_selection.environment import SelectionEnvironment, ServerView
-from edgeopt.problems.client_selection.instance import covered_ids
+from edgeopt.problems.client_selection.instance import SelectionInstance, covered_ids
 from edgeopt.result import Guarantee, Heuristic, Result
 from edgeopt.rng import stream
 from edgeopt.solve import Run, SolveOptions
@@ -127,7 +127,7 @@ class Reservation:
         return one_each(_Source(self, problem), problem, seed)
 
 
-def phases_by_rule(problem: ClientSelection) -> int:
+def phases_by_rule(problem: SelectionInstance) -> int:
     """Return L for a problem: half of the rounds in which a server goes through its clients once, the median over servers.
 
     Fewer phases find what is free sooner and know loads that are fresher: fewer conflicts. More phases spread the picks
@@ -189,14 +189,14 @@ class Beliefs:
         servers: Sequence[int] | None = None,
     ) -> None:
         servers = range(problem.num_servers) if servers is None else servers
-        self.settings, self._mode = settings, problem.mode
+        self.settings, self.shares = settings, problem.mode == "share"
         self._picks = problem.picks[list(servers)].copy()
         self._count = problem.num_covered[list(servers)].copy()
         self._clients = covered_ids(problem.coverage[list(servers)])
         self._rngs = [[stream(seed, settings.name, server) for server in servers] for seed in seeds]
         weight = np.array([problem.latency_weight, problem.conflict_weight, problem.fairness_weight])
         weight /= weight.max() or 1.0  # `hold` and `noise` are in units of the largest
-        self._weight = weight * [1.0, settings.caution, 1.0]
+        self.weight = weight * [1.0, settings.caution, 1.0]
         shape = self.shape = (len(seeds), len(self._count), int(self._count.max()))
         phases = phases_by_rule(problem) if settings.phases is None else settings.phases
         self._phases = np.full(len(self._count), phases, np.int32)
@@ -211,6 +211,16 @@ class Beliefs:
         self._outcomes = np.full((*shape, problem.rounds), -1, np.int8)
         self._others = np.zeros((*shape, problem.rounds), np.float32)
 
+    @property
+    def filled(self) -> NDArray[np.bool_]:
+        """Bool [S, N], where there are clients."""
+        return np.asarray(np.arange(self.shape[2]) < self._count[:, None])
+
+    def in_this_phase(self) -> tuple[Floats, NDArray[np.bool_]]:
+        """Return taken float64 and held bool [E, S, N] of the phase of the coming round."""
+        servers, phase = np.arange(self.shape[1]), self.now % self._phases
+        return self.taken[:, servers, phase], self.held[:, servers, phase]
+
     def choose(self, latency: Floats, bonus: Floats) -> NDArray[np.int32]:
         """Return the picks int32 [E, S, M] of the coming round, positions among the covered, -1 to fill up.
 
@@ -222,7 +232,7 @@ class Beliefs:
         picks = np.empty((*self.shape[:2], int(self._picks.max())), np.int32)
         settings = self.settings
         choose(
-            self.now, self._phases, self._count, self._picks, self._weight, settings.patience, self._mode == "share",
+            self.now, self._phases, self._count, self._picks, self.weight, settings.patience, self.shares,
             settings.hold, GRID, latency, bonus, self.busy, self.taken, self.held, self._noise(), picks,
         )  # fmt: skip
         return picks
@@ -232,8 +242,7 @@ class Beliefs:
         settings, phase = self.settings, np.asarray(self.now % self._phases, np.int32)
         if self.now < self._outcomes.shape[3]:
             self._outcomes[..., self.now] = np.where((outcome == 1) & arrived, 2, outcome)
-            for s, at in enumerate(phase):
-                self._others[:, s, :, self.now] = self.taken[:, s, at]
+            self._others[..., self.now] = self.in_this_phase()[0]
         hear(
             phase, self._count, np.ascontiguousarray(outcome), np.ascontiguousarray(arrived), settings.slip,
             settings.prior, settings.forget, self.transition, self.often, self.load, self.busy, self.taken, self.held,
