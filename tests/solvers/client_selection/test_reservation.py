@@ -278,8 +278,9 @@ def test_it_beats_random_picks_on_episodes_of_the_default_problem():
         assert own.conflict_rate < 0.7 * other.conflict_rate
 
 
-def test_phases_by_rule_are_half_a_cycle():
+def test_phases_by_rule_grow_with_the_rounds_between_turns():
     assert phases_by_rule(ClientSelection.random()) == 2
+    assert phases_by_rule(ClientSelection.random(num_servers=20, num_clients=1000, picks=10)) == 7
     assert phases_by_rule(PROBLEM.replace(picks=PROBLEM.num_covered)) == 1
 
 
