@@ -158,13 +158,13 @@ class _Policy:
     """One server, from its views alone."""
 
     def __init__(self, solver: Reservation, problem: ClientSelection, server: int, seed: int) -> None:
-        self._timeout_s, self._rounds = problem.timeout_s, problem.rounds
+        self._timeout_s = problem.timeout_s
         self._beliefs = Beliefs(solver, problem, [seed], servers=[server])
 
     def pick(self, view: ServerView) -> NDArray[np.int64]:
         beliefs = self._beliefs
         if view.round > 0:
-            beliefs.hear(np.asarray(view.outcome[None, None], np.int8), (view.last == view.round - 1)[None, None])
+            beliefs.hear_view(view)
         share = (view.latency_s / self._timeout_s)[None, None]
         return view.clients[beliefs.choose(share, view.bonus[None, None])[0, 0, : view.num_picks]]
 
@@ -185,7 +185,7 @@ class Beliefs:
     def __init__(
         self,
         settings: Reservation,
-        problem: ClientSelection,
+        problem: SelectionInstance,
         seeds: Sequence[int],
         servers: Sequence[int] | None = None,
     ) -> None:
@@ -272,6 +272,10 @@ class Beliefs:
         servers = np.arange(self.shape[1])[:, None]
         outcome, last = (part[:, servers, self._clients] for part in (environment.outcome, environment.last))
         self.hear(outcome, last == environment.now - 1)
+
+    def hear_view(self, view: ServerView) -> None:
+        """Take in what the view of one server says of the round before; for beliefs of one server and one episode."""
+        self.hear(view.outcome.reshape(self.shape), (view.last == view.round - 1).reshape(self.shape))
 
     def _noise(self) -> Floats:
         noise = np.zeros(self.shape)

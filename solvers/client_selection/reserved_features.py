@@ -1,5 +1,7 @@
 """What a learner sees of each client besides its local features where it keeps the beliefs of `reservation`."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -57,14 +59,14 @@ def time_credit(seconds: NDArray[np.float64]) -> NDArray[np.float64]:
     """
     longest = seconds.max(axis=-1, keepdims=True)
     if seconds.shape[-1] == 1:
-        return longest.copy()
+        return np.asarray(longest)
     ranked = np.sort(seconds, axis=-1)
-    return np.where(seconds >= longest, longest - ranked[..., -2:-1], 0.0)
+    return np.asarray(np.where(seconds >= longest, longest - ranked[..., -2:-1], 0.0))
 
 
-def one_server(terms: dict[str, float | str], num_clients: int, num_picks: int) -> SelectionInstance:
+def one_server(terms: dict[str, Any], num_clients: int, num_picks: int) -> SelectionInstance:
     """Return a problem of one server with these weights and mode, for beliefs from views alone."""
     return SelectionInstance(
         coverage=np.ones((1, num_clients), bool), picks=np.array([num_picks]), compute_s=np.zeros(num_clients),
         payload_bits=1.0, rate_bps=np.ones((1, num_clients)), timeout_s=1.0, **terms,
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip

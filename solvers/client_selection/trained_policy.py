@@ -184,8 +184,7 @@ class ReservingPolicy(Policy):
             self._beliefs = Beliefs(Reservation(phases=self._terms["phases"]), alone, [self._seed])
             self._own = own_numbers(self._seed, self._server, len(view.clients))
         else:
-            arrived = view.last == view.round - 1
-            self._beliefs.hear(np.asarray(view.outcome[None, None], np.int8), arrived[None, None])
+            self._beliefs.hear_view(view)
         local = view_features(view, self._timeout_s)[None, None]
         features = reserved_features(self._beliefs, local, self._own[None, None])[0, 0]
         score = scores_of(self._weights, features) + SHARPNESS * features[:, -1]
