@@ -270,8 +270,8 @@ class Beliefs:
     def update(self, environment: SelectionEnvironment) -> None:
         """Take in the last round of an environment, each server its own outcomes."""
         servers = np.arange(self.shape[1])[:, None]
-        outcome, last = (part[:, servers, self._clients] for part in (environment.outcome, environment.last))
-        self.hear(outcome, last == environment.now - 1)
+        arrived = environment.last[:, servers, self._clients] == environment.now - 1
+        self.hear(environment.outcome[:, servers, self._clients], arrived)
 
     def hear_view(self, view: ServerView) -> None:
         """Take in what the view of one server says of the round before; for beliefs of one server and one episode."""
