@@ -47,8 +47,8 @@ class Reservation:
     most expected reward among those that a few weights on joint success lead to, so that risky picks come together in
     one round: its failures cost the time-out once. Our method; no truth of the environment is used.
 
-    A client is *held* in a phase if the server's last pick of it there had no conflict; `hold` is added to its worth,
-    times p. With an infinite `hold`, held clients are picked first. Then, if nobody is ever busy, `noise` > 0, and there
+    A client is *held* in a phase from a pick there without a conflict until one with a conflict that another server is
+    likelier than not to have caused (q >= 1/2); `hold` is added to its worth, times p. With an infinite `hold`, held clients are picked first. Then, if nobody is ever busy, `noise` > 0, and there
     is room,
 
     .. math:: n_s \ge m_s + \sum_{s'} m_{s'} \qquad \mathrm{for\ every\ } s,

@@ -2,8 +2,8 @@
 
 Clients are counted by their position among those that a server covers: arrays [E, S, N] of E episodes, S servers and at
 most N covered clients, of which count [S] are there. load [E, S, N, 2] is the belief of a client's load, calm or
-loaded, in the coming round; taken [E, S, L, N] the chance that another server picks the client in a phase; held [E, S, L, N] whether the last
-pick in that phase met nobody. phases [S] is L of each server.
+loaded, in the coming round; taken [E, S, L, N] the chance that another server picks the client in a phase; held [E, S, L, N] whether the server
+holds it there. phases [S] is L of each server.
 """
 
 import numpy as np
@@ -148,7 +148,7 @@ def hear(
 ) -> None:
     """Take in the outcomes [E, S, N] of the round whose phase [S] is given, and move the loads one round on, in place.
 
-    Without a conflict the client is idle, and another server comes here next time with chance `slip`. With one, it was
+    Without a conflict the client is idle and held, and another server comes here next time with chance `slip`. With one, it was
     busy or taken, by Bayes' rule; an update that arrived all the same says that it was taken. What is believed of the
     phase then moves a share `forget` towards `prior`, tried or not. often [E, S, 2] is how often a client of a load is busy.
     """
