@@ -10,7 +10,7 @@ import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -219,6 +219,7 @@ class Feedback:
     round : number of the round, from 0.
     plan : what was planned; M entries.
     seconds : what the round took, in virtual time.
+    now_s : virtual seconds since the run began, at the end of the round. Default 0.
     client_seconds : float64 [M], from the start of the round to the client's report; nan if not measured.
     completed : bool [M], whether the client's update arrived. Default: all.
     conflict : bool [M], whether another server's pick, or a busy client, was in the way. Default: none.
@@ -248,6 +249,7 @@ class Feedback:
     client_peak_bytes: NDArray[np.float64] = field(default_factory=_NAN)
     constants: ConvergenceEstimate | None = None
     measured: Mapping[str, float] = field(default_factory=dict)
+    now_s: float = 0.0
 
     __repr__ = one_line
 
@@ -256,6 +258,7 @@ class Feedback:
         checked = {
             "round": int_array("round", self.round, (), low=0).item(),
             "seconds": float_array("seconds", self.seconds, (), nonnegative=True, unit="s").item(),
+            "now_s": float_array("now_s", self.now_s, (), nonnegative=True, unit="s").item(),
             "completed": bool_array("completed", self.completed, (size,)),
             "conflict": bool_array("conflict", self.conflict, (size,)),
         }
@@ -340,6 +343,16 @@ class StaticPlanner:
         return self.round_plan.replace(aggregate=(round + 1) % self.interval == 0)
 
 
+T = TypeVar("T")
+
+
+def at_time(timing: T, now_s: float) -> T:
+    """Return a timing as it is in a round that begins at a virtual second; one without a method ``at`` never changes."""
+    at = getattr(timing, "at", None)
+    found: T = timing if at is None else at(now_s)
+    return found
+
+
 class LinkRates(Protocol):
     """What knows the rates of a round before it is played, such as `edgeopt.training.EdgeTiming`."""
 
@@ -395,7 +408,8 @@ class LinkBudget(AroundPlanner):
     def plan(self, round: int, feedback: Feedback | None = None) -> RoundPlan:
         """Return the plan of a round."""
         plan = self.inner.plan(round, feedback)
-        carried = self.timing.rates(round, plan)["uplink_bps"] * self.slot_s / 8
+        timing = at_time(self.timing, 0.0 if feedback is None else feedback.now_s)
+        carried = timing.rates(round, plan)["uplink_bps"] * self.slot_s / 8
         return plan.replace(budget_bytes=np.fmin(carried, plan.budget_bytes))
 
 

@@ -33,8 +33,10 @@ with needs("training", "train"):
     from edgeopt.data.text import byte_text
     from edgeopt.experiment.network import (
         has_several_servers,
+        measured_network,
         network_of,
         selection_problem,
+        series_of,
         servers_of,
         split_problem,
         timing_options,
@@ -125,6 +127,13 @@ def _surroundings(
     options = timing_options(e, kind)
     if saved is not None and (others := [key for key in e.network.options if key not in options]):
         raise unknown(e.source, "network", others[0], e.network.options[others[0]], ["file", "kind", *options])
+    with about(e.source, "network"):
+        series: dict[str, Any] = series_of(e, task.num_clients)
+    if series and kind == ClientSelection.kind:
+        name = next(key for key in ("rates", "downlink_rates", "carbon") if getattr(e.network, key) is not None)
+        raise e.wrong(
+            "network", name, getattr(e.network, name), "it with split-training alone: see ClientSelection.from_rates"
+        )
     network = network_of(e, kind, task.num_clients) if saved is None else None
     if kind == ClientSelection.kind:
         power: dict[str, Any] = {} if network is None else {"device_power_w": network.device_power_w}
@@ -139,8 +148,9 @@ def _surroundings(
             assert isinstance(saved, SplitTraining)
             options.pop("fed_rate_bps", None)  # it has one
             saved = saved.replace(factors=factors)  # what rounds cost is the algorithm's to say
-            return saved, EdgeTiming.from_problem(saved).replace(seed=e.seed, **options)
-        timing = EdgeTiming.from_network(network, seed=e.seed, **options)
+            return saved, EdgeTiming.from_problem(saved).replace(seed=e.seed, **options, **series)
+        network = measured_network(network, series)
+        timing = EdgeTiming.from_network(network, seed=e.seed, **options, **series)
     if e.planner.name in WITHOUT_PROBLEM:
         return None, timing
     optimizer = next((getattr(algorithm, name) for name in optimizer_fields(type(algorithm))), None)

@@ -1,5 +1,6 @@
 """The network of an experiment, and the problems on it that planners solve."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from edgeopt.experiment.options import about, argument_hints, checked, checked_o
 from edgeopt.network import EdgeNetwork
 from edgeopt.problems import ClientSelection, CostFactors, SplitTraining
 from edgeopt.problems.client_selection.build import well_covered_network
+from edgeopt.series import Quantity, TimeSeries
 from edgeopt.training.algorithms import ALGORITHMS
 from edgeopt.training.constants import GradientEstimator
 from edgeopt.training.costs.selection_timing import update_cost
@@ -21,6 +23,9 @@ _TIMING = {
     SplitTraining.kind: ("rate_sigma", "failure_probability", "joules_per_flop", "fed_rate_bps"),
     ClientSelection.kind: ("rate_sigma", "joules_per_flop"),
 }
+_SERIES: tuple[tuple[str, str, Quantity], ...] = (
+    ("rates", "uplink", "rate"), ("downlink_rates", "downlink", "rate"), ("carbon", "carbon", "carbon"),
+)  # fmt: skip
 _DEFAULT_PICKS = 4
 _REGIMES: dict[str, Any] = {
     "regime_transition": ((0.97, 0.03), (0.06, 0.94)),  # as in ClientSelection.random: calm or loaded for a while
@@ -62,6 +67,28 @@ def network_of(e: Description, kind: str, clients: int) -> EdgeNetwork:
     seed = e.seed if e.network.seed is None else e.network.seed
     with about(e.source, "network"):
         return EdgeNetwork.random(servers_of(e), clients, seed=seed, **options)
+
+
+def series_of(e: Description, clients: int) -> dict[str, TimeSeries]:
+    """Return what changes over virtual time, by the names of `EdgeTiming`."""
+    found = {}
+    for key, name, quantity in _SERIES:
+        if (file := getattr(e.network, key)) is not None:
+            series = TimeSeries.load(file, quantity)
+            found[name] = series if name == "carbon" and series.num_columns == 1 else series.for_clients(clients)
+    return found
+
+
+def measured_network(network: EdgeNetwork, series: Mapping[str, TimeSeries]) -> EdgeNetwork:
+    """Return the network with the rates that links have at the start; who has none then keeps what the network says."""
+    if "uplink" not in series and "downlink" not in series:
+        return network
+    rates = []
+    for name in ("uplink", "downlink"):
+        usual = getattr(network, f"{name}_rate_bps")
+        measured = series[name].at(0.0)[:, None] if name in series else np.zeros((network.num_devices, 1))
+        rates.append(np.where(measured > 0, measured, usual))
+    return network.with_rates(*rates)
 
 
 def split_problem(e: Description, task: Task, lr: float, network: EdgeNetwork, factors: CostFactors) -> SplitTraining:

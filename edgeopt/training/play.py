@@ -14,7 +14,7 @@ from edgeopt.training.algorithm import Algorithm, Outcome
 from edgeopt.training.checks import check_entries, check_measured, check_phase, check_scalar, check_state
 from edgeopt.training.costs.ledger import Ledger
 from edgeopt.training.costs.timing import PhaseTime, Timing, Traffic
-from edgeopt.training.history import COLUMNS_OF_ROWS, PERSONAL
+from edgeopt.training.history import COLUMNS_OF_ROWS, SOMETIMES
 from edgeopt.training.keys import fold_in
 from edgeopt.training.messages import Message, Phase, Replies, kept
 from edgeopt.training.round_result import RoundResult
@@ -127,7 +127,7 @@ def _checked(outcome: object, plan: RoundPlan) -> Outcome:
     check_entries("loss", outcome.loss, plan)
     for entry, loss in outcome.loss.items():
         check_scalar(f"client {plan.client[entry]}: loss", loss)
-    check_measured(outcome.measured, (*COLUMNS_OF_ROWS, *PERSONAL))
+    check_measured(outcome.measured, (*COLUMNS_OF_ROWS, *SOMETIMES))
     return outcome
 
 

@@ -36,13 +36,17 @@ class RoundResult:
 
     __repr__ = one_line
 
-    def feedback(self, number: int, plan: RoundPlan, timing: Timing, constants: ConvergenceEstimate | None) -> Feedback:
-        """Return what a planner may know of the round."""
+    def feedback(
+        self, number: int, plan: RoundPlan, timing: Timing, constants: ConvergenceEstimate | None, start_s: float
+    ) -> Feedback:
+        """Return what a planner may know of the round, which began at a virtual second."""
+        took = sum(phase.seconds for phase in self.phases)
         seconds = client_seconds(plan, self.phases)
         return Feedback(
             round=number,
             plan=plan,
-            seconds=sum(phase.seconds for phase in self.phases),
+            seconds=took,
+            now_s=start_s + took,
             client_seconds=np.where(seconds > 0, seconds, np.nan),
             completed=np.isin(np.arange(len(plan)), list(self.loss)),
             client_peak_bytes=self.peak_bytes,

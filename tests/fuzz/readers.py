@@ -33,6 +33,7 @@ from edgeopt.network import EdgeNetwork
 from edgeopt.problems import ClientSelection, CostFactors, ExpertCaching, ModelDownload, RoutingTrace, SplitTraining
 from edgeopt.profile import ModelProfile, model_profile
 from edgeopt.schedule import Schedule
+from edgeopt.series import TimeSeries
 from edgeopt.solvers.client_selection import RlCrp
 from edgeopt.solvers.client_selection.learner import Learner, LearnerSettings
 from edgeopt.solvers.client_selection.trained_policy import TrainedPolicy
@@ -338,6 +339,27 @@ def use_recorded(path: Path) -> None:
     trace.statistics(), trace.to_model(8.0)
 
 
+# --- what others have measured -----------------------------------------------------------------------------------
+
+MEASURED: dict[str, tuple[str, dict[str, Any]]] = {
+    "rates.csv": ("time;client;rate (Mbit/s)\n0;a;1,5\n10;a;3\n0;b;2\n5;b;\n", {}),
+    "wide.tsv": ("timestamp\t0\t1\n2030-01-01 00:00\t1.5\t2\n2030-01-01T00:01:00Z\t3\t\n", {"unit": "kB/s", "hold_s": 30.0}),
+    "link.up": ("0\n0\n50\n120\n250\n", {}),
+    "bus.log": ("0.5 1.0\n1.5 2.0\n2.5 0.1\n", {}),
+    "grid.csv": ("time (h),zone,g/kWh\n0,DE,300\n1,DE,1e2\n0,FR,50\n", {"quantity": "carbon"}),
+    "charging.csv": ("time,phone,charging\n0,a,yes\n60,a,no\n0,b,no\n", {"quantity": "availability"}),
+}  # fmt: skip
+
+
+def use_series(series: TimeSeries) -> None:
+    """Ask a series everything; it has a finite answer, or says that there is never a link."""
+    series.statistics()
+    assert np.isfinite(series.mean(0.5, 3.0)).all()
+    assert np.isfinite(series.table(3, 1.0)).all()
+    assert not np.isnan(series.seconds(1e3, 0.5)).any()
+    repr(series.for_clients(3).at_most(1e6)), series.at(2.0)
+
+
 # --- adapters ------------------------------------------------------------------------------------------------------
 
 
@@ -374,6 +396,9 @@ READERS = (
     Reader("schedule.npz", lambda path: Schedule([small_plan(2), small_plan(2, aggregate=False)] * 2).save(path), Schedule.load),
     Reader("trace.npz", write_trace, use_trace),
     *(Reader(name, write, use_recorded) for name, write in RECORDED.items()),
+    *(Reader(name, lambda path, text=text: path.write_text(text), lambda path, options=options: use_series(TimeSeries.read(path, **options))) for name, (text, options) in MEASURED.items()),
+    Reader("series.json", lambda path: TimeSeries.random(clients=2, duration_s=3).save(path), lambda path: use_series(TimeSeries.load(path))),
+    Reader("series.npz", lambda path: TimeSeries.random(clients=2, duration_s=3).save(path), lambda path: use_series(TimeSeries.load(path))),
     Reader("record.npz", lambda path: record().save(path), lambda path: RoutingRecord.load(path).to_trace()),
     Reader("record.json", lambda path: record().save(path), lambda path: RoutingRecord.load(path).to_trace()),
     Reader("adapter_config.json", write_adapters, use_adapters),
