@@ -35,6 +35,7 @@ STUDIES = (
     "ho-sfl",
     "hsplit-lora",
     "model-download",
+    "rate-regret",
     "split-training",
 )
 """Names of the studies; the module of each is called so, with underscores."""
