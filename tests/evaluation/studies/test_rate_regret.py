@@ -26,16 +26,16 @@ BITS = 8e6
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_nobody_is_faster_than_who_knows_the_future(kind: str, seed: int):
-    """Of all picks of 2 of 4 clients in 3 rounds, the clairvoyant's end first: 216 ways, each played."""
-    setting = Setting(clients=4, picks=2, rounds=3, megabits=BITS / 1e6, duration_s=30)
+    """Of all picks of 2 of 4 clients in 2 rounds, the clairvoyant's end first: 36 ways, each played."""
+    setting = Setting(clients=4, picks=2, rounds=2, megabits=BITS / 1e6, duration_s=30)
     timing = setting.timing(kind, seed)
-    ends, picked = play(planner_of(CLAIRVOYANT, timing, setting, seed), timing, 3, BITS)
+    ends, picked = play(planner_of(CLAIRVOYANT, timing, setting, seed), timing, 2, BITS)
     plans = [RoundPlan(client=pair) for pair in itertools.combinations(range(4), 2)]
-    every = [play(Schedule(rounds), timing, 3, BITS)[0][-1] for rounds in itertools.product(plans, repeat=3)]
+    every = [play(Schedule(rounds), timing, 2, BITS)[0][-1] for rounds in itertools.product(plans, repeat=2)]
     assert ends[-1] == pytest.approx(min(every), rel=1e-12)
-    assert picked.sum() == 6
+    assert picked.sum() == 4
 
 
 def test_seconds_of_updates():
@@ -53,8 +53,9 @@ def test_seconds_of_updates():
 
 def test_every_variant_is_played_and_drawn(tmp_path: Path):
     """On every kind of trace; regret is time beyond the best."""
-    changes = {"rounds": 6, "clients": 6, "duration_s": 60.0}
-    found = run_study(STUDY, quick=True, changes=changes, out=tmp_path, executor="serial", display=False)
+    changes = {"rounds": 4, "clients": 5, "duration_s": 60.0}
+    kinds = ["walk", "tunnels"]
+    found = run_study(STUDY, quick=True, tasks=kinds, changes=changes, out=tmp_path, executor="serial", display=False)
     assert found.complete
     assert [row["planner"] for row in STUDY.tables(found)["summary"]] == list(STUDY.variants)
     for row in found.rows:
@@ -62,7 +63,7 @@ def test_every_variant_is_played_and_drawn(tmp_path: Path):
         assert row["regret"] >= -1e-12
         assert row["variant"] != CLAIRVOYANT or row["regret"] == 0
     pictures = STUDY.pictures(found)
-    assert list(pictures) == list(KINDS)
+    assert list(pictures) == kinds
     ax = pictures["walk"].draw()
     assert {line.get_label() for line in ax.get_lines()} == set(STUDY.variants)
 
