@@ -17,9 +17,9 @@ from edgeopt.rng import stream
 from edgeopt.validate import float_array, int_array, integer, real
 
 Floats = NDArray[np.float64]
-Quantity = Literal["rate", "carbon", "availability"]
+Quantity = Literal["rate", "carbon", "power", "availability"]
 
-UNITS: dict[Quantity, str] = {"rate": "bit/s", "carbon": "g/kWh", "availability": ""}
+UNITS: dict[Quantity, str] = {"rate": "bit/s", "carbon": "g/kWh", "power": "W", "availability": ""}
 """What values are in. Availability is 1 where a client can be picked, 0 where it cannot."""
 
 _KIND = "time-series"
@@ -40,7 +40,7 @@ class TimeSeries:
     time_s : float64 [P], seconds, ascending in each column from 0.
     value : float64 [P], >= 0, in `UNITS`; of availability at most 1.
     period_s : float64 [C], after the last time of the column. One number stands for all.
-    quantity : ``rate`` (bit/s), ``carbon`` (g of CO2 per kWh) or ``availability``.
+    quantity : ``rate`` (bit/s), ``carbon`` (g of CO2 per kWh), ``power`` (W) or ``availability``.
 
     Raises
     ------

@@ -239,6 +239,7 @@ _CLIENTS = ("client", "device", "user", "ue", "phone", "name", "zone", "region",
 _VALUES: dict[Quantity, tuple[str, ...]] = {
     "rate": ("rate", "bandwidth", "throughput", "bitrate", "speed", "uplink", "downlink", "goodput"),
     "carbon": ("carbon intensity", "carbon", "intensity", "co2"),
+    "power": ("power", "spare power", "solar", "wind", "production", "generation"),
     "availability": ("available", "availability", "charging", "wifi", "wi-fi", "plugged in", "idle", "free"),
 }
 _MISSING = ("", "nan", "na", "n/a", "null", "none", "-")
@@ -264,9 +265,11 @@ def factor_of(unit: str, quantity: Quantity) -> float:
         return _PREFIX[found[1].lower()] * (8 if found[2][0] == "B" or found[2].startswith("byte") else 1)
     if quantity == "carbon" and (found := _CARBON.fullmatch(unit.strip().replace("\u2082", "2"))):
         return _GRAMS[found[1].lower()] / _KWH[found[5].lower()]
+    if quantity == "power" and (found := re.fullmatch(r"(|k|M|G)W", unit.strip())):
+        return _PREFIX[found[1].lower()]
     if quantity == "availability" and unit in ("", "1", "%"):
         return 0.01 if unit == "%" else 1.0
-    usual = {"rate": "bit/s, kbit/s, Mbit/s, Gbit/s, B/s, kB/s, MB/s", "carbon": "g/kWh, kg/MWh, lb/MWh", "availability": "none, or %"}  # fmt: skip
+    usual = {"rate": "bit/s, kbit/s, Mbit/s, Gbit/s, B/s, kB/s, MB/s", "carbon": "g/kWh, kg/MWh, lb/MWh", "power": "W, kW, MW", "availability": "none, or %"}  # fmt: skip
     raise InvalidProblemError(f"unit = {quoted(unit)}: expected one such as {usual[quantity]}")
 
 

@@ -121,7 +121,7 @@ def test_random_rates():
         ({"period_s": [1, 0]}, r"period_s\[1\] = 0.0: expected a positive"),
         ({"value": [1, -1]}, r"value\[1\] = -1.0: expected a non-negative number \(bit/s\)"),
         ({"value": [1, 1e60]}, r"value\[1\] = 1e\+60: expected 0 or a magnitude"),
-        ({"quantity": "x"}, "quantity = 'x': expected one of rate, carbon, availability"),
+        ({"quantity": "x"}, "quantity = 'x': expected one of rate, carbon, power, availability"),
         ({"quantity": "availability", "value": [1, 2]}, r"value\[1\] = 2.0: expected 0 to 1"),
     ],
 )

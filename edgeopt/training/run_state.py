@@ -30,7 +30,7 @@ from edgeopt.training.task import Task
 from edgeopt.validate import float_array, int_array
 
 _KIND = "training"
-_SCHEMA_VERSION = 3  # version 2 lacked the memory of clients
+_SCHEMA_VERSION = 4  # version 3 lacked the energy of clients
 _INCOMPLETE = "not a complete checkpoint: "
 _MEASURED = ("completed", "conflict", *MEASURED)
 _ESTIMATES = ("gradient_variance", "gradient_second_moment", "smoothness")

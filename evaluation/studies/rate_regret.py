@@ -76,8 +76,9 @@ class Setting:
             rates = TimeSeries.random(task, clients=self.clients, duration_s=self.duration_s, seed=seed)
             start = 0.0
         compute = stream(seed, "compute").uniform(*COMPUTE_S, rates.num_columns)
+        unused: Any = 1.0
         return EdgeTiming(
-            device_flops=1 / compute, uplink_bps=1.0, downlink_bps=1.0, fed_uplink_bps=1.0, fed_downlink_bps=1.0,
+            device_flops=1 / compute, uplink_bps=unused, downlink_bps=unused, fed_uplink_bps=unused, fed_downlink_bps=unused,
             server_flops=1.0, server_fed_uplink_bps=1.0, server_fed_downlink_bps=1.0, uplink=rates, now_s=start,
         )  # fmt: skip
 
@@ -113,7 +114,7 @@ class Knowing:
         """Return the plan of a round."""
         now = self.timing if feedback is None else self.timing.at(feedback.now_s)
         seconds = update_seconds(now, self.bits, future=self.future)
-        return RoundPlan(client=np.argsort(seconds, kind="stable")[: self.picks])
+        return RoundPlan(client=np.argsort(seconds, kind="stable")[: self.picks].astype(np.int32))
 
 
 def planner_of(variant: str, timing: EdgeTiming, setting: Setting, seed: int) -> Planner:
@@ -121,10 +122,9 @@ def planner_of(variant: str, timing: EdgeTiming, setting: Setting, seed: int) ->
     if variant in (PROBING, CLAIRVOYANT):
         return Knowing(timing, 1e6 * setting.megabits, setting.picks, variant == CLAIRVOYANT)
     solver, rule = PAST[variant]
-    problem = ClientSelection(
-        coverage=np.ones((1, timing.num_clients), bool), picks=setting.picks, compute_s=1.0, payload_bits=1.0, rate_bps=1.0,
-        timeout_s=1.0, rounds=setting.rounds,
-    )  # fmt: skip
+    fields: dict[str, Any] = {"picks": setting.picks, "compute_s": 1.0, "rate_bps": 1.0}
+    coverage = np.ones((1, timing.num_clients), bool)
+    problem = ClientSelection(coverage=coverage, payload_bits=1.0, timeout_s=1.0, rounds=setting.rounds, **fields)
     return PastPlanner(problem, [solver.policy(0, seed)], rule)
 
 
@@ -143,9 +143,10 @@ def play(planner: Planner, timing: EdgeTiming, rounds: int, bits: float) -> tupl
             server_flops=np.zeros(count), lost=np.zeros(count, bool),
         )  # fmt: skip
         phase = now.phase(number, plan, "update", 0.0, traffic)
+        measured: Any = now.rates(number, plan)
         feedback = Feedback(
             round=number, plan=plan, seconds=phase.seconds, client_seconds=phase.client_s, now_s=now.now_s + phase.seconds,
-            **now.rates(number, plan),
+            **measured,
         )  # fmt: skip
         picked[plan.client] += 1
         ends.append(feedback.now_s - start)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.display import one_line
+from edgeopt.energy import JOULES_PER_KWH
 from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.problems.client_selection.instance import MAX_RATE_SIGMA
 from edgeopt.rng import stream
@@ -24,8 +25,6 @@ Floats = NDArray[np.float64]
 
 TIMED: frozenset[Category] = frozenset({"weights", "activations", "gradients", "statistics"})
 """What takes time by default: labels and scalars are left out, as in the latency models of the problems."""
-
-JOULES_PER_KWH = 3.6e6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -151,6 +150,7 @@ class EdgeTiming:
         the fed link are then what that link carries at most. A device whose rate is 0 waits until it has a link again.
     carbon : grams of CO2 per kWh over virtual time, one column for all devices or one for each.
     now_s : virtual second at which the round begins; what trains sets it, see `at`.
+    idle_s : how long a round without clients lasts, until somebody can be picked again. Default: no time.
     """
 
     device_flops: Floats
@@ -171,6 +171,7 @@ class EdgeTiming:
     downlink: TimeSeries | None = None
     carbon: TimeSeries | None = None
     now_s: float = 0.0
+    idle_s: float = 0.0
 
     __repr__ = one_line
 
@@ -190,7 +191,10 @@ class EdgeTiming:
         if unknown := sorted(set(self.timed) - set(CATEGORIES)):
             raise InvalidProblemError(f"timed: {quoted(unknown[0])}: expected some of {', '.join(CATEGORIES)}")
         object.__setattr__(self, "seed", int_array("seed", self.seed, (), low=0, dtype=np.int64).item())
-        object.__setattr__(self, "now_s", float_array("now_s", self.now_s, (), nonnegative=True, unit="s").item())
+        for name in ("now_s", "idle_s"):
+            object.__setattr__(
+                self, name, float_array(name, getattr(self, name), (), nonnegative=True, unit="s").item()
+            )
         for name in ("uplink", "downlink", "carbon"):
             _check_series(name, getattr(self, name), count)
 
@@ -309,8 +313,7 @@ class EdgeTiming:
 
     def at(self, now_s: float) -> Self:
         """Return the timing of a round that begins at this virtual second."""
-        changing = (self.uplink, self.downlink, self.carbon)
-        return self if all(series is None for series in changing) else self.replace(now_s=now_s)
+        return self.replace(now_s=now_s) if self.uplink or self.downlink or self.carbon else self
 
     def _crossing(
         self,
@@ -376,6 +379,12 @@ def _check_series(name: str, series: TimeSeries | None, count: int) -> None:
         raise InvalidProblemError(f"{name}: {series.num_columns} columns, expected {said}: see TimeSeries.for_clients")
     if quantity == "rate" and (never := np.flatnonzero(np.isinf(series.seconds(1.0, 0.0)))).size:
         raise InvalidProblemError(f"{name}: {quoted(series.names[never[0]])} never has a link, expected a rate above 0")
+
+
+def idle(start_s: float, seconds: float) -> PhaseTime:
+    """Return a phase in which nobody does anything."""
+    nobody, nothing = np.zeros(0, np.int64), np.zeros(0)
+    return PhaseTime("idle", start_s, seconds, nobody, nothing, nothing, nothing, nobody, nothing, nothing)
 
 
 def no_rates(size: int) -> dict[str, Floats]:

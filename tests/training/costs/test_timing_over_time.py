@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeopt import EdgeNetwork, Feedback, LinkBudget, RoundPlan, StaticPlanner
+from edgeopt import AvailableOnly, EdgeNetwork, Feedback, LinkBudget, RoundPlan, StaticPlanner
+from edgeopt.energy import EnergyPlanner
 from edgeopt.errors import InvalidProblemError
 from edgeopt.schedule import at_time
 from edgeopt.series import TimeSeries
@@ -161,3 +162,30 @@ def test_from_a_network():
     timing = EdgeTiming.from_network(network, uplink=STEPS, fed_rate_bps=3e6)
     assert (timing.fed_uplink_bps == 3e6).all()
     assert (timing.fed_downlink_bps == np.minimum(network.downlink_rate_bps[:, 0], 3e6)).all()
+
+
+def test_rounds_wait_for_clients():
+    """While nobody can be picked rounds last as long as they are said to, and then training goes on."""
+    when = TimeSeries.from_table([[1] * 3, [0] * 3], 0.02, quantity="availability")
+    timing = small_timing(carbon=TimeSeries.constant(1, "carbon"), idle_s=0.003)
+    planner = AvailableOnly(StaticPlanner(small_plan()), when)
+    history = train(small_task(), FedAvg(Sgd(0.1)), planner, timing, rounds=40)
+    starts = np.concatenate([[0], history.column("seconds")])[:-1]
+    idle = history.column("planned") == 0
+    assert 0 < idle.sum() < 40
+    np.testing.assert_array_equal(idle, when.at(starts, np.zeros(40, int)) == 0)
+    assert history.column("round_seconds")[idle] == pytest.approx(0.003)
+
+
+def test_clients_tell_what_they_have_spent():
+    """Energy by entry, which adds up to that of the row; a run within batteries ends when they are empty."""
+    watch = Watch()
+    history, _ = run(3, watch)
+    for feedback, total in zip(watch.told[1:], np.diff(history.column("energy_j"), prepend=0), strict=False):
+        assert feedback.client_energy_j.sum() == pytest.approx(total)
+    timing = small_timing()
+    once = train(small_task(), FedAvg(Sgd(0.1)), StaticPlanner(small_plan()), timing, rounds=1, on_round=None)
+    each = sum(phase.energy_j for phase in once.last.phases)
+    planner = EnergyPlanner(picks=3, energy_j=each, battery_j=each * [2.5, 1, 3], batch_size=2, local_steps=2)
+    limited = train(small_task(), FedAvg(Sgd(0.1)), planner, timing, rounds=5)
+    assert limited.column("planned").tolist() == [3, 2, 1, 0, 0]
