@@ -348,13 +348,13 @@ class StaticPlanner:
         return self.round_plan.replace(aggregate=(round + 1) % self.interval == 0)
 
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
-def at_time(timing: T, now_s: float) -> T:
+def at_time(timing: _T, now_s: float) -> _T:
     """Return a timing as it is in a round that begins at a virtual second; one without a method ``at`` never changes."""
     at = getattr(timing, "at", None)
-    found: T = timing if at is None else at(now_s)
+    found: _T = timing if at is None else at(now_s)
     return found
 
 

@@ -22,7 +22,7 @@ from edgeopt.problem import Problem
 from edgeopt.problems import ClientSelection, CostFactors, SplitTraining, load
 from edgeopt.profile import ModelProfile
 from edgeopt.rng import stream
-from edgeopt.schedule import Planner
+from edgeopt.schedule import AvailableOnly, Planner
 
 with needs("training", "train"):
     import torch
@@ -32,6 +32,7 @@ with needs("training", "train"):
     from edgeopt.data.partition import Partition, by_column, dirichlet, iid, shards
     from edgeopt.data.text import byte_text
     from edgeopt.experiment.network import (
+        SERIES_FILES,
         has_several_servers,
         measured_network,
         network_of,
@@ -117,6 +118,8 @@ def build(experiment: Description) -> Setup:
     problem, timing = _surroundings(e, kind, task, algorithm, saved)
     with about(e.source, "planner"):
         planner, estimator = planner_for(e, task, problem, timing)
+    if e.network.availability is not None:
+        planner = AvailableOnly(planner, series_of(e, task.num_clients)["available"])
     return Setup(e, task, trained, planner, timing, estimator, problem)
 
 
@@ -130,10 +133,11 @@ def _surroundings(
     with about(e.source, "network"):
         series: dict[str, Any] = series_of(e, task.num_clients)
     if series and kind == ClientSelection.kind:
-        name = next(key for key in ("rates", "downlink_rates", "carbon") if getattr(e.network, key) is not None)
+        name = next(key for key in SERIES_FILES if getattr(e.network, key) is not None)
         raise e.wrong(
             "network", name, getattr(e.network, name), "it with split-training alone: see ClientSelection.from_rates"
         )
+    series.pop("available", None)  # which is the planner's
     network = network_of(e, kind, task.num_clients) if saved is None else None
     if kind == ClientSelection.kind:
         power: dict[str, Any] = {} if network is None else {"device_power_w": network.device_power_w}

@@ -74,10 +74,10 @@ class NetworkChoice:
         servers with overlapping coverage. Default: as the file, or as the algorithm needs it.
     servers : of the random network. Default: 1, and 3 for an algorithm of several.
     seed : of the random network. Default: the experiment's.
-    rates, downlink_rates, carbon : files of `edgeopt.series.TimeSeries`: what rates up and down, and the grams of CO2 per kWh,
-        are over virtual time. Client u follows column u, modulo their number.
+    rates, downlink_rates, carbon, availability : files of `edgeopt.series.TimeSeries`: what rates up and down, the grams of
+        CO2 per kWh, and who can be picked are over virtual time. Client u follows column u, modulo their number.
     options : arguments of `EdgeNetwork.random`, and ``rate_sigma``, ``failure_probability``, ``joules_per_flop``,
-        ``fed_rate_bps`` as in `edgeopt.training.EdgeTiming.from_network`.
+        ``fed_rate_bps``, ``idle_s`` as in `edgeopt.training.EdgeTiming.from_network`.
     """
 
     file: str | None = None
@@ -87,6 +87,7 @@ class NetworkChoice:
     rates: str | None = None
     downlink_rates: str | None = None
     carbon: str | None = None
+    availability: str | None = None
     options: Options = field(default_factory=dict)
 
 
@@ -206,7 +207,11 @@ _TABLES: dict[str, type[Choice | DataChoice | NetworkChoice]] = {
     "algorithm": Choice, "codec": Choice, "data": DataChoice, "model": Choice, "network": NetworkChoice,
     "planner": Choice,
 }  # fmt: skip
-_PATHS = {"data": ("folder",), "network": ("file", "rates", "downlink_rates", "carbon"), "planner": ("file", "policy")}
+_PATHS = {
+    "data": ("folder",),
+    "network": ("file", "rates", "downlink_rates", "carbon", "availability"),
+    "planner": ("file", "policy"),
+}
 
 
 def _table(

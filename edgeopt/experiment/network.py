@@ -20,12 +20,14 @@ from edgeopt.training.task import Task
 
 _DEFAULT_SERVERS = 3  # of an algorithm with several
 _TIMING = {
-    SplitTraining.kind: ("rate_sigma", "failure_probability", "joules_per_flop", "fed_rate_bps"),
+    SplitTraining.kind: ("rate_sigma", "failure_probability", "joules_per_flop", "fed_rate_bps", "idle_s"),
     ClientSelection.kind: ("rate_sigma", "joules_per_flop"),
 }
 _SERIES: tuple[tuple[str, str, Quantity], ...] = (
     ("rates", "uplink", "rate"), ("downlink_rates", "downlink", "rate"), ("carbon", "carbon", "carbon"),
+    ("availability", "available", "availability"),
 )  # fmt: skip
+SERIES_FILES = tuple(key for key, _, _ in _SERIES)
 _DEFAULT_PICKS = 4
 _REGIMES: dict[str, Any] = {
     "regime_transition": ((0.97, 0.03), (0.06, 0.94)),  # as in ClientSelection.random: calm or loaded for a while
@@ -70,7 +72,7 @@ def network_of(e: Description, kind: str, clients: int) -> EdgeNetwork:
 
 
 def series_of(e: Description, clients: int) -> dict[str, TimeSeries]:
-    """Return what changes over virtual time, by the names of `EdgeTiming`."""
+    """Return what changes over virtual time: by the names of `EdgeTiming`, and who is ``available``."""
     found = {}
     for key, name, quantity in _SERIES:
         if (file := getattr(e.network, key)) is not None:

@@ -73,3 +73,24 @@ def test_bad_words(folder: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[s
     done = run(*words)
     assert done.exit_code == 2
     assert message in done.stderr.replace(f"{folder}/", "")
+
+
+def test_energy_on_the_command_line(folder: Path):
+    """Batteries end a run's picks; who is not available waits, and rounds of nobody last as long as they are said to."""
+    assert run("import", "availability", folder / "charging.csv", "-o", folder / "when.json").exit_code == 0
+    assert run("import", "carbon", folder / "grid.csv", "-o", folder / "grid.json").exit_code == 0
+    done = run(
+        "train", "--model", "mlp", "--clients", 4, "--rounds", 4, "--json", "--planner", "energy", "--set", "planner.picks=2",
+        "--set", "planner.energy_j=1e-12", "--set", "planner.battery_j=1e-9", "--set", f"network.availability={folder}/when.json",
+        "--set", f"network.carbon={folder}/grid.json", "--set", "network.idle_s=2", "--out", folder / "out",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    rows = json.loads((folder / "out" / "history.json").read_text())["rows"]
+    assert rows[0]["planned"] == 2  # clients 0 and 2 follow the column that charges
+    assert json.loads(done.stdout)["carbon_g"] > 0
+    later = [row for row in rows if not row["planned"]]
+    assert later
+    assert all(row["round_seconds"] == 2 for row in later)
+    wrong = run("train", "--planner", "energy", "--clients", 4, "--set", "planner.most_g=1")
+    assert wrong.exit_code == 2
+    assert "most_g = 1: expected it with carbon and without power" in wrong.stderr

@@ -212,6 +212,7 @@ class EdgeTiming:
         uplink: TimeSeries | None = None,
         downlink: TimeSeries | None = None,
         carbon: TimeSeries | None = None,
+        idle_s: float = 0.0,
     ) -> Self:
         """Take the devices of a network, one of its servers, and a fed server behind that server's link to the cloud.
 
@@ -245,6 +246,7 @@ class EdgeTiming:
             uplink=uplink,
             downlink=downlink,
             carbon=carbon,
+            idle_s=idle_s,
         )
 
     @classmethod
