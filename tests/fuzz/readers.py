@@ -30,6 +30,7 @@ from edgeopt.experiment import Experiment
 from edgeopt.inference.routing import RoutingRecord
 from edgeopt.models import add_lora, from_transformers, to_transformers
 from edgeopt.network import EdgeNetwork
+from edgeopt.places import read_backhaul, read_places
 from edgeopt.problems import ClientSelection, CostFactors, ExpertCaching, ModelDownload, RoutingTrace, SplitTraining
 from edgeopt.profile import ModelProfile, model_profile
 from edgeopt.schedule import Schedule
@@ -351,6 +352,29 @@ MEASURED: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+PLACES: dict[str, str] = {
+    "places.csv": "name;lat;lon;kind\nmast;52.5;13.4;server\nphone;52.6;13.3;device\n",
+    "places.tsv": "x_km\ty_km\n0.5\t1\n2\t3\n",
+    "places.geojson": json.dumps({"type": "FeatureCollection", "features": [
+        {"type": "Feature", "geometry": {"type": "Point", "coordinates": [13.4, 52.5]}, "properties": {"name": "mast", "kind": "server"}}]}),
+}  # fmt: skip
+
+
+def write_graphml(path: Path) -> None:
+    graph = nx.MultiGraph()
+    graph.add_node("a", label="Aachen", Longitude=6.08, Latitude=50.78)
+    graph.add_edge("a", "b", LinkSpeedRaw=1e9)
+    graph.add_edge("b", "c", delay_s=0.002, rate_bps=5e8)
+    nx.write_graphml(graph, path)
+
+
+def use_backhaul(path: Path) -> None:
+    found = read_backhaul(path, delay_s=0.001, rate_bps=1e9)
+    links = {name: getattr(found, name) for name in ("link_servers", "link_delay_s", "link_rate_bps")}
+    if (count := len(found.names)) < 50:
+        EdgeNetwork.random(count, 2, seed=0, server_position_m=np.nan_to_num(found.position_m)).replace(**links)
+
+
 def use_series(series: TimeSeries) -> None:
     """Ask a series everything; it has a finite answer, or says that there is never a link."""
     series.statistics()
@@ -397,6 +421,8 @@ READERS = (
     Reader("trace.npz", write_trace, use_trace),
     *(Reader(name, write, use_recorded) for name, write in RECORDED.items()),
     *(Reader(name, lambda path, text=text: path.write_text(text), lambda path, options=options: use_series(TimeSeries.read(path, **options))) for name, (text, options) in MEASURED.items()),
+    *(Reader(name, lambda path, text=text: path.write_text(text), lambda path: repr(read_places(path, kind="server").of("device"))) for name, text in PLACES.items()),
+    Reader("zoo.graphml", write_graphml, use_backhaul),
     Reader("series.json", lambda path: TimeSeries.random(clients=2, duration_s=3).save(path), lambda path: use_series(TimeSeries.load(path))),
     Reader("series.npz", lambda path: TimeSeries.random(clients=2, duration_s=3).save(path), lambda path: use_series(TimeSeries.load(path))),
     Reader("record.npz", lambda path: record().save(path), lambda path: RoutingRecord.load(path).to_trace()),
