@@ -178,6 +178,15 @@ class TimeSeries:
         found = np.where(total > 0, np.maximum(found, 0.0), np.inf)
         return np.asarray(np.where(wanted > 0, found, 0.0))
 
+    def next_change(self, time_s: ArrayLike, column: ArrayLike | None = None) -> Floats:
+        """Return when each column has its next sample after a time, float64 [M]."""
+        which, time = self._asked(time_s, column)
+        whole = self._whole(time, which) * self.period_s[which]
+        slot = self._slot(self.time_s, time - whole, which)
+        last = slot + 1 == self.indptr[which + 1]
+        after = np.where(last, self.period_s[which], self.time_s[np.minimum(slot + 1, self.value.size - 1)])
+        return np.asarray(np.maximum(whole + after, np.nextafter(time, np.inf)))
+
     def table(self, rows: int, step_s: float, start_s: float = 0.0) -> Floats:
         """Return means over rows of equal length, float64 [rows, C]: row t is from ``start_s + t step_s`` on."""
         count, step = integer("rows", rows, low=1), real("step_s", step_s, positive=True, unit="s")

@@ -71,6 +71,16 @@ def test_values_hold_until_the_next(series: TimeSeries, time: float):
         assert values == pytest.approx(series.mean(time + 0.7 * row, time + 0.7 * (row + 1)), abs=1e-9)
 
 
+@given(some_series(), st.floats(0, 20))
+def test_the_next_change(series: TimeSeries, time: float):
+    """It is the end of the piece that the time is in."""
+    found = series.next_change(time)
+    for c in range(series.num_columns):
+        (end,) = (end for start, end, _ in pieces(series, c, time + 1e-9) if start <= time < end)
+        assert found[c] == pytest.approx(end)
+        assert found[c] > time
+
+
 @given(some_series(), st.floats(0, 20), st.floats(0, 10), st.floats(0.01, 20))
 def test_who_starts_later_is_not_done_earlier(series: TimeSeries, start: float, later: float, amount: float):
     """What the study of regret rests on."""
