@@ -10,8 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 from edgeopt.display import one_line
 from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.fields import check_table
+from edgeopt.quantities import Quantity
 from edgeopt.schedule import Feedback, RoundPlan
-from edgeopt.series import Quantity, TimeSeries
+from edgeopt.series import TimeSeries
 from edgeopt.storage import Arrays
 from edgeopt.validate import float_array, int_array, integer, real
 

@@ -4,7 +4,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,15 +13,11 @@ from edgeopt import storage
 from edgeopt.errors import InvalidFileError, InvalidProblemError, quoted
 from edgeopt.fields import Fields, check_table, in_file
 from edgeopt.npz import numbers
+from edgeopt.quantities import UNITS, Quantity
 from edgeopt.rng import stream
 from edgeopt.validate import float_array, int_array, integer, real
 
 Floats = NDArray[np.float64]
-Quantity = Literal["rate", "carbon", "power", "availability"]
-
-UNITS: dict[Quantity, str] = {"rate": "bit/s", "carbon": "g/kWh", "power": "W", "availability": ""}
-"""What values are in. Availability is 1 where a client can be picked, 0 where it cannot."""
-
 _KIND = "time-series"
 _LAYOUT = {"indptr": numbers(1), "time_s": numbers(1), "value": numbers(1), "period_s": numbers(1)}
 

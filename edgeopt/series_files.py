@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeopt.errors import InvalidFileError, InvalidProblemError, quoted
 from edgeopt.fields import in_file
 from edgeopt.files import read_file
-from edgeopt.series import UNITS, Floats, Quantity
+from edgeopt.quantities import UNITS, Quantity
 from edgeopt.validate import real
+
+Floats = NDArray[np.float64]
 
 MAX_TEXT = 64 << 20
 """Bytes of a file: what is made of its text takes some ten times as much."""

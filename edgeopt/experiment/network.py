@@ -12,7 +12,8 @@ from edgeopt.experiment.options import about, argument_hints, checked, checked_o
 from edgeopt.network import EdgeNetwork
 from edgeopt.problems import ClientSelection, CostFactors, SplitTraining
 from edgeopt.problems.client_selection.build import well_covered_network
-from edgeopt.series import Quantity, TimeSeries
+from edgeopt.quantities import Quantity
+from edgeopt.series import TimeSeries
 from edgeopt.training.algorithms import ALGORITHMS
 from edgeopt.training.constants import GradientEstimator
 from edgeopt.training.costs.selection_timing import update_cost
