@@ -95,16 +95,14 @@ def random_fields(
     float_array("shadowing_db", shadowing_db, (), nonnegative=True, unit="dB")
     if not 0.5 <= real("carrier_ghz", carrier_ghz) <= 100:
         raise InvalidProblemError(f"carrier_ghz = {quoted(carrier_ghz)}: expected a number from 0.5 to 100 (GHz)")
-    server = placed.get("server_position_m")
-    if server is None:
-        server = place_servers(stream(seed, "server_position_m"), n, area_m, layout)
+    corner = np.zeros(2)
+    if "server_position_m" in placed:
+        server = placed["server_position_m"]
+        corner, area_m = server.min(axis=0), max(float(np.ptp(server, axis=0).max()), 1.0)
     else:
-        area_m = max(float(np.ptp(server, axis=0).max()), 1.0)
-    device = placed.get("device_position_m")
-    if device is None:
-        device = server.min(axis=0) * ("server_position_m" in placed) + area_m * stream(
-            seed, "device_position_m"
-        ).random((u, 2))
+        server = place_servers(stream(seed, "server_position_m"), n, area_m, layout)
+    drawn_devices = corner + area_m * stream(seed, "device_position_m").random((u, 2))
+    device = placed.get("device_position_m", drawn_devices)
     distance = distances_m(device, server)
     loss_db = path_loss_db(distance, carrier_ghz)
     loss_db += shadowing_db * stream(seed, "shadowing").standard_normal((u, n))

@@ -22,7 +22,9 @@ from edgeopt.validate import real
 Floats = NDArray[np.float64]
 
 MAX_TEXT = 64 << 20
-"""Bytes of a file: what is made of its text takes some ten times as much."""
+"""Bytes of a file."""
+MAX_CELLS = 8 << 20
+"""Lines of a trace, or cells of a table: each takes some hundred bytes while it is read."""
 PACKET_BITS = 1500 * 8
 """What one line of a Mahimahi trace lets through."""
 BIN_S = 0.1
@@ -178,6 +180,8 @@ def _lines(path: Path) -> list[str]:
         raise InvalidFileError(f"{path}: not all of it is UTF-8") from None
     if "\x00" in text:
         raise InvalidFileError(f"{path}: has null characters: expected text")
+    if (count := text.count("\n")) > MAX_CELLS:
+        raise InvalidFileError(f"{path}: {count} lines, expected at most {MAX_CELLS}")
     lines = [line for line in text.split("\n") if line.strip()]
     if not lines:
         raise InvalidFileError(f"{path}: empty: expected measurements")
@@ -302,6 +306,8 @@ def _plain_name(text: str) -> str:
 def _table(path: Path, lines: Sequence[str], quantity: Quantity, hints: Hints) -> list[Column]:
     """Read a header, and a row for each measurement, or for each time with a column for each client."""
     mark = max(",;\t", key=lines[0].count)
+    if (count := len(lines) + sum(line.count(mark) for line in lines)) > MAX_CELLS:
+        raise InvalidFileError(f"{path}: {count} cells, expected at most {MAX_CELLS}")
     try:
         rows = list(csv.reader(io.StringIO("\n".join(line.rstrip("\r") for line in lines)), delimiter=mark))
     except csv.Error as error:

@@ -237,6 +237,16 @@ def test_other_quantities(tmp_path: Path, quantity, text: str, options: dict, va
     assert series.at(0) == pytest.approx(value)
 
 
+def test_large_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Lines and cells are counted before anything is made of them."""
+    monkeypatch.setattr("edgeopt.series_files.MAX_CELLS", 6)
+    assert read(tmp_path, "time,bps\n0,1\n1,1\n").num_samples == 2
+    with pytest.raises(InvalidFileError, match="8 cells, expected at most 6"):
+        read(tmp_path, "time,bps\n0,1\n1,1\n2,1\n")
+    with pytest.raises(InvalidFileError, match="7 lines, expected at most 6"):
+        read(tmp_path, "1\n" * 7)
+
+
 def test_units():
     """Bits and bytes, thousands and powers of two."""
     units = {"bps": 1, "kbit/s": 1e3, "Mbps": 1e6, "mbps": 1e6, "Gb/s": 1e9, "B/s": 8, "KB/s": 8e3, "MiB/s": 8 * 2**20}
