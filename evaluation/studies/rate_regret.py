@@ -197,15 +197,19 @@ def pictures(found: Found[Setting]) -> dict[str, Picture]:
 
 
 def draw(found: Found[Setting], task: str) -> Any:
-    """Draw mean regret against rounds."""
-    from edgeopt.evaluation.plots.style import by_height, legend_outside, line_styles, new_axes
+    """Draw mean regret against rounds, of those who have any."""
+    from edgeopt.evaluation.plots.style import by_height, curve_styles, legend_outside, new_axes, plain_log_ticks
 
     ax, drawn = new_axes(), {}
-    for variant, style in line_styles(found.variants(task)).items():
+    for variant, style in curve_styles(found.variants(task)).items():
         curves = [row["regret_curve"] for row in found.of(variant=variant, task=task)]
         mean = np.mean(curves, axis=0)
+        if not (mean > 0).any():
+            continue
         (line,) = ax.plot(range(1, mean.size + 1), mean, label=variant, **style)
         drawn[variant] = float(mean[-1]), line
+    ax.set_yscale("log", nonpositive="mask")
+    plain_log_ticks(ax.yaxis)
     ax.set_xlabel("rounds")
     ax.set_ylabel("regret, s")
     legend_outside(ax, by_height(drawn))
