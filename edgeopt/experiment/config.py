@@ -209,6 +209,7 @@ _TABLES: dict[str, type[Choice | DataChoice | NetworkChoice]] = {
 }  # fmt: skip
 _PATHS = {
     "data": ("folder",),
+    "model": ("folder", "adapters"),
     "network": ("file", "rates", "downlink_rates", "carbon", "availability"),
     "planner": ("file", "policy"),
 }
