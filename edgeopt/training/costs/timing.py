@@ -220,6 +220,7 @@ class EdgeTiming:
         ----------
         server : which edge server the devices train with.
         fed_rate_bps : rate between edge and fed server, both ways. Default: the server's link to the cloud.
+        joules_per_flop, rate_sigma, ..., idle_s : as the fields.
         """
         if not 0 <= server < network.num_servers:
             raise InvalidProblemError(f"server = {server}: expected an integer from 0 to {network.num_servers - 1}")
