@@ -203,6 +203,8 @@ def _rows(path: Path, kind: str | None) -> tuple[list[tuple[str, float, float, s
         head, *rows = csv.reader(io.StringIO("\n".join(lines)), delimiter=max(",;\t", key=lines[0].count))
     except (csv.Error, ValueError) as error:
         raise InvalidFileError(f"{path}: {' '.join(str(error).split())}") from None
+    if not rows:  # a quotation mark that nobody closes makes one cell of all lines
+        raise InvalidFileError(f"{path}: no row under the header: expected at least one")
     names = [name.strip().lower().replace(" ", "_") for name in head]
     at = {name: i for i, name in reversed(list(enumerate(names)))}
     angular = any(name in at for name in _LATITUDE)

@@ -105,6 +105,7 @@ BOMB = '<?xml version="1.0"?><!DOCTYPE g [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a
         ("a.csv", "x,y,kind\n1,2,tree\n", "row 1: kind = 'tree': expected server or device"),
         ("a.csv", "x,y\n1\n", "row 1: 1 cells, expected 2"),
         ("a.csv", "x,y\n", "expected a header and at least one row"),
+        ("a.csv", 'x,"y\n1,2\n', "no row under the header"),
         ("a.geojson", '{"type": "FeatureCollection", "features": []}', "features: expected at least one point"),
         ("a.geojson", '{"type": "Point"}', "type = 'Point': expected 'FeatureCollection'"),
         (
