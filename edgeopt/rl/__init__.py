@@ -1,4 +1,4 @@
-"""Learners of policies: PPO, DQN and SAC of many agents at once, replay buffers, networks, distributions of picks.
+"""Learners of policies: PPO, DQN, SAC and LEED of many agents at once, replay, demonstrations, networks, distributions of picks.
 
 Needs the extra ``train``.
 """
@@ -7,9 +7,25 @@ from edgeopt.extras import needs
 
 with needs("edgeopt.rl", "train"):
     from edgeopt.rl import environments as environments
+    from edgeopt.rl.demonstrations import Demonstrations as Demonstrations
+    from edgeopt.rl.demonstrations import Gathered as Gathered
+    from edgeopt.rl.demonstrations import Play as Play
+    from edgeopt.rl.demonstrations import carried_out as carried_out
+    from edgeopt.rl.demonstrations import play as play
     from edgeopt.rl.dqn import Dqn as Dqn
     from edgeopt.rl.draws import Draws as Draws
+    from edgeopt.rl.dtw import warped_distances as warped_distances
+    from edgeopt.rl.instructions import Grammar as Grammar
+    from edgeopt.rl.instructions import InstructionSource as InstructionSource
+    from edgeopt.rl.instructions import NoisyPlanner as NoisyPlanner
+    from edgeopt.rl.instructions import Parsed as Parsed
+    from edgeopt.rl.instructions import Request as Request
+    from edgeopt.rl.instructions import ScriptedPlanner as ScriptedPlanner
+    from edgeopt.rl.instructions import parse as parse
+    from edgeopt.rl.language_models import HttpModel as HttpModel
+    from edgeopt.rl.language_models import LocalModel as LocalModel
     from edgeopt.rl.learner import Learner as Learner
+    from edgeopt.rl.leed import Leed as Leed
     from edgeopt.rl.loop import LearningHistory as LearningHistory
     from edgeopt.rl.loop import StepRecord as StepRecord
     from edgeopt.rl.loop import learn as learn
@@ -28,3 +44,5 @@ with needs("edgeopt.rl", "train"):
     from edgeopt.rl.replay import Replay as Replay
     from edgeopt.rl.replay import TrueChange as TrueChange
     from edgeopt.rl.scorer import Scorer as Scorer
+    from edgeopt.rl.together import TeamHistory as TeamHistory
+    from edgeopt.rl.together import learn_together as learn_together

@@ -184,7 +184,7 @@ def learn(
         "observation": environment.observation_size,
     }
     if checkpoint is not None:
-        _check_checkpoint(checkpoint)
+        check_checkpoint(checkpoint)
         if resume and os.path.exists(checkpoint):
             _load(checkpoint, identity, run, replay, environment, device)
     elif resume:
@@ -240,7 +240,8 @@ def _row(run: _Run, replay: Replay, row_every: int) -> Row:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def _check_checkpoint(path: str | os.PathLike[str]) -> None:
+def check_checkpoint(path: str | os.PathLike[str]) -> None:
+    """Refuse a path that nothing can be written to, before anything is learned."""
     require_safetensors()
     if not (folder := Path(path).absolute().parent).is_dir():
         raise EdgeOptError(f"checkpoint = {quoted(os.fspath(path))}: there is no folder {folder}")
@@ -285,8 +286,8 @@ def _load(
         run.rows = [read_row(row) for row in given.tables("rows")]
         run.observation = arrays["observation"]
         run.reward[:step], run.ended[:step] = arrays["reward"], arrays["ended"]
-        replay.restore(_below(arrays, "replay/"))
-        environment.restore(_below(arrays, "environment/"))
+        replay.restore(below(arrays, "replay/"))
+        environment.restore(below(arrays, "environment/"))
 
 
 def _refuse_other_shapes(arrays: Arrays, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -296,5 +297,6 @@ def _refuse_other_shapes(arrays: Arrays, shapes: dict[str, tuple[int, ...]]) -> 
             raise InvalidFileError(f"{name}: expected shape {list(shape)}, got {got}")
 
 
-def _below(arrays: Arrays, prefix: str) -> Arrays:
+def below(arrays: Arrays, prefix: str) -> Arrays:
+    """Return the arrays whose names start with a prefix, without it."""
     return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
