@@ -1,5 +1,6 @@
 """`Leed`: agents that learn together, each by itself, from their own play and from demonstrations of theirs."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
@@ -93,7 +94,7 @@ class Leed(Ppo):
     """
 
     minibatches: int = 2
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     discount: float = 0.99
     entropy: float = 0.01
     episodes: int = 8
@@ -101,7 +102,7 @@ class Leed(Ppo):
     weight: Weight = "decay"
     decay: int = 50
     fixed: float = 0.5
-    imitation: float = 0.1
+    imitation: float = 1.0
     cloning: int = 0
     gather_every: int = 20
     critic: Literal["own", "all"] = "own"
@@ -132,48 +133,48 @@ class Leed(Ppo):
 
     def start(self, team: Team, seed: int, device: str = "cpu") -> State:
         """Return untrained agents: parameters, first axis the agent, and the optimiser's memory."""
-        if len(team.observation_shape) == 2:
-            if self.critic == "all":
-                raise EdgeOptError("critic = 'all': expected 'own' where an observation has a row for each action")
+        seeds = [int(one) for one in stream(seed, "agents").integers(2**62, size=team.num_agents)]
+        if _rows(team):
             generator = torch.Generator().manual_seed(int(stream(seed, "scorer").integers(2**63)))
             scorer = Scorer(team.num_agents, team.observation_shape[1], self.hidden, generator)
-            parameters = {name: value.detach().to(device) for name, value in scorer.named_parameters()}
+            parameters = {name: value.detach() for name, value in scorer.named_parameters()}
         else:
-            actor, critic = self._networks(team)
-            seeds = [int(one) for one in stream(seed, "agents").integers(2**62, size=team.num_agents)]
-            parameters = {
-                name: network.start(seeds, name).to(device) for name, network in {"actor": actor, "critic": critic}.items()
-            }
+            parameters = {"actor": self._actor(team).start(seeds, "actor")}
+        if not _rows(team) or self.critic == "all":
+            parameters["critic"] = self._critic(team).start(seeds, "critic")
+        parameters = {name: value.to(device) for name, value in parameters.items()}
         return {"parameters": dict(parameters), "adam": self.adam.start(parameters)}
 
-    def _networks(self, team: Team) -> tuple[Mlp, Mlp]:
-        (size,) = team.observation_shape
-        seen = size * team.num_agents if self.critic == "all" else size
-        return Mlp((size, self.hidden, self.hidden, team.num_actions)), Mlp((seen, self.hidden, self.hidden, 1))
+    def _actor(self, team: Team) -> Mlp:
+        return Mlp((*team.observation_shape, self.hidden, self.hidden, team.num_actions))
+
+    def _critic(self, team: Team) -> Mlp:
+        seen = math.prod(team.observation_shape) * (team.num_agents if self.critic == "all" else 1)
+        return Mlp((seen, self.hidden, self.hidden, 1))
 
     def policy(self, team: Team) -> Callable[[Parameters, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Return the function of one agent: parameters, observations [B, ...], joint [B, J], allowed [B, A] to scores [B, A] and values [B].
 
         Scores are -inf for what is not allowed.
         """
-        if len(team.observation_shape) == 2:
-            with torch.random.fork_rng(devices=[]):
-                scorer = Scorer(1, team.observation_shape[1], self.hidden, torch.Generator())
+        critic = self._critic(team)
+        if not _rows(team):
+            actor = self._actor(team)
 
-            def score(own: Parameters, seen: Tensor, joint: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
-                weights = {name: value[None] for name, value in own.items()}
-                # what can be picked is the same in all samples of a server
-                score, value = torch.func.functional_call(scorer, weights, (seen[None], allowed[:1]))
-                return score[0], value[0]
+            def think(own: Parameters, seen: Tensor, joint: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+                value = critic(own["critic"], joint if self.critic == "all" else seen)[..., 0]
+                return actor(own["actor"], seen).masked_fill(~allowed, -torch.inf), value
 
-            return score
-        actor, critic = self._networks(team)
+            return think
+        scorer = Scorer(1, team.observation_shape[1], self.hidden, torch.Generator())
 
-        def think(own: Parameters, seen: Tensor, joint: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
-            value = critic(own["critic"], joint if self.critic == "all" else seen)[..., 0]
-            return actor(own["actor"], seen).masked_fill(~allowed, -torch.inf), value
+        def score(own: Parameters, seen: Tensor, joint: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+            weights = {name: value[None] for name, value in own.items() if name != "critic"}
+            # what can be picked is the same in all samples of a server
+            scores, value = torch.func.functional_call(scorer, weights, (seen[None], allowed[:1]))
+            return scores[0], critic(own["critic"], joint)[..., 0] if self.critic == "all" else value[0]
 
-        return think
+        return score
 
     def joint(self, observation: Tensor) -> Tensor:
         """Return (B, J) of (G, B, ...): what all agents see, side by side; nothing where no critic sees it."""
@@ -296,6 +297,11 @@ class Leed(Ppo):
             before = apart if first is None else first
             return np.minimum(1.0, 2 * apart / np.maximum(apart + before, 1e-12)), before
         return np.full(agents, self.fixed if self.weight == "fixed" else 0.0), None
+
+
+def _rows(team: Team) -> bool:
+    """Whether an observation has a row for each action."""
+    return len(team.observation_shape) == 2
 
 
 def distances(played: Play, shown: Play) -> NDArray[np.float64]:

@@ -34,6 +34,7 @@ STUDIES = (
     "hfedmoe",
     "ho-sfl",
     "hsplit-lora",
+    "leed",
     "model-download",
     "split-training",
 )
