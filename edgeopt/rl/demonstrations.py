@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from edgeopt.display import one_line
 from edgeopt.errors import EdgeOptError, InvalidFileError
 from edgeopt.rl.environments.team import Seen, Team
-from edgeopt.rl.instructions import InstructionSource, Request, padded, parse
+from edgeopt.rl.instructions import InstructionSource, Orders, Request, padded, parse
 from edgeopt.storage import Arrays
 from edgeopt.validate import integer
 
@@ -57,7 +57,8 @@ def carried_out(
     Every agent's instructions are repaired, so that it does something sensible whatever the answer was.
     """
     team.reset(seeds)
-    orders, rejected = [], []
+    orders: list[Orders] = []
+    rejected: list[str] = []
     for episode, seed in enumerate(seeds):
         request = Request(team, episode, seed, feedback)
         found = parse(source.instructions(request), team.grammar)
@@ -127,7 +128,7 @@ class Demonstrations:
     @property
     def returns(self) -> NDArray[np.float64]:
         """float64 [N], mean of the episodes kept."""
-        return np.concatenate([own.returns for own in self._there()], axis=1).mean(axis=1)
+        return np.asarray(np.concatenate([own.returns for own in self._there()], axis=1).mean(axis=1))
 
     def draw(self, count: int, rng: np.random.Generator) -> Play:
         """Return some of the episodes kept, each once at most; all if there are no more."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from edgeopt.errors import EdgeOptError, quoted
+from edgeopt.rng import stream
 from edgeopt.validate import real
 
 if TYPE_CHECKING:
@@ -74,12 +75,12 @@ class Parsed:
 
 
 def parse(text: str, grammar: Grammar) -> Parsed:
-    """Read instructions, one a line. A line that is none, or names what there is not, is rejected and the rest is read.
+    r"""Read instructions, one a line. A line that is none, or names what there is not, is rejected and the rest is read.
 
     Examples
     --------
     >>> grammar = Grammar("MoveTo", "Intersection", "Agent", 9, 2)
-    >>> parse("[MoveTo, Intersection_5, Agent_1]\\nSure!\\n[MoveTo, Intersection_9, Agent_0]", grammar)
+    >>> parse("[MoveTo, Intersection_5, Agent_1]\nSure!\n[MoveTo, Intersection_9, Agent_0]", grammar)
     Parsed(orders=[[], [5]], rejected=("line 2: 'Sure!': expected [MoveTo, Intersection_<number>, Agent_<number>]",
     'line 3: Intersection_9: there are 9 of them, from 0'))
     """
@@ -126,7 +127,7 @@ class Request:
 
     @property
     def prompt(self) -> str:
-        """What a language model is told. [ours; that it holds the graph, the agents' trips and feedback is LEED's]"""
+        """What a language model is told [ours; that it holds the graph, the agents' trips and feedback is LEED's]."""
         grammar, team = self.team.grammar, self.team
         asked = (
             f"You direct {grammar.num_agents} agents. Answer with instructions alone, one a line, in exactly this form:\n"
@@ -173,8 +174,6 @@ class NoisyPlanner:
 
     def instructions(self, request: Request) -> str:
         """Return spoilt instructions; the same for the same seed of an episode."""
-        from edgeopt.rng import stream
-
         team, rng = request.team, stream(request.seed, "errors")
         orders = parse(self.planner.instructions(request), team.grammar).orders
         for agent, places in enumerate(orders):

@@ -56,7 +56,9 @@ class Samples(NamedTuple):
 
     def at(self, samples: Tensor) -> "Samples":
         """Return some of the samples."""
-        return Samples(*(part[samples] if name == "joint" else part[:, samples] for name, part in self._asdict().items()))
+        return Samples(
+            *(part[samples] if name == "joint" else part[:, samples] for name, part in self._asdict().items())
+        )
 
 
 IN_DIMS = Samples(0, None, 0, 0, 0, 0, 0)  # type: ignore[arg-type]  # of vmap: the agent is the first axis, but for the joint view

@@ -110,13 +110,20 @@ def learn_together(
     integer("checkpoint_every", checkpoint_every, low=1)
     seed = seed_number("seed", seed)
     if learner.shown and demonstrations is None:
-        raise EdgeOptError(f"demonstrations = None: weight {quoted(learner.weight)} and cloning {learner.cloning} need them")
+        raise EdgeOptError(
+            f"demonstrations = None: weight {quoted(learner.weight)} and cloning {learner.cloning} need them"
+        )
     watchers = (on_row,) if callable(on_row) else tuple(on_row)
     shown = demonstrations if learner.shown else None
     if shown is not None:
         shown.sets = []
     run = _Run(learner.start(team, seed, device))
-    identity = {"learner": repr(learner), "seed": seed, "agents": team.num_agents, "observation": list(team.observation_shape)}
+    identity = {
+        "learner": repr(learner),
+        "seed": seed,
+        "agents": team.num_agents,
+        "observation": list(team.observation_shape),
+    }
     if checkpoint is not None:
         check_checkpoint(checkpoint)
         if resume and os.path.exists(checkpoint):
@@ -133,7 +140,8 @@ def learn_together(
                     _save(checkpoint, identity, run, shown)
                 bar.update(len(run.rows), f"return {run.rows[-1]['return']:.4g}")
                 record = StepRecord(len(run.rows), run.rows[-1])
-                if not all([watch(record) is not False for watch in watchers]):
+                wanted = [watch(record) is not False for watch in watchers]  # 5. everyone is told
+                if not all(wanted):
                     break
         except KeyboardInterrupt:
             history.interrupted = True
@@ -144,11 +152,15 @@ def learn_together(
     return history
 
 
-def _update(team: Team, learner: Leed, demonstrations: Demonstrations | None, run: _Run, seed: int, update: int) -> None:
+def _update(
+    team: Team, learner: Leed, demonstrations: Demonstrations | None, run: _Run, seed: int, update: int
+) -> None:
     parameters = cast(Parameters, run.state["parameters"])
     cloning = update < learner.cloning
     if demonstrations is not None and update % learner.gather_every == 0 and _used(learner, update):
-        found = demonstrations.gather(team, _seeds(seed, "shown", update, learner.episodes), run.told)  # 1. instructions
+        found = demonstrations.gather(
+            team, _seeds(seed, "shown", update, learner.episodes), run.told
+        )  # 1. instructions
         run.rejected += len(found.rejected)
     shape = (team.horizon, team.num_agents, learner.episodes, team.num_actions)
     noise = stream(seed, "act", update).random(shape, np.float32)
@@ -171,7 +183,11 @@ def _update(team: Team, learner: Leed, demonstrations: Demonstrations | None, ru
     run.returns.append(own.returns.mean(axis=1))
     row: Row = {"update": update + 1, "return": float(own.returns.mean()), "weight": float(weight.mean())}
     if demonstrations is not None and demonstrations.sets:
-        row |= {"shown": float(demonstrations.returns.mean()), "sets": len(demonstrations.sets), "rejected": run.rejected}
+        row |= {
+            "shown": float(demonstrations.returns.mean()),
+            "sets": len(demonstrations.sets),
+            "rejected": run.rejected,
+        }
     run.rows.append(row)
 
 
@@ -215,7 +231,11 @@ def _save(
 
 
 def _load(
-    path: str | os.PathLike[str], identity: dict[str, Any], run: _Run, demonstrations: Demonstrations | None, device: str
+    path: str | os.PathLike[str],
+    identity: dict[str, Any],
+    run: _Run,
+    demonstrations: Demonstrations | None,
+    device: str,
 ) -> None:
     header, arrays = load_tensors(path, _KIND)
     with in_file(path):

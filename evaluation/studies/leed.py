@@ -94,9 +94,7 @@ def run(cell: StudyCell[Setting]) -> Row:
     setting, team = cell.setting, team_of(cell.task)
     learner = learner_of(cell.task, cell.variant, setting)
     source = NoisyPlanner(NOISE[cell.variant]) if cell.variant in NOISE else ScriptedPlanner()
-    history = finished(
-        learn_together(team, learner, Demonstrations(source), updates=setting.updates, seed=cell.seed)
-    )
+    history = finished(learn_together(team, learner, Demonstrations(source), updates=setting.updates, seed=cell.seed))
     held_out = [int(seed) for seed in stream(0, "held out").integers(2**62, size=setting.held_out)]
     planner = carried_out(team, ScriptedPlanner(), held_out)[0].returns.mean()
     noise, start = stream(0, "untrained"), learner.start(team, cell.seed)
@@ -184,7 +182,9 @@ def _sooner(task: str, other: str, below: float, text: str) -> Claim:
     )
 
 
-def _above(text: str, first: str, second: str, above: float = 0.0, task: str | None = None, metric: str = "final") -> Claim:
+def _above(
+    text: str, first: str, second: str, above: float = 0.0, task: str | None = None, metric: str = "final"
+) -> Claim:
     return Claim(
         text=text, source="ours", test=Difference(metric=metric, first=first, second=second, above=above, task=task)
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.errors import EdgeOptError
+from edgeopt.errors import EdgeOptError, quoted
 from edgeopt.problems import ClientSelection
 from edgeopt.problems.client_selection.environment import SelectionEnvironment
 from edgeopt.rl.environments.team import Seen
@@ -77,7 +77,10 @@ class SelectionTeam:
 
     def solved(self, solver: Solver | str, seed: int) -> Orders:
         """Return what a solver of client selection picks in the episode of a seed."""
-        picks = solve(self.problem.replace(seed=seed), solver).solution.picks  # (T, S, M)
+        plan = solve(self.problem.replace(seed=seed), solver).solution
+        if plan is None:
+            raise EdgeOptError(f"{quoted(solver)}: expected a plan, found none")
+        picks = plan.picks  # (T, S, M)
         return [row[row >= 0].tolist() for row in picks.swapaxes(0, 1)]
 
     def choices(self, agent: int, episode: int, places: Sequence[int]) -> list[int]:

@@ -26,7 +26,9 @@ def team() -> Routing:
     return Routing(grid(3), 3, seed=1)
 
 
-@pytest.mark.parametrize("text", ["", "nonsense", "[MoveTo, Intersection_99, Agent_0]", "[MoveTo, Intersection_0, Agent_7]"])
+@pytest.mark.parametrize(
+    "text", ["", "nonsense", "[MoveTo, Intersection_99, Agent_0]", "[MoveTo, Intersection_0, Agent_7]"]
+)
 def test_nonsense_sends_agents_by_the_shortest_way(text: str):
     """Nothing usable was said: every agent goes straight home, and the lines are told of."""
     own = team()
@@ -54,7 +56,15 @@ def test_sets_are_kept_by_their_return():
         assert found.kept == (shown.sets is not before)
         return found.kept
 
-    assert [gather(value) for value in (1.0, 0.0, 1.0, 2.0, 1.0, 0.5, 3.0)] == [True, False, True, True, True, False, True]
+    assert [gather(value) for value in (1.0, 0.0, 1.0, 2.0, 1.0, 0.5, 3.0)] == [
+        True,
+        False,
+        True,
+        True,
+        True,
+        False,
+        True,
+    ]
     assert [float(own.returns.mean()) for own in shown.sets] == [2.0, 1.0, 3.0]
 
 

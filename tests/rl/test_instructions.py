@@ -107,7 +107,9 @@ def test_noise_changes_the_share_that_it_says():
     orders, spoilt = parse(exact, team.grammar).orders, parse(noisy, team.grammar).orders
     assert [len(own) for own in orders] == [len(own) for own in spoilt]
     # a wrong place is a neighbour of the one before, and so by chance the right one half of the time
-    changed = np.mean([a != b for own, other in zip(orders, spoilt, strict=True) for a, b in zip(own, other, strict=True)])
+    changed = np.mean(
+        [a != b for own, other in zip(orders, spoilt, strict=True) for a, b in zip(own, other, strict=True)]
+    )
     assert 0.15 < changed < 0.4
 
 
@@ -117,7 +119,9 @@ def test_a_prompt_has_the_graph_the_trips_and_the_form():
     assert "[MoveTo, Intersection_0, Agent_0]" in prompt
     assert "0-1" in prompt
     for agent in range(4):
-        assert f"Agent_{agent}: from Intersection_{TEAM.position[agent, 0]} to Intersection_{TEAM.goal[agent]}, " in prompt
+        assert (
+            f"Agent_{agent}: from Intersection_{TEAM.position[agent, 0]} to Intersection_{TEAM.goal[agent]}, " in prompt
+        )
     assert prompt.index("busiest") > prompt.index("departs")
 
 

@@ -26,7 +26,7 @@ def request_() -> Request:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A decoder of one block with random weights, and a tokenizer of single bytes."""
+    """Make a decoder of one block with random weights, and a tokenizer of single bytes."""
     transformers = pytest.importorskip("transformers")
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -38,7 +38,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     transformers.PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<end>").save_pretrained(path)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = transformers.GPT2Config(vocab_size=257, n_layer=1, n_embd=16, n_head=2, n_positions=128, eos_token_id=256)
+        config = transformers.GPT2Config(
+            vocab_size=257, n_layer=1, n_embd=16, n_head=2, n_positions=128, eos_token_id=256
+        )
         transformers.GPT2LMHeadModel(config).save_pretrained(path)
     return path
 
@@ -68,7 +70,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path):
 
 @contextmanager
 def server(answer: bytes, status: int = 200, location: str = "") -> Iterator[tuple[str, list[dict]]]:
-    """A server that always answers the same, and keeps what it was sent."""
+    """Serve the same answer always, and keep what was sent."""
     got: list[dict] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -138,7 +140,7 @@ def test_redirections_and_errors_are_refused():
         assert got == []
     with server(b"", 500) as (url, _), pytest.raises(EdgeOptError, match="500"):
         HttpModel(url=url, model="m", allow=True).instructions(request_())
-    with pytest.raises(EdgeOptError, match="127.0.0.1"):  # nobody listens there any more
+    with pytest.raises(EdgeOptError, match=r"127\.0\.0\.1"):  # nobody listens there any more
         HttpModel(url=url, model="m", allow=True).instructions(request_())
 
 

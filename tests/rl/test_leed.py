@@ -1,6 +1,7 @@
 """LEED: one update by a plain version for one agent alone, weights by their formulas, runs that repeat, resume and learn."""
 
 import dataclasses
+import itertools
 import math
 
 import networkx as nx
@@ -10,7 +11,17 @@ import torch
 from torch import Tensor
 
 from edgeopt.errors import EdgeOptError, InvalidFileError
-from edgeopt.rl import Demonstrations, Leed, NoisyPlanner, Play, ScriptedPlanner, TeamHistory, carried_out, learn_together, play
+from edgeopt.rl import (
+    Demonstrations,
+    Leed,
+    NoisyPlanner,
+    Play,
+    ScriptedPlanner,
+    TeamHistory,
+    carried_out,
+    learn_together,
+    play,
+)
 from edgeopt.rl.environments import Routing, Spread, Team, grid
 from edgeopt.rl.leed import distances
 
@@ -27,7 +38,9 @@ def episodes(team: Team, learner: Leed, seed: int = 0) -> tuple[dict[str, Tensor
     parameters = state["parameters"]
     rng = np.random.default_rng(seed)
     own = play(
-        team, [1, 2, 3], lambda seen, step: learner.act(team, parameters, seen, rng.random(seen.allowed.shape, np.float32))
+        team,
+        [1, 2, 3],
+        lambda seen, step: learner.act(team, parameters, seen, rng.random(seen.allowed.shape, np.float32)),
     )
     return state, parameters, own, carried_out(team, ScriptedPlanner(), [4, 5, 6])[0]
 
@@ -38,7 +51,7 @@ def episodes(team: Team, learner: Leed, seed: int = 0) -> tuple[dict[str, Tensor
 def network(weights: Tensor, inputs: Tensor, sizes: tuple[int, ...]) -> Tensor:
     """Return the output of a perceptron whose weights are one vector."""
     first = 0
-    for layer, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
         matrix = weights[first : first + fan_in * fan_out].view(fan_in, fan_out)
         first += fan_in * fan_out
         inputs = inputs @ matrix + weights[first : first + fan_out]
@@ -121,7 +134,9 @@ def test_an_update_is_that_of_each_agent_alone():
     SMALL.improve(team, state, *one, weight, np.random.default_rng(7))
     for agent in range(3):
         alone = Alone(team, SMALL, before, agent)
-        alone.update(*(alone.prepared(of, agent) for of in (own, shown)), float(weight[agent]), np.random.default_rng(7))
+        alone.update(
+            *(alone.prepared(of, agent) for of in (own, shown)), float(weight[agent]), np.random.default_rng(7)
+        )
         for name, value in {"actor": alone.actor, "critic": alone.critic}.items():
             torch.testing.assert_close(state["parameters"][name][agent], value.detach(), rtol=2e-4, atol=2e-5)
 
@@ -137,7 +152,10 @@ def test_no_agent_learns_from_what_another_has_seen():
     reward, seen = own.reward.copy(), shown.observation.copy()
     reward[0] += np.random.default_rng(1).random(reward[0].shape, np.float32)
     seen[0] += 1
-    changed = SMALL.samples(team, other, own._replace(reward=reward)), SMALL.samples(team, other, shown._replace(observation=seen))
+    changed = (
+        SMALL.samples(team, other, own._replace(reward=reward)),
+        SMALL.samples(team, other, shown._replace(observation=seen)),
+    )
     SMALL.improve(team, second, *changed, torch.tensor([0.3, 1.0, 1.0]), np.random.default_rng(0))
     for name, value in parameters.items():
         torch.testing.assert_close(other[name][1:], value[1:], rtol=0, atol=0)
@@ -148,7 +166,7 @@ def test_cloning_is_the_likelihood_alone():
     """The gradient of a cloning step is that of minus the log-likelihood; own play does not enter."""
     team = routing(2)
     learner = dataclasses.replace(SMALL, cloning=1)
-    _, parameters, own, shown = episodes(team, learner)
+    _, parameters, _, shown = episodes(team, learner)
     samples = learner.samples(team, parameters, shown)
     taken = torch.from_numpy(team.taken)
     found = torch.func.vmap(torch.func.grad(learner.losses(team, cloning=True)), in_dims=(0, None, type(samples)(0, None, 0, 0, 0, 0, 0), 0, 0))(
@@ -242,7 +260,11 @@ def test_ctrl_c_and_callbacks(tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "told"),
-    [({"learner": dataclasses.replace(SMALL, hidden=9)}, "learner"), ({"seed": 4}, "seed"), ({"team": routing(4)}, "agents")],
+    [
+        ({"learner": dataclasses.replace(SMALL, hidden=9)}, "learner"),
+        ({"seed": 4}, "seed"),
+        ({"team": routing(4)}, "agents"),
+    ],
 )
 def test_the_checkpoint_of_another_run_is_refused(changes: dict, told: str, tmp_path):
     path = tmp_path / "run.safetensors"

@@ -35,9 +35,11 @@ class ParallelTeam:
         shapes = {first.observation_space(name).shape for name in self.names}
         counts = {getattr(first.action_space(name), "n", None) for name in self.names}
         if len(shapes) != 1 or len(counts) != 1 or None in counts:
-            raise EdgeOptError(f"make: spaces {shapes} and {counts}: expected one shape, and equally many discrete actions")
+            raise EdgeOptError(
+                f"make: spaces {shapes} and {counts}: expected one shape, and equally many discrete actions"
+            )
         self.observation_shape = (int(np.prod(shapes.pop())),)
-        self.num_actions = int(counts.pop())
+        self.num_actions = integer("actions", counts.pop(), low=1)
         self.taken = np.ones((self.num_agents, 1), np.bool_)
 
     def reset(self, seeds: Sequence[int]) -> Seen:

@@ -122,7 +122,9 @@ class Routing:
         chosen = action[..., 0]
         to = self.neighbours[self.position, chosen]
         if self.now >= self.horizon or (moving & (to < 0)).any():
-            raise EdgeOptError(f"step {self.now}: expected an allowed action of every agent, within {self.horizon} steps")
+            raise EdgeOptError(
+                f"step {self.now}: expected an allowed action of every agent, within {self.horizon} steps"
+            )
         road = self._road[self.position, chosen]
         episode = np.broadcast_to(np.arange(moving.shape[1]), moving.shape)
         count = np.bincount((episode * len(self.roads) + road)[moving], minlength=self._load.size)
@@ -138,7 +140,7 @@ class Routing:
         return reward.astype(np.float32), self._look()
 
     def _moving(self) -> NDArray[np.bool_]:
-        return (self.departure <= self.now) & ~self.arrived
+        return np.asarray((self.departure <= self.now) & ~self.arrived)
 
     def _look(self) -> Seen:
         agents, episodes = self.position.shape

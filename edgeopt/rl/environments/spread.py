@@ -117,7 +117,7 @@ class Spread:
         return [int(np.argmin(apart))]
 
     def obey(self, orders: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Push along the axis on which the place where an agent would come to rest is farthest from its landmark. [ours]"""
+        """Push along the axis on which the place where an agent would come to rest is farthest from its landmark [ours]."""
         target = self.landmark[np.arange(len(self.landmark))[:, None], orders[..., 0].T]
         ahead = target - (self.position + self.velocity * DT / DAMPING)  # (E, N, 2)
         axis = np.argmax(np.abs(ahead), axis=-1)

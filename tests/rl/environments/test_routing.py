@@ -107,7 +107,9 @@ def test_same_seed_same_episode():
     np.testing.assert_array_equal(alone.reward[..., 0], one.reward[..., 1])
 
 
-@pytest.mark.parametrize("graph", [nx.empty_graph(3), nx.DiGraph([(0, 1)]), nx.Graph([(0, 1), (1, 1)]), nx.empty_graph(1)])
+@pytest.mark.parametrize(
+    "graph", [nx.empty_graph(3), nx.DiGraph([(0, 1)]), nx.Graph([(0, 1), (1, 1)]), nx.empty_graph(1)]
+)
 def test_other_graphs_are_refused(graph: nx.Graph):
     with pytest.raises(EdgeOptError, match="graph"):
         Routing(graph, 2)
