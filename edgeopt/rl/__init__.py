@@ -15,13 +15,13 @@ with needs("edgeopt.rl", "train"):
     from edgeopt.rl.dqn import Dqn as Dqn
     from edgeopt.rl.draws import Draws as Draws
     from edgeopt.rl.dtw import warped_distances as warped_distances
-    from edgeopt.rl.instructions import Grammar as Grammar
+    from edgeopt.rl.grammar import Grammar as Grammar
+    from edgeopt.rl.grammar import Parsed as Parsed
+    from edgeopt.rl.grammar import parse as parse
     from edgeopt.rl.instructions import InstructionSource as InstructionSource
     from edgeopt.rl.instructions import NoisyPlanner as NoisyPlanner
-    from edgeopt.rl.instructions import Parsed as Parsed
     from edgeopt.rl.instructions import Request as Request
     from edgeopt.rl.instructions import ScriptedPlanner as ScriptedPlanner
-    from edgeopt.rl.instructions import parse as parse
     from edgeopt.rl.language_models import HttpModel as HttpModel
     from edgeopt.rl.language_models import LocalModel as LocalModel
     from edgeopt.rl.learner import Learner as Learner

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from edgeopt.display import one_line
 from edgeopt.errors import EdgeOptError, InvalidFileError
 from edgeopt.rl.environments.team import Seen, Team
-from edgeopt.rl.instructions import InstructionSource, Orders, Request, padded, parse
+from edgeopt.rl.grammar import Orders, padded, parse
+from edgeopt.rl.instructions import InstructionSource, Request
 from edgeopt.storage import Arrays
 from edgeopt.validate import integer
 

@@ -10,7 +10,8 @@ from edgeopt.errors import EdgeOptError, quoted
 from edgeopt.problems import ClientSelection
 from edgeopt.problems.client_selection.environment import SelectionEnvironment
 from edgeopt.rl.environments.team import Seen
-from edgeopt.rl.instructions import Grammar, Orders, Request
+from edgeopt.rl.grammar import Grammar, Orders
+from edgeopt.rl.instructions import Request
 from edgeopt.solve import Solver, solve
 from edgeopt.solvers.client_selection.features import FEATURES, local_features
 from edgeopt.solvers.client_selection.matching import Matching

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from edgeopt.errors import EdgeOptError
 from edgeopt.rl import Grammar, NoisyPlanner, Request, ScriptedPlanner, parse
 from edgeopt.rl.environments import Routing, grid
-from edgeopt.rl.instructions import MOST_LINES, padded
+from edgeopt.rl.grammar import MOST_LINES, padded
 
 GRAMMAR = Grammar("MoveTo", "Intersection", "Agent", 9, 3)
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from edgeopt.errors import EdgeOptError
 from edgeopt.rl.environments.team import Seen
-from edgeopt.rl.instructions import Grammar, Orders
+from edgeopt.rl.grammar import Grammar, Orders
 from edgeopt.validate import integer
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from edgeopt.errors import EdgeOptError, quoted
 from edgeopt.jit import kernel
 from edgeopt.rl.environments.team import Seen
-from edgeopt.rl.instructions import Grammar, Orders
+from edgeopt.rl.grammar import Grammar, Orders
 from edgeopt.rng import stream
 from edgeopt.validate import integer, real
 

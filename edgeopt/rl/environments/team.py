@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.rl.instructions import Grammar, Orders
+from edgeopt.rl.grammar import Grammar, Orders
 
 
 class Seen(NamedTuple):
