@@ -7,6 +7,9 @@ from edgeopt.extras import needs
 
 with needs("edgeopt.rl", "train"):
     from edgeopt.rl import environments as environments
+    from edgeopt.rl.change_detector import ChangeDetector as ChangeDetector
+    from edgeopt.rl.deer import Deer as Deer
+    from edgeopt.rl.deer import DeerReplay as DeerReplay
     from edgeopt.rl.dqn import Dqn as Dqn
     from edgeopt.rl.draws import Draws as Draws
     from edgeopt.rl.learner import Learner as Learner
@@ -27,4 +30,5 @@ with needs("edgeopt.rl", "train"):
     from edgeopt.rl.replay import PrioritisedReplay as PrioritisedReplay
     from edgeopt.rl.replay import Replay as Replay
     from edgeopt.rl.replay import TrueChange as TrueChange
+    from edgeopt.rl.sac import Sac as Sac
     from edgeopt.rl.scorer import Scorer as Scorer

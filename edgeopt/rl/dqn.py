@@ -74,9 +74,9 @@ class Dqn:
         """Return two uniform numbers a step: whether to explore, and with which action."""
         return Draws(seeds, "act", (2,))
 
-    def update_draws(self, seeds: Sequence[int], actions: Actions, batch: int) -> Draws:
+    def update_draws(self, seeds: Sequence[int], actions: Actions, batch: int, name: str = "update") -> Draws:
         """Return nothing: updates know no chance."""
-        return Draws(seeds, "update", (0,))
+        return Draws(seeds, name, (0,))
 
     def act(
         self, state: State, observation: NDArray[np.float32], step: int, chance: NDArray[np.float64]

@@ -31,10 +31,6 @@ class Learner(Critic, Protocol):
         """Return the chance that `act` takes, by step."""
         ...
 
-    def update_draws(self, seeds: Sequence[int], actions: Actions, batch: int) -> Draws:
-        """Return the chance that `update` takes, by update."""
-        ...
-
     def act(
         self, state: State, observation: NDArray[np.float32], step: int, chance: NDArray[np.float64]
     ) -> NDArray[np.generic]:

@@ -56,6 +56,10 @@ class Critic(Protocol):
         """Return Q(s, a), [G, B]."""
         ...
 
+    def update_draws(self, seeds: Sequence[int], actions: Actions, batch: int, name: str = "update") -> Draws:
+        """Return the chance that steps take, by step, under a name."""
+        ...
+
     def critic_step(self, state: State, batch: Batch, noise: Tensor) -> Tensor:
         """Take one step of the critic, in place, and return the errors [G, B] before it."""
         ...
