@@ -21,7 +21,7 @@ from edgeopt.validate import integer, real
 
 FOLDS = 2
 _CLIP = 4.0  # standard deviations beyond which an error is no larger
-_AT_ONCE = 40  # permutations that are classified together; most are refuted by the first few
+_FIRST, _MOST = 10, 50  # labellings that are tried together: most suspicions fall with the first few
 
 
 class _Evidence(NamedTuple):
@@ -52,8 +52,8 @@ class ChangeDetector:
     1 / `false_alarms` - 1 random labellings of the blocks: were blocks exchangeable, a look would err with a chance of
     `false_alarms` at most. It is dated to where the sum of the log odds from there on is largest.
 
-    An error is target - Q(s, a), so what the critic expects is taken off the reward. After a change nothing is found
-    until both windows have been filled anew.
+    An error is target - Q(s, a), so what the critic expects is taken off the reward. Nothing is found
+    again until both windows are filled with what came after that date.
 
     The classifier, its loss and the adjacent windows are the paper's, on rewards; errors, cross-fitting, the statistic,
     the threshold and the date are ours.
@@ -78,11 +78,11 @@ class ChangeDetector:
     def __init__(
         self,
         *,
-        window: int = 300,
+        window: int = 200,
         interval: int = 50,
         false_alarms: float = 0.005,
-        least: float = 0.3,
-        block: int = 25,
+        least: float = 0.1,
+        block: int = 20,
         run: int = 5,
         stride: int = 2,
         hidden: int = 8,
@@ -90,7 +90,7 @@ class ChangeDetector:
     ) -> None:
         counts = {"window": window, "interval": interval, "block": block, "run": run, "stride": stride}
         for name, value in (counts | {"hidden": hidden, "epochs": epochs}).items():
-            setattr(self, name, integer(name, value, low=1))
+            integer(name, value, low=1)
         if window % block or window // block < FOLDS:
             raise EdgeOptError(f"block = {block}: expected a divisor of window = {window}, at most half of it")
         if run > block:
@@ -131,7 +131,7 @@ class ChangeDetector:
         for k, g in enumerate(ready):
             if seen.divergence[k] > self.least and self._exceeds_chance(runs[k], seen.divergence[k], int(g), now):
                 found[g] = now - 2 * self.window + self._date(seen.odds[k])
-                self._known[g] = 0
+                self._known[g] = now - found[g]
         return found
 
     def arrays(self) -> Arrays:
@@ -183,7 +183,7 @@ class ChangeDetector:
                 adam.overwrite({"w": weights}, {"w": gradient}, memory)
         with torch.no_grad():
             other = torch.cat([split(runs, 1), split(runs, 0)])
-            scores = network(weights, other).squeeze(2).unflatten(1, (-1, each)).double().numpy()
+            scores = network(weights, other).view(len(trained), -1, each).double().numpy()
         odds = np.empty((count, blocks, each))
         odds[:, 1::FOLDS], odds[:, ::FOLDS] = scores[:count], scores[count:]
         mean = odds.mean(axis=2)
@@ -195,16 +195,16 @@ class ChangeDetector:
         """Return whether no random labelling of the blocks can be told apart as well."""
         rng = stream(self._seeds[agent], "labellings", now)
         left = math.ceil(1 / self.false_alarms) - 1
-        blocks = len(runs)
+        blocks, most = len(runs), _FIRST
         while left > 0:
-            count = min(left, _AT_ONCE)
+            count = min(left, most)
             labels = np.empty((count, blocks))
             for of in range(FOLDS):  # both folds keep as many of each label
                 own = np.repeat([0.0, 1.0], [-(-len(labels[0, of::FOLDS]) // 2), len(labels[0, of::FOLDS]) // 2])
                 labels[:, of::FOLDS] = rng.permuted(np.broadcast_to(own, (count, len(own))), axis=1)
             if (self._tell_apart(runs.expand(count, -1, -1, -1), labels).divergence >= divergence).any():
                 return False
-            left -= count
+            left, most = left - count, _MOST
         return True
 
     def _date(self, odds: NDArray[np.float64]) -> int:
@@ -212,4 +212,4 @@ class ChangeDetector:
         by_run = odds.ravel()
         after = np.append(np.cumsum(by_run[::-1])[::-1], 0.0)
         block, place = divmod(int(after[:-1].argmax()), odds.shape[1])
-        return block * self.block + place * self.stride
+        return int(block * self.block + place * self.stride)

@@ -11,7 +11,7 @@ from torch import Tensor
 from edgeopt.errors import EdgeOptError, quoted
 from edgeopt.rl.draws import Draws
 from edgeopt.rl.environments.environment import Actions, Moment
-from edgeopt.rl.replay import Batch, Critic, Integers, PrioritisedReplay, Priorities, Trigger
+from edgeopt.rl.replay import Batch, Critic, Integers, Priorities, PrioritisedReplay, Trigger
 from edgeopt.rl.sum_tree import draw, masses
 from edgeopt.storage import Arrays
 from edgeopt.training.messages import State
@@ -199,7 +199,7 @@ class DeerReplay(PrioritisedReplay):
     def learned(self, critic: Critic, state: State, batch: Batch, errors: Tensor) -> None:
         """Take the errors of a batch, let the fork learn, and compute discrepancies and priorities anew."""
         slot = batch.entry % self.capacity
-        self._size[self._rows, slot] = np.abs(errors.cpu().numpy()) + self.priorities.least
+        self._size[self._rows, slot] = np.abs(errors.cpu().numpy().astype(np.float64)) + self.priorities.least
         entry = batch.entry
         if self._before and self.deer.discrepancy:
             if self.deer.fork and (self._left > 0).any():

@@ -1,6 +1,7 @@
 """What the loop asks of a learner: pure hyper-parameters, and functions of an explicit state."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -40,6 +41,12 @@ class Learner(Critic, Protocol):
     def update(self, state: State, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Take one step, in place; return errors [G, B] before it, and losses [G]."""
         ...
+
+
+@lru_cache
+def adam(learning_rate: float) -> Adam:
+    """Return an optimiser; it is checked once and not in every update."""
+    return Adam(learning_rate)
 
 
 def adam_state(optimizer: Adam, parameters: dict[str, Tensor]) -> State:

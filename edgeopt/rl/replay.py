@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ class Batch(NamedTuple):
 class Critic(Protocol):
     """What a replay buffer asks of a learner."""
 
-    critic_parts: tuple[str, ...]
+    critic_parts: ClassVar[tuple[str, ...]]
     """Names of the parts of the state that its critic is, first axis the agent."""
 
     def errors(self, state: State, batch: Batch) -> Tensor:

@@ -14,11 +14,10 @@ from torch.nn.functional import softplus
 from edgeopt.errors import EdgeOptError, quoted
 from edgeopt.rl.draws import Draws
 from edgeopt.rl.environments.environment import Actions, Continuous
-from edgeopt.rl.learner import adam_state, branch, tensors
+from edgeopt.rl.learner import adam, adam_state, branch, tensors
 from edgeopt.rl.networks import Mlp
 from edgeopt.rl.replay import Batch
 from edgeopt.training.messages import State
-from edgeopt.training.optimizers import Adam
 from edgeopt.validate import int_array, integer, real
 
 LEAST_LOG_STD, MOST_LOG_STD = -5.0, 2.0
@@ -67,9 +66,9 @@ class Sac:
         critic = torch.stack([critic_of.start(seeds, f"critic {k}") for k in range(2)], dim=1).to(device)
         log_alpha = torch.zeros(len(seeds), 1, device=device)
         return {
-            "actor": actor, "actor_adam": adam_state(self._adam, {"actor": actor}),
-            "critic": critic, "target": critic.clone(), "critic_adam": adam_state(self._adam, {"critic": critic}),
-            "log_alpha": log_alpha, "alpha_adam": adam_state(self._adam, {"log_alpha": log_alpha}),
+            "actor": actor, "actor_adam": adam_state(adam(self.learning_rate), {"actor": actor}),
+            "critic": critic, "target": critic.clone(), "critic_adam": adam_state(adam(self.learning_rate), {"critic": critic}),
+            "log_alpha": log_alpha, "alpha_adam": adam_state(adam(self.learning_rate), {"log_alpha": log_alpha}),
         }  # fmt: skip
 
     def act_draws(self, seeds: Sequence[int], actions: Actions) -> Draws:
@@ -122,14 +121,12 @@ class Sac:
         sought = (log_alpha.exp() * logs - value).mean(dim=1)  # (G,)
         (gradient,) = torch.autograd.grad(sought.sum(), weights)  # agents share no weight
         with torch.no_grad():
-            self._adam.overwrite({"actor": actor}, {"actor": gradient}, branch(state, "actor_adam"))
+            adam(self.learning_rate).overwrite({"actor": actor}, {"actor": gradient}, branch(state, "actor_adam"))
             surplus = -(logs - action.shape[-1]).mean(dim=1, keepdim=True)  # entropy less its target, -A
-            self._adam.overwrite({"log_alpha": log_alpha}, {"log_alpha": surplus}, branch(state, "alpha_adam"))
+            adam(self.learning_rate).overwrite(
+                {"log_alpha": log_alpha}, {"log_alpha": surplus}, branch(state, "alpha_adam")
+            )
         return errors, loss
-
-    @property
-    def _adam(self) -> Adam:
-        return Adam(self.learning_rate)
 
     def _critic_step(self, state: State, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor]:
         critic, target = tensors(state, "critic", "target")
@@ -140,7 +137,7 @@ class Sac:
         loss = (batch.weight[:, None] * (value - aim[:, None]).square()).mean(dim=2).sum(dim=1) / 2  # (G,)
         (gradient,) = torch.autograd.grad(loss.sum(), weights)
         with torch.no_grad():
-            self._adam.overwrite({"critic": critic}, {"critic": gradient}, branch(state, "critic_adam"))
+            adam(self.learning_rate).overwrite({"critic": critic}, {"critic": gradient}, branch(state, "critic_adam"))
             target.lerp_(critic, self.target_rate)
             return aim - value.mean(dim=1), loss.detach()
 

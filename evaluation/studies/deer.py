@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.evaluation.compare.rows import Row
-from edgeopt.evaluation.studies.claims import Claim, Difference, Level, Ordering
+from edgeopt.evaluation.studies.claims import Claim, Difference, Level, Ordering, Source
 from edgeopt.evaluation.studies.study import Found, Picture, Study, StudyCell, finished
 from edgeopt.evaluation.studies.tables import plus_minus
 from edgeopt.rl import (
@@ -89,20 +89,17 @@ class Setting:
     batch, every : transitions of an update, and steps between two updates.
     window : of the recency baseline.
     detector_window, block : of the detector.
-    false_alarms, least : of the detector.
     """
 
     agents: int = 4
     start: float = 1.0
-    quiet: tuple[int, int] = (600, 1200)
-    after: int = 2500
+    quiet: tuple[int, int] = (500, 900)
+    after: int = 2000
     batch: int = 64
     every: int = 2
     window: int = 1000
     detector_window: int = 200
     block: int = 20
-    false_alarms: float = 0.005
-    least: float = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,12 +149,7 @@ def environment(task: str, seeds: Sequence[int], at: Sequence[int] | None) -> En
 
 def buffer(variant: str, setting: Setting, at: Sequence[int]) -> Replay:
     """Return the replay buffer of a variant."""
-    detector = ChangeDetector(
-        window=setting.detector_window,
-        block=setting.block,
-        false_alarms=setting.false_alarms,
-        least=setting.least,
-    )
+    detector = ChangeDetector(window=setting.detector_window, block=setting.block)
     variants: dict[str, Callable[[], Replay]] = {
         "deer": lambda: DeerReplay(_CAPACITY, trigger=detector),
         "uniform": lambda: Replay(_CAPACITY),
@@ -326,6 +318,20 @@ def _more(second: str, task: str | None = None, above: float = 0.0, first: str =
     return Difference(metric="area", first=first, second=second, above=above, task=task)
 
 
+_BESIDE: tuple[tuple[str, str, Source], ...] = (
+    ("uniform", "uniform replay", "reported"),
+    ("per", "prioritised replay", "reported"),
+    ("recency", "a window of the last 1,000 transitions", "reported"),
+    ("flush-detected", "forgetting all that was before the change that its detector finds", "ours"),
+)
+_CHANGES: tuple[tuple[str, str, Source], ...] = (
+    *((f"cart-pole-{shift}", f"CartPole whose laws change by {shift} %", "reported") for shift in SHIFTS),
+    ("pendulum-100", "Pendulum whose laws change by 100 %", "reported"),
+    ("cart-pole-reward", "CartPole whose reward changes", "ours"),
+    ("selection-habit", "client selection whose neighbour changes its habit", "ours"),
+    ("selection-busy", "client selection whose busy clients are others", "ours"),
+)
+
 CLAIMS = (
     *(
         Claim(
@@ -333,29 +339,11 @@ CLAIMS = (
             source=source,
             test=_more(second),
         )
-        for second, words, source in (
-            ("uniform", "uniform replay", "reported"),
-            ("per", "prioritised replay", "reported"),
-            ("recency", "a window of the last 1,000 transitions", "reported"),
-            ("flush-detected", "forgetting all that was before the change that its detector finds", "ours"),
-        )
-    ),
-    *(
-        Claim(
-            text=f"On CartPole whose laws change by {shift} %, DEER keeps more than prioritised replay",
-            source="reported",
-            test=_more("per", f"cart-pole-{shift}"),
-        )
-        for shift in SHIFTS
+        for second, words, source in _BESIDE
     ),
     *(
         Claim(text=f"On {words}, DEER keeps more than prioritised replay", source=source, test=_more("per", task))
-        for task, words, source in (
-            ("pendulum-100", "Pendulum whose laws change by 100 %", "reported"),
-            ("cart-pole-reward", "CartPole whose reward changes", "ours"),
-            ("selection-habit", "client selection whose neighbour changes its habit", "ours"),
-            ("selection-busy", "client selection whose busy clients are others", "ours"),
-        )
+        for task, words, source in _CHANGES
     ),
     Claim(
         text="Where laws change in a part of the state space only, DEER keeps more than forgetting what was before",

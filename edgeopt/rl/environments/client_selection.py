@@ -10,7 +10,7 @@ from edgeopt.errors import EdgeOptError
 from edgeopt.problems.client_selection.environment import SelectionEnvironment
 from edgeopt.problems.client_selection.instance import SelectionInstance
 from edgeopt.problems.client_selection.scenario import Scenarios
-from edgeopt.rl.environments.environment import Discrete, Moment, Observations, seeds_of
+from edgeopt.rl.environments.environment import Discrete, Floats, Moment, Observations, seeds_of
 from edgeopt.rng import stream
 from edgeopt.storage import Arrays
 from edgeopt.validate import flag, int_array, integer
@@ -175,7 +175,7 @@ class ServerBesideNeighbour:
             [stream(seed, self.name, self._episode).random((self.horizon, self.clients)) for seed in self.seeds]
         )
         self._rounds = SelectionEnvironment(self._problem, seeds=self.seeds)
-        self._outcome = np.zeros((len(self.seeds), self.clients))
+        self._outcome: Floats = np.zeros((len(self.seeds), self.clients))
         self._reveal()
 
     def _reveal(self) -> None:
