@@ -84,6 +84,7 @@ class ServerBesideNeighbour:
         self._at = np.full(len(self.seeds), _NEVER)
         if change is not None:
             self._at = int_array("at", change.at, (len(self.seeds),), low=0, dtype=np.int64)
+        self._outcome: Floats = np.zeros((len(self.seeds), self.clients))
         self._problem = SelectionInstance(
             coverage=np.ones((2, self.clients), bool),
             picks=np.array([1, self.taken], np.int32),
@@ -175,7 +176,7 @@ class ServerBesideNeighbour:
             [stream(seed, self.name, self._episode).random((self.horizon, self.clients)) for seed in self.seeds]
         )
         self._rounds = SelectionEnvironment(self._problem, seeds=self.seeds)
-        self._outcome: Floats = np.zeros((len(self.seeds), self.clients))
+        self._outcome = np.zeros((len(self.seeds), self.clients))
         self._reveal()
 
     def _reveal(self) -> None:
