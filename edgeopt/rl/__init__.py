@@ -7,6 +7,9 @@ from edgeopt.extras import needs
 
 with needs("edgeopt.rl", "train"):
     from edgeopt.rl import environments as environments
+    from edgeopt.rl.change_detector import ChangeDetector as ChangeDetector
+    from edgeopt.rl.deer import Deer as Deer
+    from edgeopt.rl.deer import DeerReplay as DeerReplay
     from edgeopt.rl.demonstrations import Demonstrations as Demonstrations
     from edgeopt.rl.demonstrations import Gathered as Gathered
     from edgeopt.rl.demonstrations import Play as Play
@@ -43,6 +46,7 @@ with needs("edgeopt.rl", "train"):
     from edgeopt.rl.replay import PrioritisedReplay as PrioritisedReplay
     from edgeopt.rl.replay import Replay as Replay
     from edgeopt.rl.replay import TrueChange as TrueChange
+    from edgeopt.rl.sac import Sac as Sac
     from edgeopt.rl.scorer import Scorer as Scorer
     from edgeopt.rl.together import TeamHistory as TeamHistory
     from edgeopt.rl.together import learn_together as learn_together

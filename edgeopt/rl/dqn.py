@@ -13,12 +13,11 @@ from torch.nn.functional import huber_loss
 from edgeopt.errors import EdgeOptError, quoted
 from edgeopt.rl.draws import Draws
 from edgeopt.rl.environments.environment import Actions, Discrete
-from edgeopt.rl.learner import adam_state, branch, tensors
+from edgeopt.rl.learner import adam, adam_state, branch, tensors
 from edgeopt.rl.networks import Mlp
 from edgeopt.rl.ppo import shorten
 from edgeopt.rl.replay import Batch
 from edgeopt.training.messages import State
-from edgeopt.training.optimizers import Adam
 from edgeopt.validate import int_array, integer, real
 
 MAX_GRADIENT_NORM = 10.0
@@ -68,15 +67,19 @@ class Dqn:
             raise EdgeOptError("dqn: expected an environment with few actions (Discrete)")
         network = Mlp((observation_size, *self.hidden, actions.count))
         online = network.start(seeds, "q").to(device)
-        return {"online": online, "target": online.clone(), "adam": adam_state(self._adam, {"online": online})}
+        return {
+            "online": online,
+            "target": online.clone(),
+            "adam": adam_state(adam(self.learning_rate), {"online": online}),
+        }
 
     def act_draws(self, seeds: Sequence[int], actions: Actions) -> Draws:
         """Return two uniform numbers a step: whether to explore, and with which action."""
         return Draws(seeds, "act", (2,))
 
-    def update_draws(self, seeds: Sequence[int], actions: Actions, batch: int) -> Draws:
+    def update_draws(self, seeds: Sequence[int], actions: Actions, batch: int, name: str = "update") -> Draws:
         """Return nothing: updates know no chance."""
-        return Draws(seeds, "update", (0,))
+        return Draws(seeds, name, (0,))
 
     def act(
         self, state: State, observation: NDArray[np.float32], step: int, chance: NDArray[np.float64]
@@ -116,13 +119,9 @@ class Dqn:
         (gradient,) = torch.autograd.grad(loss.sum(), weights)  # agents share no weight: each has its own loss's
         shorten([gradient], MAX_GRADIENT_NORM)
         with torch.no_grad():
-            self._adam.overwrite({"online": online}, {"online": gradient}, branch(state, "adam"))
+            adam(self.learning_rate).overwrite({"online": online}, {"online": gradient}, branch(state, "adam"))
             target.lerp_(online, self.target_rate)
             return aim - value, loss.detach()
-
-    @property
-    def _adam(self) -> Adam:
-        return Adam(self.learning_rate)
 
     def _target(self, state: State, batch: Batch) -> Tensor:
         online, target = tensors(state, "online", "target")

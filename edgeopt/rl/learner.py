@@ -1,6 +1,7 @@
 """What the loop asks of a learner: pure hyper-parameters, and functions of an explicit state."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -31,10 +32,6 @@ class Learner(Critic, Protocol):
         """Return the chance that `act` takes, by step."""
         ...
 
-    def update_draws(self, seeds: Sequence[int], actions: Actions, batch: int) -> Draws:
-        """Return the chance that `update` takes, by update."""
-        ...
-
     def act(
         self, state: State, observation: NDArray[np.float32], step: int, chance: NDArray[np.float64]
     ) -> NDArray[np.generic]:
@@ -44,6 +41,12 @@ class Learner(Critic, Protocol):
     def update(self, state: State, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Take one step, in place; return errors [G, B] before it, and losses [G]."""
         ...
+
+
+@lru_cache
+def adam(learning_rate: float) -> Adam:
+    """Return an optimiser; it is checked once and not in every update."""
+    return Adam(learning_rate)
 
 
 def adam_state(optimizer: Adam, parameters: dict[str, Tensor]) -> State:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ class Batch(NamedTuple):
 class Critic(Protocol):
     """What a replay buffer asks of a learner."""
 
-    critic_parts: tuple[str, ...]
+    critic_parts: ClassVar[tuple[str, ...]]
     """Names of the parts of the state that its critic is, first axis the agent."""
 
     def errors(self, state: State, batch: Batch) -> Tensor:
@@ -54,6 +54,10 @@ class Critic(Protocol):
 
     def values(self, state: State, batch: Batch) -> Tensor:
         """Return Q(s, a), [G, B]."""
+        ...
+
+    def update_draws(self, seeds: Sequence[int], actions: Actions, batch: int, name: str = "update") -> Draws:
+        """Return the chance that steps take, by step, under a name."""
         ...
 
     def critic_step(self, state: State, batch: Batch, noise: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from edgeopt.extras import needs
 STUDIES = (
     "client-selection",
     "codecs",
+    "deer",
     "expert-caching",
     "fedalign-moe",
     "flexp-sfl",

@@ -2,6 +2,8 @@
 
 from edgeopt.rl.environments.acrobot import Acrobot as Acrobot
 from edgeopt.rl.environments.cart_pole import CartPole as CartPole
+from edgeopt.rl.environments.client_selection import SelectionChange as SelectionChange
+from edgeopt.rl.environments.client_selection import ServerBesideNeighbour as ServerBesideNeighbour
 from edgeopt.rl.environments.control import Change as Change
 from edgeopt.rl.environments.control import Control as Control
 from edgeopt.rl.environments.environment import Continuous as Continuous
