@@ -148,10 +148,32 @@ class Demonstrations:
         """Return all sets as arrays by name."""
         return {f"{i}/{name}": part for i, own in enumerate(self.sets) for name, part in own._asdict().items()}
 
-    def restore(self, arrays: Arrays) -> None:
-        """Take over what `arrays` gave."""
+    def restore(self, arrays: Arrays, team: Team) -> None:
+        """Take over what `arrays` gave of this team.
+
+        Raises
+        ------
+        InvalidFileError
+            If it is no play of this team.
+        """
         count = len(arrays) // len(Play._fields)
         expected = {f"{i}/{name}" for i in range(count) for name in Play._fields}
         if arrays.keys() != expected:
             raise InvalidFileError(f"demonstrations: expected arrays {', '.join(sorted(expected)) or 'of none'}")
-        self.sets = [Play(*(arrays[f"{i}/{name}"] for name in Play._fields)) for i in range(count)]
+        self.sets = [_checked(i, Play(*(arrays[f"{i}/{name}"] for name in Play._fields)), team) for i in range(count)]
+
+
+def _checked(number: int, own: Play, team: Team) -> Play:
+    """Return a set that was read, if it is play of a team."""
+    common = (team.num_agents, team.horizon, own.reward.shape[-1] if own.reward.ndim == 3 else 0)
+    expected = Play(
+        np.empty((*common, *team.observation_shape), np.float32), np.empty((*common, team.num_actions), np.bool_),
+        np.empty((*common, team.taken.shape[1]), np.int64), np.empty(common, np.float32),
+    )  # fmt: skip
+    for name, part, form in zip(Play._fields, own, expected, strict=True):
+        if (part.dtype, part.shape) != (form.dtype, form.shape) or not part.size:
+            wanted = f"{form.dtype} {list(form.shape)}"
+            raise InvalidFileError(f"shown/{number}/{name}: expected {wanted}, got {part.dtype} {list(part.shape)}")
+    if (own.action < 0).any() or (own.action >= team.num_actions).any() or not own.allowed.any(axis=-1).all():
+        raise InvalidFileError(f"shown/{number}/action: expected numbers from 0 to {team.num_actions - 1}")
+    return own

@@ -19,7 +19,7 @@ from edgeopt.rl.leed import Leed, Parameters
 from edgeopt.rl.loop import OnRow, StepRecord, below, check_checkpoint
 from edgeopt.rng import stream
 from edgeopt.tensors import load_tensors, save_tensors
-from edgeopt.training.checkpoint import read_row
+from edgeopt.training.checkpoint import check_state, read_row
 from edgeopt.training.history import Row, plain_rows
 from edgeopt.training.interrupts import uninterrupted
 from edgeopt.training.messages import State
@@ -127,7 +127,7 @@ def learn_together(
     if checkpoint is not None:
         check_checkpoint(checkpoint)
         if resume and os.path.exists(checkpoint):
-            _load(checkpoint, identity, run, shown, device)
+            _load(checkpoint, identity, run, shown, team, device)
     elif resume:
         raise EdgeOptError("resume: expected a checkpoint to resume from")
     history = TeamHistory(np.empty((0, team.num_agents)))
@@ -235,6 +235,7 @@ def _load(
     identity: dict[str, Any],
     run: _Run,
     demonstrations: Demonstrations | None,
+    team: Team,
     device: str,
 ) -> None:
     header, arrays = load_tensors(path, _KIND)
@@ -245,8 +246,10 @@ def _load(
         for name, expected in identity.items():
             if (found := stored.value(name)) != expected:
                 raise InvalidFileError(f"{name} = {quoted(found)}: this run has {quoted(expected)}")
-        state = unflatten(arrays, given.table("state"), device)["learner"]
-        assert isinstance(state, dict)
+        state = unflatten(arrays, given.table("state"), device).get("learner")
+        if not isinstance(state, dict):
+            raise InvalidFileError("state.learner: expected tensors below it, got one")
+        check_state({"server": state}, run.state)
         run.state, run.told, run.rejected = state, given.text("told"), given.integer("rejected", low=0)
         run.rows = [read_row(row) for row in given.tables("rows")]
         agents = identity["agents"]
@@ -254,5 +257,7 @@ def _load(
         if returns.shape != (len(run.rows), agents):
             raise InvalidFileError(f"returns: expected shape {[len(run.rows), agents]}, got {list(returns.shape)}")
         run.returns, run.first = list(returns), arrays.get("first")
+        if run.first is not None and (run.first.dtype, run.first.shape) != (np.float64, (agents,)):
+            raise InvalidFileError(f"first: expected float64 {[agents]}, got {run.first.dtype} {list(run.first.shape)}")
         if demonstrations is not None:
-            demonstrations.restore(below(arrays, "shown/"))
+            demonstrations.restore(below(arrays, "shown/"), team)

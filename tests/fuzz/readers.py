@@ -32,6 +32,8 @@ from edgeopt.models import add_lora, from_transformers, to_transformers
 from edgeopt.network import EdgeNetwork
 from edgeopt.problems import ClientSelection, CostFactors, ExpertCaching, ModelDownload, RoutingTrace, SplitTraining
 from edgeopt.profile import ModelProfile, model_profile
+from edgeopt.rl import Demonstrations, Leed, ScriptedPlanner, learn_together
+from edgeopt.rl.environments import Routing
 from edgeopt.schedule import Schedule
 from edgeopt.solvers.client_selection import RlCrp
 from edgeopt.solvers.client_selection.learner import Learner, LearnerSettings
@@ -338,6 +340,16 @@ def use_recorded(path: Path) -> None:
     trace.statistics(), trace.to_model(8.0)
 
 
+# --- agents that learn together -----------------------------------------------------------------------------------
+
+
+def learn_in_team(path: Path, updates: int) -> None:
+    """Learn on from a checkpoint if it is there."""
+    learner = Leed(episodes=2, hidden=2, weight="distance", epochs=1, minibatches=1)
+    team, shown = Routing(nx.path_graph(3), 2, seed=0), Demonstrations(ScriptedPlanner())
+    learn_together(team, learner, shown, updates=updates, seed=0, checkpoint=path, resume=True)
+
+
 # --- adapters ------------------------------------------------------------------------------------------------------
 
 
@@ -380,6 +392,7 @@ READERS = (
     Reader("adapter_model.safetensors", write_adapters, use_adapters),
     Reader("policy.safetensors", lambda path: policy().save(path), use_policy),
     Reader("learner.safetensors", write_learner, restore_learner),
+    Reader("team.safetensors", lambda path: learn_in_team(path, 1), lambda path: learn_in_team(path, 2)),
     Reader("run-fedavg.safetensors", write_run(FedAvg(Adam(0.02)), **CONSTANTS), resume(FedAvg(Adam(0.02)), **CONSTANTS)),
     Reader("run-splitfed.safetensors", write_run(SplitFed(Adam(0.02))), resume(SplitFed(Adam(0.02)))),
     Reader("train.toml", lambda path: path.write_text(TRAIN_TOML), build_toml),

@@ -95,7 +95,11 @@ def test_files_and_what_is_refused():
     with pytest.raises(EdgeOptError, match="no demonstrations"):
         shown.draw(1, np.random.default_rng(0))
     shown.gather(team(), [1])
-    other.restore(shown.arrays())
+    other.restore(shown.arrays(), team())
     np.testing.assert_array_equal(other.sets[0].reward, shown.sets[0].reward)
     with pytest.raises(InvalidFileError, match="demonstrations"):
-        other.restore({"0/reward": shown.sets[0].reward})
+        other.restore({"0/reward": shown.sets[0].reward}, team())
+    with pytest.raises(InvalidFileError, match="shown/0/observation"):
+        other.restore(shown.arrays(), Routing(grid(4), 3, seed=1))
+    with pytest.raises(InvalidFileError, match="shown/0/action"):
+        other.restore({**shown.arrays(), "0/action": shown.sets[0].action + 9}, team())
