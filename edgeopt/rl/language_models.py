@@ -8,8 +8,11 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
+
+import torch
 
 from edgeopt.errors import EdgeOptError, InvalidFileError, quoted
 from edgeopt.extras import needs
@@ -42,20 +45,20 @@ class LocalModel:
 
     def instructions(self, request: Request) -> str:
         """Return the model's answer to the prompt."""
-        import torch
-
         model, tokenizer = self._model()
         prompt = request.prompt
         if getattr(tokenizer, "chat_template", None):
             messages = [{"role": "user", "content": prompt}]
             prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         asked = tokenizer(prompt, return_tensors="pt").input_ids.to(self.device)
-        room = getattr(model.config, "max_position_embeddings", None)
-        if room is not None and asked.shape[1] + 1 > room:
-            asked = asked[:, -max(1, room - self.most_tokens) :]  # the end has the trips and what is asked for
+        room = getattr(model.config, "max_position_embeddings", None) or asked.shape[1] + self.most_tokens
+        asked = asked[
+            :, -max(1, room - min(self.most_tokens, room // 2)) :
+        ]  # the end has the trips and what is asked for
+        tokens = min(self.most_tokens, room - asked.shape[1])
         with torch.no_grad():
             answer = model.generate(
-                asked, attention_mask=torch.ones_like(asked), max_new_tokens=self.most_tokens, do_sample=False,
+                asked, attention_mask=torch.ones_like(asked), max_new_tokens=tokens, do_sample=False,
                 pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
             )  # fmt: skip
         return str(tokenizer.decode(answer[0, asked.shape[1] :], skip_special_tokens=True))
@@ -88,7 +91,7 @@ class HttpModel:
     model : name that the server knows the model by.
     allow : whether prompts may be sent there.
     key : sent as a bearer token, if there is one; not shown.
-    timeout_s : seconds without an answer.
+    timeout_s : seconds until a whole answer must be there, and between two parts of it.
     most_tokens : of an answer.
     """
 
@@ -119,7 +122,11 @@ class HttpModel:
         opener = urllib.request.build_opener(_NoRedirection)
         try:
             with opener.open(call, timeout=self.timeout_s) as answer:
-                data = answer.read(MOST_BYTES + 1)
+                data, deadline = b"", monotonic() + self.timeout_s
+                while len(data) <= MOST_BYTES and (part := answer.read1(1 << 16)):
+                    data += part
+                    if monotonic() > deadline:  # the socket's own limit starts anew with every byte
+                        raise TimeoutError(f"no whole answer within {self.timeout_s:g} s")
         except (urllib.error.URLError, TimeoutError, OSError) as error:
             raise EdgeOptError(f"{self.url}: {quoted(str(error))[1:-1]}") from None
         if len(data) > MOST_BYTES:

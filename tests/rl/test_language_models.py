@@ -1,5 +1,6 @@
 """Language models as sources: a tiny one made from its configuration, a server of this process, and what is refused."""
 
+import itertools
 import json
 import threading
 from collections.abc import Iterator
@@ -46,9 +47,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-def test_an_untrained_model_says_nonsense_that_does_no_harm(folder: Path):
-    """It answers, the same every time; nothing of it is an instruction; agents go home all the same."""
-    source = LocalModel(str(folder), most_tokens=12)
+@pytest.mark.parametrize("most_tokens", [12, 500])
+def test_an_untrained_model_says_nonsense_that_does_no_harm(folder: Path, most_tokens: int):
+    """It answers, the same every time, within its 128 positions; nothing of it is an instruction; agents go home."""
+    source = LocalModel(str(folder), most_tokens=most_tokens)
     one = source.instructions(request_())
     assert one == source.instructions(request_())
     team = Routing(grid(3), 2, seed=1)
@@ -141,6 +143,14 @@ def test_redirections_and_errors_are_refused():
     with server(b"", 500) as (url, _), pytest.raises(EdgeOptError, match="500"):
         HttpModel(url=url, model="m", allow=True).instructions(request_())
     with pytest.raises(EdgeOptError, match=r"127\.0\.0\.1"):  # nobody listens there any more
+        HttpModel(url=url, model="m", allow=True).instructions(request_())
+
+
+def test_answers_that_drip_are_cut_off(monkeypatch: pytest.MonkeyPatch):
+    """By a clock that jumps by more than the limit whenever it is looked at."""
+    ticks = itertools.count(0, 100)
+    monkeypatch.setattr("edgeopt.rl.language_models.monotonic", lambda: next(ticks))
+    with server(said("x")) as (url, _), pytest.raises(EdgeOptError, match="within 60 s"):
         HttpModel(url=url, model="m", allow=True).instructions(request_())
 
 
