@@ -91,10 +91,10 @@ class Setting:
     detector_window, block : of the detector.
     """
 
-    agents: int = 4
+    agents: int = 3
     start: float = 1.0
-    quiet: tuple[int, int] = (500, 900)
-    after: int = 2000
+    quiet: tuple[int, int] = (450, 750)
+    after: int = 1800
     batch: int = 64
     every: int = 2
     window: int = 1000
