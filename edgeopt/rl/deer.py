@@ -8,10 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgeopt.errors import EdgeOptError, quoted
+from edgeopt.errors import EdgeOptError, InvalidFileError, quoted
 from edgeopt.rl.draws import Draws
 from edgeopt.rl.environments.environment import Actions, Moment
-from edgeopt.rl.replay import Batch, Critic, Integers, Priorities, PrioritisedReplay, Trigger
+from edgeopt.rl.replay import Batch, Critic, Integers, Priorities, PrioritisedReplay, Trigger, refuse_other_forms
 from edgeopt.rl.sum_tree import draw, masses
 from edgeopt.storage import Arrays
 from edgeopt.training.messages import State
@@ -139,7 +139,7 @@ class DeerReplay(PrioritisedReplay):
     ) -> None:
         """Make room for transitions, priorities and discrepancies."""
         super().start(seeds, observation_size, actions, batch, device)
-        self._seeds, self._actions = tuple(seeds), actions
+        self._seeds = tuple(seeds)
         self._size = np.zeros((len(seeds), self.capacity))
         self._discrepancy = np.zeros((len(seeds), self.capacity))
         self._range, self._left = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
@@ -259,17 +259,31 @@ class DeerReplay(PrioritisedReplay):
         }  # fmt: skip
         return found | flatten({"before": self._before, "fork": self._fork})[0]
 
-    def restore(self, arrays: Arrays) -> None:
-        """Take over what `arrays` gave, after `start`; of another buffer, its transitions."""
-        super().restore(arrays)
+    def restore(self, arrays: Arrays, state: State) -> None:
+        """Take over what `arrays` gave, after `start`; of another kind of buffer, what both have."""
+        super().restore(arrays, state)
         filled = min(self.count, self.capacity)
         if "size" not in arrays:
             self._size[:, :filled] = self._largest[:, None]
             return
+        wanted = {name: value for name, value in self.arrays().items() if name in _OWN}
+        copied = [name for name in arrays if name.partition("/")[0] in ("before", "fork")]
+        if copied:
+            whole = flatten({"before": state, "fork": state})[0]
+            wanted |= {name: whole[name] for name in whole if name in copied}
+            if unknown := [name for name in copied if name not in whole]:
+                raise InvalidFileError(f"{unknown[0]}: not a part of this learner")
+        refuse_other_forms(arrays, wanted)
+        for name in ("size", "discrepancy", "range", "left", "learned"):
+            if (arrays[name] < 0).any():
+                raise InvalidFileError(f"{name}: expected numbers >= 0")
         self._size[:, :filled], self._discrepancy[:, :filled] = arrays["size"], arrays["discrepancy"]
         self._range, self._left = arrays["range"].copy(), arrays["left"].copy()
         self._learned, self._old_share = int(arrays["learned"]), float(arrays["old_share"])
         self._before, self._fork = (_nested(arrays, name, self._device) for name in ("before", "fork"))
+
+
+_OWN = ("size", "discrepancy", "range", "left", "learned", "old_share")
 
 
 def _taken(into: State, state: State, agents: Integers) -> State:

@@ -15,8 +15,8 @@ from edgeopt.errors import EdgeOptError, InvalidFileError, quoted
 from edgeopt.fields import Fields, in_file
 from edgeopt.progress import TrainingBar
 from edgeopt.rl.environments.environment import Environment, Observations, seeds_of
-from edgeopt.rl.learner import Learner
-from edgeopt.rl.replay import Replay
+from edgeopt.rl.learner import Learner, branch
+from edgeopt.rl.replay import Replay, refuse_other_forms
 from edgeopt.storage import Arrays
 from edgeopt.tensors import load_tensors, require_safetensors, save_tensors
 from edgeopt.training.checkpoint import read_row
@@ -250,12 +250,12 @@ def check_checkpoint(path: str | os.PathLike[str]) -> None:
 def _save(
     path: str | os.PathLike[str], identity: dict[str, Any], run: _Run, replay: Replay, environment: Environment
 ) -> None:
-    arrays, names = flatten({"learner": run.state})
+    arrays, _ = flatten({"learner": run.state})
     arrays |= {f"replay/{name}": value for name, value in replay.arrays().items()}
     arrays |= {f"environment/{name}": value for name, value in environment.arrays().items()}
     arrays |= {"observation": run.observation, "reward": run.reward[: run.step], "ended": run.ended[: run.step]}
     header = {
-        "kind": _KIND, "schema_version": _SCHEMA_VERSION, "identity": identity, "state": names, "step": run.step,
+        "kind": _KIND, "schema_version": _SCHEMA_VERSION, "identity": identity, "step": run.step,
         "updates": run.updates, "loss": None if np.isnan(run.loss) else run.loss, "rows": plain_rows(run.rows),
     }  # fmt: skip
     save_tensors(path, header, arrays)
@@ -278,23 +278,19 @@ def _load(
             if (found := stored.value(name)) != expected:
                 raise InvalidFileError(f"{name} = {quoted(found)}: this run has {quoted(expected)}")
         step = given.integer("step", low=0, high=len(run.reward))
-        _refuse_other_shapes(arrays, {"observation": run.observation.shape, "reward": (step, run.reward.shape[1])})
-        state = unflatten(arrays, given.table("state"), device)["learner"]
-        assert isinstance(state, dict)
-        run.state, run.step, run.updates = state, step, given.integer("updates", low=0)
+        wanted = {"observation": run.observation, "reward": run.reward[:step], "ended": run.ended[:step]}
+        own, names = flatten({"learner": run.state})
+        refuse_other_forms(arrays, wanted | own)
+        run.state, run.step = branch(unflatten(arrays, Fields(names), device), "learner"), step
+        run.updates = given.integer("updates", low=0)
         run.loss = float("nan") if given.value("loss") is None else given.number("loss")
         run.rows = [read_row(row) for row in given.tables("rows")]
         run.observation = arrays["observation"]
         run.reward[:step], run.ended[:step] = arrays["reward"], arrays["ended"]
-        replay.restore(below(arrays, "replay/"))
-        environment.restore(below(arrays, "environment/"))
-
-
-def _refuse_other_shapes(arrays: Arrays, shapes: dict[str, tuple[int, ...]]) -> None:
-    for name, shape in shapes.items():
-        if name not in arrays or arrays[name].shape != shape:
-            got = list(arrays[name].shape) if name in arrays else "nothing"
-            raise InvalidFileError(f"{name}: expected shape {list(shape)}, got {got}")
+        replay.restore(below(arrays, "replay/"), run.state)
+        world = below(arrays, "environment/")
+        refuse_other_forms(world, environment.arrays())
+        environment.restore(world)
 
 
 def below(arrays: Arrays, prefix: str) -> Arrays:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgeopt.errors import EdgeOptError
+from edgeopt.errors import EdgeOptError, InvalidFileError
 from edgeopt.rl.draws import Draws
 from edgeopt.rl.environments.environment import Actions, Discrete, Moment
 from edgeopt.rl.sum_tree import draw, empty_trees, masses, write
@@ -162,6 +162,7 @@ class Replay:
         device : where batches are put.
         """
         agents, self._device, self.batch = len(seeds), device, integer("batch", batch, low=1)
+        self._actions = actions
         shape = (agents, self.capacity)
         self._rows = np.arange(agents)[:, None]
         self._observation = np.zeros((*shape, observation_size), np.float32)
@@ -250,18 +251,52 @@ class Replay:
             found |= {f"trigger/{name}": value for name, value in self.trigger.arrays().items()}
         return found
 
-    def restore(self, arrays: Arrays) -> None:
-        """Take over what `arrays` gave, after `start`."""
+    def restore(self, arrays: Arrays, state: State) -> None:
+        """Take over what `arrays` gave, after `start`; of another kind of buffer, what both have.
+
+        Parameters
+        ----------
+        state : of the learner: copies of its critic have its form.
+        """
+        refuse_other_forms(arrays, {name: np.zeros((), np.int64) for name in ("count", "draws")})
         self.count, self.draws = int(arrays["count"]), int(arrays["draws"])
+        if self.count < 0 or self.draws < 0:
+            raise InvalidFileError(f"count = {self.count}, draws = {self.draws}: expected integers >= 0")
+        self.changes = []
+        wanted = Replay.arrays(self)  # the form of a buffer with so many transitions
+        refuse_other_forms(arrays, {name: wanted[name] for name in ("change", *_STORED)})
+        told = arrays.get("changes", wanted["changes"])
+        refuse_other_forms({"changes": told[:0]}, {"changes": wanted["changes"]})
+        if isinstance(self._actions, Discrete) and not _within(arrays["action"], 0, self._actions.count):
+            raise InvalidFileError(f"action: expected integers from 0 to {self._actions.count - 1}")
         self.change = arrays["change"].copy()
-        self.changes = [(int(now), int(g), int(entry)) for now, g, entry in arrays["changes"]]
+        self.changes = [(int(now), int(g), int(entry)) for now, g, entry in told]
         for name in _STORED:
             getattr(self, f"_{name}")[:, : arrays[name].shape[1]] = arrays[name]
         if self.trigger is not None:
             own = {n.removeprefix("trigger/"): v for n, v in arrays.items() if n.startswith("trigger/")}
+            if own:
+                refuse_other_forms(own, self.trigger.arrays())
             self.trigger.restore(own)
 
 
+def refuse_other_forms(arrays: Arrays, wanted: Arrays) -> None:
+    """Refuse a file's arrays that lack a name, or have another shape or type, or numbers that are not finite."""
+    for name, like in wanted.items():
+        if name not in arrays:
+            raise InvalidFileError(f"{name}: array is missing")
+        if (found := arrays[name]).shape != like.shape or found.dtype != like.dtype:
+            expected = f"{like.dtype} {list(like.shape)}"
+            raise InvalidFileError(f"{name}: expected {expected}, got {found.dtype} {list(found.shape)}")
+        if found.dtype.kind == "f" and not np.isfinite(found).all():
+            raise InvalidFileError(f"{name}: expected finite numbers")
+
+
+def _within(array: NDArray[np.generic], low: int, end: int) -> bool:
+    return bool(((array >= low) & (array < end)).all())
+
+
+_OF_PRIORITIES = ("priority", "largest")
 _STORED = ("observation", "action", "reward", "going_on", "following")
 
 
@@ -359,9 +394,15 @@ class PrioritisedReplay(Replay):
         own = {"priority": self._trees[:, leaves : leaves + filled].copy(), "largest": self._largest.copy()}
         return super().arrays() | own
 
-    def restore(self, arrays: Arrays) -> None:
-        """Take over what `arrays` gave, after `start`."""
-        super().restore(arrays)
+    def restore(self, arrays: Arrays, state: State) -> None:
+        """Take over what `arrays` gave, after `start`; of another kind of buffer, what both have."""
+        super().restore(arrays, state)
+        own = {name: value for name, value in PrioritisedReplay.arrays(self).items() if name in _OF_PRIORITIES}
+        if given := [name for name in _OF_PRIORITIES if name in arrays]:
+            refuse_other_forms(arrays, own)
+            for name in given:
+                if (arrays[name] < 0).any():
+                    raise InvalidFileError(f"{name}: expected numbers >= 0")
         self._largest = arrays.get("largest", self._largest).copy()  # a buffer without priorities: all are new
         priority = arrays.get("priority", np.repeat(self._largest[:, None], min(self.count, self.capacity), axis=1))
         slots = np.broadcast_to(np.arange(priority.shape[1]), priority.shape)

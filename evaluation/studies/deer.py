@@ -9,8 +9,8 @@ space only, the reward only; in client selection for one server, the habit of it
 busy. A cell is a few agents, each with a change of its own; all variants of a seed share agents, changes and chance.
 
 ``level`` is the mean return of the episodes of an agent's last steps before the change, ``area`` that of all steps after
-it, as a share of what the agent had gained over acting at random before: 1 is as good as before the change, 0 as bad as
-at the very beginning. ``drop`` is how far the running mean falls, in the same unit; ``recovery`` are the steps until 90 %
+it, as a share of what the agents had gained over acting at random before: 1 is as good as before the change, 0 as bad
+as at the very beginning. ``drop`` is how far the running mean falls, in the same unit; ``recovery`` are the steps until 90 %
 of that is made up for, all that there are where it never is. ``found``: the share of agents whose change is found;
 ``delay``: the steps that takes; ``false_alarms`` before the change and ``later_alarms`` after it was found, in 1,000
 steps.
@@ -91,10 +91,10 @@ class Setting:
     detector_window, block : of the detector.
     """
 
-    agents: int = 4
+    agents: int = 3
     start: float = 1.0
-    quiet: tuple[int, int] = (500, 900)
-    after: int = 2000
+    quiet: tuple[int, int] = (450, 750)
+    after: int = 1800
     batch: int = 64
     every: int = 2
     window: int = 1000
@@ -121,7 +121,7 @@ BASES: dict[str, Base] = {
 _CONSTANTS = {
     "cart-pole": ("gravity", "half_length", "force"),
     "acrobot": ("mass",),
-    "pendulum": ("gravity", "mass"),
+    "pendulum": ("gravity", "torque"),  # its mass alone would make it too heavy for its motor
 }
 """What a change of the laws multiplies."""
 _PART = 2.0  # by what a change of a part of the state space multiplies
@@ -217,22 +217,22 @@ def measured(reward: NDArray[np.float32], ended: NDArray[np.bool_], at: Sequence
     after : steps that count after a change.
     """
     returns = returns_of(reward, ended)
+    levels = [returns[change - min(_LEVEL, change - steps) : change, g].mean() for g, change in enumerate(at)]
+    random, level = returns[: max(1, steps // 20)].mean(), np.mean(levels)
     rows: list[Row] = []
     curves = []
     for g, change in enumerate(at):
-        own = returns[:, g]
-        random = own[: max(1, steps // 20)].mean()
-        level = own[change - min(_LEVEL, change - steps) : change].mean()
-        gained = (own - random) / max(abs(level - random), 1e-9) * np.sign(level - random)
+        gained = (returns[:, g] - random) / max(level - random, 1e-9)
+        own = float((levels[g] - random) / max(level - random, 1e-9))
         since = gained[change : change + after]
         smooth = np.convolve(since, np.ones(min(_RUNNING, after)) / min(_RUNNING, after), mode="valid")
         lowest = int(smooth.argmin())
-        made_up = np.flatnonzero(smooth[lowest:] >= smooth[lowest] + 0.9 * (1 - smooth[lowest]))
+        made_up = np.flatnonzero(smooth[lowest:] >= smooth[lowest] + 0.9 * (own - smooth[lowest]))
         rows.append(
             {
-                "level": float(level),
+                "level": float(levels[g]),
                 "area": float(since.mean()),
-                "drop": float(1 - smooth[lowest]),
+                "drop": own - float(smooth[lowest]),
                 "recovery": float(lowest + made_up[0] if made_up.size else after),
                 "recovered": float(made_up.size > 0),
             }

@@ -40,8 +40,8 @@ from edgeopt.problems import (
     SplitTraining,
 )
 from edgeopt.profile import ModelProfile, model_profile
-from edgeopt.rl import Demonstrations, Leed, ScriptedPlanner, learn_together
-from edgeopt.rl.environments import Routing
+from edgeopt.rl import DeerReplay, Demonstrations, Dqn, Leed, ScriptedPlanner, TrueChange, learn, learn_together
+from edgeopt.rl.environments import Routing, ServerBesideNeighbour
 from edgeopt.schedule import Schedule
 from edgeopt.solvers.client_selection import RlCrp
 from edgeopt.solvers.client_selection.learner import Learner, LearnerSettings
@@ -194,6 +194,24 @@ def _train(path: Path, algorithm: Any, rounds: int, *, resume: bool, **options: 
     planner = StaticPlanner(small_plan(cut_layer=2))
     timing = small_timing(seed=5)
     train(small_task(), algorithm, planner, timing, rounds=rounds, checkpoint=path, resume=resume, **options)
+
+
+def _learn(path: Path, steps: int, *, resume: bool) -> None:
+    replay = DeerReplay(30, trigger=TrueChange(20))
+    world = ServerBesideNeighbour([1, 2], clients=3, taken=1, horizon=8)
+    agents = Dqn(hidden=(4,), explore_steps=10)
+    learn(
+        world, agents, replay, steps=steps, seeds=[1, 2], batch=4, learn_after=5, row_every=10, checkpoint=path,
+        resume=resume,
+    )  # fmt: skip
+
+
+def write_agents(path: Path) -> None:
+    _learn(path, 40, resume=False)
+
+
+def resume_agents(path: Path) -> None:
+    _learn(path, 45, resume=True)
 
 
 def write_run(algorithm: Any, **options: Any) -> Callable[[Path], object]:
@@ -407,6 +425,7 @@ READERS = (
     Reader("team.safetensors", lambda path: learn_in_team(path, 1), lambda path: learn_in_team(path, 2)),
     Reader("run-fedavg.safetensors", write_run(FedAvg(Adam(0.02)), **CONSTANTS), resume(FedAvg(Adam(0.02)), **CONSTANTS)),
     Reader("run-splitfed.safetensors", write_run(SplitFed(Adam(0.02))), resume(SplitFed(Adam(0.02)))),
+    Reader("agents.safetensors", write_agents, resume_agents),
     Reader("train.toml", lambda path: path.write_text(TRAIN_TOML), build_toml),
     Reader("selection.toml", lambda path: path.write_text(SELECTION_TOML), build_toml),
     Reader("experiment.json", write_experiment, Experiment.load),

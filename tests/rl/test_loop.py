@@ -100,5 +100,7 @@ def test_bad_input(tmp_path):
     run(Replay(50), [0], steps=100, checkpoint=path)
     with pytest.raises(InvalidFileError, match=r"seeds = \[0\]: this run has \[1\]"):
         run(Replay(50), [1], checkpoint=path, resume=True)
+    with pytest.raises(InvalidFileError, match=r"observation: expected float32 \[1, 40, 4\], got float32 \[1, 50, 4\]"):
+        run(Replay(40), [0], steps=150, checkpoint=path, resume=True)
     with pytest.raises(EdgeOptError, match="there is no folder"):
         run(Replay(50), [1], checkpoint=tmp_path / "none" / "run.safetensors")

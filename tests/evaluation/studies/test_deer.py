@@ -8,7 +8,7 @@ from edgeopt.evaluation.studies import run_study
 from edgeopt.evaluation.studies.deer import BASES, ON_DEMAND, STUDY, Setting, detected, environment, measured
 from tests.one_thread import one_thread  # noqa: F401 - a fixture of all tests here
 
-TINY = {"start": 0.05, "after": 200, "quiet": [60, 120], "agents": 1, "batch": 4}
+TINY = {"start": 0.03, "after": 100, "quiet": [60, 120], "agents": 1, "batch": 4}
 
 
 def test_quick_run():
@@ -17,8 +17,8 @@ def test_quick_run():
     assert found.complete
     for row in found.rows:
         assert ("found" in row) == (row["variant"] in ("deer", "flush-detected", "no-fork", "no-doe", "no-cap"))
-        assert 0 <= row["recovery"] <= 200
-        assert row["curve"][-1]["step"] == 150
+        assert 0 <= row["recovery"] <= 100
+        assert row["curve"][-1]["step"] == 50
     tables = STUDY.tables(found)
     assert {row["variant"] for row in tables["summary"]} == set(STUDY.variants)
     assert set(STUDY.pictures(found)) == {"cart-pole-200", "pendulum-100", "selection-habit"}
