@@ -12,6 +12,7 @@ from edgeopt.errors import EdgeOptError, InvalidFileError
 from edgeopt.rl.environments.team import Seen, Team
 from edgeopt.rl.grammar import Orders, padded, parse
 from edgeopt.rl.instructions import InstructionSource, Request
+from edgeopt.rl.replay import refuse_other_forms
 from edgeopt.storage import Arrays
 from edgeopt.validate import integer
 
@@ -170,10 +171,10 @@ def _checked(number: int, own: Play, team: Team) -> Play:
         np.empty((*common, *team.observation_shape), np.float32), np.empty((*common, team.num_actions), np.bool_),
         np.empty((*common, team.taken.shape[1]), np.int64), np.empty(common, np.float32),
     )  # fmt: skip
-    for name, part, form in zip(Play._fields, own, expected, strict=True):
-        if (part.dtype, part.shape) != (form.dtype, form.shape) or not part.size:
-            wanted = f"{form.dtype} {list(form.shape)}"
-            raise InvalidFileError(f"shown/{number}/{name}: expected {wanted}, got {part.dtype} {list(part.shape)}")
+    named = {f"shown/{number}/{name}": part for name, part in expected._asdict().items()}
+    refuse_other_forms(dict(zip(named, own, strict=True)), named)
+    if not own.reward.size:
+        raise InvalidFileError(f"shown/{number}/reward: expected at least one episode")
     if (own.action < 0).any() or (own.action >= team.num_actions).any() or not own.allowed.any(axis=-1).all():
         raise InvalidFileError(f"shown/{number}/action: expected numbers from 0 to {team.num_actions - 1}")
     return own

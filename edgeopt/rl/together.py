@@ -15,11 +15,13 @@ from edgeopt.fields import Fields, in_file
 from edgeopt.progress import TrainingBar
 from edgeopt.rl.demonstrations import Demonstrations, Play, play
 from edgeopt.rl.environments.team import Team
+from edgeopt.rl.learner import branch
 from edgeopt.rl.leed import Leed, Parameters
 from edgeopt.rl.loop import OnRow, StepRecord, below, check_checkpoint
+from edgeopt.rl.replay import refuse_other_forms
 from edgeopt.rng import stream
 from edgeopt.tensors import load_tensors, save_tensors
-from edgeopt.training.checkpoint import check_state, read_row
+from edgeopt.training.checkpoint import read_row
 from edgeopt.training.history import Row, plain_rows
 from edgeopt.training.interrupts import uninterrupted
 from edgeopt.training.messages import State
@@ -218,13 +220,13 @@ def _feedback(team: Team, own: Play, demonstrations: Demonstrations | None) -> s
 def _save(
     path: str | os.PathLike[str], identity: dict[str, Any], run: _Run, demonstrations: Demonstrations | None
 ) -> None:
-    arrays, names = flatten({"learner": run.state})
+    arrays, _ = flatten({"learner": run.state})
     arrays |= {"returns": np.stack(run.returns)} if run.returns else {}
     arrays |= {} if run.first is None else {"first": run.first}
     if demonstrations is not None:
         arrays |= {f"shown/{name}": value for name, value in demonstrations.arrays().items()}
     header = {
-        "kind": _KIND, "schema_version": _SCHEMA_VERSION, "identity": identity, "state": names, "told": run.told,
+        "kind": _KIND, "schema_version": _SCHEMA_VERSION, "identity": identity, "told": run.told,
         "rejected": run.rejected, "rows": plain_rows(run.rows),
     }  # fmt: skip
     save_tensors(path, header, arrays)
@@ -246,18 +248,16 @@ def _load(
         for name, expected in identity.items():
             if (found := stored.value(name)) != expected:
                 raise InvalidFileError(f"{name} = {quoted(found)}: this run has {quoted(expected)}")
-        state = unflatten(arrays, given.table("state"), device).get("learner")
-        if not isinstance(state, dict):
-            raise InvalidFileError("state.learner: expected tensors below it, got one")
-        check_state({"server": state}, run.state)
-        run.state, run.told, run.rejected = state, given.text("told"), given.integer("rejected", low=0)
+        own, names = flatten({"learner": run.state})
+        refuse_other_forms(arrays, own)
+        run.state = branch(unflatten(arrays, Fields(names), device), "learner")
+        run.told, run.rejected = given.text("told"), given.integer("rejected", low=0)
         run.rows = [read_row(row) for row in given.tables("rows")]
-        agents = identity["agents"]
-        returns = arrays.get("returns", np.empty((0, agents)))
-        if returns.shape != (len(run.rows), agents):
-            raise InvalidFileError(f"returns: expected shape {[len(run.rows), agents]}, got {list(returns.shape)}")
-        run.returns, run.first = list(returns), arrays.get("first")
-        if run.first is not None and (run.first.dtype, run.first.shape) != (np.float64, (agents,)):
-            raise InvalidFileError(f"first: expected float64 {[agents]}, got {run.first.dtype} {list(run.first.shape)}")
+        if run.rows:
+            refuse_other_forms(arrays, {"returns": np.empty((len(run.rows), team.num_agents))})
+            run.returns = list(arrays["returns"])
+        if "first" in arrays:
+            refuse_other_forms(arrays, {"first": np.empty(team.num_agents)})
+            run.first = arrays["first"]
         if demonstrations is not None:
             demonstrations.restore(below(arrays, "shown/"), team)
