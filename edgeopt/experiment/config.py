@@ -201,7 +201,9 @@ _TABLES: dict[str, type[Choice | DataChoice | NetworkChoice]] = {
     "algorithm": Choice, "codec": Choice, "data": DataChoice, "model": Choice, "network": NetworkChoice,
     "planner": Choice,
 }  # fmt: skip
-_PATHS = {"data": ("folder",), "network": ("file",), "planner": ("file", "policy")}
+_PATHS = {
+    "data": ("folder",), "model": ("folder", "adapters"), "network": ("file",), "planner": ("file", "policy"),
+}  # fmt: skip
 
 
 def _table(
