@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -292,7 +292,7 @@ def refuse_other_forms(arrays: Arrays, wanted: Arrays) -> None:
             raise InvalidFileError(f"{name}: expected finite numbers")
 
 
-def _within(array: NDArray[np.generic], low: int, end: int) -> bool:
+def _within(array: NDArray[Any], low: int, end: int) -> bool:
     return bool(((array >= low) & (array < end)).all())
 
 
