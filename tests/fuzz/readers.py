@@ -41,6 +41,8 @@ from edgeopt.problems import (
     SplitTraining,
 )
 from edgeopt.profile import ModelProfile, model_profile
+from edgeopt.rl import DeerReplay, Demonstrations, Dqn, Leed, ScriptedPlanner, TrueChange, learn, learn_together
+from edgeopt.rl.environments import Routing, ServerBesideNeighbour
 from edgeopt.schedule import Schedule
 from edgeopt.series import TimeSeries
 from edgeopt.solvers.client_selection import RlCrp
@@ -194,6 +196,24 @@ def _train(path: Path, algorithm: Any, rounds: int, *, resume: bool, **options: 
     planner = StaticPlanner(small_plan(cut_layer=2))
     timing = small_timing(seed=5)
     train(small_task(), algorithm, planner, timing, rounds=rounds, checkpoint=path, resume=resume, **options)
+
+
+def _learn(path: Path, steps: int, *, resume: bool) -> None:
+    replay = DeerReplay(30, trigger=TrueChange(20))
+    world = ServerBesideNeighbour([1, 2], clients=3, taken=1, horizon=8)
+    agents = Dqn(hidden=(4,), explore_steps=10)
+    learn(
+        world, agents, replay, steps=steps, seeds=[1, 2], batch=4, learn_after=5, row_every=10, checkpoint=path,
+        resume=resume,
+    )  # fmt: skip
+
+
+def write_agents(path: Path) -> None:
+    _learn(path, 40, resume=False)
+
+
+def resume_agents(path: Path) -> None:
+    _learn(path, 45, resume=True)
 
 
 def write_run(algorithm: Any, **options: Any) -> Callable[[Path], object]:
@@ -394,6 +414,16 @@ def use_series(series: TimeSeries) -> None:
     repr(series.for_clients(3).at_most(1e6)), series.at(2.0)
 
 
+# --- agents that learn together -----------------------------------------------------------------------------------
+
+
+def learn_in_team(path: Path, updates: int) -> None:
+    """Learn on from a checkpoint if it is there."""
+    learner = Leed(episodes=2, hidden=2, weight="distance", epochs=1, minibatches=1)
+    team, shown = Routing(nx.path_graph(3), 2, seed=0), Demonstrations(ScriptedPlanner())
+    learn_together(team, learner, shown, updates=updates, seed=0, checkpoint=path, resume=True)
+
+
 # --- adapters ------------------------------------------------------------------------------------------------------
 
 
@@ -443,8 +473,10 @@ READERS = (
     Reader("adapter_model.safetensors", write_adapters, use_adapters),
     Reader("policy.safetensors", lambda path: policy().save(path), use_policy),
     Reader("learner.safetensors", write_learner, restore_learner),
+    Reader("team.safetensors", lambda path: learn_in_team(path, 1), lambda path: learn_in_team(path, 2)),
     Reader("run-fedavg.safetensors", write_run(FedAvg(Adam(0.02)), **CONSTANTS), resume(FedAvg(Adam(0.02)), **CONSTANTS)),
     Reader("run-splitfed.safetensors", write_run(SplitFed(Adam(0.02))), resume(SplitFed(Adam(0.02)))),
+    Reader("agents.safetensors", write_agents, resume_agents),
     Reader("train.toml", lambda path: path.write_text(TRAIN_TOML), build_toml),
     Reader("selection.toml", lambda path: path.write_text(SELECTION_TOML), build_toml),
     Reader("experiment.json", write_experiment, Experiment.load),
