@@ -41,9 +41,9 @@ with needs("edgeopt.rl", "train"):
     from edgeopt.rl.ppo import advantages as advantages
     from edgeopt.rl.ppo import improve as improve
     from edgeopt.rl.ppo import standardised as standardised
+    from edgeopt.rl.prioritised_replay import Priorities as Priorities
+    from edgeopt.rl.prioritised_replay import PrioritisedReplay as PrioritisedReplay
     from edgeopt.rl.replay import Batch as Batch
-    from edgeopt.rl.replay import Priorities as Priorities
-    from edgeopt.rl.replay import PrioritisedReplay as PrioritisedReplay
     from edgeopt.rl.replay import Replay as Replay
     from edgeopt.rl.replay import TrueChange as TrueChange
     from edgeopt.rl.sac import Sac as Sac

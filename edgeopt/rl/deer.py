@@ -11,7 +11,8 @@ from torch import Tensor
 from edgeopt.errors import EdgeOptError, InvalidFileError, quoted
 from edgeopt.rl.draws import Draws
 from edgeopt.rl.environments.environment import Actions, Moment
-from edgeopt.rl.replay import Batch, Critic, Integers, Priorities, PrioritisedReplay, Trigger, refuse_other_forms
+from edgeopt.rl.prioritised_replay import Priorities, PrioritisedReplay
+from edgeopt.rl.replay import Batch, Critic, Integers, Trigger, refuse_other_forms
 from edgeopt.rl.sum_tree import draw, masses
 from edgeopt.storage import Arrays
 from edgeopt.training.messages import State

@@ -15,7 +15,8 @@ from edgeopt.rl.deer import Deer, DeerReplay
 from edgeopt.rl.draws import Draws
 from edgeopt.rl.environments.environment import Actions, Continuous, Discrete, Moment
 from edgeopt.rl.learner import adam, adam_state, branch
-from edgeopt.rl.replay import Batch, Priorities, Trigger
+from edgeopt.rl.prioritised_replay import Priorities
+from edgeopt.rl.replay import Batch, Trigger
 from edgeopt.training.messages import State, Tensors
 
 with needs("DeerReplayBuffer", "test"):
