@@ -30,7 +30,18 @@ from edgeopt.experiment import Experiment
 from edgeopt.inference.routing import RoutingRecord
 from edgeopt.models import add_lora, from_transformers, to_transformers
 from edgeopt.network import EdgeNetwork
-from edgeopt.problems import ClientSelection, CostFactors, ExpertCaching, ModelDownload, RoutingTrace, SplitTraining
+from edgeopt.problems import (
+    ClientSelection,
+    CostFactors,
+    ExpertCaching,
+    ExpertTensors,
+    ModelDownload,
+    RoutingTrace,
+    SplitTraining,
+    placement_document,
+    read_placement,
+    tensor_list,
+)
 from edgeopt.profile import ModelProfile, model_profile
 from edgeopt.schedule import Schedule
 from edgeopt.solvers.client_selection import RlCrp
@@ -338,6 +349,42 @@ def use_recorded(path: Path) -> None:
     trace.statistics(), trace.to_model(8.0)
 
 
+# --- placements for others ---------------------------------------------------------------------------------------
+
+
+def write_placement(path: Path) -> None:
+    path.write_text(json.dumps(placement_document(problem(ExpertCaching), result(ExpertCaching).solution)))
+
+
+def model_tensors() -> dict[str, np.ndarray]:
+    names = [f"model.layers.{b}.mlp.experts.{e}.up_proj.weight" for b in range(2) for e in range(3)]
+    stacked = {f"blk.{b}.ffn_up_exps.weight": np.zeros((3, 2, 2), np.float32) for b in range(2, 4)}
+    return dict.fromkeys(names, np.zeros((2, 2), np.float32)) | stacked
+
+
+def write_gguf(path: Path) -> None:
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "qwen3moe")
+    writer.add_array("tokenizer.ggml.tokens", ["a", "bc"])
+    for name, value in model_tensors().items():
+        writer.add_tensor(name, value)
+    writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file()
+    writer.close()
+
+
+def write_tensors(path: Path) -> None:
+    from safetensors import numpy
+
+    path.write_bytes(numpy.save(model_tensors(), {"format": "pt"}))
+
+
+def use_tensors(path: Path) -> None:
+    tensors = ExpertTensors.read(path)
+    first = tensors._replace(layers=tensors.layers[:2])
+    tensor_list(problem(ExpertCaching), result(ExpertCaching).solution, first, server=0)
+
+
 # --- adapters ------------------------------------------------------------------------------------------------------
 
 
@@ -374,6 +421,10 @@ READERS = (
     Reader("schedule.npz", lambda path: Schedule([small_plan(2), small_plan(2, aggregate=False)] * 2).save(path), Schedule.load),
     Reader("trace.npz", write_trace, use_trace),
     *(Reader(name, write, use_recorded) for name, write in RECORDED.items()),
+    Reader("placement.json", write_placement, lambda path: read_placement(problem(ExpertCaching), path)),
+    Reader("model.gguf", write_gguf, use_tensors),
+    Reader("model.safetensors", write_tensors, use_tensors),
+    Reader("model.safetensors.index.json", lambda path: path.write_text(json.dumps({"weight_map": dict.fromkeys(model_tensors(), "a")})), use_tensors),
     Reader("record.npz", lambda path: record().save(path), lambda path: RoutingRecord.load(path).to_trace()),
     Reader("record.json", lambda path: record().save(path), lambda path: RoutingRecord.load(path).to_trace()),
     Reader("adapter_config.json", write_adapters, use_adapters),
