@@ -125,6 +125,8 @@ def _surroundings(
     options = timing_options(e, kind)
     if saved is not None and (others := [key for key in e.network.options if key not in options]):
         raise unknown(e.source, "network", others[0], e.network.options[others[0]], ["file", "kind", *options])
+    if saved is not None and e.network.device_table is not None:
+        raise e.wrong("network", "device_table", e.network.device_table, "none, as the file has its devices")
     network = network_of(e, kind, task.num_clients) if saved is None else None
     if kind == ClientSelection.kind:
         power: dict[str, Any] = {} if network is None else {"device_power_w": network.device_power_w}

@@ -74,7 +74,9 @@ class NetworkChoice:
         servers with overlapping coverage. Default: as the file, or as the algorithm needs it.
     servers : of the random network. Default: 1, and 3 for an algorithm of several.
     seed : of the random network. Default: the experiment's.
-    options : arguments of `EdgeNetwork.random`, and ``rate_sigma``, ``failure_probability``, ``joules_per_flop``,
+    device_table : a file of `edgeopt.device_profiles.read_device_profiles`; without ``devices``, an even share of each.
+    options : ``devices``, shares by name of device, and ``utilisation``, see `edgeopt.device_profiles.assign_devices`;
+        arguments of `EdgeNetwork.random`, and ``rate_sigma``, ``failure_probability``, ``joules_per_flop``,
         ``fed_rate_bps`` as in `edgeopt.training.EdgeTiming.from_network`.
     """
 
@@ -82,6 +84,7 @@ class NetworkChoice:
     kind: str | None = None
     servers: int | None = None
     seed: int | None = None
+    device_table: str | None = None
     options: Options = field(default_factory=dict)
 
 
@@ -201,7 +204,7 @@ _TABLES: dict[str, type[Choice | DataChoice | NetworkChoice]] = {
     "algorithm": Choice, "codec": Choice, "data": DataChoice, "model": Choice, "network": NetworkChoice,
     "planner": Choice,
 }  # fmt: skip
-_PATHS = {"data": ("folder",), "network": ("file",), "planner": ("file", "policy")}
+_PATHS = {"data": ("folder",), "network": ("file", "device_table"), "planner": ("file", "policy")}
 
 
 def _table(

@@ -17,6 +17,7 @@ import edgeopt
 from edgeopt import storage
 from edgeopt.cli.train import configured
 from edgeopt.data import byte_text, cifar10, mnist
+from edgeopt.device_profiles import assign_devices, read_device_profiles
 from edgeopt.errors import EdgeOptError
 from edgeopt.evaluation.compare.performance import summarise
 from edgeopt.evaluation.compare.rows import RowStore, add_gaps, read_row, read_rows, rows_frame
@@ -349,6 +350,9 @@ def use_recorded(path: Path) -> None:
     trace.statistics(), trace.to_model(8.0)
 
 
+DEVICES = "name;flops;memory_bytes;memory_bytes_per_s;power_w\nphone;1e11;6e9;3e10;2\npad;2e11;8e9;5e10;3\n"
+
+
 # --- placements for others ---------------------------------------------------------------------------------------
 
 
@@ -421,6 +425,7 @@ READERS = (
     Reader("schedule.npz", lambda path: Schedule([small_plan(2), small_plan(2, aggregate=False)] * 2).save(path), Schedule.load),
     Reader("trace.npz", write_trace, use_trace),
     *(Reader(name, write, use_recorded) for name, write in RECORDED.items()),
+    Reader("devices.csv", lambda path: path.write_text(DEVICES), lambda path: assign_devices(EdgeNetwork.random(1, 5, seed=0), dict.fromkeys(read_device_profiles(path), 1.0))),
     Reader("placement.json", write_placement, lambda path: read_placement(problem(ExpertCaching), path)),
     Reader("model.gguf", write_gguf, use_tensors),
     Reader("model.safetensors", write_tensors, use_tensors),

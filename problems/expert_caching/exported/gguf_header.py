@@ -56,7 +56,7 @@ def gguf_shapes(path: Path) -> Shapes:
 class _Reader:
     """Takes values out of a file, none of them from beyond its end."""
 
-    def __init__(self, path: Path, file: io.BufferedReader) -> None:
+    def __init__(self, path: Path, file: "io.BufferedReader[io.FileIO]") -> None:
         self._path, self._file = path, file
         self._left = os.fstat(file.fileno()).st_size
 
