@@ -122,7 +122,7 @@ def caching_limits(
     model: MoEModel | str | None = None,
     latency: Latency = "sum",
     theta: float = 0.5,
-    time_limit: float = 0.3,
+    time_limit: float = 0.1,
     seed: int = 0,
 ) -> CachingLimits:
     """Return what the routing of a trace allows any placement.
