@@ -94,7 +94,7 @@ def record(
         while batch := list(itertools.islice(pieces, batch_size)):
             ids, mask = _padded(batch)
             output = _run(model, watched, ids, mask, logits=by_logits)
-            if not by_logits and len(watched.ids) != len(watched.called):  # some layers are told no ids
+            if not by_logits and (len(watched.ids) != len(watched.called) or not watched.ids):  # some are told no ids
                 by_logits = True
                 output = _run(model, watched, ids, mask, logits=True)
             kept = mask.flatten()  # (B * T,)
@@ -301,8 +301,8 @@ def _largest(output: Any, model: nn.Module, kept: torch.Tensor, count: int, top_
     logits = [layer.flatten(0, -2) for layer in given if isinstance(layer, torch.Tensor)]  # L of (B * T, E)
     if len(logits) != count:
         raise InvalidProblemError(
-            f"model: {type(model).__name__} gives router_logits of {len(logits)} layers and has {count} of experts: expected "
-            "as many"
+            f"model: {type(model).__name__} gives router_logits of {len(logits)} layers, and {count} modules named experts "
+            "ran: expected as many"
         )
     if top_k is None:
         config = getattr(model, "config", None)

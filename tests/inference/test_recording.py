@@ -230,6 +230,11 @@ def test_bad_models():
         next(part for path, part in broken.named_modules() if path.endswith(".classifier")).weight.fill_(float("nan"))
     with pytest.raises(InvalidProblemError, match="NaN or infinities"):
         record(broken, TEXTS)
+    config = transformers.JetMoeConfig(  # experts of attention, too
+        **(SIZES | {"num_attention_heads": 2, "intermediate_size": 24, "kv_channels": 8, "num_local_experts": 4})
+    )
+    with pytest.raises(InvalidProblemError, match="router_logits of 4 layers, and 0 modules named experts ran"):
+        record(transformers.JetMoeForCausalLM(config), TEXTS)
     mixed = tiny("mixtral")
     mixed.model.layers[1].mlp.experts.num_experts = 3
     with pytest.raises(InvalidProblemError, match=r"different numbers of experts, 3 in .* and 4 in"):
