@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from images_expert_balancing import draw_expert_balancing
 from images_model_download import draw_model_download
 from images_split_training import draw_split_training
 
@@ -55,6 +56,7 @@ def draw_documentation(out: Path) -> None:
     save(plot_bounds(solved(rows)), out / "bounds.png")
     save(plot_gap_against_time(solved(rows)), out / "gap-against-time.png")
     save(plot_network(network), out / "network.png", dpi=90)
+    draw_expert_balancing(out)
     draw_model_download(out)
     draw_split_training(out)
     draw_client_selection(out)

@@ -9,6 +9,9 @@ from edgeopt.problem import Problem
 from edgeopt.problems.client_selection import ClientSelection as ClientSelection
 from edgeopt.problems.client_selection import SelectionPlan as SelectionPlan
 from edgeopt.problems.client_selection import SelectionReport as SelectionReport
+from edgeopt.problems.expert_balancing import BalanceReport as BalanceReport
+from edgeopt.problems.expert_balancing import ExpertBalancing as ExpertBalancing
+from edgeopt.problems.expert_balancing import Replicas as Replicas
 from edgeopt.problems.expert_caching import BUNDLED_TRACES as BUNDLED_TRACES
 from edgeopt.problems.expert_caching import MOE_MODELS as MOE_MODELS
 from edgeopt.problems.expert_caching import ROUTING_FORMATS as ROUTING_FORMATS
@@ -38,7 +41,7 @@ from edgeopt.problems.split_training import SplitTraining as SplitTraining
 if __name__ != "edgeopt.problems":  # one module object only: the root folder is edgeopt.problems
     raise ImportError("import edgeopt.problems, not " + __name__)
 
-PROBLEMS: tuple[type[Problem], ...] = (ExpertCaching, ModelDownload, SplitTraining, ClientSelection)
+PROBLEMS: tuple[type[Problem], ...] = (ExpertCaching, ModelDownload, SplitTraining, ClientSelection, ExpertBalancing)
 
 
 def load(path: str | os.PathLike[str]) -> Problem:

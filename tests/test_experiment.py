@@ -15,6 +15,7 @@ from edgeopt.errors import EdgeOptError, InvalidFileError, InvalidProblemError
 from edgeopt.experiment import Choice, Experiment
 from edgeopt.problems import ClientSelection, CostFactors, SplitPlan, SplitTraining
 from edgeopt.schedule import RoundPlan
+from edgeopt.solvers.split_training.cut_planner import CutPlanner
 from edgeopt.training import ALGORITHMS, CODECS, Compressed, ParallelSplit, TopK
 from edgeopt.training.runners.local import LocalRunner
 
@@ -182,6 +183,8 @@ def test_large_files_are_refused(tmp_path: Path):
         ({"planner": {"name": "random", "interval": 0}}, "[planner] interval = 0: expected"),
         ({"planner": {"name": "schedule"}}, "[planner] file: expected a saved schedule"),
         ({"planner": {"name": "hasfl", "every": 0}}, "[planner] every = 0: expected"),
+        ({"planner": {"name": "cuts", "kappa": 2.0}}, "[planner] kappa = 2.0: expected a number from 0 to 1"),
+        ({"planner": {"name": "cuts", "kapa": 0.5}}, "[planner] kapa = 0.5: unknown; did you mean 'kappa'?"),
         ({"planner": {"name": "exact"}, "problem": {"targt": 1.0}}, "[problem] targt = 1.0: unknown; did you mean"),
         ({"planner": {"name": "exact"}, "problem": {"target": -1.0}}, "[problem] target = -1.0: expected a positive"),
         ({"planner": {"name": "exact"}, "problem": {"measure": 1}}, "[problem] measure = 1: expected true or false"),
@@ -288,6 +291,18 @@ def test_solver_is_solved_once_and_repeated():
     assert setup.problem.num_layers == setup.task.num_layers
     assert (setup.problem.max_batch <= setup.task.partition.sizes).all()
     assert setup.planner.plan(0).batch_size.max() <= setup.problem.max_batch.max()
+
+
+def test_cuts_are_weighed_by_name():
+    """The planner `cuts` is a `CutPlanner` on the experiment's own problem, with the options that are given."""
+    options = {"kappa": 0.0, "accuracy": [0.9], "cuts": [1], "batch_size": 3, "local_steps": 2}
+    setup = small(planner={"name": "cuts", **options}, problem={"measure": False}).build()
+    assert isinstance(setup.planner, CutPlanner)
+    assert setup.planner.problem is setup.problem
+    plan = setup.planner.plan(0)
+    assert set(plan.cut_layer) == {1}
+    assert set(plan.batch_size) == {3}
+    assert set(plan.local_steps) == {2}
 
 
 def test_constants_are_measured_unless_told_otherwise():

@@ -174,6 +174,38 @@ def generate_client_selection(
     _write(made, output)
 
 
+@generate_app.command("expert-balancing", cls=ListingCommand)
+def generate_expert_balancing(
+    output: OutputOption,
+    devices: Annotated[int, typer.Option(help="Devices that the experts are spread over.", min=1)] = 8,
+    experts: Annotated[int, typer.Option(help="Experts per layer.", min=1)] = 64,
+    layers: Annotated[int, typer.Option(help="Layers.", min=1)] = 1,
+    slots: Annotated[
+        int | None,
+        typer.Option(help="Replicas per device and layer; default: room for an eighth more than experts.", min=0),
+    ] = None,
+    groups: Annotated[int, typer.Option(help="Groups of devices, such as nodes, and of experts.", min=1)] = 1,
+    skew: Annotated[float, typer.Option(help="Standard deviation of the logarithm of the loads.")] = 1.0,
+    move_cost: Annotated[float, typer.Option(help="Cost of fetching a replica, of 1e5 tokens per layer.")] = 0.0,
+    trace: Annotated[
+        str | None, typer.Option(help="Loads of a routing trace instead: a file, or one of $traces.")
+    ] = None,
+    seed: SeedOption = 0,
+) -> None:
+    """Replicas of experts on the devices that serve a mixture of experts."""
+    from edgeopt.problems import ExpertBalancing
+
+    check_writable(output)
+    if trace is not None:
+        made = ExpertBalancing.from_trace(load_trace(trace), num_devices=devices, slots=slots)
+    else:
+        made = ExpertBalancing.random(
+            num_devices=devices, num_experts=experts, num_layers=layers, slots=slots, num_groups=groups, skew=skew,
+            move_cost=move_cost, seed=seed,
+        )  # fmt: skip
+    _write(made, output)
+
+
 def _write(problem: "Problem", output: Path) -> None:
     problem.save(output)
     facts = ", ".join(f"{value} {name}" for name, value in problem.describe().items() if isinstance(value, int))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 WITHOUT_PROBLEM = ("fixed", "random", "schedule")
 """Planners that solve no problem."""
-OWN_PLANNERS = (*WITHOUT_PROBLEM, "hasfl")
+OWN_PLANNERS = (*WITHOUT_PROBLEM, "hasfl", "cuts")
 """Planners that are not just a solver's plan."""
 
 
@@ -94,6 +94,8 @@ def planner_for(
     ``schedule``    what `edgeopt.schedule.Schedule.save` wrote to ``file``
     ``hasfl``       `HasflPlanner`, which solves again every ``every`` rounds from measured constants, with
                     ``solver`` and ``rate_change``
+    ``cuts``        `CutPlanner`, which weighs each device's time against accuracy: ``kappa``, ``accuracy`` (a number for
+                    each of ``cuts``), ``cuts``, ``batch_size``, ``local_steps``, ``head_layers``
     split solvers   such as ``exact``: solved once, the plan repeated; options are those of the solver
     selection       such as ``fastest``, ``rl-crp``: every server picks its clients in every round; options of
     solvers         the solver, ``batch_size``, ``local_steps``
@@ -122,6 +124,9 @@ def planner_for(
         if file is None:
             raise InvalidProblemError("file: expected a saved schedule, got nothing")
         return Schedule.load(file), None
+    if name == "cuts":
+        assert isinstance(problem, SplitTraining)
+        return _cuts(e, problem), None
     kind, _, own = name.rpartition("/")
     if kind not in ("", SplitTraining.kind) or own not in {solver.name for solver in solvers_of(SplitTraining.kind)}:
         known = [*OWN_PLANNERS, *(f"{kind}/{solver.name}" for kind in KINDS for solver in solvers_of(kind))]
@@ -141,6 +146,14 @@ def _random(e: Description, task: "Task", problem: Problem | None) -> RandomPlan
     return RandomPlanner(
         max_batch=np.maximum(most, 1).astype(np.int32), num_layers=task.num_layers, seed=e.seed, **options
     )
+
+
+def _cuts(e: Description, problem: SplitTraining) -> Planner:
+    from edgeopt.solvers.split_training.cut_planner import CutPlanner
+
+    several = {"accuracy": float | list, "cuts": list, "batch_size": int | list}
+    hints = {"kappa": float, "local_steps": int, "head_layers": int, **several}
+    return CutPlanner(problem=problem, **checked_options(e.source, "planner", e.planner.options, hints))
 
 
 def _split(e: Description, problem: SplitTraining, name: str, *, again: bool) -> "tuple[Planner, Estimator | None]":

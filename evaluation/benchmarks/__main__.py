@@ -15,6 +15,7 @@ from edgeopt.evaluation.benchmarks.common import Row
 
 NAMES = (
     "greedy", "kernels", "top_k", "scale", "caching", "model_download", "split_training", "client_selection",
+    "expert_balancing",
     "federated_rounds", "codecs", "split_systems", "experts", "unequal_ranks", "selection_quality", "time_limits", "rounds",
     "rounds_choice", "peers",
 )  # fmt: skip

@@ -212,8 +212,8 @@ def measure(options: argparse.Namespace) -> Row:
         options.repeats = 1
     names = options.cases.split(",") if options.cases else list(CASES)
     with tempfile.TemporaryDirectory() as folder:
+        flower = flower_row(options, Path(folder))  # first: it is what another interpreter may lack something for
         rows = [case_row(name, options, Path(folder)) for name in names]
-        flower = flower_row(options, Path(folder))
     goals = []
     for row in rows:
         mine, peer = row["rows"]["chosen"], row["rows"].get("pfl")

@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edgeopt.evaluation.plots.balancing import plot_balance as plot_balance
     from edgeopt.evaluation.plots.caching.inference_latency import plot_inference_latency as plot_inference_latency
     from edgeopt.evaluation.plots.caching.placement import plot_placement as plot_placement
     from edgeopt.evaluation.plots.comparison.bounds import plot_bounds as plot_bounds
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from edgeopt.evaluation.plots.training.round_timeline import plot_round_timeline as plot_round_timeline
 
 _LAZY = {
+    "plot_balance": "balancing",
     "plot_inference_latency": "caching.inference_latency",
     "plot_placement": "caching.placement",
     "plot_bounds": "comparison.bounds",

@@ -21,6 +21,7 @@ SOLUTION_PICTURES: dict[str, tuple[tuple[str, str], ...]] = {
         ("Who is picked when, and by which server", "plot_selection_rounds"),
         ("How often each client gets through", "plot_selection_fairness"),
     ),
+    "expert-balancing": (("Load of each device, in the layer that is balanced worst", "plot_balance"),),
 }
 """By kind of problem: caption, and the function of `edgeopt.evaluation.plots` that takes problem and solution."""
 

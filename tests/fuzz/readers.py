@@ -34,6 +34,7 @@ from edgeopt.network import EdgeNetwork
 from edgeopt.problems import (
     ClientSelection,
     CostFactors,
+    ExpertBalancing,
     ExpertCaching,
     ExpertTensors,
     ModelDownload,
@@ -82,6 +83,7 @@ def problem(kind: type[Any]) -> Any:
         ModelDownload: {"num_users": 3, "num_models": 3},
         SplitTraining: {"num_devices": 3, "num_layers": 3, "interval": 2},
         ClientSelection: {"num_servers": 2, "num_clients": 4, "picks": 1, "rounds": 3},
+        ExpertBalancing: {"num_devices": 2, "num_experts": 4, "num_groups": 2, "move_cost": 1.0},
     }
     made = kind.random(**sizes[kind], seed=1)
     return made.replace(factors=CostFactors(device_probes=2, kept=0)) if kind is SplitTraining else made
@@ -98,6 +100,7 @@ SOLVERS = {
     ModelDownload: "equal-bandwidth",
     SplitTraining: "fixed",
     ClientSelection: "fastest",
+    ExpertBalancing: "eplb",
 }
 
 
@@ -410,6 +413,8 @@ READERS = (
     Reader("split-training.npz", lambda path: problem(SplitTraining).save(path), describe),
     Reader("client-selection.json", lambda path: problem(ClientSelection).save(path), describe),
     Reader("client-selection.npz", lambda path: problem(ClientSelection).save(path), describe),
+    Reader("expert-balancing.json", lambda path: problem(ExpertBalancing).save(path), describe),
+    Reader("expert-balancing.npz", lambda path: problem(ExpertBalancing).save(path), describe),
     *(Reader(f"solution-{kind.kind}.json", lambda path, kind=kind: result(kind).save(path), use_solution(kind)) for kind in SOLVERS),
     Reader("row.json", write_row, use_rows),
     Reader("study-row.json", write_study_row, use_study_row),

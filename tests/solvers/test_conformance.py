@@ -11,7 +11,7 @@ import pytest
 
 import edgeopt
 from edgeopt.errors import InvalidProblemError, UnsupportedProblemError
-from edgeopt.problems import PROBLEMS, DownloadPlan, Placement, Problem, SelectionPlan, SplitPlan
+from edgeopt.problems import PROBLEMS, DownloadPlan, Placement, Problem, Replicas, SelectionPlan, SplitPlan
 from edgeopt.result import Exact, Ratio, Result, Status
 from edgeopt.solve import Solver, configure
 from edgeopt.solvers import KINDS, get_solver, solvers_of
@@ -20,6 +20,7 @@ from edgeopt.solvers.client_selection.policy import cyclic_plan
 from edgeopt.stop import Limit, MaxIterations
 from tests.solvers.client_selection import instances as client_selection
 from tests.solvers.doubles import Foreign, Stop
+from tests.solvers.expert_balancing import instances as expert_balancing
 from tests.solvers.expert_caching import instances as expert_caching
 from tests.solvers.model_download import instances as model_download
 from tests.solvers.split_training import instances as split_training
@@ -69,6 +70,22 @@ def largest_batches(problem: Any) -> SplitPlan:
     """Return the plan of the largest batches at cut 1, which reaches a target that can be reached."""
     cuts = np.ones(problem.num_devices, int)
     return SplitPlan(batch_size=problem.batch_limit[:, 0], cut_layer=cuts, aggregation_interval=problem.min_interval)
+
+
+def one_replica_each(problem: Any) -> Replicas:
+    """Return a placement with as few replicas as there may be, of groups on the first devices that have room."""
+    experts = np.full((problem.num_layers, problem.num_devices, int(problem.slots.max())), -1)
+    used = np.zeros(problem.num_devices, int)
+    for group in np.unique(problem.expert_group):
+        members = np.flatnonzero(problem.expert_group == group)
+        for devices in (np.flatnonzero(problem.device_group == node) for node in np.unique(problem.device_group)):
+            if (problem.slots[devices] - used[devices]).sum() >= members.size:
+                break
+        for expert in members:
+            device = devices[np.flatnonzero(used[devices] < problem.slots[devices])[0]]
+            experts[:, device, used[device]] = expert
+            used[device] += 1
+    return Replicas(experts)
 
 
 def download(model: list[int], bandwidth_hz: list[float], frequency_hz: list[float]) -> DownloadPlan:
@@ -136,6 +153,20 @@ TABLE = {
         too_large=lambda: client_selection.brute_force(
             client_selection.instance("fail, regimes").problem.replace(rounds=9)
         ),
+    ),
+    "expert-balancing": Kind(
+        tiny=expert_balancing.TINY,
+        few=("one replica more", "groups", "moves pay", "all of it"),
+        start=one_replica_each,
+        wrong_for="two layers",
+        wrong=(
+            (Replicas([[[0, 1], [2, 0]]]), "experts: expected shape [2, 2, any], got [1, 2, 2]"),
+            ([[[0, 1], [2, 0]]] * 2, "expected Replicas"),
+            (Replicas([[[0, 1], [2, 3]]] * 2), "experts: found expert 3, expected at most 2"),
+            (Replicas([[[0, 1, 2], [2, 0, -1]]] * 2), "layer 0: device 0 has 3 replicas, its slots are 2"),
+            (Replicas([[[0, 1], [1, 0]]] * 2), "layer 0: expert 2 has no replica"),
+        ),
+        too_large=lambda: expert_balancing.brute_force(edgeopt.problems.ExpertBalancing.random()),
     ),
 }
 

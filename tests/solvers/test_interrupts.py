@@ -26,6 +26,7 @@ from edgeopt.solvers.model_download.rolling_horizon import rolling_horizon
 from edgeopt.solvers.split_training.planner import HasflPlanner
 from edgeopt.stop import Limit
 from tests.solvers.client_selection import instances as selection
+from tests.solvers.expert_balancing import instances as balancing
 from tests.solvers.expert_caching import instances as caching
 from tests.solvers.model_download import instances as download
 from tests.solvers.split_training import instances as split
@@ -35,6 +36,7 @@ INSTANCES: dict[str, tuple[Any, ...]] = {
     "model-download": (download.instance("energy"), download.instance("levels and energy")),
     "split-training": (split.instance("varied 13"),),
     "client-selection": (selection.instance("fail, regimes"),),
+    "expert-balancing": (balancing.instance("all of it"),),
 }
 
 

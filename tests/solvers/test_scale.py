@@ -16,6 +16,7 @@ from edgeopt.result import Exact, Status
 from edgeopt.solve import configure
 from edgeopt.solvers import solvers_of
 from tests.solvers.client_selection import instances as selection
+from tests.solvers.expert_balancing import instances as balancing
 from tests.solvers.expert_caching import instances as caching
 from tests.solvers.model_download import instances as download
 from tests.solvers.split_training import instances as split
@@ -94,6 +95,7 @@ UNITS: dict[str, dict[str, tuple[Change, int]]] = {  # kind: unit: change, power
         "seconds": (times(compute_s=1, timeout_s=1, rate_bps=-1), 0),
         "bits": (times(payload_bits=1, rate_bps=1), 0),
     },
+    "expert-balancing": {"load": (times(load=1, move_cost=1), 1)},
 }
 INSTANCES: dict[str, list[Any]] = {
     "expert-caching": [caching.instance(name) for name in ("greedy gadget", "two sizes", "K = 2, mix")],
@@ -102,6 +104,7 @@ INSTANCES: dict[str, list[Any]] = {
     ],
     "split-training": [split.instance(name) for name in ("drift forbids the fast cut", "any 16", "varied 3")],
     "client-selection": [selection.instance(name) for name in ("busy client", "share, regimes")],
+    "expert-balancing": [balancing.instance(name) for name in ("two layers", "groups", "all of it")],
 }
 QUICK = {"iterations": 1, "episodes": 1, "search_work": 1e5, "bound_steps": 3, "finish_seconds": 5.0}
 

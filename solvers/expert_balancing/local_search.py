@@ -1,0 +1,143 @@
+"""`local-search`: replicas swapped, added and dropped while that takes load from the device with most."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from edgeopt.errors import EdgeOptError
+from edgeopt.problem import Problem
+from edgeopt.problems import ExpertBalancing, Replicas
+from edgeopt.result import Guarantee, Heuristic, Result
+from edgeopt.rng import stream
+from edgeopt.solve import Run, SolveOptions
+from edgeopt.solvers.expert_balancing.common import (
+    NO_FIT,
+    Ints,
+    all_packed,
+    empty_slots,
+    groups_as_placed,
+    laid_out,
+    layer_value,
+    parts_of,
+    put,
+    supports_expert_balancing,
+)
+from edgeopt.solvers.kernels.balancing import search
+
+STRENGTH = 3  # pairs of slots that a kick changes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalSearch:
+    """Take load from the device with most until no step does: swap two replicas, or fill one slot anew.
+
+    How many replicas there are and where they are is thus decided together, unlike by `eplb`, where the descent starts. It
+    starts again from the best placement, with a few slots changed at random. Where there is a present placement, it starts
+    from that as well, devices are given the new placement so that as few replicas move as possible, and of all placements
+    on the way the one is kept whose load and moves together are least. Ours. One iteration is one layer; a step of the
+    descent takes O(S D (S D + E)) time.
+
+    Parameters
+    ----------
+    kicks : how often each layer starts again.
+    """
+
+    kicks: int = 20
+
+    name: ClassVar[str] = "local-search"
+    guarantee: ClassVar[Guarantee] = Heuristic("local search")
+
+    def __post_init__(self) -> None:
+        if self.kicks < 0:
+            raise EdgeOptError(f"kicks = {self.kicks}: expected an integer >= 0")
+
+    def guarantee_for(self, problem: ExpertBalancing) -> Guarantee:
+        """Return that nothing is promised."""
+        return self.guarantee
+
+    def supports(self, problem: Problem) -> str | None:
+        """Support every expert-balancing problem."""
+        return supports_expert_balancing(problem)
+
+    def solve(self, problem: ExpertBalancing, options: SolveOptions) -> Result[Any]:
+        """Solve by descents."""
+        with Run[Replicas](self, problem, options) as run:
+            run.tighten(problem.lower_bound)
+            improve(run, problem, self.kicks)
+        return run.result(message=NO_FIT if run.solution is None else "")
+
+
+def improve(run: Run[Replicas], problem: ExpertBalancing, kicks: int) -> None:
+    """Offer what is packed and what is there, then the best of descents from each, layer by layer."""
+    starts = _starts(run, problem)
+    for start in starts:
+        run.offer(start)
+    if run.solution is None:
+        return
+    present = problem.present_counts()
+    board = _arranged(problem, run.solution)
+    counts = run.solution.counts(problem.num_experts)
+    value = [layer_value(problem, layer, counts[layer], present[layer]) for layer in range(problem.num_layers)]
+    for layer in range(problem.num_layers):
+        if run.stopped():
+            return
+        for start in starts:
+            found = _arranged(problem, start)[layer]
+            least = _improve_layer(
+                run.seed, problem, layer, groups_as_placed(problem, start)[layer], found, present[layer], kicks
+            )
+            if least < value[layer]:
+                value[layer], board[layer] = least, found
+        run.offer(Replicas(board))
+        run.step()
+
+
+def _starts(run: Run[Replicas], problem: ExpertBalancing) -> list[Replicas]:
+    """Return the feasible placements to descend from, each once."""
+    given = [all_packed(problem), run.solution, None if problem.present is None else Replicas(problem.present)]
+    return [start for start in given if start is not None and problem.is_feasible(start)]
+
+
+def _arranged(problem: ExpertBalancing, placement: Replicas) -> Ints:
+    """Return the slots of a placement, int64 [L, D, S], those without an expert last."""
+    experts = empty_slots(problem)
+    for layer, counts in enumerate(placement.counts(problem.num_experts)):
+        experts[layer] = laid_out(counts, experts.shape[2])
+    return experts
+
+
+def _improve_layer(
+    seed: int, problem: ExpertBalancing, layer: int, groups: Ints, experts: Ints, present: Ints, kicks: int
+) -> float:
+    """Improve the slots [D, S] of a layer in place; return its largest load and the cost of its moves."""
+    floor, cost = 0.0, 0.0
+    for part in parts_of(problem, layer, groups):
+        own = np.ascontiguousarray(present[np.ix_(part.devices, part.experts)])
+        number = np.full(problem.num_experts + 1, -1)  # of an expert in the part; the last entry is that of no expert
+        number[part.experts] = np.arange(part.experts.size)
+        placed = number[experts[part.devices]]
+        numbers = stream(seed, "kicks", layer, int(part.devices[0])).random((kicks, STRENGTH, 4))
+        if problem.present is not None:
+            placed = _renamed(placed, own, part.slots)
+        search(part.load, part.slots, own, problem.move_cost, floor, placed, numbers)
+        if problem.present is not None:
+            placed = _renamed(placed, own, part.slots)
+            counts = np.stack([np.bincount(row[row >= 0], minlength=part.load.size) for row in placed])
+            cost += problem.move_cost * float(np.maximum(counts - own, 0).sum())
+        floor = max(floor, part.largest(placed))
+        put(experts, part, placed)
+    return floor + cost
+
+
+def _renamed(placed: Ints, present: Ints, slots: Ints) -> Ints:
+    """Return the same rows [D, S] on other devices with as many slots, so that the fewest replicas move."""
+    counts = np.stack([np.bincount(row[row >= 0], minlength=present.shape[1]) for row in placed])
+    stay = np.minimum(counts[:, None, :], present[None, :, :]).sum(axis=2)  # [row, device]
+    row, device = linear_sum_assignment(
+        np.where(slots[:, None] == slots[None, :], stay, -stay.sum() - 1), maximize=True
+    )
+    found = np.empty_like(placed)
+    found[device] = placed[row]
+    return found

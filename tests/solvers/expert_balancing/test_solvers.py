@@ -1,0 +1,112 @@
+"""Expert balancing: the published example, EPLB's rule in plain Python, the exact programme against enumeration."""
+
+import heapq
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import edgeopt
+from edgeopt.problems import ExpertBalancing, Replicas
+from edgeopt.result import Status
+from edgeopt.solvers.expert_balancing import LocalSearch
+from edgeopt.solvers.expert_balancing.local_search import _renamed
+from tests.solvers.expert_balancing.instances import brute_force, random_problem
+
+PUBLISHED = ExpertBalancing(load=[[600, 560, 120, 120, 20, 10, 10, 10]], slots=[2] * 8)
+
+
+def test_the_published_example():
+    """EPLB ends at 232, as published; the search finds the optimum, below FlashLB's 205, and the programme proves it."""
+    found = {name: edgeopt.solve(PUBLISHED, name) for name in ("eplb", "local-search", "milp")}
+    assert found["eplb"].objective == pytest.approx(232.0)
+    assert found["local-search"].objective == pytest.approx(560 / 3 + 10)
+    assert found["milp"].status is Status.OPTIMAL
+    assert found["milp"].objective == pytest.approx(560 / 3 + 10)
+
+
+def eplb(load: list[float], slots: list[int]) -> float:
+    """Return the largest load after handing out and packing, by heaps."""
+    replicas = [1] * len(load)
+    for _ in range(sum(slots) - len(load)):
+        most = max(range(len(load)), key=lambda e: (load[e] / replicas[e], -e))
+        replicas[most] += 1
+    shares = sorted((load[e] / replicas[e] for e in range(len(load)) for _ in range(replicas[e])), reverse=True)
+    free = [(0.0, device, room) for device, room in enumerate(slots) if room]
+    heapq.heapify(free)
+    largest = 0.0
+    for share in shares:
+        total, device, room = heapq.heappop(free)
+        largest = max(largest, total + share)
+        if room > 1:
+            heapq.heappush(free, (total + share, device, room - 1))
+    return largest
+
+
+@given(seed=st.integers(0, 10_000))
+def test_eplb_is_the_rule(seed: int):
+    """The kernels give what a plain heap gives."""
+    rng = np.random.default_rng(seed)
+    devices, experts = int(rng.integers(1, 6)), int(rng.integers(1, 12))
+    slots = rng.integers(1, 4, devices) + -(-experts // devices)
+    load = rng.exponential(size=(1, experts))
+    problem = ExpertBalancing(load=load, slots=slots)
+    assert edgeopt.solve(problem, "eplb").objective == pytest.approx(eplb(load[0].tolist(), slots.tolist()))
+
+
+@settings(max_examples=25)
+@given(seed=st.integers(0, 10_000))
+def test_the_programme_is_exact_and_the_search_in_between(seed: int):
+    """Of any small problem `milp` finds the optimum of the enumeration, or that there is none; nothing beats it."""
+    problem = random_problem(seed)
+    optimum, _ = brute_force(problem)
+    result = edgeopt.solve(problem, "milp")
+    if not np.isfinite(optimum):
+        assert result.status is Status.INFEASIBLE
+        return
+    assert result.status is Status.OPTIMAL, result.message
+    assert result.objective == pytest.approx(optimum, rel=1e-6, abs=1e-6)
+    searched = edgeopt.solve(problem, "local-search")
+    if searched.solution is not None:
+        assert optimum - 1e-9 <= searched.objective
+
+
+def test_the_search_is_never_worse_than_its_starts():
+    """Neither than what is packed, nor than what is there, nor than a warm start."""
+    for seed in range(10):
+        problem = ExpertBalancing.random(num_devices=6, num_experts=20, num_layers=2, move_cost=300.0, seed=seed)
+        found = edgeopt.solve(problem, "local-search").objective
+        assert found <= edgeopt.solve(problem, "eplb").objective
+        assert found <= problem.objective(Replicas(problem.present))  # type: ignore[arg-type]
+        start = edgeopt.solve(problem, LocalSearch(kicks=0)).solution
+        assert edgeopt.solve(problem, "local-search", initial_solution=start).objective <= problem.objective(start)
+
+
+def test_moves_fall_with_their_cost():
+    """The dearer a move, the fewer; where one costs more than all load, nothing moves."""
+    loads = ExpertBalancing.random(num_devices=6, num_experts=24, move_cost=1.0, seed=2)
+    moves = []
+    for cost in (0.0, 100.0, 1000.0, 1e6):
+        problem = loads.replace(move_cost=cost)
+        moves.append(problem.report(edgeopt.solve(problem, "local-search").solution).moves)
+    assert moves == sorted(moves, reverse=True)
+    assert moves[-1] == 0 < moves[0]
+
+
+def test_the_search_beats_the_baseline_at_the_size_of_servers():
+    """256 experts in 288 slots on 32 devices: at most a tenth of the baseline's distance to the bound."""
+    for seed in range(3):
+        problem = ExpertBalancing.random(num_devices=32, num_experts=256, slots=9, seed=seed)
+        near, far = (edgeopt.solve(problem, name).objective - problem.lower_bound for name in ("local-search", "eplb"))
+        assert 0 <= near <= 0.1 * far
+
+
+def test_rows_stay_where_they_are_if_they_can():
+    """Placements that differ by the names of devices cost no moves; devices of other sizes are no match."""
+    present = np.eye(4, dtype=np.int64)
+    placed = np.array([[3], [2], [0], [1]])
+    assert _renamed(placed, present, np.ones(4, np.int64))[:, 0].tolist() == [0, 1, 2, 3]
+    found: Any = _renamed(np.array([[1, -1], [0, 2]]), np.array([[1, 0, 1], [0, 1, 0]]), np.array([1, 2]))
+    assert found.tolist() == [[1, -1], [0, 2]]
