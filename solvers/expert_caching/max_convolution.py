@@ -53,7 +53,8 @@ class MaxConvolution:
     ----------
     profiles : ``exact`` convolution, or ``envelope``: fill by the slopes of the concave envelopes and keep the better
         of that and the best single option, 1/2 of each server's problem, O(E log E).
-    surrogates : values of lam to start from besides the true objective, for ``max`` and ``mix``.
+    surrogates : values of lam to start from besides the true objective, for ``max`` and ``mix``. With none, and no
+        `search_work`, it is the plain scheme, which does not start from what is popular either.
     max_sweeps : best-response sweeps after each first pass.
     search_work : rows and sets that the local search visits for ``max`` and ``mix``; about 1e8 a second. 0: none.
     search_rounds : annealing rounds at most; large problems spend all work on the first.
@@ -113,7 +114,9 @@ class MaxConvolution:
         """Offer the placements of all starts, and what local search makes of the best of them."""
         problem = groups.problem
         joint = not problem.is_modular_per_set
-        offer_popular(run, problem)
+        plain = not self.surrogates and not self.search_work
+        if not plain:
+            offer_popular(run, problem)
         shape = (problem.num_servers, problem.num_experts)
         for lam in (0.0, *(self.surrogates if joint else ())):
             if run.stopped():
@@ -122,7 +125,7 @@ class MaxConvolution:
             self._respond(run, groups if lam == 0 else Groups(problem, lam), cached)
             run.offer(Placement(cached))
             self.sweep(run, groups, cached)
-        if joint:
+        if joint and not plain:
             self.sweep(run, groups, np.array(popular_placement(problem).cached))
         if options.initial_solution is not None:  # warm start: sweep from the given placement too
             self.sweep(run, groups, np.array(options.initial_solution.cached))
