@@ -36,8 +36,8 @@ class Greedy:
 
     Guarantee: 1/2 of the optimum if all experts have one size and sets are modular (K = 1 or latency ``sum``), and
     no more: on two servers the first pick can block the only server of another user. None otherwise; for ``max`` the
-    values are those of the sum surrogate, and the placement of `Popularity` is kept where it is better. O(N E U) time and as much again for the picks in the worst case, in
-    practice a few evaluations per pick. One iteration is up to 20,000 picks.
+    values are those of the sum surrogate, and the placement of `Popularity` is kept where it is better. O(N E U) time
+    and as much again for the picks in the worst case, in practice a few evaluations per pick. One iteration is up to 20,000 picks.
 
     Parameters
     ----------

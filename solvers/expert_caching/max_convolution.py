@@ -46,8 +46,8 @@ class MaxConvolution:
     one: the ratio would be alpha r / (1 + alpha r), but r = 0 for pure ``max``. With two experts that are always used
     together and two servers that hold one each, every single placement gains nothing, so no constant exists. The
     sweeps therefore also start from the surrogate F + lam F_sum / K, which pays for a set's first expert, and from the
-    placement of `Popularity`; the best placement goes through local search, see `local_search.improve`. One iteration is one server's problem, one
-    chunk of the local search, or one step of the bound.
+    placement of `Popularity`; the best placement goes through local search, see `local_search.improve`. One iteration
+    is one server's problem, one chunk of the local search, or one step of the bound.
 
     Parameters
     ----------
