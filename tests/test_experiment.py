@@ -180,6 +180,7 @@ def test_large_files_are_refused(tmp_path: Path):
         ({"planner": {"name": "hasf"}}, "[planner] name = 'hasf': did you mean 'hasfl'?"),
         ({"planner": {"name": "fixed", "batch": 3}}, "[planner] batch = 3: unknown; did you mean 'batch_size'?"),
         ({"planner": {"name": "fixed", "local_steps": 0}}, "[planner] local_steps[0] = 0: expected"),
+        ({"planner": {"name": "fixed", "rank": [1, 2]}}, "[planner] rank = [1, 2]: expected one number, or one for each of "),
         ({"planner": {"name": "random", "interval": 0}}, "[planner] interval = 0: expected"),
         ({"planner": {"name": "schedule"}}, "[planner] file: expected a saved schedule"),
         ({"planner": {"name": "hasfl", "every": 0}}, "[planner] every = 0: expected"),

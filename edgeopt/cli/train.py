@@ -33,7 +33,7 @@ def train(
     clients: Annotated[int | None, typer.Option(help="Clients that hold the data.")] = None,
     partition: Annotated[str | None, typer.Option(help="Who holds which samples: $partitions.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Of the Dirichlet partition.")] = None,
-    model: Annotated[str | None, typer.Option(help="What they train: $models.")] = None,
+    model: Annotated[str | None, typer.Option(help="What they train: $models; or transformers, see [model].")] = None,
     planner: Annotated[
         str | None, typer.Option(help="Who does what in each round: $planners, or the name of a solver.")
     ] = None,

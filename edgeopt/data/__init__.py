@@ -16,11 +16,11 @@ with needs("edgeopt.data", "train"):
     from edgeopt.data.image_files import cifar10, fashion_mnist, mnist
     from edgeopt.data.mnist1d import mnist_1d
     from edgeopt.data.partition import Partition, by_column, dirichlet, iid, shards
-    from edgeopt.data.text import byte_text
+    from edgeopt.data.text import byte_text, token_text
 
 __all__ = [
     "ArrayData", "DataSplit", "from_dataset",
-    "digits", "coloured_digits", "mnist_1d", "mnist", "fashion_mnist", "cifar10", "byte_text",
+    "digits", "coloured_digits", "mnist_1d", "mnist", "fashion_mnist", "cifar10", "byte_text", "token_text",
     "Partition", "iid", "dirichlet", "shards", "by_column",
     "DATA_SETS", "load_data",
 ]  # fmt: skip

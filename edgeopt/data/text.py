@@ -1,9 +1,9 @@
-"""Text as bytes: each sample is a window of a document, the target of each byte is the next one."""
+"""Text as bytes, or as tokens: each sample is a window of a document, the target of each token is the next one."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -59,12 +59,62 @@ def byte_text(
     >>> bool((data.inputs[0, 1:] == data.targets[0, :-1]).all())
     True
     """
+    documents = [np.frombuffer(document, np.uint8) for document in _documents(files, max_bytes)]
+    return _split(documents, 256, "text", context, test_share, held_out, seed)
+
+
+def token_text(
+    encode: Callable[[str], Sequence[int]],
+    vocabulary: int,
+    files: Sequence[str | os.PathLike[str]] | None = None,
+    context: int = 128,
+    *,
+    test_share: float = 0.1,
+    held_out: HeldOut = "position",
+    max_bytes: int = MAX_TEXT_BYTES,
+    seed: int = 0,
+) -> DataSplit:
+    """Return windows of tokens of text, as `byte_text` does of bytes.
+
+    Parameters
+    ----------
+    encode : makes token ids of a document: the tokeniser of a language model.
+    vocabulary : number of classes, above every token id.
+    files, context, test_share, held_out, max_bytes, seed : as in `byte_text`; files in UTF-8, other bytes become ``\ufffd``.
+
+    Examples
+    --------
+    >>> data = token_text(lambda text: [len(word) for word in text.split()], 100, context=16).train
+    >>> data.inputs.shape[1], data.num_classes
+    (16, 100)
+    """
+    vocabulary = integer("vocabulary", vocabulary, low=1)
+    documents = []
+    for number, document in enumerate(_documents(files, max_bytes)):
+        tokens = np.array(encode(document.decode(errors="replace")), np.int64)
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < vocabulary:
+            raise InvalidProblemError(
+                f"encode: tokens {tokens.min()} to {tokens.max()} of document {number}: expected 0 to {vocabulary - 1}"
+            )
+        documents.append(tokens)
+    return _split(documents, vocabulary, "tokens", context, test_share, held_out, seed)
+
+
+def _split(
+    documents: Sequence[NDArray[Any]],
+    vocabulary: int,
+    name: str,
+    context: int,
+    test_share: float,
+    held_out: HeldOut,
+    seed: int,
+) -> DataSplit:
+    """Return the windows of documents, for training and held out."""
     context = integer("context", context, low=1)
     if not 0 < (test_share := real("test_share", test_share)) < 1:
         raise InvalidProblemError(f"test_share = {quoted(test_share)}: expected a number between 0 and 1")
     if held_out not in ("position", "group"):
         raise InvalidProblemError(f"held_out = {quoted(held_out)}: expected 'position' or 'group'")
-    documents = _python_topics() if files is None else _read(files, max_bytes)
     windows = [_windows(document, context) for document in documents]
     counts = np.array([len(part) for part in windows])  # (G,)
     group = np.repeat(np.arange(len(counts)), counts)  # (n,)
@@ -75,22 +125,22 @@ def byte_text(
     else:
         test = np.isin(group, _held_out_groups(counts, test_share, seed))
     if not test.any() or test.all():
+        of = "bytes" if name == "text" else name
         raise InvalidProblemError(
-            f"text: {group.size} windows of {context} bytes in {len(counts)} documents: too little to hold {held_out}s out; "
+            f"text: {group.size} windows of {context} {of} in {len(counts)} documents: too little to hold {held_out}s out; "
             "expected more text or a smaller context"
         )
     data = torch.from_numpy(np.concatenate(windows)).long()  # (n, T + 1)
     inputs, targets = data[:, :-1].contiguous(), data[:, 1:].contiguous()  # (n, T)
-    whole = ArrayData(inputs, targets, 256, "text", group)
+    whole = ArrayData(inputs, targets, vocabulary, name, group)
     return DataSplit(whole.take(np.flatnonzero(~test)), whole.take(np.flatnonzero(test)))
 
 
-def _windows(document: bytes, context: int) -> NDArray[np.uint8]:
-    """Return windows (n, T + 1): the last byte of each is the first of the next, since it is only a target before."""
-    data = np.frombuffer(document, np.uint8)
-    if data.size <= context:
-        return np.empty((0, context + 1), np.uint8)
-    return np.lib.stride_tricks.sliding_window_view(data, context + 1)[::context]
+def _windows(document: NDArray[Any], context: int) -> NDArray[Any]:
+    """Return windows (n, T + 1): the last token of each is the first of the next, since it is only a target before."""
+    if document.size <= context:
+        return np.empty((0, context + 1), document.dtype)
+    return np.lib.stride_tricks.sliding_window_view(document, context + 1)[::context]
 
 
 def _held_out_groups(counts: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:
@@ -99,6 +149,10 @@ def _held_out_groups(counts: NDArray[np.int64], share: float, seed: int) -> NDAr
     before = np.cumsum(counts[order]) - counts[order]
     held: NDArray[np.int64] = order[:-1][before[:-1] < share * counts.sum()]
     return held
+
+
+def _documents(files: Sequence[str | os.PathLike[str]] | None, max_bytes: int) -> list[bytes]:
+    return _python_topics() if files is None else _read(files, max_bytes)
 
 
 def _python_topics() -> list[bytes]:

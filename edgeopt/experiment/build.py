@@ -26,11 +26,12 @@ from edgeopt.schedule import Planner
 
 with needs("training", "train"):
     import torch
+    from torch import nn
 
     from edgeopt.data import DATA_SETS, load_data
-    from edgeopt.data.arrays import DataSplit
+    from edgeopt.data.arrays import ArrayData, DataSplit
     from edgeopt.data.partition import Partition, by_column, dirichlet, iid, shards
-    from edgeopt.data.text import byte_text
+    from edgeopt.data.text import byte_text, token_text
     from edgeopt.experiment.network import (
         has_several_servers,
         network_of,
@@ -39,6 +40,9 @@ with needs("training", "train"):
         split_problem,
         timing_options,
     )
+    from edgeopt.models.hugging_face import from_transformers
+    from edgeopt.models.language_model import LanguageModel, load_language_model
+    from edgeopt.models.lora import add_lora, lora_layers
     from edgeopt.models.small import SMALL_MODELS, model_for
     from edgeopt.training.algorithm import SplitAlgorithm
     from edgeopt.training.algorithms import ALGORITHMS, Algorithm
@@ -53,6 +57,8 @@ with needs("training", "train"):
     from edgeopt.training.task import Task
 
 OPTIMIZERS: dict[str, type[Sgd | Adam]] = {"sgd": Sgd, "adam": Adam}
+TRANSFORMERS = "transformers"
+"""Name of the models that lie in a folder."""
 _DEFAULT_CLIENTS = 20
 
 
@@ -63,6 +69,7 @@ class Setup:
     Parameters
     ----------
     problem : what the planner solves, as the run knows it before the first round; None for planners without one.
+    original : the model of transformers that the task's adapters belong to; None for other tasks.
     """
 
     experiment: Description
@@ -72,6 +79,7 @@ class Setup:
     timing: Timing
     estimator: Estimator | None
     problem: Problem | None
+    original: nn.Module | None = None
 
     def train(
         self,
@@ -109,13 +117,15 @@ def build(experiment: Description) -> Setup:
     kind = _kind(e, saved)
     algorithm = _algorithm(e, kind, saved)
     trained = _compressed(e, algorithm)
-    split = _data(e)
+    language = _language_model(e)
+    split = _data(e, language)
     partition = _partition(e, split, saved)
-    task = _task(e, split, partition, saved)
+    task = _task(e, split, partition, saved, language)
     problem, timing = _surroundings(e, kind, task, algorithm, saved)
     with about(e.source, "planner"):
         planner, estimator = planner_for(e, task, problem, timing)
-    return Setup(e, task, trained, planner, timing, estimator, problem)
+    original = language.model if language is not None and lora_layers(task.model) else None
+    return Setup(e, task, trained, planner, timing, estimator, problem, original)
 
 
 def _surroundings(
@@ -150,10 +160,10 @@ def _surroundings(
     return split_problem(e, task, step_size, network, factors), timing
 
 
-def optimizer_from(options: Options, source: str, table: str) -> Optimizer:
-    """Return the optimiser that a table with ``name`` and the optimiser's fields describes."""
+def optimizer_from(options: Options, source: str, table: str, usual: str = "sgd") -> Optimizer:
+    """Return the optimiser that a table with ``name``, `usual` without, and the optimiser's fields describes."""
     given = dict(options)
-    name = given.pop("name", "sgd")
+    name = given.pop("name", usual)
     if not isinstance(name, str) or name not in OPTIMIZERS:
         raise unknown_name(source, table, name, OPTIMIZERS)
     kind = OPTIMIZERS[name]
@@ -212,9 +222,16 @@ def _algorithm(e: Description, kind: str, saved: Problem | None) -> Algorithm:
         if name in options:
             if not isinstance(options[name], dict):
                 raise e.wrong("algorithm", name, options[name], "a table with the name of an optimiser and its fields")
-            options[name] = optimizer_from(options[name], e.source, f"algorithm.{name}")
+            options[name] = optimizer_from(options[name], e.source, f"algorithm.{name}", _usual_optimizer(cls, name))
     with about(e.source, "algorithm"):
         return cls(**options)
+
+
+def _usual_optimizer(algorithm: type[Any], name: str) -> str:
+    """Return the name of the optimiser that a field of an algorithm has by default."""
+    found = next(field for field in dataclasses.fields(algorithm) if field.name == name)
+    default = found.default if found.default_factory is dataclasses.MISSING else found.default_factory()
+    return next((usual for usual, kind in OPTIMIZERS.items() if type(default) is kind), "sgd")
 
 
 def _compressed(e: Description, algorithm: Algorithm) -> Algorithm:
@@ -234,11 +251,28 @@ def _compressed(e: Description, algorithm: Algorithm) -> Algorithm:
         return Compressed(algorithm, cls(**options), report_errors)
 
 
-def _data(e: Description) -> DataSplit:
+def _language_model(e: Description) -> LanguageModel | None:
+    """Return the model of a folder, if the experiment has one."""
+    if e.model.name != TRANSFORMERS:
+        return None
+    folder = e.model.options.get("folder")
+    if not isinstance(folder, str):
+        raise e.wrong("model", "folder", folder, "a folder of transformers, or a GGUF file")
+    with about(e.source, "model"):
+        return load_language_model(folder)
+
+
+def _data(e: Description, language: LanguageModel | None) -> DataSplit:
     data = e.data
     if data.name not in DATA_SETS:
         raise unknown_name(e.source, "data", data.name, DATA_SETS)
+    if language is not None and data.name != "text":
+        raise e.wrong("data", "name", data.name, f"'text' with {TRANSFORMERS}")
     with about(e.source, "data"):
+        if language is not None and language.encode is not None:
+            files = None if data.folder is None else text_files(data.folder)
+            context = 128 if data.context is None else data.context
+            return token_text(language.encode, language.vocabulary, files, context, seed=e.seed)
         if data.context is None:
             return load_data(data.name, data.folder, e.seed)
         if data.name != "text":
@@ -279,19 +313,35 @@ def _partition(e: Description, split: DataSplit, saved: SplitTraining | ClientSe
         return found
 
 
-def _task(e: Description, split: DataSplit, partition: Partition, saved: Problem | None) -> Task:
-    if e.model.name not in SMALL_MODELS:
-        raise unknown_name(e.source, "model", e.model.name, SMALL_MODELS)
-    options = checked_options(e.source, "model", e.model.options, {"width": int})
-    train = split.train
+def _model(e: Description, train: ArrayData, language: LanguageModel | None) -> nn.Sequential:
+    """Return the model, with its adapters."""
+    if language is None and e.model.name not in SMALL_MODELS:
+        raise unknown_name(e.source, "model", e.model.name, [*SMALL_MODELS, TRANSFORMERS])
+    own: dict[str, Any] = {"width": int} if language is None else {"folder": str, "adapters": str}
+    hints = own | {"lora": str | tuple[str, ...], "rank": int, "alpha": float}
+    options = checked_options(e.source, "model", e.model.options, hints)
+    lora, adapters = options.pop("lora", None), options.get("adapters")
+    settings = {name: options.pop(name) for name in ("rank", "alpha") if name in options}
+    if settings and lora is None:
+        name, value = next(iter(settings.items()))
+        raise e.wrong("model", name, value, "with lora, names of the layers that have adapters")
+    if lora is not None and adapters is not None:
+        raise e.wrong("model", "lora", lora, "without adapters, a checkpoint that has layers of its own")
+    seed = int(stream(e.seed, "model").integers(1 << 31))
     with about(e.source, "model"):
-        model = model_for(
-            e.model.name,
-            num_classes=train.num_classes,
-            input_shape=tuple(train.inputs.shape[1:]),
-            seed=int(stream(e.seed, "model").integers(1 << 31)),
-            **options,
-        )
+        if language is not None:
+            model = from_transformers(language.model, adapters=adapters)
+        else:
+            shape = tuple(train.inputs.shape[1:])
+            model = model_for(e.model.name, num_classes=train.num_classes, input_shape=shape, seed=seed, **options)
+        return model if lora is None else add_lora(model, lora, **settings, seed=seed)
+
+
+def _task(
+    e: Description, split: DataSplit, partition: Partition, saved: Problem | None, language: LanguageModel | None
+) -> Task:
+    train = split.train
+    model = _model(e, train, language)
     profile = ModelProfile.from_module(model, train.inputs[:1], name=e.model.name)
     if isinstance(saved, SplitTraining):
         if saved.num_layers != profile.num_layers:

@@ -204,7 +204,9 @@ _TABLES: dict[str, type[Choice | DataChoice | NetworkChoice]] = {
     "algorithm": Choice, "codec": Choice, "data": DataChoice, "model": Choice, "network": NetworkChoice,
     "planner": Choice,
 }  # fmt: skip
-_PATHS = {"data": ("folder",), "network": ("file", "device_table"), "planner": ("file", "policy")}
+_PATHS = {
+    "data": ("folder",), "model": ("folder", "adapters"), "network": ("file", "device_table"), "planner": ("file", "policy"),
+}  # fmt: skip
 
 
 def _table(

@@ -25,7 +25,9 @@ class Experiment(Description):
     codec : one of `edgeopt.training.CODECS`, for what crosses the cuts of a split algorithm; its options are its fields, and
         ``report_errors`` as in `edgeopt.training.Compressed`. Default: nothing is coded.
     data : samples and clients.
-    model : one of `edgeopt.models.small.SMALL_MODELS`, with the option ``width``.
+    model : one of `edgeopt.models.small.SMALL_MODELS`, with the option ``width``; or ``transformers``, with ``folder`` as in
+        `edgeopt.models.load_language_model`, and ``adapters``, a checkpoint of peft to start from. With ``lora``, the pattern of
+        `edgeopt.models.add_lora` or a list of them, ``rank`` and ``alpha`` it has adapters, and nothing else is trained.
     network : devices, servers, rates.
     problem : arguments of `SplitTraining.from_profile` or `ClientSelection.from_network`, for planners that solve one; and
         ``measure``, whether the constants of the convergence bound are measured at the start (default) or not.

@@ -1,5 +1,6 @@
 """The folder that a training run writes: enough to look at it, to go on with it, and to play its plans again."""
 
+import copy
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,8 +29,9 @@ class RunFolder:
     """Files of a run.
 
     ``experiment.json`` what was run; ``rows.csv``, ``history.json`` its rounds; ``checkpoint.safetensors`` all that it
-    goes on with; ``schedule.npz`` the plans that were played; ``problem.npz`` what the planner solved; pictures, if
-    matplotlib is there. From `open` to `close` it is kept for this run: its lock names the process.
+    goes on with; ``schedule.npz`` the plans that were played; ``problem.npz`` what the planner solved; ``adapters`` a
+    checkpoint of peft, of a model of transformers with adapters; pictures, if matplotlib is there. From `open` to `close`
+    it is kept for this run: its lock names the process.
 
     Parameters
     ----------
@@ -131,6 +133,12 @@ class RunFolder:
             Schedule(played).save(self.schedule)
         if setup.problem is not None:
             setup.problem.save(self.path / "problem.npz")
+        if setup.original is not None and history.models:
+            from edgeopt.models import to_transformers
+
+            model = copy.deepcopy(setup.task.model)
+            model.load_state_dict(setup.task.whole(history.models[0]))
+            to_transformers(model, setup.original, self.path / "adapters")
 
     def draw(self, setup: "Setup", history: "History") -> list[str]:
         """Draw the pictures, and return their names.

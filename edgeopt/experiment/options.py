@@ -152,4 +152,5 @@ def _said(hint: Any) -> str:
         )
     parts = get_args(hint) or (hint,)
     said = [_SAID[part] for part in parts if part in _SAID and not (part is int and float in parts)]
+    said += [_said(part) for part in parts if get_origin(part) is tuple]
     return " or ".join(said) or getattr(hint, "__name__", str(hint))

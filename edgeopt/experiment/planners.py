@@ -88,7 +88,7 @@ def planner_for(
     name            planner
     ==============  =======================================================================================
     ``fixed``       all clients in every round, with one server; ``interval``, and the columns of a `RoundPlan`:
-                    ``batch_size``, ``cut_layer``, ``local_steps``, ...
+                    ``batch_size``, ``cut_layer``, ``local_steps``, ...: a number, or a list with one for each client
     ``random``      all clients, batch size and cut drawn anew; ``max_batch``, ``local_steps``, ``interval``.
                     Among several servers: the solver ``random`` of client selection
     ``schedule``    what `edgeopt.schedule.Schedule.save` wrote to ``file``
@@ -113,9 +113,15 @@ def planner_for(
         hints: dict[str, Any] = {"interval": int}
         for column in COLUMNS:
             if column.name not in ("client", "server"):
-                hints[column.name] = int if column.dtype is np.int32 else float
+                one: Any = int if column.dtype is np.int32 else float
+                hints[column.name] = one | tuple[one, ...]
         options: Any = checked_options(e.source, "planner", e.planner.options, hints)
         interval = options.pop("interval", 1)
+        for name, values in options.items():
+            if isinstance(values, list) and len(values) != task.num_clients:
+                raise InvalidProblemError(
+                    f"{name} = {quoted(values)}: expected one number, or one for each of {task.num_clients} clients"
+                )
         return StaticPlanner(RoundPlan(client=np.arange(task.num_clients, dtype=np.int32), **options), interval), None
     if name == "random":
         return _random(e, task, problem), None

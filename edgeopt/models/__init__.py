@@ -19,6 +19,8 @@ with needs("edgeopt.models", "train"):
     from edgeopt.models.gguf import unpack_gguf as unpack_gguf
     from edgeopt.models.hugging_face import from_transformers as from_transformers
     from edgeopt.models.hugging_face import to_transformers as to_transformers
+    from edgeopt.models.language_model import LanguageModel as LanguageModel
+    from edgeopt.models.language_model import load_language_model as load_language_model
     from edgeopt.models.lora import LoraLinear as LoraLinear
     from edgeopt.models.lora import add_lora as add_lora
     from edgeopt.models.lora import lora_layers as lora_layers

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from edgeopt.evaluation.compare.rows import Row
 from edgeopt.evaluation.studies.claims import Claim, Difference, Level, Ratio, Source
 from edgeopt.evaluation.studies.fine_tuning import (
+    TEXT,
     LocalOnly,
     cached_latency,
     fine_tuning_task,
@@ -186,6 +187,7 @@ STUDY = Study(
     baselines=BASELINES,
     ablations=ABLATIONS,
     tasks=TASKS,
+    on_demand=(TEXT,),
     seeds=5,
     full=Setting(),
     quick=Setting(rounds=4, every=2, steps=4),

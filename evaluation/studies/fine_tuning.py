@@ -1,7 +1,8 @@
 """What studies of mixtures of experts have in common: a classifier that is fine-tuned, training alone, routing and caching.
 
-The classifier of a task is trained centrally on the other domain (`pretraining`); then stem and head are frozen, and clients
-fine-tune experts and router on the task.
+The classifier of a task is trained centrally on the other domain (`pretraining`); then all but its experts and router is
+frozen, and clients fine-tune these on the task. The task `TEXT`, on demand, is a decoder that reads bytes: pre-trained on
+text read backwards, fine-tuned on text that clients hold by topics.
 """
 
 import copy
@@ -17,13 +18,14 @@ from safetensors.torch import load_file, save
 
 import edgeopt
 from edgeopt import EdgeNetwork, RoundPlan, storage
+from edgeopt.data import ArrayData, by_column
 from edgeopt.evaluation.compare.rows import Row
 from edgeopt.evaluation.studies.learning import learning_task
-from edgeopt.evaluation.studies.pretraining import other_domain, pretrained
+from edgeopt.evaluation.studies.pretraining import other_domain, pretrained, text_and_other_domain
 from edgeopt.evaluation.studies.study import StudyCell
 from edgeopt.inference.distributed import simulate_inference
 from edgeopt.inference.routing import RoutingRecord, record_users
-from edgeopt.models import moe_mlp
+from edgeopt.models import moe_decoder, moe_mlp
 from edgeopt.problems import ExpertCaching
 from edgeopt.rng import stream
 from edgeopt.solvers.expert_caching import Greedy
@@ -46,9 +48,11 @@ from edgeopt.training import (
 )
 from edgeopt.training.rules.whole_model import losses_of
 
+TEXT = "text"
+CONTEXT, WIDTH = 32, 32  # of the decoder
 STORAGE = 0.25  # of all experts, on each server
 DEVICES = 4  # around each server
-SAMPLES = 200  # of each client, for counting and again for the simulation
+TOKENS = 200  # of each client, for counting and again for the simulation; a sample of a classifier is one
 
 
 def fine_tuning_task(cell: StudyCell[Any], clients: int) -> Task:
@@ -56,17 +60,33 @@ def fine_tuning_task(cell: StudyCell[Any], clients: int) -> Task:
 
     The model is pre-trained once for all variants.
     """
-    task = learning_task(cell.task, clients, cell.seed, model=moe_mlp)
+    task, before = (
+        _text_task(clients, cell.seed) if cell.task == TEXT else _classifier_task(cell.task, clients, cell.seed)
+    )
 
     def make(path: Path) -> None:
-        model = pretrained(task, other_domain(cell.task.rsplit("-", 1)[0], cell.seed))
+        model = pretrained(task, before, steps=min(600, 15 * cell.setting.rounds))
         storage.write_atomic(path, lambda file: file.write(save(dict(model.state_dict()))))
 
     model = copy.deepcopy(task.model)
     model.load_state_dict(load_file(cell.keep(f"{cell.task}-{cell.seed}.safetensors", make)))
-    for layer, parameter in model.named_parameters():
-        parameter.requires_grad_(layer.startswith("experts."))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(name.startswith(f"{layer}.") for layer in task.experts))
     return task.replace(model=model, profile=task.profile)
+
+
+def _classifier_task(name: str, clients: int, seed: int) -> tuple[Task, ArrayData]:
+    return learning_task(name, clients, seed, model=moe_mlp), other_domain(name.rsplit("-", 1)[0], seed)
+
+
+def _text_task(clients: int, seed: int) -> tuple[Task, ArrayData]:
+    data, backwards = text_and_other_domain(CONTEXT, seed, "mixtures")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = moe_decoder(context=CONTEXT, width=WIDTH, hidden=2 * WIDTH)
+    assert data.train.group is not None
+    partition = by_column(data.train.group % clients)
+    return Task(model=model, train=data.train, partition=partition, test=data.test, seed=seed), backwards
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +147,8 @@ def of_clients(task: Task) -> Callable[[History], Row]:
 def samples_of(task: Task, client: int, count: int, name: str) -> torch.Tensor:
     """Return held-out samples drawn with the labels of a client, [count, ...]."""
     own, counts = np.unique(task.train.labels[task.partition.indices[client]], return_counts=True)
+    there = np.isin(own, task.test.labels)
+    own, counts = own[there], counts[there]
     rng = stream(task.seed, name, client)
     labels = rng.choice(own, count, p=counts / counts.sum())
     rows = [rng.choice(np.flatnonzero(task.test.labels == label)) for label in labels]
@@ -135,8 +157,9 @@ def samples_of(task: Task, client: int, count: int, name: str) -> torch.Tensor:
 
 def recorded(task: Task, models: Mapping[int, Tensors], name: str) -> RoutingRecord:
     """Return which experts the model of each client takes for samples of its own."""
+    count = TOKENS if task.test.targets.ndim == 1 else -(-TOKENS // task.test.targets.shape[1])
     records = [
-        record_users(task.model, samples_of(task, client, SAMPLES, name)[None], name="moe", weights=task.whole(own))
+        record_users(task.model, samples_of(task, client, count, name)[None], name="moe", weights=task.whole(own))
         for client, own in models.items()
     ]
     return dataclasses.replace(records[0], experts=np.concatenate([record.experts for record in records]))

@@ -15,11 +15,12 @@ import numpy as np
 
 from edgeopt.evaluation.compare.rows import Row
 from edgeopt.evaluation.studies.claims import Claim, Difference, Ratio, Source
-from edgeopt.evaluation.studies.fine_tuning import LocalOnly, fine_tuning_task, of_clients
+from edgeopt.evaluation.studies.fine_tuning import TEXT, LocalOnly, fine_tuning_task, of_clients
 from edgeopt.evaluation.studies.learning import LearningSetting, pictures, summary, tables, trained
 from edgeopt.evaluation.studies.study import Found, Study, StudyCell
 from edgeopt.schedule import Planner
 from edgeopt.training import Algorithm, ExpertBudget, FedAvg, FedProx, HFedMoe, Sgd, Task, client_peak_bytes
+from edgeopt.training.rules.experts import learners
 
 TASKS = ("digits-0.1", "digits-0.5", "mnist-1d-0.1")
 SYSTEM = "hfedmoe"
@@ -70,9 +71,9 @@ def planner(variant: str, setting: Setting, task: Task) -> Planner:
     """
     if variant not in MEMORY:
         return setting.plan(experts=0 if variant in UNLIMITED else setting.experts)
-    optimizer, (layer,) = Sgd(setting.lr), task.experts
+    optimizer = Sgd(setting.lr)
     least, most = (
-        client_peak_bytes(task, setting.batch, optimizer, learns={layer: count}) for count in (1, task.experts[layer])
+        client_peak_bytes(task, setting.batch, optimizer, learns=learners(task, count, "layer")) for count in (1, 0)
     )
     room = least + (most - least) * np.linspace(0.0, 0.8, setting.clients)
     return ExpertBudget(setting.plan(), task, room, optimizer, setting.batch)
@@ -134,6 +135,7 @@ STUDY = Study(
     baselines=BASELINES,
     ablations=ABLATIONS,
     tasks=TASKS,
+    on_demand=(TEXT,),
     seeds=5,
     full=Setting(),
     quick=Setting(rounds=4, every=2, steps=4),

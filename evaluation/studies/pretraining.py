@@ -1,5 +1,7 @@
 """Pre-train, then fine-tune: a model that knows one domain, and clients whose data are of another.
 
+Of text, the domain of pre-training is most of it, read backwards.
+
 ``pretrained(task, other_domain("digits", seed))`` is the model of a task, trained centrally on data that no client has;
 ``task.replace(model=...)`` has the clients start from it.
 """
@@ -7,10 +9,11 @@
 import copy
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import nn
 
-from edgeopt.data import ArrayData, load_data
+from edgeopt.data import ArrayData, DataSplit, byte_text, load_data
 from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.rng import stream
 from edgeopt.training import Batch, Optimizer, Task
@@ -24,6 +27,8 @@ DOMAINS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "mnist-1d": lambda inputs: inputs.flip(1),
 }
 """How samples (n, ...) look in the domain of pre-training: digits lie on their side, signals run backwards."""
+
+_TEXT_SHARE = 0.3  # of the text that is trained on: the rest is pre-trained on
 
 
 def other_domain(data: str, seed: int) -> ArrayData:
@@ -40,6 +45,23 @@ def other_domain(data: str, seed: int) -> ArrayData:
     return ArrayData(
         DOMAINS[data](upright.inputs).contiguous(), upright.targets, upright.num_classes, f"other {upright.name}"
     )
+
+
+def text_and_other_domain(context: int, seed: int, name: str) -> tuple[DataSplit, ArrayData]:
+    """Return text to train on and to test with, and the rest of it read backwards, for pre-training.
+
+    Parameters
+    ----------
+    context : bytes of a window.
+    seed, name : decide which windows are which; name of the study.
+    """
+    data = byte_text(context=context, seed=seed)
+    order = stream(seed, name).permutation(len(data.train))
+    own, other = np.split(order, [int(_TEXT_SHARE * len(order))])
+    before = data.train.take(other)
+    turned = torch.cat([before.inputs[:, :1], before.targets], dim=1).flip(1)  # (n, T + 1)
+    backwards = ArrayData(turned[:, :-1].contiguous(), turned[:, 1:].contiguous(), 256, "text read backwards")
+    return DataSplit(data.train.take(np.sort(own)), data.test), backwards
 
 
 def pretrained(

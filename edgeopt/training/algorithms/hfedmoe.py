@@ -5,7 +5,7 @@ arXiv:2601.00583). Where that leaves a case or a value open, what is done is our
 """
 
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -50,8 +50,8 @@ class HFedMoe:
     no activations. Experts are averaged over the clients that trained them and use them enough, routers by how important
     the experts are to the clients that prefer them, all else as in `edgeopt.training.FedAvg`.
 
-    The whole model goes to the clients, as each token takes the experts that its router picks. Back comes what has
-    learnt: of an expert that no mini-batch trained, nothing is charged.
+    Clients hold the whole model, as each token takes the experts that its router picks. An expert crosses, and is charged,
+    where it is new: down if it has changed since the client got it, or the client has trained it; up if a mini-batch has.
 
     Parameters
     ----------
@@ -94,12 +94,15 @@ class HFedMoe:
 
     def start(self, task: Task) -> State:
         """Return the initial weights."""
-        mixtures(task, self.name)
-        return {"weights": dict(task.initial_weights())}
+        layers = mixtures(task, self.name)
+        nobody = {
+            name: torch.zeros(task.num_clients, layer.experts, dtype=torch.bool) for name, layer in layers.items()
+        }
+        return {"weights": dict(task.initial_weights()), "has": dict(nobody)}  # who has which experts as they are now
 
     def round(self, task: Task, state: State, plan: RoundPlan, number: int) -> Generator[Phase, Replies, Outcome]:
-        """Send the model with each client's budget; average what has learnt."""
-        layers, weights = mixtures(task, self.name), tensors_of(state, "weights")
+        """Send what clients lack of the model, with their budgets; average what has learnt."""
+        layers, weights, has = mixtures(task, self.name), tensors_of(state, "weights"), tensors_of(state, "has")
         learning = [learners(task, client.experts, self.budget) for client in plan]
         samples = [task.samples(client.client, client.batch_size or self.batch_size) for client in plan]
         looked = task.flops(1, 0, _end(task), backward=False) if self.budget == "model" else 0.0
@@ -115,15 +118,26 @@ class HFedMoe:
                 task, samples[entry], self.optimizer, learns=learning[entry] if plan.experts[entry] else None
             ),
         )
+        for entry, message in messages.items():
+            lacks = {
+                network: ~has[name][plan.client[entry]] for name, layer in layers.items() for network in layer.networks
+            }
+            messages[entry] = replace(message, rows=lacks)
         replies = yield Phase("train", messages)
+        has = _left(has, plan, replies)
         if not replies:
-            return Outcome(state, {})
-        weights, consistency = self._averaged(task, layers, weights, plan, replies)
+            return Outcome({**state, "has": dict(has)}, {})
+        before = weights
+        weights, consistency = self._averaged(task, layers, before, plan, replies)
+        for name, layer in layers.items():
+            has[name] &= torch.stack([_same(weights[network], before[network]) for network in layer.networks]).all(
+                dim=0
+            )
         shares = [
             answer["statistics"][f"{layer}.learns"].float().mean() for answer in replies.values() for layer in layers
         ]
         measured = {"expert_share": torch.stack(shares).mean(), "routing_consistency": consistency}
-        return Outcome({"weights": dict(weights)}, losses_of(replies), measured)
+        return Outcome({"weights": dict(weights), "has": dict(has)}, losses_of(replies), measured)
 
     def client(self, task: Task, message: Message, state: State, batch: Batch | None) -> tuple[Message, State]:
         """Train the received model within the budget."""
@@ -232,7 +246,8 @@ class HFedMoe:
         consistency = torch.cat(consistent).double().mean()
         if self.aggregation == "plain":
             arrived = [_kept(before, model, mask) for model, mask in zip(models, masks, strict=True)]
-            return weighted_average(arrived, shares, whose=whose), consistency
+            trained = {name: torch.stack([mask[name] for mask in masks]).any(dim=0) for name in masks[0]}
+            return _kept(before, weighted_average(arrived, shares, whose=whose), trained), consistency
         new = masked_average(before, models, shares, masks, whose=whose)
         for name, mixture in layers.items():
             own = {weight: before[weight] for weight in mixture.router}
@@ -249,6 +264,23 @@ def _kept(before: Tensors, model: Tensors, mask: Tensors) -> Tensors:
         name: torch.where(spread(mask[name], value), value, before[name]) if name in mask else value
         for name, value in model.items()
     }
+
+
+def _left(has: Tensors, plan: RoundPlan, replies: Replies) -> Tensors:
+    """Return which experts clients have as they were sent: not those they have trained, of those that failed none."""
+    left = {name: known.clone() for name, known in has.items()}
+    for name, known in left.items():
+        known[plan.client.tolist()] = True
+        for entry, client in enumerate(plan.client.tolist()):
+            known[client] &= (
+                ~replies[entry]["statistics"][f"{name}.learns"].cpu() if entry in replies else torch.tensor(False)
+            )
+    return left
+
+
+def _same(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Return bool (E,), which experts have equal weights (E, ...)."""
+    return (first == second).flatten(1).all(dim=1).cpu()
 
 
 def _used(routing: LayerRouting) -> torch.Tensor:

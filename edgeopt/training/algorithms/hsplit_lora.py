@@ -51,8 +51,8 @@ class HSplitLora:
     more than `resplit`, else they stay. As importance adds up, that is the deepest cut that fits, but for layers of no importance.
 
     What is trained beside the adapters, and buffers, are averaged. Without adapters in the model it is SplitFed in which
-    clients get their layers anew in each round. Every round aggregates. Work is charged as that of the largest ranks, bytes and memory as of each
-    client's own.
+    clients get their layers anew in each round. Every round aggregates. Work, bytes and memory are charged as those of each
+    client's own ranks.
 
     Parameters
     ----------

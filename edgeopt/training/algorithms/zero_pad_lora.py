@@ -18,6 +18,7 @@ from edgeopt.training.rules.lora import (
     adapters_of,
     lower_peak_bytes,
     row_masks,
+    spared_work,
     truncated,
     uniform_ranks,
 )
@@ -57,6 +58,7 @@ class PaddedAverage(AveragedModel):
             plan,
             number,
             self.batch_size,
+            flops=lambda entry: task.flops(1) - sum(spared_work(task, adapters, ranks[entry])),
             peak_bytes=lambda entry: lower_peak_bytes(task, samples[entry], self.optimizer, adapters, ranks[entry]),
         )
         messages = {entry: dataclasses.replace(m, rows=masks[entry]) for entry, m in messages.items()}

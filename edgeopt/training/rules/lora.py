@@ -7,6 +7,8 @@ of B, zeros in place of the others: it computes what its rank does, and clients 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from edgeopt.errors import InvalidProblemError
 from edgeopt.models.lora import lora_layers
+from edgeopt.profile import ModelProfile
 from edgeopt.training.costs.memory import client_peak_bytes
 from edgeopt.training.keys import normal
 from edgeopt.training.messages import State, Tensors
@@ -139,6 +142,73 @@ def lower_peak_bytes(
     moments = [value for part in state.values() if isinstance(part, dict) for value in part.values()]
     spared = [*padding.values(), *padding.values(), *(v for v in moments if isinstance(v, torch.Tensor) and v.ndim)]
     return client_peak_bytes(task, samples, optimizer, cut=cut) - sum(value.nbytes for value in spared)
+
+
+class Work(NamedTuple):
+    """FLOPs of a sample, of a forward and of a backward pass."""
+
+    forward: float
+    backward: float
+
+
+_UNITS: WeakKeyDictionary[Task, tuple[NDArray[np.float64], NDArray[np.float64]]] = WeakKeyDictionary()
+
+
+def spared_work(
+    task: Task, adapters: Sequence[Adapter], ranks: ArrayLike, first: int = 0, last: int | None = None
+) -> Work:
+    """Return what adapters of some ranks [K] in layers `first` to before `last` spare against those of the largest."""
+    end = task.num_layers if last is None else last
+    spared = [
+        adapter.rank - rank if first <= adapter.layer < end else 0
+        for adapter, rank in zip(adapters, np.asarray(ranks).tolist(), strict=True)
+    ]
+    if not any(spared):
+        return Work(0.0, 0.0)
+    if task not in _UNITS:
+        _UNITS[task] = _unit_work(task, adapters)
+    forward, backward = (float(unit @ spared) for unit in _UNITS[task])
+    return Work(forward, backward)
+
+
+def _unit_work(task: Task, adapters: Sequence[Adapter]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the FLOPs of a sample for a unit of rank of each adapter [K], forward and backward, as the profile has them.
+
+    A unit takes an inner product of the inputs with a row of A, and a column of B times that; backward, each has two
+    gradients, but that by the inputs is left out where nothing before the layer is trained. Where the profile is that of
+    another model, adapters have the share of a layer that they have in this one.
+    """
+    tokens: dict[str, NDArray[np.int64]] = {adapter.name: np.zeros(2, np.int64) for adapter in adapters}
+
+    def look(name: str, x: torch.Tensor) -> None:
+        count = x.numel() // x.shape[-1]
+        tokens[name] += (count, count * x.requires_grad)  # all, and those by which a gradient is wanted
+
+    model, data = task.layers(training=False), task.train if len(task.train) else task.test
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, given, name=name: look(name, given[0]))
+        for name, layer in lora_layers(model).items()
+        if name in tokens
+    ]
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            model(data.inputs[:1])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    try:
+        own = ModelProfile.from_module(task.model, data.inputs[:1].repeat_interleave(2, dim=0))
+    except InvalidProblemError:  # the task has come with a profile
+        own = task.profile
+    units = np.zeros((2, len(adapters)))
+    for index, adapter in enumerate(adapters):
+        count, wanted = tokens[adapter.name].tolist()
+        work = 2 * count * adapter.cost, 2 * count * (adapter.cost + adapter.outputs) + 2 * wanted * adapter.inputs
+        for row, name in enumerate(("forward_flops", "backward_flops")):
+            charged, measured = (float(getattr(profile, name)[adapter.layer]) for profile in (task.profile, own))
+            units[row, index] = work[row] * charged / measured
+    forward, backward = units
+    return forward, backward
 
 
 def fresh_adapter(adapter: Adapter, key: torch.Tensor, like: torch.Tensor, mask: torch.Tensor | None) -> Tensors:

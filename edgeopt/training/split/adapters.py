@@ -21,6 +21,7 @@ from edgeopt.training.rules.average import weighted_average
 from edgeopt.training.rules.common import Weighting, client_weight, tensors_of
 from edgeopt.training.rules.lora import (
     Adapter,
+    Work,
     adapters_of,
     budget_of,
     fold_error,
@@ -29,6 +30,7 @@ from edgeopt.training.rules.lora import (
     importance_moved,
     lower_peak_bytes,
     smoothed_importance,
+    spared_work,
     stacked,
     weight_gradient_products,
 )
@@ -118,7 +120,8 @@ class AdapterRound:
             peak = lower_peak_bytes(
                 self.task, own.samples, options.optimizer, self.adapters, self.ranks[entry], own.cut
             )  # fmt: skip
-            self.assigned[entry] = replace(own, peak_bytes=peak)
+            spared = spared_work(self.task, self.adapters, self.ranks[entry], 0, own.cut)
+            self.assigned[entry] = replace(own, peak_bytes=peak, spared=spared)
 
     def _worth(self) -> NDArray[np.float64]:
         """Return the importance of the layers, all alike while it is not known."""
@@ -237,7 +240,7 @@ class AdapterRound:
         messages = {}
         for entry, own in assigned.items():
             batches = Batches(self.number, 0, own.steps, own.batch_size, own.whole)
-            work = self.task.flops(self.task.num_samples(own.client, batches))
+            work = self.task.num_samples(own.client, batches) * (self.task.flops(1) - sum(own.spared))
             messages[entry] = Message("train", {}, {"cut": own.cut}, batches, work, peak_bytes=own.peak_bytes)
         replies = yield Phase("train", messages)
         return {entry: answer["scalars"]["loss"] for entry, answer in replies.items()}
@@ -313,9 +316,13 @@ class AdapterRound:
         assigned = {entry: self.assigned[entry] for entry in entries}
         messages, served = {}, {}
         for entry, own in assigned.items():
-            work = self.task.flops(own.samples, 0, own.cut, backward=False)
+            work = (
+                self.task.flops(own.samples, 0, own.cut, backward=False)
+                - own.samples * self._spared(0, own.cut).forward
+            )
             messages[entry] = self._measuring("forward", own, work, {})
-            served[entry] = self.task.flops(own.samples, own.cut) + own.samples * self._extra(own.cut, None)
+            more = self._extra(own.cut, None) - sum(self._spared(own.cut, None))
+            served[entry] = self.task.flops(own.samples, own.cut) + own.samples * more
         sent = (yield Phase("profile forward", messages, server_flops=served)) if messages else {}
         smashed = {
             entry: (answer["activations"]["outputs"], answer["labels"]["targets"])
@@ -328,7 +335,8 @@ class AdapterRound:
         for entry in sent:
             own = assigned[entry]
             if any(adapter.layer < own.cut for adapter in self.adapters):
-                work = own.samples * float(self.task.profile.backward_flops[: own.cut].sum() + self._extra(0, own.cut))
+                more = self._extra(0, own.cut) - self._spared(0, own.cut).backward
+                work = own.samples * float(self.task.profile.backward_flops[: own.cut].sum() + more)
                 gradients = {"outputs": found[entry][0]} if entry in found else {}
                 messages[entry] = self._measuring("profile", own, work, gradients)
         replies = (yield Phase("profile backward", messages)) if messages else {}
@@ -347,6 +355,10 @@ class AdapterRound:
         below = [self.task.frozen[adapter.weight].nbytes for adapter in self.adapters if adapter.layer < cut]
         nothing = np.zeros(len(self.adapters), np.int64)
         return lower_peak_bytes(self.task, samples, None, self.adapters, nothing, cut) + max(below, default=0)
+
+    def _spared(self, first: int, last: int | None) -> Work:
+        """Return the work per sample that layers `first` to before `last` spare while adapters have not started."""
+        return spared_work(self.task, self.adapters, np.zeros(len(self.adapters), np.int64), first, last)
 
     def _extra(self, first: int, last: int | None) -> float:
         """Return the work per sample of the gradients of frozen weights in layers `first` to before `last`."""

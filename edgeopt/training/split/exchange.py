@@ -68,6 +68,7 @@ class Assignment:
     peak_bytes : memory that the client needs.
     head : in the U shape, it also has so many of the last layers, and keeps its labels.
     whole : whether all mini-batches have so many samples, see `edgeopt.training.Batches`.
+    spared : FLOPs per sample, forward and backward, that the client's layers take less than the profile says.
     """
 
     client: int
@@ -78,6 +79,7 @@ class Assignment:
     peak_bytes: float = 0.0
     head: int = 0
     whole: bool = True
+    spared: tuple[float, float] = (0.0, 0.0)
 
     @property
     def values(self) -> dict[str, Value]:
@@ -293,7 +295,8 @@ def _play_step(
     samples = {entry: task.num_samples(own.client, own.batches(*at)) for entry, own in assigned.items()}
     for entry, assignment in assigned.items():
         own, cut, last = samples[entry], assignment.cut, task.num_layers - assignment.head
-        messages[entry] = _message("forward", assignment, at, task.flops(own, 0, cut, backward=False))
+        forward = task.flops(own, 0, cut, backward=False) - own * assignment.spared[0]
+        messages[entry] = _message("forward", assignment, at, forward)
         served[entry] = task.flops(own, cut, last, backward=ahead is None) + task.flops(aside, cut, last)
     sent = yield Phase("forward", messages, server_flops=served)
     came = {entry: answer["activations"]["outputs"] for entry, answer in sent.items() if "activations" in answer}
@@ -316,7 +319,8 @@ def _play_step(
             if gradient is None or not task.trains(0, assignment.cut):
                 continue
             tensors = {"outputs": gradient}
-        backward = samples[entry] * float(task.profile.backward_flops[: assignment.cut].sum())
+        layers = float(task.profile.backward_flops[: assignment.cut].sum())
+        backward = samples[entry] * (layers - assignment.spared[1])
         messages[entry] = _message("backward", assignment, at, backward, gradients=tensors)
     done = (yield Phase("backward", messages)) if messages else {}
     losses = {entry: answer.loss for entry, answer in answers.items() if answer.loss is not None}

@@ -1,10 +1,13 @@
 """The study of HFedMoE, at a small size."""
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 
 torch = pytest.importorskip("torch")
-from edgeopt.evaluation.studies import run_study
-from edgeopt.evaluation.studies.fine_tuning import LocalOnly, samples_of
+from edgeopt.evaluation.studies import StudyCell, load_study, run_study
+from edgeopt.evaluation.studies.fine_tuning import LocalOnly, fine_tuning_task, samples_of
 from edgeopt.evaluation.studies.hfedmoe import ABLATIONS, MEMORY, STUDY, SYSTEM, UNLIMITED, Setting, algorithm, planner
 from edgeopt.training import FedAvg, LocalRunner, Sgd
 from tests.one_thread import one_thread  # noqa: F401 - a fixture of all tests here
@@ -70,3 +73,20 @@ def test_samples_have_the_labels_of_the_client():
         tuple(row.flatten().tolist()): int(label) for row, label in zip(of.test.inputs, of.test.targets, strict=True)
     }
     assert {there[tuple(row.flatten().tolist())] for row in first} <= own
+
+
+@pytest.mark.parametrize(("study", "variant"), [("hfedmoe", "memory"), ("fedalign-moe", "fedalign-moe")])
+def test_text_on_demand(study: str, variant: str, tmp_path: Path):
+    """A decoder that was pre-trained on text read backwards: experts and routers learn, and caches are asked token by token."""
+    of = load_study(study)
+    assert "text" in of.on_demand
+    setting = dataclasses.replace(of.quick, clients=3, rounds=1, every=1, steps=1, batch=2)
+    cell = StudyCell(
+        study=study, setting=setting, task="text", variant=variant, seed=0, folder=tmp_path, measure=of.measure
+    )
+    task = fine_tuning_task(cell, 3)
+    assert all("_experts.body." in name for name in task.parameters)
+    assert len(task.parameters) == 2 * 5  # of two blocks: router, up, down and their biases
+    row = of.measure(cell)
+    assert 0 <= row["local_worst"] <= row["accuracy"] <= 1
+    assert ("latency_ms" in row) == (study == "fedalign-moe")

@@ -127,6 +127,40 @@ def test_only_experts_within_the_budget_learn_and_are_charged(selection: Any, ba
         assert answer.nbytes("weights") == whole - experts * (EXPERTS - 1) // EXPERTS
 
 
+@pytest.mark.parametrize("aggregation", ["sparse", "plain"])
+def test_an_expert_comes_down_where_a_client_lacks_it(aggregation: Any):
+    """What is not charged is, bit for bit, what the client was sent or held before and has not trained since; the rest is.
+
+    The first message has all. In the second round nothing reaches client 1, which gets all in the round after that.
+    """
+    of = mixture_task()
+    runner = Recording(lost=lambda entry, _: entry == 1 and len(runner.ends) == 1)
+    algorithm = HFedMoe(aggregation=aggregation, optimizer=Sgd(LR))
+    learn(of, algorithm, plan_of(experts=1, local_steps=1), 4, runner=runner)
+    has: list[dict[tuple[str, int], torch.Tensor]] = [{}, {}, {}]  # of each client: experts as it has them
+    counts = []
+    for entry, message, answer in runner.sent:
+        sent, mine = message["weights"], has[entry]
+        lacks = [e for e in range(EXPERTS) if message.rows[NETWORKS[0]][e]]
+        counts.append(len(lacks))
+        for name in NETWORKS:
+            assert message.rows[name].nonzero().flatten().tolist() == lacks
+            mine |= {(name, e): sent[name][e].clone() for e in lacks}
+            assert all(torch.equal(mine[name, e], sent[name][e]) for e in range(EXPERTS))
+        whole = sum(value.nbytes for value in sent.values())
+        experts = sum(sent[name].nbytes for name in NETWORKS)
+        assert message.nbytes("weights") == whole - experts * (EXPERTS - len(lacks)) // EXPERTS
+        if answer is None:
+            mine.clear()
+            continue
+        for e in answer["statistics"]["experts.learns"].nonzero().flatten().tolist():
+            for name in NETWORKS:
+                mine[name, e] = answer["weights"][name][e].clone()
+    assert counts[:3] == [EXPERTS] * 3
+    assert counts[7] == EXPERTS  # of client 1 in the third round
+    assert sum(counts) < len(counts) * EXPERTS
+
+
 def test_random_experts_are_others_in_each_step_and_at_each_client():
     """With one expert per step, several are trained in a round; and a seed gives one run."""
     of = mixture_task((12, 12, 12))

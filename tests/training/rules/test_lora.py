@@ -1,5 +1,6 @@
 """Rules for adapters: stacking is exact, ranks keep to their budget, importance is smoothed, memory is that of the rank."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -9,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from edgeopt.data import ArrayData, Partition
 from edgeopt.errors import InvalidProblemError
-from edgeopt.models import add_lora, mlp
-from edgeopt.training import Adam, Sgd, client_peak_bytes
+from edgeopt.models import add_lora, gpt2, mlp
+from edgeopt.training import Adam, Sgd, Task, client_peak_bytes
 from edgeopt.training.rules.lora import (
     adapters_of,
     budget_of,
@@ -20,6 +22,7 @@ from edgeopt.training.rules.lora import (
     lower_peak_bytes,
     row_masks,
     smoothed_importance,
+    spared_work,
     stacked,
     truncated,
     uniform_ranks,
@@ -160,3 +163,49 @@ def test_a_base_that_is_trained_too_is_refused():
     for parameter in held.parameters():
         parameter.requires_grad_(not parameter.requires_grad)
     assert adapters_of(small_task(model=held)) == ()
+
+
+def adapted(kind: str, rank: int) -> Task:
+    """Return a task whose adapters have a rank: a perceptron that trains its head, or decoders."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if kind == "mlp":
+            model = add_lora(mlp(4, (6, 5), 3), "hidden*", rank=rank)
+            model.get_submodule("head").requires_grad_(True)
+            return small_task(model=model)
+        decoder = gpt2(vocabulary=11, context=6, width=8, depth=2, heads=2, tied=False, fused=False)
+    pattern = {"all": "*", "some": ["block2*query_key_value", "head*"]}[kind]
+    tokens = torch.arange(60).reshape(10, 6) % 11
+    data = ArrayData(tokens, tokens.flip(1), 11, "tokens")
+    partition = Partition((np.arange(5), np.arange(5, 10)), num_samples=10)
+    return Task(model=add_lora(decoder, pattern, rank=rank), train=data, partition=partition, test=data)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "all", "some"])
+def test_work_is_that_of_a_model_of_the_lower_rank(kind: str):
+    """What lower ranks spare is the difference of two measured models, layer by layer, forward and backward."""
+    large, small = adapted(kind, 3), adapted(kind, 1)
+    adapters = adapters_of(large)
+    for cut in range(large.num_layers + 1):
+        for first, last in ((0, cut), (cut, large.num_layers)):
+            found = spared_work(large, adapters, np.ones(len(adapters), np.int64), first, last)
+            profiles = [task.profile for task in (large, small)]
+            assert found.forward == pytest.approx(
+                np.subtract(*(profile.forward_flops[first:last].sum() for profile in profiles))
+            )
+            assert found.backward == pytest.approx(
+                np.subtract(*(profile.backward_flops[first:last].sum() for profile in profiles))
+            )
+
+
+def test_under_the_profile_of_another_model_adapters_keep_their_share():
+    """A profile of ten times the work has ten times the difference, and no rank makes it negative."""
+    own = adapted("mlp", 3)
+    adapters = adapters_of(own)
+    profile = dataclasses.replace(
+        own.profile, forward_flops=10 * own.profile.forward_flops, backward_flops=10 * own.profile.backward_flops
+    )
+    ranks = np.zeros(len(adapters), np.int64)
+    assert spared_work(own.replace(profile=profile), adapters, ranks) == pytest.approx(
+        [10 * work for work in spared_work(own, adapters, ranks)]
+    )
