@@ -16,12 +16,12 @@ from edgeopt.evaluation.plots import (
     plot_selection_training,
 )
 from edgeopt.problems import ClientSelection
-from edgeopt.solvers.client_selection import RlCrp, RlNoCrp, RlNoFairness, TrainedPolicy
+from edgeopt.solvers.client_selection import RlCrp, RlCrpPlain, RlNoCrp, RlNoFairness, TrainedPolicy
 from edgeopt.solvers.client_selection.learner import Iteration, Learner, LearnerSettings
 from edgeopt.solvers.client_selection.rl import play_policy
 
-LEARNERS = (RlCrp(), RlNoCrp(), RlNoFairness())
-BASELINES = ("matching", "round-robin", "fastest", "random")
+LEARNERS = (RlCrp(), RlCrpPlain(), RlNoCrp(), RlNoFairness())
+BASELINES = ("matching", "reservation", "round-robin", "fastest", "random")
 FRONTIER_SEEDS = 3
 
 
@@ -62,7 +62,7 @@ def train(solver: RlCrp, problem: ClientSelection) -> tuple[TrainedPolicy, Seque
     """Train as the solver does, and return the policy and what every iteration played."""
     settings = LearnerSettings(
         episodes=solver.episodes, hidden=solver.hidden, epochs=solver.epochs, minibatches=solver.minibatches,
-        learning_rate=solver.learning_rate, forecasts=solver.forecasts,
+        learning_rate=solver.learning_rate, forecasts=solver.forecasts, reserves=solver.reserves,
     )  # fmt: skip
     learner = Learner(problem if solver.fair else problem.replace(fairness_weight=0.0), settings, 0)
     played = [learner.step() for _ in range(solver.iterations)]

@@ -1,6 +1,6 @@
 """Time client selection: ``python -m edgeopt.evaluation.benchmarks.client_selection``.
 
-Decisions of servers per second in the environment, played alone and with what a learner needs around it; fits of the
+Decisions of servers per second in the environment, played alone, with what a learner needs around it, and by `reservation`; fits of the
 hidden Markov model beside hmmlearn's, where it is installed, from the same start to the same numbers; forecasts on
 gapped data by the loss of the truth; a round of the matching beside SciPy's assignment. Everything runs in one thread.
 Times count when the results agree.
@@ -21,10 +21,12 @@ from edgeopt.evaluation.benchmarks.common import Row, clock, seconds
 from edgeopt.jit import CompileTimer
 from edgeopt.problems import ClientSelection
 from edgeopt.problems.client_selection.environment import SelectionEnvironment
-from edgeopt.solvers.client_selection.features import local_features, top_picks
+from edgeopt.solvers.client_selection import Reservation
+from edgeopt.solvers.client_selection.features import client_ids, covered_features, top_picks
 from edgeopt.solvers.client_selection.forecaster import START, ConflictForecaster
 from edgeopt.solvers.client_selection.hmm import CategoricalHMM
 from edgeopt.solvers.client_selection.matching import delivery_values, round_picks
+from edgeopt.solvers.client_selection.reservation import Beliefs
 
 GOAL_DECISIONS = 100_000.0
 GOAL_MATCHING_MS = 50.0
@@ -53,6 +55,7 @@ def environment_row(name: str, rounds: int, repeats: int) -> Row:
     rng = np.random.default_rng(0)
     plans = [top_picks(rng.random(environment.last.shape), problem.coverage, problem.picks) for _ in range(rounds)]
     models = [START] * servers
+    covered = np.arange(environment.clients.shape[1]) < problem.num_covered[:, None]
 
     def alone() -> float:
         environment.reset(range(episodes))
@@ -62,9 +65,9 @@ def environment_row(name: str, rounds: int, repeats: int) -> Row:
         environment.reset(range(episodes))
         total = 0.0
         for _ in range(rounds):
-            features = local_features(environment)
+            features = covered_features(environment)
             scores = features[..., 2] - features[..., 1]  # in place of a policy
-            picks = top_picks(scores, problem.coverage, problem.picks)
+            picks = client_ids(environment.clients, top_picks(scores, covered, problem.picks))
             total += float(environment.step(picks).reward.sum())
         return total
 
@@ -73,19 +76,29 @@ def environment_row(name: str, rounds: int, repeats: int) -> Row:
         forecaster = ConflictForecaster(problem.coverage, episodes, models=models, refit_every=None)
         total = 0.0
         for _ in range(rounds):
-            features = local_features(environment, forecaster.probability)
+            features = covered_features(environment, forecaster.covered_probability)
             scores = features[..., 2] - features[..., 1] - features[..., 0]
-            result = environment.step(top_picks(scores, problem.coverage, problem.picks))
+            result = environment.step(client_ids(environment.clients, top_picks(scores, covered, problem.picks)))
             forecaster.update(result.outcome)
             total += float(result.reward.sum())
         return total
 
+    def reserved() -> float:
+        environment.reset(range(episodes))
+        beliefs = Beliefs(Reservation(), problem, range(episodes))
+        total = 0.0
+        for _ in range(rounds):
+            total += float(environment.step(beliefs.picks(environment)).reward.sum())
+            beliefs.update(environment)
+        return total
+
+    ways = {"alone": alone, "observed": observed, "forecast": forecast, "reserved": reserved}
     with CompileTimer() as timer:
-        values = [play() for play in (alone, observed, forecast)]
+        values = [play() for play in ways.values()]
     decisions = episodes * servers * rounds
     row: Row = {"setting": name, "servers": servers, "clients": clients, "picks": picks, "episodes": episodes}
-    row |= {"rounds": rounds, "compile_s": timer.seconds, "equal": values == [alone(), observed(), forecast()]}
-    for title, play in (("alone", alone), ("observed", observed), ("forecast", forecast)):
+    row |= {"rounds": rounds, "compile_s": timer.seconds, "equal": values == [play() for play in ways.values()]}
+    for title, play in ways.items():
         times = clock(play, repeats)
         row[title] = times.to_json() | {"per_second": decisions / times.median}
     return row
@@ -225,7 +238,7 @@ def measure(options: argparse.Namespace) -> Row:
             f"environment, {row['setting']}, {title}: decisions per second", GOAL_DECISIONS,
             row[title]["per_second"] if row["equal"] else None, "/s", at_least=True,
         )
-        for row in environments for title in (("alone", "observed") if row["setting"] == "default" else ("alone",))
+        for row in environments for title in ("alone", "observed", "forecast")
     ]  # fmt: skip
     goals += [
         common.goal(
@@ -255,10 +268,10 @@ def show(report: Row, console: Console) -> None:
     """Print the tables."""
     common.show_table(
         console, "server decisions per second", ("setting", "servers x clients", "picks", "episodes", "rounds alone",
-        "with observations", "and forecasts"),
+        "with observations", "and forecasts", "reservation"),
         [
             [row["setting"], f"{row['servers']} x {row['clients']}", str(row["picks"]), str(row["episodes"]),
-             *(f"{row[title]['per_second']:,.0f}" for title in ("alone", "observed", "forecast"))]
+             *(f"{row[title]['per_second']:,.0f}" for title in ("alone", "observed", "forecast", "reserved"))]
             for row in report["environment"]
         ],
     )  # fmt: skip

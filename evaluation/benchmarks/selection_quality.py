@@ -31,10 +31,20 @@ from edgeopt.evaluation.statistics import Interval, intervals, log_loss
 from edgeopt.problems import ClientSelection
 from edgeopt.solve import Solver
 from edgeopt.solvers import solvers_of
-from edgeopt.solvers.client_selection import Matching, RandomPicks, RlCrp, RlNoCrp
+from edgeopt.solvers.client_selection import (
+    BlindMatching,
+    Matching,
+    RandomPicks,
+    Reservation,
+    RlCrp,
+    RlCrpPlain,
+    RlNoCrp,
+)
 from edgeopt.storage import dumps
 
 GOAL_TRAINING_S = 180.0
+LIMITS = {"conflict_rate": 0.22, "jain_index": 0.67, "mean_reward": -0.5}
+"""Goals on the default problem for servers that decide alone."""
 PARTS = ("default", "settings", "size", "frontier")
 FEW_SEEDS = 3  # of all parts but the first
 WEIGHTS = (0.5, 1.0, 2.0)  # of fairness; `rl-no-fairness` is trained with 0
@@ -74,17 +84,18 @@ def tasks(options: argparse.Namespace) -> Iterator[Task]:
     for seed in range(options.seeds):
         for solver in solvers_of(problem.kind):
             yield Task("default", "fail", problem, _learner(solver, options), seed)
-    learners = [_learner(solver, options) for solver in (RlCrp(), RlNoCrp())]
+    learners = [_learner(solver, options) for solver in (RlCrp(), RlCrpPlain(), RlNoCrp())]
     for case, changes in SETTINGS.items():
         other = ClientSelection.random(**(small | changes))
         for seed in range(few):
-            for solver in (*learners, Matching(), RandomPicks()):
+            for solver in (*learners, Reservation(), BlindMatching(), Matching(), RandomPicks()):
                 yield Task("settings", case, other, solver, seed)
     for servers, clients, picks in SIZES[:1] if quick else SIZES:
         large = clients >= LARGE
         other = ClientSelection.random(num_servers=servers, num_clients=clients, picks=picks, rounds=problem.rounds)
         for seed in range(1 if large else few):
-            for solver in (_learner(RlCrp(), options, LARGE_ITERATIONS if large else None), Matching(), RandomPicks()):
+            learner = _learner(RlCrp(), options, LARGE_ITERATIONS if large else None)
+            for solver in (learner, Reservation(), BlindMatching(), Matching(), RandomPicks()):
                 yield Task("size", f"{servers} x {clients}", other, solver, seed)
     for weight in WEIGHTS[1:3] if quick else WEIGHTS:
         for seed in range(few):
@@ -156,7 +167,7 @@ def measure(options: argparse.Namespace) -> Row:
         "frontier": [_plain(row) for row in intervals(of["frontier"], METRICS, ("case", "solver"))],
         "size": [_plain(row) for row in intervals(of["size"], METRICS, ("case", "solver"))],
         "differences": {
-            case: {name: _values(difference(own, "rl-crp", "rl-no-crp", name)) for name in SHOWN}
+            case: {name: _values(difference(own, "rl-crp-plain", "rl-no-crp", name)) for name in SHOWN}
             for case, own in _cases(of)
         },
         "losses": {
@@ -172,12 +183,21 @@ def measure(options: argparse.Namespace) -> Row:
 
 
 def goals(table: dict[str, Row], training_s: float) -> list[Row]:
-    """Return the goals: less conflicts with intervals apart, and the time of training."""
+    """Return the goals: less conflicts with intervals apart, figures of the servers that decide alone, and the time of training."""
     found = [common.goal("training on the default problem, median", GOAL_TRAINING_S, training_s, "s")]
-    for better, worse in (("rl-crp", "rl-no-crp"), ("rl-crp", "random"), ("rl-no-crp", "random")):
+    for better, worse in (
+        ("rl-crp-plain", "rl-no-crp"),
+        ("rl-crp", "rl-crp-plain"),
+        ("reservation", "rl-crp-plain"),
+        ("rl-no-crp", "random"),
+    ):
         limit, reached = table[worse]["conflict_rate"].low, table[better]["conflict_rate"].high
         title = f"conflict rate of {better}: upper end below the lower end of {worse}"
         found.append(common.goal(title, limit, reached, "", note=f"{table[better]['seeds']} seeds, 95 %"))
+    for solver in ("reservation", "rl-crp"):
+        for metric, limit in LIMITS.items():
+            title = f"{NAMES[metric]} of {solver}, mean"
+            found.append(common.goal(title, limit, table[solver][metric].mean, "", at_least=metric != "conflict_rate"))
     return found
 
 
@@ -219,7 +239,7 @@ def show(report: Row, console: Console) -> None:
             ],
         )  # fmt: skip
     common.show_table(
-        console, "rl-crp minus rl-no-crp, seed by seed", ("case", *(NAMES[name] for name in SHOWN)),
+        console, "rl-crp-plain minus rl-no-crp, seed by seed", ("case", *(NAMES[name] for name in SHOWN)),
         [[case, *(cell(name, row[name]) for name in SHOWN)] for case, row in report["differences"].items()],
     )  # fmt: skip
     names = ("oracle", "fitted", "counted", "base rate")

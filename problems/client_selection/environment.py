@@ -105,6 +105,8 @@ class SelectionEnvironment:
     def __init__(self, problem: SelectionInstance, seeds: Sequence[int] | None = None) -> None:
         self.problem = problem
         self._covered = [np.flatnonzero(row) for row in problem.coverage]
+        self.clients = problem.covered_clients
+        """int64 [S, N], ids of the clients that each server covers, filled up with 0."""
         # kernels get writeable arrays: numba would compile them once more for read-only ones
         self._coverage, self._num_picks = problem.coverage.copy(), problem.picks.copy()
         self._num_covered, self._compute_s = problem.num_covered, problem.compute_s.copy()

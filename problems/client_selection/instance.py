@@ -106,6 +106,11 @@ class SelectionInstance:
         return np.asarray(self.coverage.sum(axis=1), np.int32)
 
     @property
+    def covered_clients(self) -> NDArray[np.int64]:
+        """int64 [S, N], ids of the clients that each server covers, rising, filled up with 0; N is the most of any."""
+        return covered_ids(self.coverage)
+
+    @property
     def num_regimes(self) -> int:
         """Hidden regimes of a client, R; 1 if there are none."""
         return 1 if self.regime_transition is None else len(self.regime_transition)
@@ -113,6 +118,21 @@ class SelectionInstance:
     def rate_at(self, now: int) -> NDArray[np.float64]:
         """Return float64 [S, C]: bit/s in round `now`, before fading."""
         return np.asarray(self.rate_bps if self.rate_bps.ndim == 2 else self.rate_bps[now])
+
+
+def covered_ids(coverage: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return int64 [S, N], the columns of each row that are set, rising, filled up with 0.
+
+    Examples
+    --------
+    >>> covered_ids(np.array([[True, False, True], [False, True, False]])).tolist()
+    [[0, 2], [1, 0]]
+    """
+    count = coverage.sum(axis=1)
+    ids = np.zeros((len(coverage), int(count.max(initial=0))), np.int64)
+    for s, row in enumerate(coverage):
+        ids[s, : count[s]] = np.flatnonzero(row)
+    return ids
 
 
 def _rates(value: ArrayLike, coverage: NDArray[np.bool_], rounds: int) -> NDArray[np.float64]:

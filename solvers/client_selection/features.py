@@ -9,25 +9,43 @@ from edgeopt.solvers.kernels.selection import highest, write_features
 
 FEATURES = ("conflict forecast", "failure rate", "latency", "fairness", "share of rounds picked")
 
+LATENCY = FEATURES.index("latency")
+
+
+def covered_features(
+    environment: SelectionEnvironment, forecast: NDArray[np.float64] | None = None
+) -> NDArray[np.float32]:
+    """Return float32 [E, S, N, F], what each server sees of each client it covers before the coming round.
+
+    Clients are in the order of `SelectionInstance.covered_clients`; what only fills up is 0. Columns are in the order of
+    `FEATURES`: the forecast [E, S, N] of a conflict (0 without one), the mean of a Beta distribution of how often picks
+    of the client delivered nothing, latency as a share of the time-out, at most 1, the fairness that a delivery would
+    earn, and the share of the rounds so far in which the server picked the client.
+    """
+    problem, now = environment.problem, environment.now
+    clients = environment.clients
+    features = np.zeros((environment.num_episodes, *clients.shape, len(FEATURES)), np.float32)
+    if forecast is not None:
+        features[..., 0] = forecast
+    write_features(
+        now, clients, problem.picks.copy(), problem.num_covered, environment.scenarios.fading[:, now].copy(),
+        problem.compute_s.copy(), problem.rate_at(now).copy(), problem.payload_bits, problem.timeout_s, FAILURES, PICKS,
+        environment.last, environment.picked, environment.delivered, features,
+    )  # fmt: skip
+    return features
+
 
 def local_features(
     environment: SelectionEnvironment, forecast: NDArray[np.float64] | None = None
 ) -> NDArray[np.float32]:
-    """Return float32 [E, S, C, F], what each server sees of each client before the coming round; 0 where not covered.
-
-    In the order of `FEATURES`: the forecast [E, S, C] of a conflict (0 without one), the mean of a Beta distribution of
-    how often picks of the client delivered nothing, latency as a share of the time-out, at most 1, the fairness that a
-    delivery would earn, and the share of the rounds so far in which the server picked the client.
-    """
-    problem, now = environment.problem, environment.now
-    features = np.empty((*environment.last.shape, len(FEATURES)), np.float32)
-    features[..., 0] = 0.0 if forecast is None else np.where(problem.coverage, forecast, 0.0)
-    write_features(
-        now, problem.coverage.copy(), problem.picks.copy(), problem.num_covered,
-        environment.scenarios.fading[:, now].copy(), problem.compute_s.copy(), problem.rate_at(now).copy(),
-        problem.payload_bits, problem.timeout_s, FAILURES, PICKS, environment.last, environment.picked,
-        environment.delivered, features,
-    )  # fmt: skip
+    """Return float32 [E, S, C, F]: `covered_features` by client id, 0 where not covered; forecast is [E, S, C]."""
+    coverage, clients = environment.problem.coverage, environment.clients
+    servers, at = np.nonzero(np.arange(clients.shape[1]) < coverage.sum(axis=1)[:, None])
+    ids = clients[servers, at]
+    features = np.zeros((*environment.last.shape, len(FEATURES)), np.float32)
+    features[:, servers, ids] = covered_features(environment)[:, servers, at]
+    if forecast is not None:
+        features[..., 0] = np.where(coverage, forecast, 0.0)
     return features
 
 
@@ -69,3 +87,15 @@ def top_picks(
     picks = np.full((*score.shape[:2], int(num_picks.max())), -1, np.int32)
     highest(np.array(score, np.float64), np.array(coverage), np.array(num_picks, np.int32), picks)
     return picks
+
+
+def client_ids(clients: NDArray[np.int64], places: NDArray[np.integer]) -> NDArray[np.int32]:
+    """Return the ids int32 [E, S, M] of places among the covered clients [S, N]; -1 stays.
+
+    Examples
+    --------
+    >>> client_ids(np.array([[4, 7, 9]]), np.array([[[2, 0, -1]]])).tolist()
+    [[[9, 4, -1]]]
+    """
+    ids = clients[np.arange(len(clients))[:, None], places]
+    return np.where(places < 0, -1, ids).astype(np.int32)

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edgeopt.errors import InvalidProblemError
+from edgeopt.problems.client_selection.instance import covered_ids
 from edgeopt.solvers.client_selection.hmm import CategoricalHMM
 from edgeopt.solvers.kernels.hmm import advance_beliefs
 from edgeopt.validate import bool_array, float_array, int_array
@@ -54,6 +55,8 @@ class ConflictForecaster:
         prior: float = 1.0,
     ) -> None:
         self._coverage = bool_array("coverage", coverage, (None, None)).copy()
+        self._clients, count = covered_ids(self._coverage), self._coverage.sum(axis=1)
+        self._filled = np.arange(self._clients.shape[1]) < count[:, None]
         given = [None] * len(self._coverage) if models is None else list(models)
         for name, value in (("refit_every", refit_every), ("window", window), ("num_episodes", num_episodes)):
             if value is not None:
@@ -74,37 +77,58 @@ class ConflictForecaster:
             self._models = _checked(models, len(self._coverage))
         self._shape = (num_episodes, *self._coverage.shape)
         self._rounds = 0
-        self._picks, self._conflicts = np.zeros(self._shape), np.zeros(self._shape)
+        covered = (num_episodes, *self._clients.shape)  # all that follows is [E, S, N], by place among the covered
+        self._picks, self._conflicts = np.zeros(covered), np.zeros(covered)
         self._history: deque[NDArray[np.int8]] = deque(maxlen=self._window)
         self._load()
-        self._belief = np.tile(self._start[None, :, None, :], (num_episodes, 1, self._coverage.shape[1], 1))
+        self._belief = np.tile(self._start[None, :, None, :], (num_episodes, 1, covered[2], 1))
 
     @property
     def probability(self) -> NDArray[np.float64]:
         """float64 [E, S, C], how likely a pick in the coming round is to conflict; 0 where not covered."""
+        probability = np.zeros(self._shape)
+        servers, places = np.nonzero(self._filled)
+        probability[:, servers, self._clients[servers, places]] = self.covered_probability[:, servers, places]
+        return probability
+
+    @property
+    def covered_probability(self) -> NDArray[np.float64]:
+        """float64 [E, S, N], the same of the clients that each server covers, lowest id first; 0 to fill up."""
         counted = (FAILURES + self._conflicts) / (PICKS + self._picks)
-        forecast = np.einsum("esck,sk->esc", self._belief, self._emission[:, 1])
-        return np.where(self._coverage, np.where(self._has_model[:, None], forecast, counted), 0.0)
+        forecast = np.zeros(counted.shape)
+        for k in range(self._belief.shape[3]):
+            forecast += self._belief[..., k] * self._emission[:, 1, k, None]
+        return np.where(self._filled, np.where(self._has_model[:, None], forecast, counted), 0.0)
 
     def update(self, outcome: ArrayLike) -> None:
         """Take in the outcomes of a round, int [E, S, C]: -1 not picked, 0 no conflict, 1 conflict."""
-        seen = int_array("outcome", outcome, self._shape, low=-1, high=1, dtype=np.int8).copy()
+        seen = self._covered_part(outcome)
         self._rounds += 1
         self._picks += seen >= 0
         self._conflicts += seen == 1
-        advance_beliefs(self._belief, seen, self._coverage, self._transition, self._emission)
+        advance_beliefs(self._belief, seen, self._filled, self._transition, self._emission)
         self._history.append(seen)
         if self._refit_every is not None and self._rounds % self._refit_every == 0:
             self.refit()
+
+    def _covered_part(self, outcome: ArrayLike) -> NDArray[np.int8]:
+        """Return outcomes by place, checked: the check of what is not covered would take longer than the rest."""
+        servers = np.arange(len(self._clients))[:, None]
+        if isinstance(outcome, np.ndarray) and outcome.dtype == np.int8 and outcome.shape == self._shape:
+            seen = np.ascontiguousarray(outcome[:, servers, self._clients])
+            if seen.min() >= -1 and seen.max() <= 1:
+                return seen
+        given = int_array("outcome", outcome, self._shape, low=-1, high=1, dtype=np.int8)
+        return np.ascontiguousarray(given[:, servers, self._clients])
 
     def refit(self) -> None:
         """Fit every server's model to its window, and start the beliefs anew from there."""
         if not self._history:
             return
-        seen = np.stack(self._history, axis=-1)  # (E, S, C, T)
+        seen = np.stack(self._history, axis=-1)  # (E, S, N, T)
         found: dict[int, NDArray[np.float64]] = {}
-        for s, covered in enumerate(self._coverage):
-            sequences = seen[:, s, covered].reshape(-1, seen.shape[-1])
+        for s, filled in enumerate(self._filled):
+            sequences = seen[:, s, filled].reshape(-1, seen.shape[-1])
             if (sequences >= 0).sum() < self._least:
                 continue
             model, _ = (self._models[s] or START).fit(sequences, iterations=self._iterations, prior=self._prior)
@@ -113,7 +137,7 @@ class ConflictForecaster:
             found[s] = ahead.reshape(self._shape[0], -1, model.num_states)
         self._load()
         for s, belief in found.items():
-            self._belief[:, s, self._coverage[s]] = belief
+            self._belief[:, s, self._filled[s]] = belief
 
     def _load(self) -> None:
         """Put the models into arrays for the kernel; `START` stands in for those that are missing."""

@@ -31,14 +31,24 @@ from edgeopt.rl.ppo import (
 )
 from edgeopt.rl.scorer import Scorer
 from edgeopt.rng import stream
-from edgeopt.solvers.client_selection.features import FEATURES, local_features
+from edgeopt.solvers.client_selection.features import FEATURES, LATENCY, covered_features
 from edgeopt.solvers.client_selection.forecaster import START, ConflictForecaster
-from edgeopt.solvers.client_selection.trained_policy import TrainedPolicy, policy_layout
+from edgeopt.solvers.client_selection.reservation import Beliefs, Reservation
+from edgeopt.solvers.client_selection.reserved_features import (
+    RESERVED_FEATURES,
+    SHARPNESS,
+    own_numbers,
+    reserved_features,
+    time_credit,
+)
+from edgeopt.solvers.client_selection.trained_policy import TrainedPolicy, policy_layout, terms_of
 from edgeopt.storage import Arrays
 from edgeopt.tensors import load_tensors, save_tensors
 
 KIND = "selection-checkpoint"
 MOST_EPISODES, MOST_UNITS = 1 << 16, 1 << 12
+MOST_NUMBERS = 1 << 20
+"""Clients that all servers look at in one iteration of a learner that reserves, unless one episode has more."""
 _ADAM = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -51,11 +61,13 @@ class LearnerSettings(Ppo):
     episodes : played side by side in each iteration, each with chance of its own.
     hidden : width of the networks.
     forecasts : whether servers forecast conflicts by hidden Markov models of their own.
+    reserves : whether they keep the beliefs of `reservation` instead, and share one network.
     """
 
     episodes: int = 16
     hidden: int = 32
     forecasts: bool = True
+    reserves: bool = False
 
     def __post_init__(self) -> None:
         Ppo.__post_init__(self)  # a class with slots is made anew: super() would look for the first one
@@ -91,6 +103,9 @@ class _Stopped(Exception):
 class Learner:
     """Trains the servers of one problem side by side; each learns from its own views and rewards alone.
 
+    With ``reserves`` all servers share one network, which learns from what each of them saw and earned: it can then play
+    problems of other sizes. In an iteration fewer episodes are played where they would have more than `MOST_NUMBERS`.
+
     All chance is drawn from the seed and the number of the iteration: a checkpoint needs no random state, and a resumed
     training is equal to one long run. The episodes of training draw chance of their own, never that of the problem's
     seed; only what a table records is the same in all.
@@ -107,18 +122,19 @@ class Learner:
         self.rewards: list[float] = []
         """Mean reward of every iteration so far."""
         generator = torch.Generator().manual_seed(int(stream(seed, "scorer").integers(2**63)))
-        self._scorer = Scorer(problem.num_servers, len(FEATURES), settings.hidden, generator)
+        networks, features = (1, RESERVED_FEATURES) if settings.reserves else (problem.num_servers, FEATURES)
+        self._scorer = Scorer(networks, len(features), settings.hidden, generator)
         self._adam = settings.optimizer(self._scorer.parameters())
         models = [START] * problem.num_servers
         self._forecaster = ConflictForecaster(problem.coverage, models=models, refit_every=None, window=problem.rounds)
         self._environment: SelectionEnvironment | None = None
         # of rewards, so that what is learned does not depend on the unit of the weights
         self._unit = max(problem.latency_weight, problem.conflict_weight, problem.fairness_weight) or 1.0
-        covered, count = problem.num_covered, int(problem.num_covered.max())
-        self._clients = np.zeros((problem.num_servers, count), np.int64)  # ids of the covered, filled up with 0
-        for s, row in enumerate(problem.coverage):
-            self._clients[s, : covered[s]] = np.flatnonzero(row)
-        self._covered = torch.from_numpy(np.arange(count) < covered[:, None])
+        self._clients = problem.covered_clients
+        self._covered = torch.from_numpy(np.arange(self._clients.shape[1]) < problem.num_covered[:, None])
+        self._episodes = settings.episodes
+        if settings.reserves:
+            self._episodes = max(1, min(settings.episodes, MOST_NUMBERS // (problem.rounds * self._clients.size)))
         self._taken = torch.from_numpy(np.arange(problem.max_picks) < problem.picks[:, None])  # (S, M)
 
     @property
@@ -135,7 +151,7 @@ class Learner:
         before = copy.deepcopy((self._scorer.state_dict(), self._adam.state_dict())), self._forecaster.models
         try:
             with _one_thread():
-                seeds = stream(self.seed, "episodes", self.iteration).integers(2**62, size=self.settings.episodes)
+                seeds = stream(self.seed, "episodes", self.iteration).integers(2**62, size=self._episodes)
                 play, report = self._play([int(seed) for seed in seeds], stopped)
                 self._learn(play, stopped)
                 if self.settings.forecasts:
@@ -159,6 +175,7 @@ class Learner:
             weights=self._scorer.weights(),
             models=models if self.settings.forecasts else (),
             timeout_s=self.problem.timeout_s,
+            terms=terms_of(self.problem) if self.settings.reserves else None,
             facts=facts | asdict(self.settings),
         )
 
@@ -169,28 +186,39 @@ class Learner:
         environment = self._environment = self._environment or SelectionEnvironment(problem, seeds)
         environment.reset(seeds)
         self._forecaster.reset(len(seeds))
+        beliefs = Beliefs(Reservation(), problem, seeds) if settings.reserves else None
+        own_number = np.zeros((len(seeds), *self._clients.shape), np.float32)
+        if beliefs is not None:
+            for e, s in np.ndindex(own_number.shape[:2]):
+                own_number[e, s] = own_numbers(seeds[e], s, own_number.shape[2])
         noise = stream(self.seed, "picks", self.iteration)
         rows: list[tuple[Any, ...]] = []
-        conflicts, servers = 0, np.arange(problem.num_servers)[:, None]
+        conflicts = 0
         while not environment.done:
             if stopped():
                 raise _Stopped
-            forecast = self._forecaster.probability if settings.forecasts else None
-            seen = local_features(environment, forecast)[:, servers, self._clients]  # (E, S, N, F)
+            forecast = self._forecaster.covered_probability if settings.forecasts else None
+            seen = covered_features(environment, forecast)  # (E, S, N, F)
+            if beliefs is not None:
+                seen = reserved_features(beliefs, seen, own_number)
             features = torch.from_numpy(np.ascontiguousarray(seen.swapaxes(0, 1)))  # (S, E, N, F)
             with torch.no_grad():
-                score, value = self._scorer(features, self._covered)
+                score, value = self._score(features)
                 drawn = torch.from_numpy(noise.random(score.shape, np.float32)).clamp_(1e-7, 1 - 1e-7)
                 picks = sample_top(score, problem.max_picks, drawn)  # (S, E, M)
                 logs = log_probabilities(score, picks)
             bonus = environment.bonus
             result = environment.step(self._ids(picks))
             own = torch.from_numpy(self._own_rewards(result.outcome, bonus, environment.last == environment.now - 1))
+            own = torch.gather(own, 2, picks)
+            if beliefs is not None:
+                own -= self._time_credit(features, picks)
+                beliefs.update(environment)
             if settings.forecasts:
                 self._forecaster.update(result.outcome)
             conflicts += int(result.tally[:, :, CONFLICTS].sum())
             reward = torch.from_numpy((result.reward.T / self._unit).astype(np.float32))
-            rows.append((features, picks, logs, value, reward, torch.gather(own, 2, picks)))
+            rows.append((features, picks, logs, value, reward, own))
         play = _Play(*(torch.stack(column, dim=1) for column in zip(*rows, strict=True)))
         total = len(seeds) * problem.rounds * int(problem.picks.sum())
         return play, Iteration(self.iteration + 1, float(play.reward.mean()) * self._unit, conflicts / total)
@@ -204,6 +232,16 @@ class Learner:
         servers = np.arange(problem.num_servers)[:, None]
         share = (own / self._unit / problem.picks[:, None])[:, servers, self._clients]
         return np.ascontiguousarray(share.swapaxes(0, 1), np.float32)
+
+    def _time_credit(self, features: Tensor, picks: Tensor) -> Tensor:
+        """Return float32 [S, E, M]: what the time that each pick added to the last round cost, see `time_credit`."""
+        environment, servers = self._environment, np.arange(self.problem.num_servers)[:, None]
+        assert environment is not None
+        arrived = (environment.last == environment.now - 1)[:, servers, self._clients].swapaxes(0, 1)
+        share = np.where(arrived, features[..., LATENCY].numpy(), 1.0)  # in the mode share, sharing takes longer
+        taken = np.take_along_axis(share, picks.numpy(), axis=2) * self._taken.numpy()[:, None]
+        cost = self.problem.latency_weight / self._unit * time_credit(taken)
+        return torch.from_numpy(cost.astype(np.float32))
 
     def _ids(self, picks: Tensor) -> NDArray[np.int32]:
         """Return client ids int32 [E, S, M] of positions [S, E, M], -1 beyond a server's number of picks."""
@@ -224,9 +262,18 @@ class Learner:
             shuffle=stream(self.seed, "minibatches", self.iteration), before_step=leave_if_stopped,
         )  # fmt: skip
 
+    def _score(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scores (S, B, N) and values (S, B); where there is one network, all servers use it."""
+        if not self.settings.reserves:
+            found: tuple[Tensor, Tensor] = self._scorer(features, self._covered)
+            return found
+        weights = {name: w.expand(len(features), *w.shape[1:]) for name, w in self._scorer.named_parameters()}
+        score, value = torch.func.functional_call(self._scorer, weights, (features, self._covered))
+        return score + SHARPNESS * features[..., -1], value
+
     def _evaluate(self, features: Tensor, picks: Tensor) -> Evaluation:
         """Return what the networks say of states (S, B, N, F) and picks (S, B, M); entropies are those of a first pick."""
-        score, value = self._scorer(features, self._covered)
+        score, value = self._score(features)
         picked = log_probabilities(score, picks)
         logs = torch.log_softmax(score, dim=-1)
         entropy = -(logs.exp() * logs.masked_fill(~self._covered[:, None], 0.0)).sum(dim=-1)

@@ -68,9 +68,12 @@ class Matching:
 
 def round_picks(environment: SelectionEnvironment) -> NDArray[np.int32]:
     """Return the picks int32 [S, M] of the coming round, episode 0."""
-    problem = environment.problem
     value = delivery_values(environment, environment.bonus[0])
-    gain = value - _wasted(problem)[:, None]
+    return disjoint_picks(environment.problem, value, value - _wasted(environment.problem)[:, None])
+
+
+def disjoint_picks(problem: SelectionInstance, value: Floats, gain: Floats) -> NDArray[np.int32]:
+    """Return the picks int32 [S, M] of most gain [S, C] of which no two are equal; where that leaves places, see `_filled`."""
     picks = _filled(problem, value, _matched(gain, problem.picks))
     places = int(problem.picks.sum())
     if np.unique(picks[picks >= 0]).size < places:  # a collision: is there a way round it?

@@ -28,15 +28,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RlCrp:
-    """Each server learns by itself to pick, from its own views and rewards, with forecasts of conflicts.
+    """One network for all servers learns to pick, from the views and rewards of each, with the beliefs of `reservation`.
 
-    A server's clients are scored by a network that does not depend on their order; training draws Plackett-Luce picks and
-    improves the scores by proximal policy optimisation; the trained policy picks the clients of highest score. One of
-    what a server sees of a client is the forecast of a hidden Markov model that is fitted to the server's own outcomes.
+    A network that does not depend on the order of clients, or on their number, scores those of a server. It sees the
+    forecast of a conflict and its two causes, busy or taken in this phase, what `reservation` thinks of the pick, and a
+    number of the client's own, drawn for each server and episode: by it equal servers decide differently. The score
+    starts from the worth of `reservation`. Training draws Plackett-Luce picks and improves the scores by proximal policy
+    optimisation; a pick answers for conflict and fairness of its own, and for the time by which it alone made the round
+    longer. The trained policy picks the clients of highest score, also on problems of other sizes.
     Trained on episodes of their own chance, never on the one that the plan is judged on; but a recorded table leaves
     nothing to chance: who is busy, or the rates in it, are then the same in training as when judged. Our formulation,
-    after RL-CRP (arXiv 2602.02458), whose learner and reward are not known to us. Needs the extra ``train``, but not to
-    play a trained policy.
+    after RL-CRP (arXiv 2602.02458), whose learner and reward are not known to us; `RlCrpPlain` is nearer to what is known
+    of it. Needs the extra ``train``, but not to play a trained policy.
 
     O(T sum of n_s H^2) time per episode, n_s being the clients of server s and H the width of the networks. One iteration
     is one update.
@@ -54,15 +57,16 @@ class RlCrp:
     episodes: int = 8
     hidden: int = 16
     epochs: int = 4
-    minibatches: int = 2
-    learning_rate: float = 1e-2
+    minibatches: int = 4
+    learning_rate: float = 3e-3
     patience: int | None = None
     checkpoint: str | None = None
     policy: str | None = None
 
     name: ClassVar[str] = "rl-crp"
     guarantee: ClassVar[Guarantee] = Heuristic("learned")
-    forecasts: ClassVar[bool] = True
+    forecasts: ClassVar[bool] = False
+    reserves: ClassVar[bool] = True
     fair: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -129,8 +133,7 @@ class RlCrp:
             recorded = [problem.busy, problem.rate_bps if problem.rate_bps.ndim == 3 else None]
             rounds = min([HORIZON, *(len(table) for table in recorded if table is not None)])
             trained = self.train(problem.replace(rounds=rounds), seed=seed, display=True)
-        trained.check(problem)
-        return one_each(trained, problem, seed)
+        return one_each(trained.on(problem), problem, seed)
 
     def train(self, problem: ClientSelection, *, seed: int = 0, display: bool = False) -> TrainedPolicy:
         """Train on a problem and return the policy; Ctrl-C returns what has been learned so far.
@@ -169,6 +172,7 @@ class RlCrp:
             minibatches=self.minibatches,
             learning_rate=self.learning_rate,
             forecasts=self.forecasts,
+            reserves=self.reserves,
         )
         learner = Learner(problem if self.fair else problem.replace(fairness_weight=0.0), settings, seed)
         if self.checkpoint is not None:
@@ -201,8 +205,26 @@ class RlCrp:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RlNoCrp(RlCrp):
-    """The same learner without forecasts of conflicts: how often picks have failed is all that a server knows.
+class RlCrpPlain(RlCrp):
+    """Each server learns by itself to pick, with a network of its own and forecasts of conflicts by a hidden Markov model.
+
+    What is known of RL-CRP, and no more: no phases, nothing shared, nothing that breaks ties between servers, and every
+    pick answers for the time of the whole round. The model is fitted to the server's own outcomes, whatever the cause of
+    a conflict. A policy is for as many servers as it was trained with. O(T sum of n_s H^2) time per episode, see `RlCrp`.
+    One iteration is one update.
+    """
+
+    minibatches: int = 2
+    learning_rate: float = 1e-2
+
+    name: ClassVar[str] = "rl-crp-plain"
+    forecasts: ClassVar[bool] = True
+    reserves: ClassVar[bool] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RlNoCrp(RlCrpPlain):
+    """The plain learner without forecasts of conflicts: how often picks have failed is all that a server knows.
 
     O(T sum of n_s H^2) time per episode, see `RlCrp`. An ablation. One iteration is one update.
     """
@@ -212,8 +234,8 @@ class RlNoCrp(RlCrp):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RlNoFairness(RlCrp):
-    """The same learner with forecasts, trained without the fairness term; it is judged with it.
+class RlNoFairness(RlCrpPlain):
+    """The plain learner with forecasts, trained without the fairness term; it is judged with it.
 
     O(T sum of n_s H^2) time per episode, see `RlCrp`. An ablation. One iteration is one update.
     """
@@ -239,8 +261,7 @@ def play_policy(
     UnsupportedProblemError
         If the policy was trained for another number of servers.
     """
-    trained.check(problem)
-    policies = one_each(trained, problem, seed=0)
+    policies = one_each(trained.on(problem), problem, seed=0)
     environment = SelectionEnvironment(problem)
     picks = cyclic_plan(problem)
     while not environment.done and not stopped():

@@ -1,8 +1,9 @@
 """`TrainedPolicy`: what a learner has learned, one network and one conflict model per server. Needs no torch."""
 
+import dataclasses
 import os
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +14,19 @@ from edgeopt.fields import Fields, in_file
 from edgeopt.npz import Form, numbers
 from edgeopt.problems import ClientSelection
 from edgeopt.problems.client_selection.environment import ServerView
+from edgeopt.problems.client_selection.instance import Mode
 from edgeopt.solvers.client_selection.features import FEATURES, view_features
 from edgeopt.solvers.client_selection.forecaster import START, ConflictForecaster
 from edgeopt.solvers.client_selection.hmm import CategoricalHMM
 from edgeopt.solvers.client_selection.policy import Policy
+from edgeopt.solvers.client_selection.reservation import MOST_PHASES, Beliefs, Reservation, phases_by_rule
+from edgeopt.solvers.client_selection.reserved_features import (
+    RESERVED_FEATURES,
+    SHARPNESS,
+    one_server,
+    own_numbers,
+    reserved_features,
+)
 from edgeopt.storage import Arrays, Layout
 from edgeopt.tensors import Shapes, load_tensors, save_tensors
 
@@ -42,28 +52,44 @@ class TrainedPolicy:
     weights : those of `Scorer`, first axis S.
     models : the conflict model of each server; empty if the policy does not forecast conflicts.
     timeout_s : of the problem that it was trained on: latencies are seen as shares of it.
+    terms : weights, mode, rounds and phases of that problem, where the policy keeps the beliefs of `reservation`; its
+        servers share one network then, and `on` makes it a policy of another problem. None where it does not.
     facts : how it was trained; plain values.
     """
 
     weights: Arrays
     models: tuple[CategoricalHMM, ...] = ()
     timeout_s: float
+    terms: dict[str, Any] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
     __repr__ = one_line
 
     @property
     def num_servers(self) -> int:
-        """Servers, S."""
+        """Networks: one per server, or one that all servers share."""
         return len(self.weights["encode"])
 
-    def policy(self, server: int, seed: int = 0) -> "ServerPolicy":
-        """Return the policy of one server for one episode; nothing is random, whatever the seed."""
-        return ServerPolicy(self, server)
+    def policy(self, server: int, seed: int = 0) -> "ServerPolicy | ReservingPolicy":
+        """Return the policy of one server for one episode; the seed decides nothing but what breaks ties, if at all."""
+        return ServerPolicy(self, server) if self.terms is None else ReservingPolicy(self, server, seed)
+
+    def on(self, problem: ClientSelection) -> "TrainedPolicy":
+        """Return the policy for a problem: where servers share a network, sizes, weights and time-out may be others.
+
+        Raises
+        ------
+        UnsupportedProblemError
+            If every server has a network of its own, and the problem another number of servers.
+        """
+        self.check(problem)
+        if self.terms is None:
+            return self
+        return dataclasses.replace(self, timeout_s=problem.timeout_s, terms=terms_of(problem))
 
     def check(self, problem: ClientSelection) -> None:
-        """Raise `UnsupportedProblemError` if the problem has another number of servers."""
-        if problem.num_servers != self.num_servers:
+        """Raise `UnsupportedProblemError` if every server has a network of its own, and the problem other servers."""
+        if self.terms is None and problem.num_servers != self.num_servers:
             raise UnsupportedProblemError(
                 f"the policy was trained for {self.num_servers} servers, the problem has {problem.num_servers}"
             )
@@ -96,7 +122,8 @@ class TrainedPolicy:
         arrays = {f"weights.{name}": array for name, array in self.weights.items()}
         if self.models:
             arrays |= {f"models.{name}": np.stack([getattr(m, name) for m in self.models]) for name in _MODEL}
-        return arrays, {"timeout_s": self.timeout_s, "facts": self.facts}
+        values = {"timeout_s": self.timeout_s, "facts": self.facts}
+        return arrays, values if self.terms is None else values | {"terms": self.terms}
 
     @classmethod
     def from_data(cls, values: dict[str, Any], arrays: Arrays) -> "TrainedPolicy":
@@ -108,8 +135,9 @@ class TrainedPolicy:
             raise InvalidFileError(f"{_INCOMPLETE}weights.{bad[0]}: expected finite numbers")
         models = _models(arrays, len(weights["encode"]))
         return cls(
-            weights=weights, models=models, timeout_s=given.number("timeout_s"), facts=dict(given.table("facts"))
-        )
+            weights=weights, models=models, timeout_s=given.number("timeout_s"), terms=_terms(values),
+            facts=dict(given.table("facts")),
+        )  # fmt: skip
 
 
 class ServerPolicy(Policy):
@@ -123,7 +151,7 @@ class ServerPolicy(Policy):
 
     def pick(self, view: ServerView) -> NDArray[np.int64]:
         """Return the clients of highest score, the lowest ids on ties."""
-        score = self._scores(view_features(view, self._timeout_s, self._forecast(view)))
+        score = scores_of(self._weights, view_features(view, self._timeout_s, self._forecast(view)))
         return view.clients[np.argsort(-score, kind="stable")[: view.num_picks]]
 
     def _forecast(self, view: ServerView) -> NDArray[np.float64] | None:
@@ -137,13 +165,56 @@ class ServerPolicy(Policy):
         forecast: NDArray[np.float64] = self._forecaster.probability[0, 0]
         return forecast
 
-    def _scores(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return scores [n] of features [n, F]: the forward pass of `Scorer` for one server."""
-        w = self._weights
-        hidden = np.tanh(features @ w["encode"] + w["encode_bias"])
-        around = hidden.mean(axis=0) @ w["context"] + w["mix_bias"]
-        score: NDArray[np.float32] = (np.tanh(hidden @ w["own"] + around) @ w["score"])[:, 0]
-        return score
+
+class ReservingPolicy(Policy):
+    """One server's policy in one episode, with the beliefs of `reservation`, from its own views."""
+
+    def __init__(self, trained: TrainedPolicy, server: int, seed: int) -> None:
+        assert trained.terms is not None
+        self._weights = {name: array[0] for name, array in trained.weights.items()}
+        self._terms, self._timeout_s = trained.terms, trained.timeout_s
+        self._server, self._seed = server, seed
+        self._beliefs: Beliefs | None = None
+
+    def pick(self, view: ServerView) -> NDArray[np.int64]:
+        """Return the clients of highest score, the lowest ids on ties."""
+        if view.round == 0 or self._beliefs is None:
+            terms = {name: value for name, value in self._terms.items() if name != "phases"}
+            alone = one_server(terms, len(view.clients), view.num_picks)
+            self._beliefs = Beliefs(Reservation(phases=self._terms["phases"]), alone, [self._seed])
+            self._own = own_numbers(self._seed, self._server, len(view.clients))
+        else:
+            self._beliefs.hear_view(view)
+        local = view_features(view, self._timeout_s)[None, None]
+        features = reserved_features(self._beliefs, local, self._own[None, None])[0, 0]
+        score = scores_of(self._weights, features) + SHARPNESS * features[:, -1]
+        return view.clients[np.argsort(-score, kind="stable")[: view.num_picks]]
+
+
+def scores_of(weights: Arrays, features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return scores [n] of features [n, F]: the forward pass of `Scorer` for one server."""
+    hidden = np.tanh(features @ weights["encode"] + weights["encode_bias"])
+    around = hidden.mean(axis=0) @ weights["context"] + weights["mix_bias"]
+    score: NDArray[np.float32] = (np.tanh(hidden @ weights["own"] + around) @ weights["score"])[:, 0]
+    return score
+
+
+def terms_of(problem: ClientSelection) -> dict[str, Any]:
+    """Return what beliefs need to know of a problem besides sizes."""
+    names = ("latency_weight", "conflict_weight", "fairness_weight", "mode", "rounds")
+    return {name: getattr(problem, name) for name in names} | {"phases": phases_by_rule(problem)}
+
+
+def _terms(values: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the terms in the header of a file, checked."""
+    if "terms" not in values:
+        return None
+    given = Fields(values, _INCOMPLETE).table("terms")
+    found: dict[str, Any] = {name: given.number(f"{name}_weight") for name in ("latency", "conflict", "fairness")}
+    found = {f"{name}_weight": value for name, value in found.items()}
+    found |= {"mode": given.choice("mode", get_args(Mode))}
+    found |= {"rounds": given.integer("rounds", low=1), "phases": given.integer("phases", low=1, high=MOST_PHASES)}
+    return found
 
 
 def _models(arrays: Arrays, servers: int) -> tuple[CategoricalHMM, ...]:
@@ -175,8 +246,11 @@ def policy_layout(values: dict[str, Any], shapes: Shapes) -> Layout:
     if len(encode := shapes["weights.encode"]) != 3:
         raise InvalidFileError(f"{_INCOMPLETE}weights.encode: expected 3 dimensions, got shape {list(encode)}")
     servers, features, hidden = encode
-    if features != len(FEATURES):
-        raise InvalidFileError(f"{_INCOMPLETE}encode: made for {features} features, expected {len(FEATURES)}")
+    reserves = _terms(values) is not None
+    if features != (wanted := len(RESERVED_FEATURES if reserves else FEATURES)):
+        raise InvalidFileError(f"{_INCOMPLETE}encode: made for {features} features, expected {wanted}")
+    if reserves and servers != 1:
+        raise InvalidFileError(f"{_INCOMPLETE}encode: {servers} networks, expected one that all servers share")
     expected = {
         "encode": (features, hidden), "encode_bias": (1, hidden), "own": (hidden, hidden),
         "context": (hidden, hidden), "mix_bias": (1, hidden), "score": (hidden, 1), "value": (hidden, 1),

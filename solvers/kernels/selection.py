@@ -19,7 +19,7 @@ TOLERANCE = (
 @kernel
 def write_features(
     now: int,
-    coverage: Bools,
+    clients: Ints,
     num_picks: Counts,
     num_covered: Counts,
     fading: Floats,
@@ -34,21 +34,19 @@ def write_features(
     delivered: Counts,
     features: NDArray[np.float32],
 ) -> None:
-    """Write columns 1 to 4 of the features [E, S, C, 5] of `edgeopt.solvers.client_selection.features.local_features`.
+    """Write columns 1 to 4 of the features [E, S, N, 5] of `edgeopt.solvers.client_selection.features.covered_features`.
 
-    Arrays as in `edgeopt.problems.client_selection.kernels`.
+    clients [S, N] are the ids of the covered; other arrays as in `edgeopt.problems.client_selection.kernels`.
     """
     for e in range(last.shape[0]):
         for s in range(last.shape[1]):
-            for c in range(last.shape[2]):
-                if not coverage[s, c]:
-                    features[e, s, c, 1:] = 0.0
-                    continue
+            for i in range(num_covered[s]):
+                c = clients[s, i]
                 tries, seconds = picked[e, s, c], compute_s[c] + payload_bits / (rate_bps[s, c] * fading[e, c])
-                features[e, s, c, 1] = (prior_failures + tries - delivered[e, s, c]) / (prior_picks + tries)
-                features[e, s, c, 2] = min(1.0, seconds / timeout_s)
-                features[e, s, c, 3] = delivery_bonus(now, last[e, s, c], num_picks[s], num_covered[s])
-                features[e, s, c, 4] = tries / max(1, now)
+                features[e, s, i, 1] = (prior_failures + tries - delivered[e, s, c]) / (prior_picks + tries)
+                features[e, s, i, 2] = min(1.0, seconds / timeout_s)
+                features[e, s, i, 3] = delivery_bonus(now, last[e, s, c], num_picks[s], num_covered[s])
+                features[e, s, i, 4] = tries / max(1, now)
 
 
 @kernel

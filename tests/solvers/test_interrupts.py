@@ -50,7 +50,7 @@ MOMENTS = 6  # of each solve
 BRIEF: dict[str, dict[str, Any]] = {
     "max-convolution": {"search_work": 1e5, "bound_steps": 3},
     "lagrangian": {"search_work": 1e5, "bound_steps": 3, "max_steps": 30, "rounds": 2},
-    **{name: {"iterations": 2, "episodes": 2} for name in ("rl-crp", "rl-no-crp", "rl-no-fairness")},
+    **{name: {"iterations": 2, "episodes": 2} for name in ("rl-crp", "rl-crp-plain", "rl-no-crp", "rl-no-fairness")},
 }
 """Settings with which solvers have less to do, and all of it still happens."""
 PACKAGE = str(Path(edgeopt.__file__).resolve().parent.parent)

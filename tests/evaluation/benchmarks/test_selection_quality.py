@@ -126,7 +126,7 @@ def test_the_benchmark_runs_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFi
     first = capsys.readouterr()
     report = json.loads(first.out)
     assert report["valid"]
-    assert [row["solver"] for row in report["default"]][:3] == ["rl-crp", "rl-no-crp", "rl-no-fairness"]
+    assert [row["solver"] for row in report["default"]][:3] == ["rl-crp", "rl-crp-plain", "rl-no-crp"]
     assert {goal["unit"] for goal in report["goals"]} == {"s", ""}
     kept = (tmp_path / "rows.jsonl").read_text()
     assert len(kept.splitlines()) == len({json.loads(text)["key"] for text in kept.splitlines()})

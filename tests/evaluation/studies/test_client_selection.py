@@ -65,7 +65,7 @@ def test_a_policy_of_another_problem_is_not_taken(tmp_path: Path):
     assert other.facts["problem"] == longer.problem(longer.task(0)).fingerprint() != made.facts["problem"]
 
 
-@pytest.mark.parametrize("name", ["random", "fastest", "matching"])
+@pytest.mark.parametrize("name", ["random", "fastest", "reservation-4", "blind-matching", "matching"])
 def test_costs_are_those_of_the_report(name: str, tmp_path: Path):
     """What clients have sent, in vain or not, and what servers waited is what the problem reports for the same picks."""
     row = run(cell(name, 0, tmp_path))
