@@ -148,6 +148,8 @@ def _surroundings(
             "network", name, getattr(e.network, name), "it with split-training alone: see ClientSelection.from_rates"
         )
     series.pop("available", None)  # which is the planner's
+    if saved is not None and e.network.device_table is not None:
+        raise e.wrong("network", "device_table", e.network.device_table, "none, as the file has its devices")
     network = network_of(e, kind, task.num_clients) if saved is None else None
     if kind == ClientSelection.kind:
         power: dict[str, Any] = {} if network is None else {"device_power_w": network.device_power_w}

@@ -76,7 +76,9 @@ class NetworkChoice:
     seed : of the random network. Default: the experiment's.
     rates, downlink_rates, carbon, availability : files of `edgeopt.series.TimeSeries`: what rates up and down, the grams of
         CO2 per kWh, and who can be picked are over virtual time. Client u follows column u, modulo their number.
-    options : arguments of `EdgeNetwork.random`, and ``rate_sigma``, ``failure_probability``, ``joules_per_flop``,
+    device_table : a file of `edgeopt.device_profiles.read_device_profiles`; without ``devices``, an even share of each.
+    options : ``devices``, shares by name of device, and ``utilisation``, see `edgeopt.device_profiles.assign_devices`;
+        arguments of `EdgeNetwork.random`, and ``rate_sigma``, ``failure_probability``, ``joules_per_flop``,
         ``fed_rate_bps``, ``idle_s`` as in `edgeopt.training.EdgeTiming.from_network`.
     """
 
@@ -88,6 +90,7 @@ class NetworkChoice:
     downlink_rates: str | None = None
     carbon: str | None = None
     availability: str | None = None
+    device_table: str | None = None
     options: Options = field(default_factory=dict)
 
 
@@ -210,7 +213,7 @@ _TABLES: dict[str, type[Choice | DataChoice | NetworkChoice]] = {
 _PATHS = {
     "data": ("folder",),
     "model": ("folder", "adapters"),
-    "network": ("file", "rates", "downlink_rates", "carbon", "availability"),
+    "network": ("file", "rates", "downlink_rates", "carbon", "availability", "device_table"),
     "planner": ("file", "policy"),
 }
 

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgeopt.errors import InvalidProblemError
+from edgeopt.device_profiles import DeviceProfile, assign_devices, read_device_profiles
+from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.experiment.config import Description
 from edgeopt.experiment.options import about, argument_hints, checked, checked_options, hints_of
 from edgeopt.network import EdgeNetwork
@@ -29,6 +30,7 @@ _SERIES: tuple[tuple[str, str, Quantity], ...] = (
     ("availability", "available", "availability"),
 )  # fmt: skip
 SERIES_FILES = tuple(key for key, _, _ in _SERIES)
+_DEVICES: dict[str, Any] = {"devices": dict, "utilisation": float}  # of `assign_devices`
 _DEFAULT_PICKS = 4
 _REGIMES: dict[str, Any] = {
     "regime_transition": ((0.97, 0.03), (0.06, 0.94)),  # as in ClientSelection.random: calm or loaded for a while
@@ -60,8 +62,9 @@ def network_of(e: Description, kind: str, clients: int) -> EdgeNetwork:
     """Return the random network."""
     hints = argument_hints(EdgeNetwork.random, ("num_servers", "num_devices"))
     others = {key: value for key, value in e.network.options.items() if key not in _TIMING[kind]}
-    known = hints | dict.fromkeys(_TIMING[kind], float) | {"coverage_radius_m": float}
+    known = hints | dict.fromkeys(_TIMING[kind], float) | {"coverage_radius_m": float} | _DEVICES
     options: Any = checked_options(e.source, "network", others, known)
+    devices = {key: options.pop(key) for key in _DEVICES if key in options}
     for key, value in options.items():
         if isinstance(value, list):
             if len(value) != 2 or any(isinstance(end, list) for end in value):
@@ -69,7 +72,26 @@ def network_of(e: Description, kind: str, clients: int) -> EdgeNetwork:
             options[key] = tuple(value)
     seed = e.seed if e.network.seed is None else e.network.seed
     with about(e.source, "network"):
-        return EdgeNetwork.random(servers_of(e), clients, seed=seed, **options)
+        return _of_devices(e, EdgeNetwork.random(servers_of(e), clients, seed=seed, **options), seed, **devices)
+
+
+def _of_devices(
+    e: Description, network: EdgeNetwork, seed: int, devices: Any = None, utilisation: float = 1.0
+) -> EdgeNetwork:
+    """Return the network with devices of the kinds that are asked for; as it is if none are."""
+    table = e.network.device_table
+    own = {} if table is None else {profile.name: profile for profile in read_device_profiles(table)}
+    shares = dict.fromkeys(own, 1.0) if devices is None else devices
+    if not isinstance(shares, Mapping):
+        raise InvalidProblemError(
+            f"devices = {quoted(devices)}: expected shares by name, such as {{ jetson-nano = 0.7, l4 = 0.3 }}"
+        )
+    if not shares and devices is None:
+        if utilisation != 1.0:
+            raise InvalidProblemError(f"utilisation = {utilisation}: expected devices or a device_table beside it")
+        return network
+    named: dict[str | DeviceProfile, float] = {own.get(name, name): share for name, share in shares.items()}
+    return assign_devices(network, named, utilisation=utilisation, seed=seed).network
 
 
 def series_of(e: Description, clients: int) -> dict[str, TimeSeries]:

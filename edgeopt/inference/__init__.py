@@ -9,6 +9,7 @@ with needs("edgeopt.inference", "train"):
     from edgeopt.inference.distributed import TIERS as TIERS
     from edgeopt.inference.distributed import InferenceRun as InferenceRun
     from edgeopt.inference.distributed import simulate_inference as simulate_inference
+    from edgeopt.inference.recording import record as record
     from edgeopt.inference.routing import RoutingRecord as RoutingRecord
     from edgeopt.inference.routing import record_users as record_users
     from edgeopt.inference.streaming import StreamedRun as StreamedRun

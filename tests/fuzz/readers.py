@@ -17,6 +17,7 @@ import edgeopt
 from edgeopt import storage
 from edgeopt.cli.train import configured
 from edgeopt.data import byte_text, cifar10, mnist
+from edgeopt.device_profiles import assign_devices, read_device_profiles
 from edgeopt.errors import EdgeOptError
 from edgeopt.evaluation.compare.performance import summarise
 from edgeopt.evaluation.compare.rows import RowStore, add_gaps, read_row, read_rows, rows_frame
@@ -36,9 +37,13 @@ from edgeopt.problems import (
     CostFactors,
     ExpertBalancing,
     ExpertCaching,
+    ExpertTensors,
     ModelDownload,
     RoutingTrace,
     SplitTraining,
+    placement_document,
+    read_placement,
+    tensor_list,
 )
 from edgeopt.profile import ModelProfile, model_profile
 from edgeopt.rl import DeerReplay, Demonstrations, Dqn, Leed, ScriptedPlanner, TrueChange, learn, learn_together
@@ -424,6 +429,45 @@ def learn_in_team(path: Path, updates: int) -> None:
     learn_together(team, learner, shown, updates=updates, seed=0, checkpoint=path, resume=True)
 
 
+DEVICES = "name;flops;memory_bytes;memory_bytes_per_s;power_w\nphone;1e11;6e9;3e10;2\npad;2e11;8e9;5e10;3\n"
+
+
+# --- placements for others ---------------------------------------------------------------------------------------
+
+
+def write_placement(path: Path) -> None:
+    path.write_text(json.dumps(placement_document(problem(ExpertCaching), result(ExpertCaching).solution)))
+
+
+def model_tensors() -> dict[str, np.ndarray]:
+    names = [f"model.layers.{b}.mlp.experts.{e}.up_proj.weight" for b in range(2) for e in range(3)]
+    stacked = {f"blk.{b}.ffn_up_exps.weight": np.zeros((3, 2, 2), np.float32) for b in range(2, 4)}
+    return dict.fromkeys(names, np.zeros((2, 2), np.float32)) | stacked
+
+
+def write_gguf(path: Path) -> None:
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "qwen3moe")
+    writer.add_array("tokenizer.ggml.tokens", ["a", "bc"])
+    for name, value in model_tensors().items():
+        writer.add_tensor(name, value)
+    writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file()
+    writer.close()
+
+
+def write_tensors(path: Path) -> None:
+    from safetensors import numpy
+
+    path.write_bytes(numpy.save(model_tensors(), {"format": "pt"}))
+
+
+def use_tensors(path: Path) -> None:
+    tensors = ExpertTensors.read(path)
+    first = tensors._replace(layers=tensors.layers[:2])
+    tensor_list(problem(ExpertCaching), result(ExpertCaching).solution, first, server=0)
+
+
 # --- adapters ------------------------------------------------------------------------------------------------------
 
 
@@ -467,6 +511,11 @@ READERS = (
     Reader("zoo.graphml", write_graphml, use_backhaul),
     Reader("series.json", lambda path: TimeSeries.random(clients=2, duration_s=3).save(path), lambda path: use_series(TimeSeries.load(path))),
     Reader("series.npz", lambda path: TimeSeries.random(clients=2, duration_s=3).save(path), lambda path: use_series(TimeSeries.load(path))),
+    Reader("devices.csv", lambda path: path.write_text(DEVICES), lambda path: assign_devices(EdgeNetwork.random(1, 5, seed=0), dict.fromkeys(read_device_profiles(path), 1.0))),
+    Reader("placement.json", write_placement, lambda path: read_placement(problem(ExpertCaching), path)),
+    Reader("model.gguf", write_gguf, use_tensors),
+    Reader("model.safetensors", write_tensors, use_tensors),
+    Reader("model.safetensors.index.json", lambda path: path.write_text(json.dumps({"weight_map": dict.fromkeys(model_tensors(), "a")})), use_tensors),
     Reader("record.npz", lambda path: record().save(path), lambda path: RoutingRecord.load(path).to_trace()),
     Reader("record.json", lambda path: record().save(path), lambda path: RoutingRecord.load(path).to_trace()),
     Reader("adapter_config.json", write_adapters, use_adapters),
