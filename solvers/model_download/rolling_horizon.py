@@ -112,7 +112,9 @@ def rolling_horizon(
     if rates is not None and (not isinstance(rates, TimeSeries) or rates.quantity != "rate"):
         raise InvalidProblemError(f"rates: expected a TimeSeries of the quantity rate, got {quoted(rates)}")
     if rates is not None and rates.num_columns != problem.num_users:
-        raise InvalidProblemError(f"rates: {rates.num_columns} columns, expected {problem.num_users}: one for each request")
+        raise InvalidProblemError(
+            f"rates: {rates.num_columns} columns, expected {problem.num_users}: one for each request"
+        )
     with _one_thread():
         state = _State(problem, arrival, chosen, seed, rates)
         _serve(state)
@@ -280,7 +282,9 @@ class _State:
         own = slice(problem.layer_indptr[model], problem.layer_indptr[model + 1])
         bits = problem.prefix_bits[own] / share
         arrived = now + self.rates.seconds(bits, now, np.full(bits.size, user))
-        work_s = problem.layer_fixed_s[own] + problem.cycles_per_layer_flop[user] * problem.layer_flops[own] / frequency_hz
+        work_s = (
+            problem.layer_fixed_s[own] + problem.cycles_per_layer_flop[user] * problem.layer_flops[own] / frequency_hz
+        )
         done = now
         for at, seconds in zip(arrived.tolist(), work_s.tolist(), strict=True):
             done = max(at, done) + seconds

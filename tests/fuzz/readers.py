@@ -29,6 +29,8 @@ from edgeopt.evaluation.studies.stored import read_verdicts
 from edgeopt.evaluation.studies.study import check_row
 from edgeopt.experiment import Experiment
 from edgeopt.inference.routing import RoutingRecord
+from edgeopt.inference.steered import load_steering, save_steering
+from edgeopt.inference.steering import SteeringVector
 from edgeopt.models import add_lora, from_transformers, to_transformers
 from edgeopt.network import EdgeNetwork
 from edgeopt.places import read_backhaul, read_places
@@ -480,6 +482,10 @@ def use_adapters(path: Path) -> None:
     repr(from_transformers(StandIn(), adapters=path.parent))
 
 
+def write_steering(path: Path) -> None:
+    save_steering(path, SteeringVector(strength=-1.5), StandIn(), base=StandIn())
+
+
 READERS = (
     Reader("expert-caching.json", lambda path: problem(ExpertCaching).save(path), describe),
     Reader("expert-caching.npz", lambda path: problem(ExpertCaching).save(path), describe),
@@ -520,6 +526,7 @@ READERS = (
     Reader("record.json", lambda path: record().save(path), lambda path: RoutingRecord.load(path).to_trace()),
     Reader("adapter_config.json", write_adapters, use_adapters),
     Reader("adapter_model.safetensors", write_adapters, use_adapters),
+    Reader("steering.json", write_steering, lambda path: load_steering(path, StandIn(), base=StandIn())),
     Reader("policy.safetensors", lambda path: policy().save(path), use_policy),
     Reader("learner.safetensors", write_learner, restore_learner),
     Reader("team.safetensors", lambda path: learn_in_team(path, 1), lambda path: learn_in_team(path, 2)),

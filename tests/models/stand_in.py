@@ -26,7 +26,10 @@ class StandIn(nn.Module):
             self.model.add_module(name, part)
         self.model.rotary_emb = nn.Identity()
         self.model.rotary_emb.rope_type = "default"  # type: ignore[assignment]
-        self.config: Any = SimpleNamespace(model_type="llama", _attn_implementation="eager", _name_or_path="")
+        self.config: Any = SimpleNamespace(
+            model_type="llama", _attn_implementation="eager", _name_or_path="", is_encoder_decoder=False,
+            get_text_config=lambda: SimpleNamespace(vocab_size=VOCABULARY),
+        )  # fmt: skip
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the embedding, as transformers does."""
