@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from edgeopt.problems import load as load
     from edgeopt.profile import ModelProfile as ModelProfile
     from edgeopt.profile import model_profile as model_profile
+    from edgeopt.schedule import AvailableOnly as AvailableOnly
     from edgeopt.schedule import ClientPlan as ClientPlan
     from edgeopt.schedule import Feedback as Feedback
     from edgeopt.schedule import LinkBudget as LinkBudget
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from edgeopt.schedule import Schedule as Schedule
     from edgeopt.schedule import StatefulPlanner as StatefulPlanner
     from edgeopt.schedule import StaticPlanner as StaticPlanner
+    from edgeopt.series import TimeSeries as TimeSeries
 
 _PACKAGES = ("data", "evaluation", "experiment", "inference", "models", "problems", "rl", "solvers", "training")
 _LAZY = {name: (f"edgeopt.{name}", None) for name in _PACKAGES} | {
@@ -65,6 +67,7 @@ _LAZY = {name: (f"edgeopt.{name}", None) for name in _PACKAGES} | {
     "load": ("edgeopt.problems", "load"),
     "ModelProfile": ("edgeopt.profile", "ModelProfile"),
     "model_profile": ("edgeopt.profile", "model_profile"),
+    "AvailableOnly": ("edgeopt.schedule", "AvailableOnly"),
     "ClientPlan": ("edgeopt.schedule", "ClientPlan"),
     "Feedback": ("edgeopt.schedule", "Feedback"),
     "LinkBudget": ("edgeopt.schedule", "LinkBudget"),
@@ -73,6 +76,7 @@ _LAZY = {name: (f"edgeopt.{name}", None) for name in _PACKAGES} | {
     "Schedule": ("edgeopt.schedule", "Schedule"),
     "StatefulPlanner": ("edgeopt.schedule", "StatefulPlanner"),
     "StaticPlanner": ("edgeopt.schedule", "StaticPlanner"),
+    "TimeSeries": ("edgeopt.series", "TimeSeries"),
 }
 
 

@@ -12,7 +12,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "llm": ("transformers", "peft", "gguf"),
     "tensorboard": ("tensorboard",),
     "flower": ("flwr",),
-    "rl": ("pettingzoo", "gymnasium"),
+    "rl": ("pettingzoo", "gymnasium", "mpe2"),
 }
 """Packages by extra, those of pyproject.toml that a user installs for a feature."""
 

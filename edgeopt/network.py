@@ -181,6 +181,66 @@ class EdgeNetwork:
         snr = np.divide(power_w * self.channel_gain, noise_w, out=np.zeros_like(noise_w), where=noise_w > 0)
         return np.where(self.coverage, bandwidth_hz * np.log1p(snr) / np.log(2), 0.0)
 
+    def with_rates(self, uplink_bps: ArrayLike, downlink_bps: ArrayLike | None = None) -> Self:
+        r"""Return the network whose devices have measured rates: gains and bandwidths are such that they come out.
+
+        Where only the uplink was measured, gain and bandwidths of a pair are scaled alike, which scales both its rates. Else the
+        gain grows by the larger of the two factors, and each bandwidth becomes the one that gives its rate at that gain:
+        with :math:`a = P h / N_0`, :math:`W \ln(1 + a / W) = r \ln 2`. That is ours: a measured rate does not say which
+        bandwidth it came from.
+
+        Parameters
+        ----------
+        uplink_bps, downlink_bps : float64 [U], one rate for all servers that cover the device, or [U, N]; bit/s. Pairs of
+            rate 0 are no longer covered.
+
+        Raises
+        ------
+        InvalidProblemError
+            If a pair has a rate, but neither gain nor bandwidth.
+
+        Examples
+        --------
+        >>> network = EdgeNetwork.random(2, 3, seed=0, coverage_radius_m=2000).with_rates([1e6, 2e6, 0])
+        >>> network.uplink_rate_bps.round().tolist()
+        [[1000000.0, 1000000.0], [2000000.0, 2000000.0], [0.0, 0.0]]
+        """
+        up = self._measured("uplink_bps", uplink_bps)
+        down = None if downlink_bps is None else self._measured("downlink_bps", downlink_bps)
+        covered = self.coverage & (up > 0) & (True if down is None else down > 0)
+        base = self.replace(coverage=covered)
+        now_up, now_down = base.uplink_rate_bps, base.downlink_rate_bps
+        if (bad := np.argwhere(covered & ((now_up == 0) | (now_down == 0)))).size:
+            u, n = bad[0]
+            raise InvalidProblemError(
+                f"uplink_bps[{u}]: device {u} has no channel to server {n}, expected gain and bandwidth"
+            )
+        up_factor = np.divide(up, now_up, out=np.ones_like(up), where=covered)
+        if down is None:
+            return base.replace(
+                channel_gain=base.channel_gain * up_factor,
+                uplink_bandwidth_hz=base.uplink_bandwidth_hz * up_factor,
+                downlink_bandwidth_hz=base.downlink_bandwidth_hz * up_factor,
+            )
+        gain = base.channel_gain * np.maximum(up_factor, np.divide(down, now_down, out=np.ones_like(up), where=covered))
+        found = {"channel_gain": gain}
+        for name, rate, power in (
+            ("uplink", up, self.device_power_w[:, None]),
+            ("downlink", down, self.server_power_w),
+        ):
+            reach = np.broadcast_to(power, gain.shape) * gain / self.noise_w_per_hz
+            width = getattr(base, f"{name}_bandwidth_hz").copy()
+            width[covered] = _bandwidth_hz(rate[covered], reach[covered])
+            found[f"{name}_bandwidth_hz"] = width
+        return base.replace(**found)
+
+    def _measured(self, name: str, value: ArrayLike) -> NDArray[np.float64]:
+        """Return rates [U, N], given [U] or [U, N]."""
+        ndim = np.ndim(value)
+        shape = (self.num_devices,) if ndim == 1 else self.coverage.shape
+        rate = float_array(name, value, shape, nonnegative=True, unit="bit/s")
+        return np.broadcast_to(rate[:, None] if ndim == 1 else rate, self.coverage.shape)
+
     @property
     def access_server(self) -> NDArray[np.int32]:
         """int32 [U], the covering server with the best uplink rate (the lowest index on ties), -1 if there is none."""
@@ -402,6 +462,15 @@ def _sorted_ends(link_servers: NDArray[np.int32]) -> NDArray[np.int32]:
 def _seconds(bits: float, rate_bps: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return bits / rate; no rate is no way, even for nothing."""
     return np.divide(bits, rate_bps, out=np.full_like(rate_bps, np.inf), where=rate_bps > 0)
+
+
+def _bandwidth_hz(rate_bps: NDArray[np.float64], reach_hz: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the bandwidths that carry rates where the signal-to-noise ratio is `reach_hz` / bandwidth."""
+    from scipy.special import lambertw
+
+    y = rate_bps * np.log(2) / reach_hz  # ln(1 + x) / x with x = reach / bandwidth
+    ratio = -lambertw(-y * np.exp(-y), -1).real / y - 1
+    return np.asarray(reach_hz / ratio)
 
 
 _FLOATS = {  # field: axes, whether it must be positive (else non-negative), unit

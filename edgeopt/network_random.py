@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.fields import check_table
@@ -25,6 +25,8 @@ def random_fields(
     num_devices: int = 100,
     *,
     seed: int,
+    server_position_m: ArrayLike | None = None,
+    device_position_m: ArrayLike | None = None,
     area_m: float = 1000.0,
     layout: Layout = "grid",
     coverage_radius_m: float | None = None,
@@ -56,6 +58,8 @@ def random_fields(
     Parameters
     ----------
     num_servers, num_devices : N and U.
+    server_position_m, device_position_m : where they are, [N, 2] and [U, 2], such as `edgeopt.places.read_places` reads them.
+        Default: drawn. Where servers are given, `area_m` is the longer side of what they span.
     seed : whole number >= 0.
     area_m : side of the square, m.
     layout : ``grid`` (one server per cell, off its centre by up to a quarter of the cell) or ``uniform``.
@@ -78,8 +82,11 @@ def random_fields(
     >>> EdgeNetwork.random(4, 20, seed=1)
     EdgeNetwork(num_servers=4, num_devices=20, num_links=5)
     """
-    n = int_array("num_servers", num_servers, (), low=1).item()
-    u = int_array("num_devices", num_devices, (), low=1).item()
+    given = {"server_position_m": server_position_m, "device_position_m": device_position_m}
+    placed = {name: float_array(name, value, (None, 2), unit="m") for name, value in given.items() if value is not None}
+    n = len(placed["server_position_m"]) if "server_position_m" in placed else num_servers
+    u = len(placed["device_position_m"]) if "device_position_m" in placed else num_devices
+    n, u = int_array("num_servers", n, (), low=1).item(), int_array("num_devices", u, (), low=1).item()
     check_table("devices x servers", u, n)
     check_table("servers x servers", n, n)
     int_array("seed", seed, (), low=0, dtype=np.int64)
@@ -88,8 +95,14 @@ def random_fields(
     float_array("shadowing_db", shadowing_db, (), nonnegative=True, unit="dB")
     if not 0.5 <= real("carrier_ghz", carrier_ghz) <= 100:
         raise InvalidProblemError(f"carrier_ghz = {quoted(carrier_ghz)}: expected a number from 0.5 to 100 (GHz)")
-    server = place_servers(stream(seed, "server_position_m"), n, area_m, layout)
-    device = area_m * stream(seed, "device_position_m").random((u, 2))
+    corner = np.zeros(2)
+    if "server_position_m" in placed:
+        server = placed["server_position_m"]
+        corner, area_m = server.min(axis=0), max(float(np.ptp(server, axis=0).max()), 1.0)
+    else:
+        server = place_servers(stream(seed, "server_position_m"), n, area_m, layout)
+    drawn_devices = corner + area_m * stream(seed, "device_position_m").random((u, 2))
+    device = placed.get("device_position_m", drawn_devices)
     distance = distances_m(device, server)
     loss_db = path_loss_db(distance, carrier_ghz)
     loss_db += shadowing_db * stream(seed, "shadowing").standard_normal((u, n))

@@ -10,7 +10,7 @@ import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,6 +22,7 @@ from edgeopt.errors import EdgeOptError, InvalidFileError, InvalidProblemError, 
 from edgeopt.fields import Fields, in_file
 from edgeopt.foreign import as_array
 from edgeopt.npz import flags, numbers
+from edgeopt.series import TimeSeries
 from edgeopt.validate import bool_array, flag, float_array, int_array, listed
 
 _KIND = "schedule"
@@ -30,7 +31,7 @@ _SCHEMA_VERSION = 2  # version 1 lacked the columns that came later
 RATES = ("device_flops", "uplink_bps", "downlink_bps", "fed_uplink_bps", "fed_downlink_bps")
 """What `Feedback` may measure per client, in FLOP/s and bit/s; the fields of `SplitTraining` of the same names."""
 
-MEASURED = ("client_seconds", "client_peak_bytes", *RATES)
+MEASURED = ("client_seconds", "client_peak_bytes", "client_energy_j", *RATES)
 """What `Feedback` has per entry in floats, nan where it was not measured."""
 
 # defaults: one value for every entry
@@ -219,12 +220,14 @@ class Feedback:
     round : number of the round, from 0.
     plan : what was planned; M entries.
     seconds : what the round took, in virtual time.
+    now_s : virtual seconds since the run began, at the end of the round. Default 0.
     client_seconds : float64 [M], from the start of the round to the client's report; nan if not measured.
     completed : bool [M], whether the client's update arrived. Default: all.
     conflict : bool [M], whether another server's pick, or a busy client, was in the way. Default: none.
     device_flops, uplink_bps, downlink_bps, fed_uplink_bps, fed_downlink_bps : float64 [M], speed and rates of each
         entry's client in this round; nan where not measured, which is the default.
     client_peak_bytes : float64 [M], memory of each entry's client at the peak of its work; nan where not measured.
+    client_energy_j : float64 [M], joules that each entry has taken its client; nan where not measured.
     constants : what the gradients say about the convergence bound, if they were looked at.
     measured : numbers by name that the algorithm has reported of the round.
 
@@ -246,8 +249,10 @@ class Feedback:
     fed_uplink_bps: NDArray[np.float64] = field(default_factory=_NAN)
     fed_downlink_bps: NDArray[np.float64] = field(default_factory=_NAN)
     client_peak_bytes: NDArray[np.float64] = field(default_factory=_NAN)
+    client_energy_j: NDArray[np.float64] = field(default_factory=_NAN)
     constants: ConvergenceEstimate | None = None
     measured: Mapping[str, float] = field(default_factory=dict)
+    now_s: float = 0.0
 
     __repr__ = one_line
 
@@ -256,6 +261,7 @@ class Feedback:
         checked = {
             "round": int_array("round", self.round, (), low=0).item(),
             "seconds": float_array("seconds", self.seconds, (), nonnegative=True, unit="s").item(),
+            "now_s": float_array("now_s", self.now_s, (), nonnegative=True, unit="s").item(),
             "completed": bool_array("completed", self.completed, (size,)),
             "conflict": bool_array("conflict", self.conflict, (size,)),
         }
@@ -275,7 +281,9 @@ class Feedback:
 
 def _measured(name: str, value: ArrayLike, size: int) -> NDArray[np.float64]:
     """Return float64 [M], positive or nan."""
-    unit = {"client_seconds": "s", "client_peak_bytes": "byte", "device_flops": "FLOP/s"}.get(name, "bit/s")
+    unit = {"client_seconds": "s", "client_peak_bytes": "byte", "client_energy_j": "J", "device_flops": "FLOP/s"}.get(
+        name, "bit/s"
+    )
     given = as_array(name, value)
     missing = np.isnan(given) if given.dtype.kind == "f" else np.zeros(given.shape, bool)
     known = np.where(missing, 1.0, given) if missing.any() else given
@@ -340,6 +348,16 @@ class StaticPlanner:
         return self.round_plan.replace(aggregate=(round + 1) % self.interval == 0)
 
 
+_T = TypeVar("_T")
+
+
+def at_time(timing: _T, now_s: float) -> _T:
+    """Return a timing as it is in a round that begins at a virtual second; one without a method ``at`` never changes."""
+    at = getattr(timing, "at", None)
+    found: _T = timing if at is None else at(now_s)
+    return found
+
+
 class LinkRates(Protocol):
     """What knows the rates of a round before it is played, such as `edgeopt.training.EdgeTiming`."""
 
@@ -395,8 +413,48 @@ class LinkBudget(AroundPlanner):
     def plan(self, round: int, feedback: Feedback | None = None) -> RoundPlan:
         """Return the plan of a round."""
         plan = self.inner.plan(round, feedback)
-        carried = self.timing.rates(round, plan)["uplink_bps"] * self.slot_s / 8
+        timing = at_time(self.timing, 0.0 if feedback is None else feedback.now_s)
+        carried = timing.rates(round, plan)["uplink_bps"] * self.slot_s / 8
         return plan.replace(budget_bytes=np.fmin(carried, plan.budget_bytes))
+
+
+@dataclass(frozen=True, slots=True)
+class AvailableOnly(AroundPlanner):
+    """The plans of another planner without the clients that cannot be picked when the round begins.
+
+    A round in which nobody is left has no entries: `edgeopt.training.EdgeTiming.idle_s` says how long it lasts.
+
+    Parameters
+    ----------
+    inner : the other planner.
+    available : when each client can be picked, such as while it charges: 1 or 0 over virtual time, a column for each client.
+
+    Examples
+    --------
+    >>> charging = TimeSeries.from_table([[1, 0], [1, 1]], step_s=3600, quantity="availability")
+    >>> planner = AvailableOnly(StaticPlanner(RoundPlan(client=[0, 1])), charging)
+    >>> planner.plan(0).client
+    array([0], dtype=int32)
+    """
+
+    inner: Planner
+    available: TimeSeries
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.available, TimeSeries) or self.available.quantity != "availability":
+            raise InvalidProblemError(
+                f"available: expected a TimeSeries of the quantity availability, got {quoted(self.available)}"
+            )
+
+    def plan(self, round: int, feedback: Feedback | None = None) -> RoundPlan:
+        """Return the plan of a round."""
+        plan = self.inner.plan(round, feedback)
+        if (unknown := np.flatnonzero(plan.client >= self.available.num_columns)).size:
+            raise InvalidProblemError(
+                f"client[{unknown[0]}] = {plan.client[unknown[0]]}: available has {self.available.num_columns} columns"
+            )
+        now = self.available.at(0.0 if feedback is None else feedback.now_s, plan.client)
+        return plan if (now >= 0.5).all() else plan.take(np.flatnonzero(now >= 0.5))
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,7 +122,7 @@ def caching_limits(
     model: MoEModel | str | None = None,
     latency: Latency = "sum",
     theta: float = 0.5,
-    time_limit: float = 0.3,
+    time_limit: float = 0.1,
     seed: int = 0,
 ) -> CachingLimits:
     """Return what the routing of a trace allows any placement.
@@ -217,7 +217,8 @@ def _latencies(
     seed: int,
 ) -> list[dict[str, float]]:
     """Return seconds per token for each share; nothing where the sizes of the model are not known."""
-    if model is None and not all(name in trace.meta for name in ("d_model", "d_ff", "bytes_per_expert_fp16")):
+    sized = "bytes_per_expert" in trace.meta or "bytes_per_expert_fp16" in trace.meta
+    if model is None and (trace.cost_of_expert() is None or not sized):
         return [{} for _ in shares]
     if network is None:
         network = EdgeNetwork.random(SERVERS, DEVICES_PER_USER * trace.num_users, seed=seed)

@@ -172,6 +172,11 @@ def test_large_files_are_refused(tmp_path: Path):
         ({"network": {"area_m": -1.0}}, "[network] area_m = -1.0: expected"),
         ({"network": {"failure_probability": 2.0}}, "[network] failure_probability = 2.0"),
         ({"network": {"servers": 3}}, "[network] server = 0: device"),
+        ({"network": {"devices": 3}}, "[network] devices = 3: expected shares by name, such as { jetson"),
+        ({"network": {"devices": {"x": 1}}}, "[network] no device 'x': expected one of jetson-nano"),
+        ({"network": {"devices": {"l4": "x"}}}, "[network] share of l4 = 'x'"),
+        ({"network": {"utilisation": 0.5}}, "[network] utilisation = 0.5: expected devices or a device_table"),
+        ({"network": {"utilisation": "x"}}, "[network] utilisation = 'x': expected a number"),
         ({"planner": {"name": "hasf"}}, "[planner] name = 'hasf': did you mean 'hasfl'?"),
         ({"planner": {"name": "fixed", "batch": 3}}, "[planner] batch = 3: unknown; did you mean 'batch_size'?"),
         ({"planner": {"name": "fixed", "local_steps": 0}}, "[planner] local_steps[0] = 0: expected"),
@@ -333,6 +338,23 @@ def test_network_and_timing_are_one():
         assert np.array_equal(getattr(problem, name), getattr(timing, name))
     assert ((problem.device_flops >= 1e9) & (problem.device_flops <= 2e9)).all()
     assert getattr(timing, "rate_sigma") == 0.5  # noqa: B009 - of the protocol only this timing has it
+
+
+def test_devices_of_known_kinds(tmp_path: Path):
+    """Clients are devices of the table that comes with the package, or of one's own, by shares."""
+    slow = small(network={"devices": {"jetson-nano": 1, "l4": 0}, "utilisation": 0.5}).build()
+    assert set(getattr(slow.timing, "device_flops")) == {236e9}  # noqa: B009 - of the protocol only this timing has it
+    path = tmp_path / "phones.csv"
+    path.write_text("name,flops,memory_bytes,memory_bytes_per_s,power_w\na,1e9,1e9,1e9,1\nb,2e9,1e9,1e9,1\n")
+    toml = tmp_path / "run.toml"
+    toml.write_text('[network]\ndevice_table = "phones.csv"\n')
+    loaded = Experiment.load(toml)
+    assert loaded.network.device_table == str(path)
+    assert Experiment.from_dict(loaded.to_dict()) == loaded
+    both = small(network={"device_table": str(path)}).build()
+    assert set(getattr(both.timing, "device_flops")) == {1e9, 2e9}  # noqa: B009
+    mixed = small(network={"device_table": str(path), "devices": {"a": 1, "l4": 1}}).build()
+    assert set(getattr(mixed.timing, "device_flops")) == {1e9, 121e12}  # noqa: B009
 
 
 def test_saved_split_problem(tmp_path: Path):

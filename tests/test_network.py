@@ -630,3 +630,26 @@ def test_plot_uses_the_given_axes():
     )
     assert bare.get_legend() is None
     bare.figure.canvas.draw()
+
+
+@given(
+    st.integers(0, 30),
+    st.lists(st.floats(1e3, 1e9), min_size=6, max_size=6),
+    st.lists(st.floats(1e3, 1e9), min_size=6, max_size=6),
+)
+def test_measured_rates(seed: int, up: list[float], down: list[float]):
+    """Links have the rates that were measured, one way or both; where nothing was measured nobody is covered."""
+    network = EdgeNetwork.random(3, 2, seed=seed, coverage_radius_m=3000)
+    up_bps, down_bps = np.reshape(up, (2, 3)), np.reshape(down, (2, 3))
+    both, one = network.with_rates(up_bps, down_bps), network.with_rates(up_bps)
+    np.testing.assert_allclose(both.uplink_rate_bps, up_bps, rtol=1e-6)
+    np.testing.assert_allclose(both.downlink_rate_bps, down_bps, rtol=1e-6)
+    np.testing.assert_allclose(one.uplink_rate_bps, up_bps, rtol=1e-9)
+    np.testing.assert_allclose(
+        one.downlink_rate_bps / network.downlink_rate_bps, up_bps / network.uplink_rate_bps, rtol=1e-6
+    )
+    gone = network.with_rates([0, 5e6])
+    assert not gone.coverage[0].any()
+    np.testing.assert_allclose(gone.uplink_rate_bps[1], 5e6)
+    with pytest.raises(InvalidProblemError, match="has no channel to server 0, expected gain and bandwidth"):
+        network.replace(channel_gain=0).with_rates([1e6, 1e6])

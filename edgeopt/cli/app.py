@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from edgeopt.cli.caching_limits import caching_limits
 from edgeopt.cli.compare import compare
 from edgeopt.cli.describe import describe, info, solvers
+from edgeopt.cli.export import export_app
 from edgeopt.cli.generate import generate_app
 from edgeopt.cli.import_ import import_app
 from edgeopt.cli.names import ListingCommand
@@ -113,6 +114,7 @@ for _command in (
     app.command(cls=ListingCommand)(_command)
 app.add_typer(generate_app, name="generate")
 app.add_typer(import_app, name="import")
+app.add_typer(export_app, name="export")
 
 
 @app.callback(invoke_without_command=True)

@@ -25,7 +25,7 @@ def caching_limits(
     ] = None,
     latency: Annotated[str, typer.Option(help="sum, max, or mix:THETA.")] = "sum",
     picture: Annotated[Path | None, typer.Option(help="Picture to write, .png or .svg.")] = None,
-    time_limit: Annotated[float, typer.Option(help="Seconds of the solver for each share.")] = 0.3,
+    time_limit: Annotated[float, typer.Option(help="Seconds of the solver for each share.")] = 0.1,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:

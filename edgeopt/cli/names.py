@@ -24,6 +24,7 @@ REGISTRIES: dict[str, tuple[str, str]] = {
     "profiles": ("edgeopt.profile", "BUNDLED_PROFILES"),
     "routing_formats": ("edgeopt.problems", "ROUTING_FORMATS"),
     "runners": ("edgeopt.cli.train", "RUNNERS"),
+    "series_formats": ("edgeopt.series_files", "SERIES_FORMATS"),
     "studies": ("edgeopt.evaluation.studies", "STUDIES"),
     "traces": ("edgeopt.problems", "BUNDLED_TRACES"),
 }

@@ -181,6 +181,7 @@ def summary(setup: "Setup", history: "History") -> dict[str, Any]:
         else {name: reached[name] for name in ("round", "seconds", "energy_j", "bytes_up", "bytes_down")},
         "seconds": last.get("seconds"),
         "energy_j": last.get("energy_j"),
+        "carbon_g": last.get("carbon_g"),
         "conflicts": sum(int(row["conflicts"]) for row in history.rows),
         "lost": sum(int(row["planned"] - row["completed"]) for row in history.rows),
         "bytes": {name: last[name] for name in last if name.endswith(("_up", "_down"))},
@@ -206,6 +207,8 @@ def show(result: dict[str, Any]) -> None:
         )
     facts["train loss"] = number(result["train_loss"])
     facts["virtual time, s"], facts["energy, J"] = number(result["seconds"]), number(result["energy_j"])
+    if result["carbon_g"] is not None:
+        facts["CO2, g"] = number(result["carbon_g"])
     for name in ("conflicts", "lost"):
         if result[name]:
             facts[name] = f"{result[name]} updates"

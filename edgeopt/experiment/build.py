@@ -22,7 +22,7 @@ from edgeopt.problem import Problem
 from edgeopt.problems import ClientSelection, CostFactors, SplitTraining, load
 from edgeopt.profile import ModelProfile
 from edgeopt.rng import stream
-from edgeopt.schedule import Planner
+from edgeopt.schedule import AvailableOnly, Planner
 
 with needs("training", "train"):
     import torch
@@ -33,9 +33,12 @@ with needs("training", "train"):
     from edgeopt.data.partition import Partition, by_column, dirichlet, iid, shards
     from edgeopt.data.text import byte_text, token_text
     from edgeopt.experiment.network import (
+        SERIES_FILES,
         has_several_servers,
+        measured_network,
         network_of,
         selection_problem,
+        series_of,
         servers_of,
         split_problem,
         timing_options,
@@ -124,6 +127,8 @@ def build(experiment: Description) -> Setup:
     problem, timing = _surroundings(e, kind, task, algorithm, saved)
     with about(e.source, "planner"):
         planner, estimator = planner_for(e, task, problem, timing)
+    if e.network.availability is not None:
+        planner = AvailableOnly(planner, series_of(e, task.num_clients)["available"])
     original = language.model if language is not None and lora_layers(task.model) else None
     return Setup(e, task, trained, planner, timing, estimator, problem, original)
 
@@ -135,6 +140,16 @@ def _surroundings(
     options = timing_options(e, kind)
     if saved is not None and (others := [key for key in e.network.options if key not in options]):
         raise unknown(e.source, "network", others[0], e.network.options[others[0]], ["file", "kind", *options])
+    with about(e.source, "network"):
+        series: dict[str, Any] = series_of(e, task.num_clients)
+    if series and kind == ClientSelection.kind:
+        name = next(key for key in SERIES_FILES if getattr(e.network, key) is not None)
+        raise e.wrong(
+            "network", name, getattr(e.network, name), "it with split-training alone: see ClientSelection.from_rates"
+        )
+    series.pop("available", None)  # which is the planner's
+    if saved is not None and e.network.device_table is not None:
+        raise e.wrong("network", "device_table", e.network.device_table, "none, as the file has its devices")
     network = network_of(e, kind, task.num_clients) if saved is None else None
     if kind == ClientSelection.kind:
         power: dict[str, Any] = {} if network is None else {"device_power_w": network.device_power_w}
@@ -149,8 +164,9 @@ def _surroundings(
             assert isinstance(saved, SplitTraining)
             options.pop("fed_rate_bps", None)  # it has one
             saved = saved.replace(factors=factors)  # what rounds cost is the algorithm's to say
-            return saved, EdgeTiming.from_problem(saved).replace(seed=e.seed, **options)
-        timing = EdgeTiming.from_network(network, seed=e.seed, **options)
+            return saved, EdgeTiming.from_problem(saved).replace(seed=e.seed, **options, **series)
+        network = measured_network(network, series)
+        timing = EdgeTiming.from_network(network, seed=e.seed, **options, **series)
     if e.planner.name in WITHOUT_PROBLEM:
         return None, timing
     optimizer = next((getattr(algorithm, name) for name in optimizer_fields(type(algorithm))), None)

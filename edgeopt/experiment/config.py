@@ -74,14 +74,23 @@ class NetworkChoice:
         servers with overlapping coverage. Default: as the file, or as the algorithm needs it.
     servers : of the random network. Default: 1, and 3 for an algorithm of several.
     seed : of the random network. Default: the experiment's.
-    options : arguments of `EdgeNetwork.random`, and ``rate_sigma``, ``failure_probability``, ``joules_per_flop``,
-        ``fed_rate_bps`` as in `edgeopt.training.EdgeTiming.from_network`.
+    rates, downlink_rates, carbon, availability : files of `edgeopt.series.TimeSeries`: what rates up and down, the grams of
+        CO2 per kWh, and who can be picked are over virtual time. Client u follows column u, modulo their number.
+    device_table : a file of `edgeopt.device_profiles.read_device_profiles`; without ``devices``, an even share of each.
+    options : ``devices``, shares by name of device, and ``utilisation``, see `edgeopt.device_profiles.assign_devices`;
+        arguments of `EdgeNetwork.random`, and ``rate_sigma``, ``failure_probability``, ``joules_per_flop``,
+        ``fed_rate_bps``, ``idle_s`` as in `edgeopt.training.EdgeTiming.from_network`.
     """
 
     file: str | None = None
     kind: str | None = None
     servers: int | None = None
     seed: int | None = None
+    rates: str | None = None
+    downlink_rates: str | None = None
+    carbon: str | None = None
+    availability: str | None = None
+    device_table: str | None = None
     options: Options = field(default_factory=dict)
 
 
@@ -202,8 +211,11 @@ _TABLES: dict[str, type[Choice | DataChoice | NetworkChoice]] = {
     "planner": Choice,
 }  # fmt: skip
 _PATHS = {
-    "data": ("folder",), "model": ("folder", "adapters"), "network": ("file",), "planner": ("file", "policy"),
-}  # fmt: skip
+    "data": ("folder",),
+    "model": ("folder", "adapters"),
+    "network": ("file", "rates", "downlink_rates", "carbon", "availability", "device_table"),
+    "planner": ("file", "policy"),
+}
 
 
 def _table(

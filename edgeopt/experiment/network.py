@@ -1,16 +1,20 @@
 """The network of an experiment, and the problems on it that planners solve."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-from edgeopt.errors import InvalidProblemError
+from edgeopt.device_profiles import DeviceProfile, assign_devices, read_device_profiles
+from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.experiment.config import Description
 from edgeopt.experiment.options import about, argument_hints, checked, checked_options, hints_of
 from edgeopt.network import EdgeNetwork
 from edgeopt.problems import ClientSelection, CostFactors, SplitTraining
 from edgeopt.problems.client_selection.build import well_covered_network
+from edgeopt.quantities import Quantity
+from edgeopt.series import TimeSeries
 from edgeopt.training.algorithms import ALGORITHMS
 from edgeopt.training.constants import GradientEstimator
 from edgeopt.training.costs.selection_timing import update_cost
@@ -18,9 +22,15 @@ from edgeopt.training.task import Task
 
 _DEFAULT_SERVERS = 3  # of an algorithm with several
 _TIMING = {
-    SplitTraining.kind: ("rate_sigma", "failure_probability", "joules_per_flop", "fed_rate_bps"),
+    SplitTraining.kind: ("rate_sigma", "failure_probability", "joules_per_flop", "fed_rate_bps", "idle_s"),
     ClientSelection.kind: ("rate_sigma", "joules_per_flop"),
 }
+_SERIES: tuple[tuple[str, str, Quantity], ...] = (
+    ("rates", "uplink", "rate"), ("downlink_rates", "downlink", "rate"), ("carbon", "carbon", "carbon"),
+    ("availability", "available", "availability"),
+)  # fmt: skip
+SERIES_FILES = tuple(key for key, _, _ in _SERIES)
+_DEVICES: dict[str, Any] = {"devices": dict, "utilisation": float}  # of `assign_devices`
 _DEFAULT_PICKS = 4
 _REGIMES: dict[str, Any] = {
     "regime_transition": ((0.97, 0.03), (0.06, 0.94)),  # as in ClientSelection.random: calm or loaded for a while
@@ -52,8 +62,9 @@ def network_of(e: Description, kind: str, clients: int) -> EdgeNetwork:
     """Return the random network."""
     hints = argument_hints(EdgeNetwork.random, ("num_servers", "num_devices"))
     others = {key: value for key, value in e.network.options.items() if key not in _TIMING[kind]}
-    known = hints | dict.fromkeys(_TIMING[kind], float) | {"coverage_radius_m": float}
+    known = hints | dict.fromkeys(_TIMING[kind], float) | {"coverage_radius_m": float} | _DEVICES
     options: Any = checked_options(e.source, "network", others, known)
+    devices = {key: options.pop(key) for key in _DEVICES if key in options}
     for key, value in options.items():
         if isinstance(value, list):
             if len(value) != 2 or any(isinstance(end, list) for end in value):
@@ -61,7 +72,48 @@ def network_of(e: Description, kind: str, clients: int) -> EdgeNetwork:
             options[key] = tuple(value)
     seed = e.seed if e.network.seed is None else e.network.seed
     with about(e.source, "network"):
-        return EdgeNetwork.random(servers_of(e), clients, seed=seed, **options)
+        return _of_devices(e, EdgeNetwork.random(servers_of(e), clients, seed=seed, **options), seed, **devices)
+
+
+def _of_devices(
+    e: Description, network: EdgeNetwork, seed: int, devices: Any = None, utilisation: float = 1.0
+) -> EdgeNetwork:
+    """Return the network with devices of the kinds that are asked for; as it is if none are."""
+    table = e.network.device_table
+    own = {} if table is None else {profile.name: profile for profile in read_device_profiles(table)}
+    shares = dict.fromkeys(own, 1.0) if devices is None else devices
+    if not isinstance(shares, Mapping):
+        raise InvalidProblemError(
+            f"devices = {quoted(devices)}: expected shares by name, such as {{ jetson-nano = 0.7, l4 = 0.3 }}"
+        )
+    if not shares and devices is None:
+        if utilisation != 1.0:
+            raise InvalidProblemError(f"utilisation = {utilisation}: expected devices or a device_table beside it")
+        return network
+    named: dict[str | DeviceProfile, float] = {own.get(name, name): share for name, share in shares.items()}
+    return assign_devices(network, named, utilisation=utilisation, seed=seed).network
+
+
+def series_of(e: Description, clients: int) -> dict[str, TimeSeries]:
+    """Return what changes over virtual time: by the names of `EdgeTiming`, and who is ``available``."""
+    found = {}
+    for key, name, quantity in _SERIES:
+        if (file := getattr(e.network, key)) is not None:
+            series = TimeSeries.load(file, quantity)
+            found[name] = series if name == "carbon" and series.num_columns == 1 else series.for_clients(clients)
+    return found
+
+
+def measured_network(network: EdgeNetwork, series: Mapping[str, TimeSeries]) -> EdgeNetwork:
+    """Return the network with the rates that links have at the start; who has none then keeps what the network says."""
+    if "uplink" not in series and "downlink" not in series:
+        return network
+    rates = []
+    for name in ("uplink", "downlink"):
+        usual = getattr(network, f"{name}_rate_bps")
+        measured = series[name].at(0.0)[:, None] if name in series else np.zeros((network.num_devices, 1))
+        rates.append(np.where(measured > 0, measured, usual))
+    return network.with_rates(*rates)
 
 
 def split_problem(e: Description, task: Task, lr: float, network: EdgeNetwork, factors: CostFactors) -> SplitTraining:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from edgeopt.training.costs.timing import Timing
     from edgeopt.training.task import Task
 
-WITHOUT_PROBLEM = ("fixed", "random", "schedule")
+WITHOUT_PROBLEM = ("fixed", "random", "schedule", "energy")
 """Planners that solve no problem."""
 OWN_PLANNERS = (*WITHOUT_PROBLEM, "hasfl", "cuts")
 """Planners that are not just a solver's plan."""
@@ -92,6 +92,8 @@ def planner_for(
     ``random``      all clients, batch size and cut drawn anew; ``max_batch``, ``local_steps``, ``interval``.
                     Among several servers: the solver ``random`` of client selection
     ``schedule``    what `edgeopt.schedule.Schedule.save` wrote to ``file``
+    ``energy``      `edgeopt.energy.EnergyPlanner`, within batteries and grams of CO2: ``picks``, ``battery_j``, ``energy_j``,
+                    ``most_g``, ``levels``, ``batch_size``, ``local_steps``
     ``hasfl``       `HasflPlanner`, which solves again every ``every`` rounds from measured constants, with
                     ``solver`` and ``rate_change``
     ``cuts``        `CutPlanner`, which weighs each device's time against accuracy: ``kappa``, ``accuracy`` (a number for
@@ -130,6 +132,8 @@ def planner_for(
         if file is None:
             raise InvalidProblemError("file: expected a saved schedule, got nothing")
         return Schedule.load(file), None
+    if name == "energy":
+        return _energy(e, task, timing), None
     if name == "cuts":
         assert isinstance(problem, SplitTraining)
         return _cuts(e, problem), None
@@ -151,6 +155,33 @@ def _random(e: Description, task: "Task", problem: Problem | None) -> RandomPlan
         most = np.minimum(most, problem.batch_limit[:, -1])
     return RandomPlanner(
         max_batch=np.maximum(most, 1).astype(np.int32), num_layers=task.num_layers, seed=e.seed, **options
+    )
+
+
+def _energy(e: Description, task: "Task", timing: "Timing") -> Planner:
+    """Return the planner, which expects of an update what training and sending the whole model takes, unless it is told."""
+    from edgeopt.energy import EnergyPlanner
+    from edgeopt.experiment.network import series_of
+    from edgeopt.training.costs.selection_timing import update_cost
+    from edgeopt.training.costs.timing import EdgeTiming
+
+    if not isinstance(timing, EdgeTiming):
+        raise InvalidProblemError(f"name = 'energy': expected it with {SplitTraining.kind}")
+    work = {"batch_size": int, "local_steps": int}
+    hints = {"picks": int, "battery_j": float | list, "energy_j": float | list, "most_g": float, "levels": int} | work
+    options = {"picks": task.num_clients} | checked_options(e.source, "planner", e.planner.options, hints)
+    energy = options.pop("energy_j", None)
+    if energy is None:
+        cost = update_cost(task, batch_size=options.get("batch_size") or 16, local_steps=options.get("local_steps", 1))
+        plan = RoundPlan(client=np.arange(task.num_clients, dtype=np.int32))
+        rate = timing.rates(0, plan)["uplink_bps"]
+        sending = timing.device_power_w * cost.payload_bits / np.where(np.isnan(rate), timing.uplink_bps, rate)
+        energy = timing.joules_per_flop * cost.work_flops + sending
+    carbon: dict[str, Any] = {"carbon": timing.carbon, "available": series_of(e, task.num_clients).get("available")}
+    if timing.carbon is not None and timing.carbon.num_columns > 1:
+        carbon["site"] = np.arange(task.num_clients)
+    return EnergyPlanner(
+        energy_j=np.broadcast_to(energy, task.num_clients) if np.ndim(energy) == 0 else energy, **carbon, **options
     )
 
 

@@ -9,6 +9,7 @@ with needs("edgeopt.inference", "train"):
     from edgeopt.inference.distributed import TIERS as TIERS
     from edgeopt.inference.distributed import InferenceRun as InferenceRun
     from edgeopt.inference.distributed import simulate_inference as simulate_inference
+    from edgeopt.inference.recording import record as record
     from edgeopt.inference.remote import SteeringLatency as SteeringLatency
     from edgeopt.inference.remote import received as received
     from edgeopt.inference.remote import steering_bytes as steering_bytes

@@ -28,6 +28,9 @@ _SHOWN = ("round", "seconds", "energy_j", "bytes_up", "bytes_down", "train_loss"
 PERSONAL = ("personal_accuracy", "personal_accuracy_worst_tenth")
 """Columns of the rows in which clients' own models were judged."""
 
+SOMETIMES = (*PERSONAL, "carbon_g")
+"""Columns that only some runs have; no algorithm may add one of these names."""
+
 COLUMNS_OF_ROWS: frozenset[str] = frozenset(
     (
         "round", "seconds", "round_seconds", "energy_j", "bytes_up", "bytes_down", "train_loss", "test_loss", "accuracy",
@@ -108,7 +111,8 @@ class History:
         clients' own models, each on held-out samples with the labels of its own data, and that of the worst tenth of
         them, ``personal_accuracy_worst_tenth`` (where clients have any); ``planned``, ``completed``,
         ``conflicts``: entries of the round; ``straggler``: a client, -1 for none; ``client_peak_bytes``: memory of the
-        client that needs most in this round, nan where none is charged; the bytes so far of each category
+        client that needs most in this round, nan where none is charged; ``carbon_g``: grams of CO2 so far, where the timing has
+        carbon intensities; the bytes so far of each category
         and direction, such as ``activations_up``; and what the algorithm has measured, see `edgeopt.training.Outcome`.
     last : the last round of this process.
     models : the weights whose mean score is ``accuracy``, see `edgeopt.training.Algorithm.models`.
@@ -147,7 +151,7 @@ class History:
 
     def column(self, name: str) -> NDArray[np.float64]:
         """Return one number of every round, float64 [rounds]; nan in rounds in which it was not measured."""
-        if name not in (*COLUMNS_OF_ROWS, *PERSONAL) and not any(name in row for row in self.rows):
+        if name not in (*COLUMNS_OF_ROWS, *SOMETIMES) and not any(name in row for row in self.rows):
             raise KeyError(name)
         return np.array([row.get(name, np.nan) for row in self.rows], np.float64)
 

@@ -10,7 +10,7 @@ from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.fields import in_file
 from edgeopt.interrupts import is_interrupt
 from edgeopt.progress import TrainingBar
-from edgeopt.schedule import Planner
+from edgeopt.schedule import Planner, at_time
 from edgeopt.solve import refuse_other
 from edgeopt.tensors import require_safetensors
 from edgeopt.training.algorithm import Algorithm
@@ -104,14 +104,17 @@ def train(
             while not (reason := _end(run, rounds, until_accuracy, until_seconds)):
                 number = run.round
                 plan = planner.plan(number, run.feedback)  # 1. who does what
-                result = play_round(task, algorithm, run, plan, runner, timing)  # 2. work, exchange, charge, aggregate
+                now = at_time(timing, run.seconds)
+                result = play_round(task, algorithm, run, plan, runner, now)  # 2. work, exchange, charge, aggregate
                 due = (number + 1) % evaluate_every == 0 or number + 1 == rounds
                 with blaming(f"round {number}, {algorithm.name}, evaluation"):  # 3. how good it is
                     look = due or estimator is not None
                     models = models_of(algorithm, task, result.state, runner.states) if look else {}
                     scores = score(algorithm, task, models, result.state, runner.states) if due else Scores()
                     constants = None if estimator is None else estimator.measure(task, judged(models), number)
-                feedback = result.feedback(number, plan, timing, constants)  # 4. what the planner is told next
+                feedback = result.feedback(
+                    number, plan, now, constants, run.seconds
+                )  # 4. what the planner is told next
                 with uninterrupted():  # 5. the round counts
                     row = run.advance(result, feedback, scores, runner)
                     if checkpoint is not None:

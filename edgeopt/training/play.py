@@ -13,8 +13,8 @@ from edgeopt.schedule import RoundPlan
 from edgeopt.training.algorithm import Algorithm, Outcome
 from edgeopt.training.checks import check_entries, check_measured, check_phase, check_scalar, check_state
 from edgeopt.training.costs.ledger import Ledger
-from edgeopt.training.costs.timing import PhaseTime, Timing, Traffic
-from edgeopt.training.history import COLUMNS_OF_ROWS, PERSONAL
+from edgeopt.training.costs.timing import PhaseTime, Timing, Traffic, idle
+from edgeopt.training.history import COLUMNS_OF_ROWS, SOMETIMES
 from edgeopt.training.keys import fold_in
 from edgeopt.training.messages import Message, Phase, Replies, kept
 from edgeopt.training.round_result import RoundResult
@@ -58,6 +58,8 @@ def play_round(
         peak_bytes[traffic.entry] = np.fmax(peak_bytes[traffic.entry], charged)
         phases.append(timing.phase(run.round, plan, phase.name, start, traffic))
         start += phases[-1].seconds
+    if not len(plan) and (idle_s := getattr(timing, "idle_s", 0.0)):
+        phases.append(idle(start, idle_s))
     loss = dict(zip(outcome.loss, _finite(outcome, plan, run.round), strict=True))
     measured = {name: float(value) for name, value in outcome.measured.items()}
     return RoundResult(kept(outcome.state), tuple(phases), loss, peak_bytes, ledger.bytes, measured)
@@ -127,7 +129,7 @@ def _checked(outcome: object, plan: RoundPlan) -> Outcome:
     check_entries("loss", outcome.loss, plan)
     for entry, loss in outcome.loss.items():
         check_scalar(f"client {plan.client[entry]}: loss", loss)
-    check_measured(outcome.measured, (*COLUMNS_OF_ROWS, *PERSONAL))
+    check_measured(outcome.measured, (*COLUMNS_OF_ROWS, *SOMETIMES))
     return outcome
 
 

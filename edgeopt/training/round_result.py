@@ -36,16 +36,23 @@ class RoundResult:
 
     __repr__ = one_line
 
-    def feedback(self, number: int, plan: RoundPlan, timing: Timing, constants: ConvergenceEstimate | None) -> Feedback:
-        """Return what a planner may know of the round."""
-        seconds = client_seconds(plan, self.phases)
+    def feedback(
+        self, number: int, plan: RoundPlan, timing: Timing, constants: ConvergenceEstimate | None, start_s: float
+    ) -> Feedback:
+        """Return what a planner may know of the round, which began at a virtual second."""
+        took = sum(phase.seconds for phase in self.phases)
+        seconds, energy = client_seconds(plan, self.phases), np.zeros(len(plan))
+        for phase in self.phases:
+            np.add.at(energy, phase.entry, phase.energy_j)
         return Feedback(
             round=number,
             plan=plan,
-            seconds=sum(phase.seconds for phase in self.phases),
+            seconds=took,
+            now_s=start_s + took,
             client_seconds=np.where(seconds > 0, seconds, np.nan),
             completed=np.isin(np.arange(len(plan)), list(self.loss)),
             client_peak_bytes=self.peak_bytes,
+            client_energy_j=np.where(energy > 0, energy, np.nan),
             conflict=timing.conflicts(number, plan),
             constants=constants,
             measured=self.measured,

@@ -30,7 +30,7 @@ from edgeopt.training.task import Task
 from edgeopt.validate import float_array, int_array
 
 _KIND = "training"
-_SCHEMA_VERSION = 3  # version 2 lacked the memory of clients
+_SCHEMA_VERSION = 4  # version 3 lacked the energy of clients
 _INCOMPLETE = "not a complete checkpoint: "
 _MEASURED = ("completed", "conflict", *MEASURED)
 _ESTIMATES = ("gradient_variance", "gradient_second_moment", "smoothness")
@@ -81,6 +81,7 @@ class RunState:
         self.server, self.feedback, self.round = result.state, feedback, self.round + 1
         self.seconds += feedback.seconds
         self.energy_j += sum(float(phase.energy_j.sum()) for phase in result.phases)
+        grams = [float(phase.carbon_g.sum()) for phase in result.phases if phase.carbon_g is not None]
         self.ledger.bytes += result.bytes
         slowest = straggler(feedback.plan, result.phases)
         row: Row = {
@@ -100,10 +101,15 @@ class RunState:
             "client_peak_bytes": float(np.fmax.reduce(feedback.client_peak_bytes, initial=np.nan)),
             "straggler": -1 if slowest is None else slowest,
             **self.ledger.by_category(),
+            **({"carbon_g": self._carbon_g() + sum(grams)} if grams else {}),
             **result.measured,
         }
         self.rows.append(row)
         return row
+
+    def _carbon_g(self) -> float:
+        """Return the grams of CO2 so far."""
+        return float(self.rows[-1].get("carbon_g", 0.0)) if self.rows else 0.0
 
     def remember(self, planner: Planner, estimator: Estimator | None) -> None:
         """Note what planner and estimator would need to go on from here."""
@@ -178,7 +184,9 @@ class RunState:
             clients = {client_number(name, task): _branch(tree, "clients", name) for name in _branch(tree, "clients")}
             feedback = None
             if given.value("feedback") is not None:
-                feedback = _feedback_from_data(given.table("feedback"), _below(arrays, "feedback/"))
+                feedback = _feedback_from_data(
+                    given.table("feedback"), _below(arrays, "feedback/"), given.number("seconds", low=0)
+                )
             return cls(
                 identity, _branch(tree, "server"), ledger, len(rows), given.number("seconds", low=0),
                 given.number("energy_j", low=0), feedback, rows, _below(arrays, "memory/"), clients,
@@ -243,7 +251,7 @@ def _feedback_to_data(feedback: Feedback) -> tuple[dict[str, Any], Arrays]:
     return header, arrays
 
 
-def _feedback_from_data(given: Fields, arrays: Arrays) -> Feedback:
+def _feedback_from_data(given: Fields, arrays: Arrays, now_s: float) -> Feedback:
     columns = [column.name for column in COLUMNS]
     if missing := [name for name in (*columns, *_MEASURED) if name not in arrays]:
         raise InvalidFileError(f"feedback/{missing[0]}: array is missing")
@@ -255,7 +263,7 @@ def _feedback_from_data(given: Fields, arrays: Arrays) -> Feedback:
     measured: Any = {name: arrays[name] for name in _MEASURED}
     return Feedback(
         round=given.integer("round", low=0), plan=plan, seconds=given.number("seconds", low=0), constants=constants,
-        measured=read_row(given.table("measured")), **measured,
+        now_s=now_s, measured=read_row(given.table("measured")), **measured,
     )  # fmt: skip
 
 

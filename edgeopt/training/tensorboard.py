@@ -1,4 +1,4 @@
-"""Rounds of a training run on TensorBoard. Needs the extra ``tensorboard``."""
+"""Rounds of a training run, or rows of a learner's, on TensorBoard. Needs the extra ``tensorboard``."""
 
 import math
 import os
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 from edgeopt.extras import needs
 
 if TYPE_CHECKING:
+    from edgeopt.rl.loop import StepRecord
     from edgeopt.training.history import RoundRecord
 
 
@@ -14,7 +15,8 @@ class TensorBoardWriter:
     """A callback for ``train(..., on_round=...)`` that writes every number of a round's row against its number.
 
     Use it in a ``with`` statement, or call `close`. Numbers that were not measured are left out. The time of an event is
-    virtual, so that TensorBoard's relative axis shows virtual seconds. A resumed run takes the same folder.
+    virtual, so that TensorBoard's relative axis shows virtual seconds. A resumed run takes the same folder. A callback for
+    ``edgeopt.rl.learn(..., on_row=...)`` as well, against the number of steps; its time is the clock's.
 
     Parameters
     ----------
@@ -32,11 +34,14 @@ class TensorBoardWriter:
         make: Any = SummaryWriter
         self._writer = make(os.fspath(folder))
 
-    def __call__(self, record: "RoundRecord") -> None:
-        """Write a round."""
+    def __call__(self, record: "RoundRecord | StepRecord") -> None:
+        """Write a round, or a row."""
+        seconds = record.row.get("seconds")
         for name, value in record.row.items():
-            if name != "round" and not math.isnan(value):
-                self._writer.add_scalar(name, value, record.number, walltime=float(record.row["seconds"]))
+            if name not in ("round", "step") and not math.isnan(value):
+                self._writer.add_scalar(
+                    name, value, record.number, walltime=None if seconds is None else float(seconds)
+                )
 
     def close(self) -> None:
         """Write what is still held back, and close the file."""

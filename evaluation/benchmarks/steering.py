@@ -61,9 +61,7 @@ def per_token(model: Any, batch: int, tokens: int, repeats: int) -> Row:
              (("adapted", plain), ("base", without), ("steered", steered))}  # fmt: skip
     p, q = torch.randn(2, batch, vocabulary, generator=torch.Generator().manual_seed(0))
     found["arithmetic"] = common.clock(lambda: _STEERING.steered(p, q), 10 * repeats).least
-    found["sending"] = common.clock(
-        lambda: received(*top_log_probabilities(q, 32), vocabulary), 10 * repeats
-    ).least
+    found["sending"] = common.clock(lambda: received(*top_log_probabilities(q, 32), vocabulary), 10 * repeats).least
     return {"batch": batch, **found, "overhead": found["steered"] / (found["adapted"] + found["base"]) - 1}
 
 

@@ -27,6 +27,7 @@ from edgeopt.extras import needs
 STUDIES = (
     "client-selection",
     "codecs",
+    "deer",
     "expert-caching",
     "fedalign-moe",
     "flexp-sfl",
@@ -34,7 +35,9 @@ STUDIES = (
     "hfedmoe",
     "ho-sfl",
     "hsplit-lora",
+    "leed",
     "model-download",
+    "rate-regret",
     "split-training",
     "svdecode",
 )

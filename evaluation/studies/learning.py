@@ -24,7 +24,7 @@ from edgeopt.models import mlp
 from edgeopt.schedule import Planner
 from edgeopt.training import Algorithm, EdgeTiming, History, Task, train
 from edgeopt.training.costs.timing import Timing
-from edgeopt.training.history import COLUMNS_OF_ROWS, PERSONAL
+from edgeopt.training.history import COLUMNS_OF_ROWS, PERSONAL, SOMETIMES
 from edgeopt.training.runners.local import Runner
 
 TASKS = tuple(f"{data}-{spread}" for data in ("digits", "mnist-1d") for spread in ("0.1", "0.5", "iid"))
@@ -140,7 +140,7 @@ def trained(
         }
         for row in evaluated
     ]
-    own = sorted({name for row in history.rows for name in row} - COLUMNS_OF_ROWS - set(PERSONAL))
+    own = sorted({name for row in history.rows for name in row} - COLUMNS_OF_ROWS - set(SOMETIMES))
     measured = {name: np.array([row.get(name, np.nan) for row in history.rows], np.float64) for name in own}
     return {
         **{name: float(np.mean([row[name] for row in evaluated[-LAST:]])) for name in (*names, "test_loss")},

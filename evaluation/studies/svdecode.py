@@ -257,7 +257,12 @@ def generated_same(model: Any, test: own.Strings, steering: SteeringVector, coun
     prompts = test.tokens[:count, : test.start]
     length = test.tokens.shape[1] - test.start
     processor = SteeredDecoding(model, steering)  # with a cache of its own, whatever transformers does
-    options: dict[str, Any] = {"do_sample": False, "max_new_tokens": length, "min_new_tokens": length, "pad_token_id": own.END}
+    options: dict[str, Any] = {
+        "do_sample": False,
+        "max_new_tokens": length,
+        "min_new_tokens": length,
+        "pad_token_id": own.END,
+    }
     made = model.generate(
         input_ids=prompts, attention_mask=torch.ones_like(prompts), logits_processor=[processor], use_cache=False, **options
     )  # fmt: skip
@@ -293,7 +298,11 @@ def llm_run(cell: StudyCell[Setting]) -> Row:
     if encode is None:
         raise UnsupportedProblemError(f"llm = {quoted(setting.llm)}: has no tokeniser: expected a folder with one")
     model = llm.warm_model(base, cell.seed)
-    counts = [setting.llm_steps * setting.llm_batch, max(1, setting.llm_steps * setting.llm_batch // 10), setting.llm_test]
+    counts = [
+        setting.llm_steps * setting.llm_batch,
+        max(1, setting.llm_steps * setting.llm_batch // 10),
+        setting.llm_test,
+    ]
     pairs = llm.texts(cell.task, encode, sum(counts), setting.llm_context, stream(cell.seed, cell.task))
     train, calibration, test = (pairs[sum(counts[:i]) : sum(counts[: i + 1])] for i in range(3))
     passes = 1 + (cell.variant == AGAIN)
@@ -328,7 +337,10 @@ def tables(found: Found[Setting]) -> dict[str, list[Row]]:
         for task, rows in of.items():
             means = {name: plus_minus([row[name] for row in rows if row.get(name) is not None]) for name in _COLUMNS}
             summary.append({"task": task, "variant": variant} | means)
-        side.append({"variant": variant} | {task: plus_minus([row["kl"] for row in rows if row.get("kl") is not None]) for task, rows in of.items()})
+        side.append(
+            {"variant": variant}
+            | {task: plus_minus([row["kl"] for row in rows if row.get("kl") is not None]) for task, rows in of.items()}
+        )
     remote = [
         {name: row.get(name) for name in ("task", "variant", "seed", "bytes_per_token", "device_ms", "remote_ms", "server_ms")}
         for row in found.rows
@@ -342,7 +354,8 @@ def pictures(found: Found[Setting]) -> dict[str, Picture]:
     drawn = {}
     if all(f"lora-{share}" in found.tasks for share in SHARES):
         drawn["divergence"] = Picture(
-            "Divergence from the truth against the share of an epoch that LoRA was trained for", partial(draw_shares, found)
+            "Divergence from the truth against the share of an epoch that LoRA was trained for",
+            partial(draw_shares, found),
         )
     if any(row.get("kl") is not None for row in found.rows):
         drawn["change"] = Picture(
@@ -358,7 +371,9 @@ def draw_shares(found: Found[Setting]) -> Any:
     ax, drawn = new_axes(), {}
     shown = (WARM, SYSTEM, "curvature", CONTRAST, PLAIN, UNMASKED, AGAIN)
     for name, style in line_styles(shown).items():
-        heights = [float(np.mean([row["kl"] for row in found.of(task=f"lora-{share}", variant=name)])) for share in SHARES]
+        heights = [
+            float(np.mean([row["kl"] for row in found.of(task=f"lora-{share}", variant=name)])) for share in SHARES
+        ]
         (line,) = ax.plot([float(share) for share in SHARES], heights, label=name, **style)
         drawn[name] = heights[-1], line
     ax.set_yscale("log")
@@ -379,7 +394,8 @@ def draw_change(found: Found[Setting]) -> Any:
     for task, style in line_styles(tasks).items():
         warm = {row["seed"]: row["kl"] for row in found.of(task=task, variant=WARM)}
         points = [
-            float(np.mean([row["kl"] / warm[row["seed"]] for row in found.of(task=task, variant=name)])) for name in names
+            float(np.mean([row["kl"] / warm[row["seed"]] for row in found.of(task=task, variant=name)]))
+            for name in names
         ]
         (line,) = ax.plot(points, range(len(names)), label=task, **(style | {"linestyle": "none"}))
         drawn[task] = line
@@ -496,8 +512,21 @@ STUDY = Study(
     on_demand=llm.TASKS,
     full=Setting(),
     quick=Setting(
-        width=16, depth=1, length=3, pretraining=60, samples=160, calibration=20, test=30, generated=4, lora_lr=0.05, llm=TINY, llm_steps=2,
-        llm_batch=2, llm_context=8, llm_test=2, llm_generated=3,
+        width=16,
+        depth=1,
+        length=3,
+        pretraining=60,
+        samples=160,
+        calibration=20,
+        test=30,
+        generated=4,
+        lora_lr=0.05,
+        llm=TINY,
+        llm_steps=2,
+        llm_batch=2,
+        llm_context=8,
+        llm_test=2,
+        llm_generated=3,
     ),
     quick_tasks=("lora-0.5", "prompt-0.5"),
     measure=run,

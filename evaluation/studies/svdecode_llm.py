@@ -74,9 +74,7 @@ def padded(pairs: list[Pair], size: int) -> list[tuple[torch.Tensor, torch.Tenso
     return made
 
 
-def judged(
-    way: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], model: Any, pairs: list[Pair], batch: int
-) -> Row:
+def judged(way: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], model: Any, pairs: list[Pair], batch: int) -> Row:
     """Return what the labels of some texts cost, and how many of them are the likeliest token."""
     loss, hits, count = 0.0, 0, 0
     for adapted, base, labels in labelled_scores(Base(model), [(p + a, len(p)) for p, a in pairs], batch):

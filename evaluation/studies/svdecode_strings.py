@@ -30,7 +30,9 @@ SHIFTS = {1: 0.7, 2: 0.2, 0: 0.1}
 """What becomes of a letter, and how often."""
 METHODS = ("lora", "ia3", "prompt")
 VIRTUAL = 8  # tokens of prompt tuning
-NOISE = 0.3  # of the letters of an answer that is pre-trained on: others than they should be, so that the base is not sure
+NOISE = (
+    0.3  # of the letters of an answer that is pre-trained on: others than they should be, so that the base is not sure
+)
 
 Tokens = NDArray[np.int64]
 

@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from edgeopt.errors import InvalidProblemError
+from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.network import EdgeNetwork
 from edgeopt.problems.client_selection.instance import Mode
-from edgeopt.validate import float_array, int_array
+from edgeopt.series import TimeSeries
+from edgeopt.validate import float_array, int_array, integer, real
 
 
 def network_fields(
@@ -60,6 +61,77 @@ def network_fields(
         "rate_sigma": rate_sigma,
         "regime_transition": regime_transition,
         "busy_probability": busy_probability,
+        "busy": busy,
+        "mode": mode,
+        "latency_weight": latency_weight,
+        "conflict_weight": conflict_weight,
+        "fairness_weight": fairness_weight,
+        "seed": seed,
+    }
+
+
+def rates_fields(
+    rates: TimeSeries,
+    *,
+    round_s: float,
+    rounds: int | None = None,
+    available: TimeSeries | None = None,
+    coverage: ArrayLike | None = None,
+    picks: ArrayLike = 4,
+    compute_s: ArrayLike = 0.0,
+    payload_bits: float = 4e7,
+    timeout_s: float | None = None,
+    mode: Mode = "fail",
+    latency_weight: float = 1.0,
+    conflict_weight: float = 1.0,
+    fairness_weight: float = 1.0,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Build a problem from measured rates: the tables of rates and of busy clients are theirs, nothing is left to chance.
+
+    Parameters
+    ----------
+    rates : a column for each client. A round has each client's mean rate over its `round_s` seconds, towards all servers.
+    round_s : seconds of a round.
+    rounds : default: as many as the longest column lasts.
+    available : when clients can be picked, a column for each. Who cannot at the start of a round, or has no link in it, is
+        busy.
+    coverage : bool [S, C]. Default: one server, which covers all.
+    timeout_s : default: 1.5 times what nine of ten clients stay below at their mean rates.
+    picks, compute_s, ..., seed : as the fields.
+
+    Examples
+    --------
+    >>> from edgeopt.problems import ClientSelection
+    >>> from edgeopt.series import TimeSeries
+    >>> problem = ClientSelection.from_rates(TimeSeries.random("tunnels", clients=6, seed=1), round_s=10, picks=2)
+    >>> problem.rounds, problem.rate_bps.shape, problem.busy.any()
+    (60, (60, 1, 6), np.True_)
+    """
+    step = real("round_s", round_s, positive=True, unit="s")
+    count = max(1, int(rates.period_s.max() // step)) if rounds is None else integer("rounds", rounds, low=1)
+    table = rates.table(count, step)  # (T, C)
+    usual = rates.mean(np.zeros(rates.num_columns), rates.period_s)
+    if (never := np.flatnonzero(usual == 0)).size:
+        raise InvalidProblemError(f"rates: {quoted(rates.names[never[0]])} never has a link, expected a rate above 0")
+    busy = table == 0
+    if available is not None:
+        if available.num_columns != rates.num_columns:
+            raise InvalidProblemError(f"available: {available.num_columns} columns, expected {rates.num_columns}")
+        starts = step * np.arange(count)
+        busy |= np.stack([available.at(np.full(rates.num_columns, start)) for start in starts]) < 0.5  # fmt: skip
+    covered = np.ones((1, rates.num_columns), bool) if coverage is None else np.asarray(coverage)
+    compute = float_array("compute_s", compute_s, (rates.num_columns,), nonnegative=True, unit="s")
+    if timeout_s is None:
+        timeout_s = usual_timeout_s(compute, np.broadcast_to(usual, covered.shape), covered, payload_bits)
+    return {
+        "coverage": covered,
+        "picks": picks,
+        "compute_s": compute,
+        "payload_bits": payload_bits,
+        "rate_bps": np.repeat(np.where(table > 0, table, usual)[:, None], len(covered), axis=1),
+        "timeout_s": timeout_s,
+        "rounds": count,
         "busy": busy,
         "mode": mode,
         "latency_weight": latency_weight,

@@ -12,7 +12,7 @@ from edgeopt.errors import InvalidFileError, InvalidProblemError
 from edgeopt.fields import Fields
 from edgeopt.npz import flags, numbers
 from edgeopt.problem import Problem, Sense, Violation
-from edgeopt.problems.client_selection.build import network_fields, random_fields
+from edgeopt.problems.client_selection.build import network_fields, random_fields, rates_fields
 from edgeopt.problems.client_selection.instance import Mode, SelectionInstance
 from edgeopt.problems.client_selection.plan import SelectionPlan
 from edgeopt.problems.client_selection.report import SelectionReport
@@ -215,6 +215,7 @@ class ClientSelection(SelectionInstance, Problem):
         return _LAYOUT
 
     from_network = Built(network_fields)
+    from_rates = Built(rates_fields)
     random = Built(random_fields)
 
 

@@ -1,5 +1,11 @@
 """Expert caching: which experts of mixture-of-experts models each edge server keeps."""
 
+from edgeopt.problems.expert_caching.exported import ExpertTensors as ExpertTensors
+from edgeopt.problems.expert_caching.exported import LayerTensors as LayerTensors
+from edgeopt.problems.expert_caching.exported import keep_list as keep_list
+from edgeopt.problems.expert_caching.exported import placement_document as placement_document
+from edgeopt.problems.expert_caching.exported import read_placement as read_placement
+from edgeopt.problems.expert_caching.exported import tensor_list as tensor_list
 from edgeopt.problems.expert_caching.moe_models import MOE_MODELS as MOE_MODELS
 from edgeopt.problems.expert_caching.moe_models import MoEModel as MoEModel
 from edgeopt.problems.expert_caching.moe_models import moe_model as moe_model

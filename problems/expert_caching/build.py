@@ -297,11 +297,9 @@ def _network_fields(
 
 def _own_work(trace: RoutingTrace) -> _Work:
     """Return the cost of the small model that the trace was recorded on."""
-    sizes: list[Any] = [trace.meta.get(key) for key in ("d_model", "d_ff")]
-    if not all(isinstance(size, int) and size > 0 for size in sizes):
+    if (cost := trace.cost_of_expert()) is None:
         raise InvalidProblemError(f"trace {trace.name}: meta lacks d_model or d_ff; pass models=[...] instead")
-    matrices = 3 if "three" in str(trace.meta.get("expert_kind", "")) else 2
-    return _Work(hidden_bits=16.0 * sizes[0], flops=2.0 * matrices * sizes[0] * sizes[1])
+    return _Work(hidden_bits=cost[0], flops=cost[1])
 
 
 def _popularity(

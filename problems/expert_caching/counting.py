@@ -58,10 +58,10 @@ def fields_of_ids(
             token, layer = (int(i) for i in np.argwhere(twice)[0])
             where = (int(part[token]), layer)
             raise InvalidProblemError(f"{at('ids', where)} = {chosen[where].tolist()}: expected different experts")
-        parts.append(_counted(number[part], experts))
+        parts.append(counted_sets(number[part], experts))
     counts = merged(parts)
     found = 1 + max(int(part.experts.max()) for part in parts)
-    return _fields(counts, chosen.shape[1], found if num_experts is None else most, names)
+    return fields_of_sets(counts, chosen.shape[1], found if num_experts is None else most, names)
 
 
 def fields_of_counts(counts: ArrayLike, top_k: int, *, users: Sequence[Any] | None = None) -> Fields:
@@ -82,7 +82,7 @@ def fields_of_counts(counts: ArrayLike, top_k: int, *, users: Sequence[Any] | No
     user, layers, experts = np.nonzero(used)
     rows = SetCounts(user, layers, experts[:, None], used[user, layers, experts])
     names = list(range(len(used))) if users is None else list(users)
-    fields = _fields(rows, used.shape[1], used.shape[2], names)
+    fields = fields_of_sets(rows, used.shape[1], used.shape[2], names)
     if top_k > 1:
         fields["meta"] |= {"counts_only": True, "experts_per_token": top_k}
     return fields
@@ -100,7 +100,7 @@ def merged(parts: Sequence[SetCounts]) -> SetCounts:
     return SetCounts(user[first], layer[first], experts[first], total)
 
 
-def _counted(user: NDArray[np.int64], experts: NDArray[np.int64]) -> SetCounts:
+def counted_sets(user: NDArray[np.int64], experts: NDArray[np.int64]) -> SetCounts:
     """Return the rows of tokens, given users [t] and ascending ids [t, L, K]."""
     tokens, layers, top_k = experts.shape
     ones = np.ones(tokens * layers, np.int64)
@@ -126,7 +126,8 @@ def _numbered(
     return names.tolist(), np.minimum(np.searchsorted(names, whole), names.size - 1)
 
 
-def _fields(rows: SetCounts, num_layers: int, num_experts: int, names: Sequence[Any]) -> Fields:
+def fields_of_sets(rows: SetCounts, num_layers: int, num_experts: int, names: Sequence[Any]) -> Fields:
+    """Return the fields of the trace of counted sets; `names` are those of the users, by number."""
     tokens = np.zeros(len(names), np.int64)
     first = rows.layer == 0
     np.add.at(tokens, rows.user[first], rows.tokens[first])

@@ -1,6 +1,7 @@
 """`RoutingTrace`: how often each user's tokens took each set of experts."""
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -382,7 +383,7 @@ class RoutingTrace:
         Parameters
         ----------
         expert_bytes : float64 [L * E] or scalar, size of each expert in bytes, layer by layer. Default: the value
-            ``bytes_per_expert_fp16`` of `meta`.
+            ``bytes_per_expert`` of `meta`, or ``bytes_per_expert_fp16``.
 
         Returns
         -------
@@ -390,7 +391,7 @@ class RoutingTrace:
             Expert e of layer l has the id ``l * num_experts + e``; the sets are in ascending order.
         """
         if expert_bytes is None:
-            expert_bytes = self.meta.get("bytes_per_expert_fp16")
+            expert_bytes = self.meta.get("bytes_per_expert", self.meta.get("bytes_per_expert_fp16"))
             if not isinstance(expert_bytes, int | float) or isinstance(expert_bytes, bool):
                 raise InvalidProblemError(
                     f"meta: bytes_per_expert_fp16 = {quoted(expert_bytes)}: expected a number of bytes; give expert_bytes"
@@ -408,6 +409,21 @@ class RoutingTrace:
             indices=which[order].astype(np.int32),
             probability=self.set_count[order] / self.tokens_per_user[user],
         )
+
+    def cost_of_expert(self) -> tuple[float, float] | None:
+        """Return bits of the hidden state and FLOPs per token of one expert of the model; None where `meta` does not tell.
+
+        They are ``hidden_bits`` and ``flops_per_token`` of `meta`, or follow from ``d_model``, ``d_ff`` and ``expert_kind``,
+        with 16 bits per value.
+        """
+        told: list[Any] = [self.meta.get(key) for key in ("hidden_bits", "flops_per_token")]
+        if all(isinstance(cost, int | float) and 0 < cost < math.inf for cost in told):
+            return float(told[0]), float(told[1])
+        sizes: list[Any] = [self.meta.get(key) for key in ("d_model", "d_ff")]
+        if not all(isinstance(size, int) and size > 0 for size in sizes):
+            return None
+        matrices = 3 if "three" in str(self.meta.get("expert_kind", "")) else 2
+        return 16.0 * sizes[0], 2.0 * matrices * sizes[0] * sizes[1]
 
     def statistics(self) -> dict[str, int]:
         """Return the sizes of the trace.

@@ -4,6 +4,7 @@ from edgeopt.solve import Solver
 from edgeopt.solvers.client_selection.blind_matching import BlindMatching as BlindMatching
 from edgeopt.solvers.client_selection.fastest import Fastest as Fastest
 from edgeopt.solvers.client_selection.matching import Matching as Matching
+from edgeopt.solvers.client_selection.past_planner import PastPlanner as PastPlanner
 from edgeopt.solvers.client_selection.planner import SelectionPlanner as SelectionPlanner
 from edgeopt.solvers.client_selection.power_of_choice import PowerOfChoice as PowerOfChoice
 from edgeopt.solvers.client_selection.random_picks import RandomPicks as RandomPicks

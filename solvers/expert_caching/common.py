@@ -27,6 +27,11 @@ def has_equal_sizes(problem: ExpertCaching) -> bool:
     return bool((sizes == sizes[0]).all())
 
 
+def has_nothing(run: Run[Placement]) -> bool:
+    """Whether nothing that saves anything has been found, and nobody has said that this will do."""
+    return not run.objective and run.limit in (None, Limit.TIME, Limit.INTERRUPT)
+
+
 def certify(run: Run[Placement], problem: ExpertCaching, facility: Facility | None = None) -> None:
     """Report the marginal certificate of the incumbent as a bound, also when a limit has been reached.
 

@@ -6,9 +6,10 @@ from numpy.typing import NDArray
 from edgeopt.problem import Problem
 from edgeopt.problems import ExpertCaching, Placement
 from edgeopt.solve import Run
-from edgeopt.solvers.expert_caching.common import certify, empty_placement
+from edgeopt.solvers.expert_caching.common import certify, empty_placement, has_nothing
 from edgeopt.solvers.expert_caching.facility import Facility, exact_divisor, storage_units
-from edgeopt.solvers.expert_caching.greedy import greedy_placement, has_nothing
+from edgeopt.solvers.expert_caching.greedy import greedy_placement
+from edgeopt.solvers.expert_caching.popularity import offer_popular
 from edgeopt.solvers.expert_caching.terms import count_nonzeros
 
 
@@ -21,12 +22,13 @@ def supports_size(problem: Problem, max_nonzeros: int) -> str | None:
 
 
 def offer_start(run: Run[Placement], problem: ExpertCaching, *, greedy: bool) -> None:
-    """Offer the empty placement and, if wanted, the greedy one by value per byte, with the bound that it certifies."""
+    """Offer the empty placement and, if wanted, greedy ones, with the bound that they certify."""
     run.offer(empty_placement(problem))
     if greedy and (not run.stopped() or has_nothing(run)):
         with run.building():
             facility = Facility.of(problem)
         run.offer(Placement(greedy_placement(run, facility, per_byte=True)))
+        offer_popular(run, problem)
         certify(run, problem, facility)
 
 

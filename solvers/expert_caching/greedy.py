@@ -10,10 +10,16 @@ from edgeopt.problem import Problem
 from edgeopt.problems import ExpertCaching, Placement
 from edgeopt.result import Guarantee, Heuristic, Ratio, Result
 from edgeopt.solve import Run, SolveOptions
-from edgeopt.solvers.expert_caching.common import certify, empty_placement, has_equal_sizes, supports_expert_caching
+from edgeopt.solvers.expert_caching.common import (
+    certify,
+    empty_placement,
+    has_equal_sizes,
+    has_nothing,
+    supports_expert_caching,
+)
 from edgeopt.solvers.expert_caching.facility import Facility
+from edgeopt.solvers.expert_caching.popularity import offer_popular
 from edgeopt.solvers.kernels.facility import build_heap, lazy_greedy, marginals
-from edgeopt.stop import Limit
 
 PICKS_PER_STEP = 20_000  # between two looks at the clock
 
@@ -30,8 +36,8 @@ class Greedy:
 
     Guarantee: 1/2 of the optimum if all experts have one size and sets are modular (K = 1 or latency ``sum``), and
     no more: on two servers the first pick can block the only server of another user. None otherwise; for ``max`` the
-    values are those of the sum surrogate. O(N E U) time and as much again for the picks in the worst case, in
-    practice a few evaluations per pick. One iteration is up to 20,000 picks.
+    values are those of the sum surrogate, and the placement of `Popularity` is kept where it is better. O(N E U) time
+    and as much again for the picks in the worst case, in practice a few evaluations per pick. One iteration is up to 20,000 picks.
 
     Parameters
     ----------
@@ -59,6 +65,7 @@ class Greedy:
             with run.building():
                 facility = Facility.of(problem)
             run.offer(Placement(greedy_placement(run, facility, per_byte=False, lazy=self.lazy)))
+            offer_popular(run, problem)
             certify(run, problem, facility)
         return run.result()
 
@@ -96,6 +103,7 @@ class DensityGreedy:
                 facility = Facility.of(problem)
             run.offer(Placement(_best_singletons(facility)))
             run.offer(Placement(greedy_placement(run, facility, per_byte=True, lazy=self.lazy)))
+            offer_popular(run, problem)
             certify(run, problem, facility)
         return run.result()
 
@@ -108,11 +116,6 @@ def offer_something(run: Run[Placement], problem: ExpertCaching, facility: Facil
     if run.stopped() and has_nothing(run):
         facility = Facility.of(problem) if facility is None else facility
         run.offer(Placement(greedy_placement(run, facility, per_byte=True)))
-
-
-def has_nothing(run: Run[Placement]) -> bool:
-    """Whether nothing that saves anything has been found, and nobody has said that this will do."""
-    return not run.objective and run.limit in (None, Limit.TIME, Limit.INTERRUPT)
 
 
 def greedy_placement(

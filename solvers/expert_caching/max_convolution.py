@@ -20,6 +20,7 @@ from edgeopt.solvers.expert_caching.greedy import offer_something
 from edgeopt.solvers.expert_caching.groups import Groups, Options
 from edgeopt.solvers.expert_caching.local_search import improve
 from edgeopt.solvers.expert_caching.max_bound import bound_max
+from edgeopt.solvers.expert_caching.popularity import offer_popular, popular_placement
 from edgeopt.solvers.kernels.max_plus import concave_envelope, is_concave, max_plus_strided, max_plus_strided_dense
 
 Bools = NDArray[np.bool_]
@@ -44,15 +45,16 @@ class MaxConvolution:
     OPT / 3. For ``max`` and ``mix`` with K >= 2 let r be the smallest ratio of a later marginal value to an earlier
     one: the ratio would be alpha r / (1 + alpha r), but r = 0 for pure ``max``. With two experts that are always used
     together and two servers that hold one each, every single placement gains nothing, so no constant exists. The
-    sweeps therefore also start from the surrogate F + lam F_sum / K, which pays for a set's first expert, and the
-    best placement goes through local search, see `local_search.improve`. One iteration is one server's problem, one
-    chunk of the local search, or one step of the bound.
+    sweeps therefore also start from the surrogate F + lam F_sum / K, which pays for a set's first expert, and from the
+    placement of `Popularity`; the best placement goes through local search, see `local_search.improve`. One iteration
+    is one server's problem, one chunk of the local search, or one step of the bound.
 
     Parameters
     ----------
     profiles : ``exact`` convolution, or ``envelope``: fill by the slopes of the concave envelopes and keep the better
         of that and the best single option, 1/2 of each server's problem, O(E log E).
-    surrogates : values of lam to start from besides the true objective, for ``max`` and ``mix``.
+    surrogates : values of lam to start from besides the true objective, for ``max`` and ``mix``. With none, and no
+        `search_work`, it is the plain scheme, which does not start from what is popular either.
     max_sweeps : best-response sweeps after each first pass.
     search_work : rows and sets that the local search visits for ``max`` and ``mix``; about 1e8 a second. 0: none.
     search_rounds : annealing rounds at most; large problems spend all work on the first.
@@ -112,6 +114,9 @@ class MaxConvolution:
         """Offer the placements of all starts, and what local search makes of the best of them."""
         problem = groups.problem
         joint = not problem.is_modular_per_set
+        plain = not self.surrogates and not self.search_work
+        if not plain:
+            offer_popular(run, problem)
         shape = (problem.num_servers, problem.num_experts)
         for lam in (0.0, *(self.surrogates if joint else ())):
             if run.stopped():
@@ -120,6 +125,8 @@ class MaxConvolution:
             self._respond(run, groups if lam == 0 else Groups(problem, lam), cached)
             run.offer(Placement(cached))
             self.sweep(run, groups, cached)
+        if joint and not plain:
+            self.sweep(run, groups, np.array(popular_placement(problem).cached))
         if options.initial_solution is not None:  # warm start: sweep from the given placement too
             self.sweep(run, groups, np.array(options.initial_solution.cached))
         certify(run, problem)

@@ -10,8 +10,13 @@ from edgeopt.problem import Problem
 from edgeopt.problems import ExpertCaching, Placement
 from edgeopt.result import Guarantee, Heuristic, Result
 from edgeopt.solve import Run, SolveOptions
-from edgeopt.solvers.expert_caching.common import certify, empty_placement, fill_in_order, supports_expert_caching
-from edgeopt.solvers.expert_caching.greedy import has_nothing
+from edgeopt.solvers.expert_caching.common import (
+    certify,
+    empty_placement,
+    fill_in_order,
+    has_nothing,
+    supports_expert_caching,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +50,28 @@ class Popularity:
         with Run[Placement](self, problem, options) as run:
             run.offer(empty_placement(problem))
             if not run.stopped() or has_nothing(run):
-                uses = uses_at_servers(problem)
-                score = uses / problem.expert_bytes if self.per_byte else uses
-                order = np.argsort(-score, axis=1, kind="stable")
-                run.offer(Placement(fill_in_order(order, problem) & (uses > 0)))
+                run.offer(popular_placement(problem, per_byte=self.per_byte))
                 run.step()
             certify(run, problem)
         return run.result()
+
+
+def popular_placement(problem: ExpertCaching, *, per_byte: bool = False) -> Placement:
+    """Return the placement of `Popularity`: each server is filled with what the users that count for it use most."""
+    uses = uses_at_servers(problem)
+    order = np.argsort(-uses / problem.expert_bytes if per_byte else -uses, axis=1, kind="stable")
+    return Placement(fill_in_order(order, problem) & (uses > 0))
+
+
+def offer_popular(run: Run[Placement], problem: ExpertCaching) -> None:
+    """Offer what `Popularity` finds, for sets that are not modular.
+
+    Where no expert saves anything by itself (``max`` and room for less than a set), what is good for the sum surrogate may
+    be good for nothing, and every single change of it, too. Counting uses is as quick as looking at the surrogate's values,
+    and puts experts of one set on servers near each other's users now and then: ours, and nothing is proved of it.
+    """
+    if not problem.is_modular_per_set and (not run.stopped() or has_nothing(run)):
+        run.offer(popular_placement(problem))
 
 
 def uses_at_servers(problem: ExpertCaching) -> NDArray[np.float64]:

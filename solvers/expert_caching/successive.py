@@ -14,6 +14,7 @@ from edgeopt.solve import Run, SolveOptions
 from edgeopt.solvers.expert_caching.common import certify, empty_placement, supports_expert_caching
 from edgeopt.solvers.expert_caching.facility import Facility
 from edgeopt.solvers.expert_caching.greedy import offer_something
+from edgeopt.solvers.expert_caching.popularity import offer_popular
 from edgeopt.solvers.kernels.facility import best_without
 from edgeopt.solvers.kernels.knapsack import knapsack
 
@@ -25,7 +26,8 @@ class Successive:
     With the other servers fixed, one server's problem is modular: a 0/1 knapsack, solved exactly by dynamic
     programming. Guarantee: 1/2 of the optimum for modular sets (K = 1 or latency ``sum``): each server gets at least
     the marginal value of the optimum's own configuration there, and those sum to at least OPT - F(S). Sweeps never
-    lose. For ``max`` and ``mix`` it works on the sum surrogate and nothing is promised; see `MaxConvolution`.
+    lose. For ``max`` and ``mix`` it works on the sum surrogate, keeps the placement of `Popularity` where
+    that is better, and nothing is promised; see `MaxConvolution`.
     O(N (E U + E Q)) per sweep, Q storage units; the dynamic programme runs on the few items that are not decided by
     their price. One iteration is one server.
 
@@ -69,6 +71,7 @@ class Successive:
             if options.initial_solution is not None:  # warm start: sweeps from the given placement too
                 sweep(run, facility, np.array(options.initial_solution.cached), self.max_sweeps)
             offer_something(run, problem, facility)
+            offer_popular(run, problem)
             certify(run, problem, facility)
         return run.result()
 

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from edgeopt.errors import InvalidProblemError
+from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.problems import DownloadPlan, ModelDownload
 from edgeopt.rng import stream
+from edgeopt.series import TimeSeries
 from edgeopt.solve import Solver, solve
 from edgeopt.solvers import get_solver
 from edgeopt.solvers.model_download.rolling_result import RollingResult
@@ -56,7 +57,12 @@ def poisson_arrivals(num_requests: int, per_s: float, *, seed: int = 0) -> NDArr
 
 
 def rolling_horizon(
-    problem: ModelDownload, arrival_s: ArrayLike, solver: str | Solver = "slide", *, seed: int = 0
+    problem: ModelDownload,
+    arrival_s: ArrayLike,
+    solver: str | Solver = "slide",
+    *,
+    rates: TimeSeries | None = None,
+    seed: int = 0,
 ) -> RollingResult:
     """Serve requests as they arrive: at each event a solver decides on the waiting requests and the free bandwidth.
 
@@ -71,11 +77,16 @@ def rolling_horizon(
     promised, because nobody knows what arrives next. If all requests arrive at once, the first decision is the one-shot
     solution, and freed bandwidth can only add to it.
 
+    With `rates`, downloads follow measured links. A decision knows the rates of its moment and plans as if they stayed; each
+    download then takes what the trace says, so that a request that was admitted may be late. Decisions are also taken when
+    a rate of a waiting request changes; a request without a link waits, and is refused when computing alone would be late.
+
     Parameters
     ----------
     problem : K requests as the users of one problem; ``bandwidth_hz`` is the whole band.
     arrival_s : float64 [K], arrival times, in s, in any order; see `poisson_arrivals`.
     solver : name or object of a solver of model download.
+    rates : a column for each request, bit/s that it would have on the whole band; a share of the band has that share of it.
     seed : the solve number n is run with seed + n.
 
     Returns
@@ -98,8 +109,14 @@ def rolling_horizon(
         raise InvalidProblemError(f"problem: expected a ModelDownload, got {type(problem).__name__}")
     chosen = get_solver(problem.kind, solver) if isinstance(solver, str) else solver
     arrival = float_array("arrival_s", arrival_s, (problem.num_users,), nonnegative=True, unit="s")
+    if rates is not None and (not isinstance(rates, TimeSeries) or rates.quantity != "rate"):
+        raise InvalidProblemError(f"rates: expected a TimeSeries of the quantity rate, got {quoted(rates)}")
+    if rates is not None and rates.num_columns != problem.num_users:
+        raise InvalidProblemError(
+            f"rates: {rates.num_columns} columns, expected {problem.num_users}: one for each request"
+        )
     with _one_thread():
-        state = _State(problem, arrival, chosen, seed)
+        state = _State(problem, arrival, chosen, seed, rates)
         _serve(state)
     return state.result()
 
@@ -108,11 +125,11 @@ def _serve(state: "_State") -> None:
     """Go from event to event until all requests are decided."""
     arrival = state.arrival
     order = np.argsort(arrival, kind="stable")
-    position = 0
+    position, now = 0, 0.0
     while position < order.size or state.waiting:
         next_arrival = float(arrival[order[position]]) if position < order.size else math.inf
-        now = min(next_arrival, state.next_event())
-        changed = state.end_downloads(now)
+        now = min(next_arrival, state.next_event(now))
+        changed = state.end_downloads(now) or state.rates is not None
         while position < order.size and arrival[order[position]] == now:
             changed |= state.arrive(int(order[position]))
             position += 1
@@ -142,6 +159,7 @@ class _State:
     arrival: NDArray[np.float64]
     solver: Solver
     seed: int
+    rates: TimeSeries | None = None
     waiting: set[int] = field(default_factory=set)
     active: dict[int, float] = field(default_factory=dict)  # bandwidth of the downloads in progress
     ends: list[tuple[float, int]] = field(default_factory=list)  # heap of their ends
@@ -160,20 +178,27 @@ class _State:
 
     def __post_init__(self) -> None:
         users = self.problem.num_users
-        self.least_s = least_latency(self.problem)
-        self.hopeless = {refusal.user: refusal.message for refusal in self.problem.refusals()}
+        self.least_s = least_latency(self.problem, computing_alone=self.rates is not None)
+        self.hopeless = {
+            refusal.user: refusal.message
+            for refusal in self.problem.refusals()
+            if self.rates is None or refusal.reason not in ("rate", "bandwidth")
+        }
         self.reason = [""] * users
         self.start, self.downloaded, self.finish, self.refused = np.full((4, users), math.nan)
         self.model = np.full(users, -1, np.int32)
         self.bandwidth = np.zeros(users)
 
-    def next_event(self) -> float:
+    def next_event(self, now: float) -> float:
         """Return when something happens to those that wait, apart from arrivals."""
         if not self.waiting:
             return math.inf
         while self.last_chances[0][1] not in self.waiting:
             heapq.heappop(self.last_chances)
-        return min(self.last_chances[0][0], self.ends[0][0] if self.ends else math.inf)
+        found = min(self.last_chances[0][0], self.ends[0][0] if self.ends else math.inf)
+        if self.rates is not None:
+            found = min(found, float(self.rates.next_change(now, np.array(sorted(self.waiting))).min()))
+        return found
 
     def end_downloads(self, now: float) -> bool:
         """Free the bandwidth of the downloads that have ended; return whether there were any."""
@@ -214,7 +239,16 @@ class _State:
             return
         users = np.array(sorted(self.waiting))
         left_s = self.problem.deadline_s[users] - (now - self.arrival[users])
-        part = waiting_problem(self.problem, users, left_s, free)
+        if self.rates is None:
+            part = waiting_problem(self.problem, users, left_s, free)
+        else:
+            rate = self.rates.at(now, users)
+            there = (rate > 0) & (left_s > 0)
+            if not there.any():
+                return
+            users = users[there]
+            part = waiting_problem(self.problem, users, left_s[there], free)
+            part = part.replace(spectral_efficiency=rate[there] / self.problem.bandwidth_hz, snr_hz=None)
         result = solve(part, self.solver, seed=self.seed + self.num_solves)
         if result.limit is Limit.INTERRUPT:  # there is no half of a simulation to return
             raise KeyboardInterrupt
@@ -227,12 +261,34 @@ class _State:
             self.waiting.remove(user)
             self.start[user] = now
             layers = slice(timeline.indptr[i], timeline.indptr[i + 1])
-            self.downloaded[user] = now + timeline.download_finish_s[layers][-1]
-            self.finish[user] = now + timeline.completion_s[i]
+            if self.rates is None:
+                self.downloaded[user] = now + timeline.download_finish_s[layers][-1]
+                self.finish[user] = now + timeline.completion_s[i]
+            else:
+                share = float(plan.bandwidth_hz[i]) / self.problem.bandwidth_hz
+                times = self._along_the_trace(user, int(plan.model[i]), share, plan.frequency_hz[layers], now)
+                self.downloaded[user], self.finish[user] = times
             self.model[user], self.bandwidth[user] = plan.model[i], plan.bandwidth_hz[i]
             self.frequency[user] = plan.frequency_hz[layers]
             self.active[user] = float(plan.bandwidth_hz[i])
             heapq.heappush(self.ends, (float(self.downloaded[user]), user))
+
+    def _along_the_trace(
+        self, user: int, model: int, share: float, frequency_hz: NDArray[np.float64], now: float
+    ) -> tuple[float, float]:
+        """Return when the download ends and when the inference does, if a share of the band is held from now on."""
+        assert self.rates is not None
+        problem = self.problem
+        own = slice(problem.layer_indptr[model], problem.layer_indptr[model + 1])
+        bits = problem.prefix_bits[own] / share
+        arrived = now + self.rates.seconds(bits, now, np.full(bits.size, user))
+        work_s = (
+            problem.layer_fixed_s[own] + problem.cycles_per_layer_flop[user] * problem.layer_flops[own] / frequency_hz
+        )
+        done = now
+        for at, seconds in zip(arrived.tolist(), work_s.tolist(), strict=True):
+            done = max(at, done) + seconds
+        return float(arrived[-1]), done
 
     def result(self) -> RollingResult:
         """Return what happened."""
@@ -266,13 +322,13 @@ class _State:
         return (math.floor(band / block * (1 + 1e-12)) - round(used / block)) * block
 
 
-def least_latency(problem: ModelDownload) -> NDArray[np.float64]:
+def least_latency(problem: ModelDownload, *, computing_alone: bool = False) -> NDArray[np.float64]:
     """Return float64 [K]: seconds of each user alone on the whole band at full frequency, with the quickest allowed model.
 
     No plan is quicker: less bandwidth, lower frequencies, whole resource blocks and energy limits only add to it. Infinite
-    without an allowed model. O(K P).
+    without an allowed model. O(K P). With `computing_alone` models are there at once.
     """
-    rate = problem.rate_bps(problem.bandwidth_hz)[:, None]
+    rate = np.inf if computing_alone else problem.rate_bps(problem.bandwidth_hz)[:, None]
     s_per_flop = (problem.cycles_per_layer_flop / problem.top_frequency_hz)[:, None]
     bits, flops, fixed_s = problem.prefix_bits, problem.suffix_flops, problem.suffix_fixed_s
     least = np.full(problem.num_users, math.inf)

@@ -64,18 +64,24 @@ class RollingResult:
 
     @property
     def admitted(self) -> NDArray[np.bool_]:
-        """Bool [K], who was admitted, and so was done within the deadline."""
+        """Bool [K], who was admitted, and so was done within the deadline, unless the links of a trace got worse."""
         return self.plan.admitted
+
+    @property
+    def late(self) -> NDArray[np.bool_]:
+        """Bool [K], who was admitted and done after the deadline: only where links follow a trace."""
+        late: NDArray[np.bool_] = self.finish_s > self.arrival_s + self.deadline_s * (1 + 1e-9)
+        return late
 
     @property
     def num_done(self) -> int:
         """Requests done within their deadline."""
-        return self.plan.num_admitted
+        return self.plan.num_admitted - int(self.late.sum())
 
     @property
     def num_refused(self) -> int:
         """Requests refused."""
-        return self.num_requests - self.num_done
+        return self.num_requests - self.plan.num_admitted
 
     @property
     def share_done(self) -> float:
@@ -123,6 +129,7 @@ class RollingResult:
             "requests": self.num_requests,
             "done": self.num_done,
             "refused": self.num_refused,
+            "late": int(self.late.sum()),
             "share_done": self.share_done,
             "throughput_per_s": self.throughput_per_s,
             "waiting_mean_s": float(waited.mean()) if waited.size else 0.0,

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import edgeopt
 from edgeopt import cli
-from edgeopt.problems import RoutingTrace
+from edgeopt.problems import ExpertCaching, RoutingTrace, keep_list, read_placement
 
 
 def run(*words: object) -> Any:
@@ -77,3 +77,32 @@ def test_bad_words(ids: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str,
     done = run(*words)
     assert done.exit_code == 2
     assert message in done.stderr
+
+
+def test_export_of_a_placement(tmp_path: Path):
+    """What was solved is written as a document, as a keep-list and as tensors of a model's file."""
+    caching = ExpertCaching.random(num_servers=2, num_users=3, num_layers=2, experts_per_layer=4, storage=0.3, seed=0)
+    caching.save(tmp_path / "problem.npz")
+    result = edgeopt.solve(caching, "greedy")
+    result.save(tmp_path / "result.json")
+    weights = {f"layers.{b}.experts.{e}.w": "part" for b in range(2) for e in range(4)}
+    (tmp_path / "index.json").write_text(json.dumps({"weight_map": weights}))
+    common = ("export", "placement", tmp_path / "problem.npz", tmp_path / "result.json", "-o", tmp_path / "out.json")
+    done = run(*common)
+    assert done.exit_code == 0, done.stderr
+    assert read_placement(caching, tmp_path / "out.json") == result.solution
+    done = run(*common, "--as", "keep-list", "--server", 1)
+    assert done.exit_code == 0, done.stderr
+    assert json.loads((tmp_path / "out.json").read_text()) == keep_list(caching, result.solution, server=1)
+    done = run(*common, "--as", "tensors", "--model-file", tmp_path / "index.json")
+    assert done.exit_code == 0, done.stderr
+    assert all("pattern" in entry for entry in json.loads((tmp_path / "out.json").read_text()))
+    for words, said in (
+        (("--as", "tensors"), "--model-file is missing"),
+        (("--as", "x"), "--as = 'x': expected placement, keep-list or tensors"),
+        (("--as", "keep-list", "--server", 2), "server = 2"),
+        (("--as", "keep-list", "--model", 1), "model = 1"),
+    ):
+        done = run(*common, *words)
+        assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+        assert said in done.stderr

@@ -122,7 +122,7 @@ def _array(draw: Draw, array: np.ndarray) -> np.ndarray:
     if how == "dtype":
         dtype = np.dtype(draw(st.sampled_from(DTYPES)))
         with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
-            plain = dtype.names is None and dtype.kind not in "MV"
+            plain = dtype.names is None and not {dtype.kind, array.dtype.kind} & set("MV")  # dates fit no short text
             return array.astype(dtype) if plain else np.zeros(array.shape, dtype)
     if how == "shape":
         return draw(

@@ -17,6 +17,7 @@ import edgeopt
 from edgeopt import storage
 from edgeopt.cli.train import configured
 from edgeopt.data import byte_text, cifar10, mnist
+from edgeopt.device_profiles import assign_devices, read_device_profiles
 from edgeopt.errors import EdgeOptError
 from edgeopt.evaluation.compare.performance import summarise
 from edgeopt.evaluation.compare.rows import RowStore, add_gaps, read_row, read_rows, rows_frame
@@ -32,17 +33,25 @@ from edgeopt.inference.steered import load_steering, save_steering
 from edgeopt.inference.steering import SteeringVector
 from edgeopt.models import add_lora, from_transformers, to_transformers
 from edgeopt.network import EdgeNetwork
+from edgeopt.places import read_backhaul, read_places
 from edgeopt.problems import (
     ClientSelection,
     CostFactors,
     ExpertBalancing,
     ExpertCaching,
+    ExpertTensors,
     ModelDownload,
     RoutingTrace,
     SplitTraining,
+    placement_document,
+    read_placement,
+    tensor_list,
 )
 from edgeopt.profile import ModelProfile, model_profile
+from edgeopt.rl import DeerReplay, Demonstrations, Dqn, Leed, ScriptedPlanner, TrueChange, learn, learn_together
+from edgeopt.rl.environments import Routing, ServerBesideNeighbour
 from edgeopt.schedule import Schedule
+from edgeopt.series import TimeSeries
 from edgeopt.solvers.client_selection import RlCrp
 from edgeopt.solvers.client_selection.learner import Learner, LearnerSettings
 from edgeopt.solvers.client_selection.trained_policy import TrainedPolicy
@@ -194,6 +203,24 @@ def _train(path: Path, algorithm: Any, rounds: int, *, resume: bool, **options: 
     planner = StaticPlanner(small_plan(cut_layer=2))
     timing = small_timing(seed=5)
     train(small_task(), algorithm, planner, timing, rounds=rounds, checkpoint=path, resume=resume, **options)
+
+
+def _learn(path: Path, steps: int, *, resume: bool) -> None:
+    replay = DeerReplay(30, trigger=TrueChange(20))
+    world = ServerBesideNeighbour([1, 2], clients=3, taken=1, horizon=8)
+    agents = Dqn(hidden=(4,), explore_steps=10)
+    learn(
+        world, agents, replay, steps=steps, seeds=[1, 2], batch=4, learn_after=5, row_every=10, checkpoint=path,
+        resume=resume,
+    )  # fmt: skip
+
+
+def write_agents(path: Path) -> None:
+    _learn(path, 40, resume=False)
+
+
+def resume_agents(path: Path) -> None:
+    _learn(path, 45, resume=True)
 
 
 def write_run(algorithm: Any, **options: Any) -> Callable[[Path], object]:
@@ -350,6 +377,99 @@ def use_recorded(path: Path) -> None:
     trace.statistics(), trace.to_model(8.0)
 
 
+# --- what others have measured -----------------------------------------------------------------------------------
+
+MEASURED: dict[str, tuple[str, dict[str, Any]]] = {
+    "rates.csv": ("time;client;rate (Mbit/s)\n0;a;1,5\n10;a;3\n0;b;2\n5;b;\n", {}),
+    "wide.tsv": ("timestamp\t0\t1\n2030-01-01 00:00\t1.5\t2\n2030-01-01T00:01:00Z\t3\t\n", {"unit": "kB/s", "hold_s": 30.0}),
+    "link.up": ("0\n0\n50\n120\n250\n", {}),
+    "bus.log": ("0.5 1.0\n1.5 2.0\n2.5 0.1\n", {}),
+    "grid.csv": ("time (h),zone,g/kWh\n0,DE,300\n1,DE,1e2\n0,FR,50\n", {"quantity": "carbon"}),
+    "charging.csv": ("time,phone,charging\n0,a,yes\n60,a,no\n0,b,no\n", {"quantity": "availability"}),
+}  # fmt: skip
+
+
+PLACES: dict[str, str] = {
+    "places.csv": "name;lat;lon;kind\nmast;52.5;13.4;server\nphone;52.6;13.3;device\n",
+    "places.tsv": "x_km\ty_km\n0.5\t1\n2\t3\n",
+    "places.geojson": json.dumps({"type": "FeatureCollection", "features": [
+        {"type": "Feature", "geometry": {"type": "Point", "coordinates": [13.4, 52.5]}, "properties": {"name": "mast", "kind": "server"}}]}),
+}  # fmt: skip
+
+
+def write_graphml(path: Path) -> None:
+    graph = nx.MultiGraph()
+    graph.add_node("a", label="Aachen", Longitude=6.08, Latitude=50.78)
+    graph.add_edge("a", "b", LinkSpeedRaw=1e9)
+    graph.add_edge("b", "c", delay_s=0.002, rate_bps=5e8)
+    nx.write_graphml(graph, path)
+
+
+def use_backhaul(path: Path) -> None:
+    found = read_backhaul(path, delay_s=0.001, rate_bps=1e9)
+    links = {name: getattr(found, name) for name in ("link_servers", "link_delay_s", "link_rate_bps")}
+    if (count := len(found.names)) < 50:
+        EdgeNetwork.random(count, 2, seed=0, server_position_m=np.nan_to_num(found.position_m)).replace(**links)
+
+
+def use_series(series: TimeSeries) -> None:
+    """Ask a series everything; it has a finite answer, or says that there is never a link."""
+    series.statistics()
+    assert np.isfinite(series.mean(0.5, 3.0)).all()
+    assert np.isfinite(series.table(3, 1.0)).all()
+    assert not np.isnan(series.seconds(1e3, 0.5)).any()
+    repr(series.for_clients(3).at_most(1e6)), series.at(2.0)
+
+
+# --- agents that learn together -----------------------------------------------------------------------------------
+
+
+def learn_in_team(path: Path, updates: int) -> None:
+    """Learn on from a checkpoint if it is there."""
+    learner = Leed(episodes=2, hidden=2, weight="distance", epochs=1, minibatches=1)
+    team, shown = Routing(nx.path_graph(3), 2, seed=0), Demonstrations(ScriptedPlanner())
+    learn_together(team, learner, shown, updates=updates, seed=0, checkpoint=path, resume=True)
+
+
+DEVICES = "name;flops;memory_bytes;memory_bytes_per_s;power_w\nphone;1e11;6e9;3e10;2\npad;2e11;8e9;5e10;3\n"
+
+
+# --- placements for others ---------------------------------------------------------------------------------------
+
+
+def write_placement(path: Path) -> None:
+    path.write_text(json.dumps(placement_document(problem(ExpertCaching), result(ExpertCaching).solution)))
+
+
+def model_tensors() -> dict[str, np.ndarray]:
+    names = [f"model.layers.{b}.mlp.experts.{e}.up_proj.weight" for b in range(2) for e in range(3)]
+    stacked = {f"blk.{b}.ffn_up_exps.weight": np.zeros((3, 2, 2), np.float32) for b in range(2, 4)}
+    return dict.fromkeys(names, np.zeros((2, 2), np.float32)) | stacked
+
+
+def write_gguf(path: Path) -> None:
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "qwen3moe")
+    writer.add_array("tokenizer.ggml.tokens", ["a", "bc"])
+    for name, value in model_tensors().items():
+        writer.add_tensor(name, value)
+    writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file()
+    writer.close()
+
+
+def write_tensors(path: Path) -> None:
+    from safetensors import numpy
+
+    path.write_bytes(numpy.save(model_tensors(), {"format": "pt"}))
+
+
+def use_tensors(path: Path) -> None:
+    tensors = ExpertTensors.read(path)
+    first = tensors._replace(layers=tensors.layers[:2])
+    tensor_list(problem(ExpertCaching), result(ExpertCaching).solution, first, server=0)
+
+
 # --- adapters ------------------------------------------------------------------------------------------------------
 
 
@@ -392,6 +512,16 @@ READERS = (
     Reader("schedule.npz", lambda path: Schedule([small_plan(2), small_plan(2, aggregate=False)] * 2).save(path), Schedule.load),
     Reader("trace.npz", write_trace, use_trace),
     *(Reader(name, write, use_recorded) for name, write in RECORDED.items()),
+    *(Reader(name, lambda path, text=text: path.write_text(text), lambda path, options=options: use_series(TimeSeries.read(path, **options))) for name, (text, options) in MEASURED.items()),
+    *(Reader(name, lambda path, text=text: path.write_text(text), lambda path: repr(read_places(path, kind="server").of("device"))) for name, text in PLACES.items()),
+    Reader("zoo.graphml", write_graphml, use_backhaul),
+    Reader("series.json", lambda path: TimeSeries.random(clients=2, duration_s=3).save(path), lambda path: use_series(TimeSeries.load(path))),
+    Reader("series.npz", lambda path: TimeSeries.random(clients=2, duration_s=3).save(path), lambda path: use_series(TimeSeries.load(path))),
+    Reader("devices.csv", lambda path: path.write_text(DEVICES), lambda path: assign_devices(EdgeNetwork.random(1, 5, seed=0), dict.fromkeys(read_device_profiles(path), 1.0))),
+    Reader("placement.json", write_placement, lambda path: read_placement(problem(ExpertCaching), path)),
+    Reader("model.gguf", write_gguf, use_tensors),
+    Reader("model.safetensors", write_tensors, use_tensors),
+    Reader("model.safetensors.index.json", lambda path: path.write_text(json.dumps({"weight_map": dict.fromkeys(model_tensors(), "a")})), use_tensors),
     Reader("record.npz", lambda path: record().save(path), lambda path: RoutingRecord.load(path).to_trace()),
     Reader("record.json", lambda path: record().save(path), lambda path: RoutingRecord.load(path).to_trace()),
     Reader("adapter_config.json", write_adapters, use_adapters),
@@ -399,8 +529,10 @@ READERS = (
     Reader("steering.json", write_steering, lambda path: load_steering(path, StandIn(), base=StandIn())),
     Reader("policy.safetensors", lambda path: policy().save(path), use_policy),
     Reader("learner.safetensors", write_learner, restore_learner),
+    Reader("team.safetensors", lambda path: learn_in_team(path, 1), lambda path: learn_in_team(path, 2)),
     Reader("run-fedavg.safetensors", write_run(FedAvg(Adam(0.02)), **CONSTANTS), resume(FedAvg(Adam(0.02)), **CONSTANTS)),
     Reader("run-splitfed.safetensors", write_run(SplitFed(Adam(0.02))), resume(SplitFed(Adam(0.02)))),
+    Reader("agents.safetensors", write_agents, resume_agents),
     Reader("train.toml", lambda path: path.write_text(TRAIN_TOML), build_toml),
     Reader("selection.toml", lambda path: path.write_text(SELECTION_TOML), build_toml),
     Reader("experiment.json", write_experiment, Experiment.load),

@@ -2,16 +2,18 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.display import one_line
+from edgeopt.energy import JOULES_PER_KWH
 from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.problems.client_selection.instance import MAX_RATE_SIGMA
 from edgeopt.rng import stream
 from edgeopt.schedule import RATES, RoundPlan
+from edgeopt.series import TimeSeries
 from edgeopt.training.messages import CATEGORIES, Category, Link
 from edgeopt.validate import float_array, int_array
 
@@ -69,6 +71,7 @@ class PhaseTime:
     served : int64 [R], the entries that the server worked for after the slowest way up, one after another.
     server_s : float64 [R], its seconds for each of them.
     energy_j : float64 [P], of the client.
+    carbon_g : float64 [P], grams of CO2 that this energy stands for; None where nobody knows.
     """
 
     name: str
@@ -81,6 +84,7 @@ class PhaseTime:
     served: NDArray[np.int64]
     server_s: Floats
     energy_j: Floats
+    carbon_g: Floats | None = None
 
     __repr__ = one_line
 
@@ -96,7 +100,11 @@ class PhaseTime:
 
 
 class Timing(Protocol):
-    """What charges time and energy. All methods are functions of their arguments: a resumed run sees the same."""
+    """What charges time and energy. All methods are functions of their arguments: a resumed run sees the same.
+
+    One that changes over virtual time has a method ``at(now_s)``, which returns what it is in a round that begins then: see
+    `edgeopt.schedule.at_time`.
+    """
 
     def lost(self, round: int, plan: RoundPlan) -> NDArray[np.bool_]:
         """Return bool [M], whose replies do not arrive in this round; their clients do no work that counts."""
@@ -138,6 +146,11 @@ class EdgeTiming:
     failure_probability : chance that a client is lost for a round; the others wait for its work, not for its reply.
     timed : the categories of tensors that take time.
     seed : decides fading and failures.
+    uplink, downlink : rates over virtual time, a column for each device, in place of `uplink_bps` and `downlink_bps`; those of
+        the fed link are then what that link carries at most. A device whose rate is 0 waits until it has a link again.
+    carbon : grams of CO2 per kWh over virtual time, one column for all devices or one for each.
+    now_s : virtual second at which the round begins; what trains sets it, see `at`.
+    idle_s : how long a round without clients lasts, until somebody can be picked again. Default: no time.
     """
 
     device_flops: Floats
@@ -154,6 +167,11 @@ class EdgeTiming:
     failure_probability: float = 0.0
     timed: frozenset[Category] = TIMED
     seed: int = 0
+    uplink: TimeSeries | None = None
+    downlink: TimeSeries | None = None
+    carbon: TimeSeries | None = None
+    now_s: float = 0.0
+    idle_s: float = 0.0
 
     __repr__ = one_line
 
@@ -173,6 +191,12 @@ class EdgeTiming:
         if unknown := sorted(set(self.timed) - set(CATEGORIES)):
             raise InvalidProblemError(f"timed: {quoted(unknown[0])}: expected some of {', '.join(CATEGORIES)}")
         object.__setattr__(self, "seed", int_array("seed", self.seed, (), low=0, dtype=np.int64).item())
+        for name in ("now_s", "idle_s"):
+            object.__setattr__(
+                self, name, float_array(name, getattr(self, name), (), nonnegative=True, unit="s").item()
+            )
+        for name in ("uplink", "downlink", "carbon"):
+            _check_series(name, getattr(self, name), count)
 
     @classmethod
     def from_network(
@@ -185,6 +209,10 @@ class EdgeTiming:
         rate_sigma: float = 0.0,
         failure_probability: float = 0.0,
         seed: int = 0,
+        uplink: TimeSeries | None = None,
+        downlink: TimeSeries | None = None,
+        carbon: TimeSeries | None = None,
+        idle_s: float = 0.0,
     ) -> Self:
         """Take the devices of a network, one of its servers, and a fed server behind that server's link to the cloud.
 
@@ -192,6 +220,7 @@ class EdgeTiming:
         ----------
         server : which edge server the devices train with.
         fed_rate_bps : rate between edge and fed server, both ways. Default: the server's link to the cloud.
+        joules_per_flop, rate_sigma, ..., idle_s : as the fields.
         """
         if not 0 <= server < network.num_servers:
             raise InvalidProblemError(f"server = {server}: expected an integer from 0 to {network.num_servers - 1}")
@@ -205,8 +234,8 @@ class EdgeTiming:
             device_flops=network.device_flops,
             uplink_bps=up,
             downlink_bps=down,
-            fed_uplink_bps=np.minimum(up, fed),
-            fed_downlink_bps=np.minimum(down, fed),
+            fed_uplink_bps=np.minimum(up, fed) if uplink is None else np.full_like(up, fed),
+            fed_downlink_bps=np.minimum(down, fed) if downlink is None else np.full_like(down, fed),
             server_flops=float(network.server_flops[server]),
             server_fed_uplink_bps=fed,
             server_fed_downlink_bps=fed,
@@ -215,6 +244,10 @@ class EdgeTiming:
             rate_sigma=rate_sigma,
             failure_probability=failure_probability,
             seed=seed,
+            uplink=uplink,
+            downlink=downlink,
+            carbon=carbon,
+            idle_s=idle_s,
         )
 
     @classmethod
@@ -245,14 +278,14 @@ class EdgeTiming:
         """Return what a phase costs."""
         client = plan.client[traffic.entry]
         fading = self._fading(round)[client]
-        fed = traffic.link == "fed"
-        down_bps = (self.fed_downlink_bps if fed else self.downlink_bps)[client] * fading
-        up_bps = (self.fed_uplink_bps if fed else self.uplink_bps)[client] * fading
         columns = [CATEGORIES.index(category) for category in CATEGORIES if category in self.timed]
-        down = 8 * traffic.down_bytes[:, columns].sum(axis=1) / down_bps
-        up = 8 * traffic.up_bytes[:, columns].sum(axis=1) / up_bps
+        down_bits, up_bits = (8 * sent[:, columns].sum(axis=1) for sent in (traffic.down_bytes, traffic.up_bytes))
+        begin = self.now_s + start_s
+        down = self._crossing("downlink", traffic.link, client, down_bits, fading, begin)
         compute = traffic.flops / self.device_flops[client]
+        up = self._crossing("uplink", traffic.link, client, up_bits, fading, begin + down + compute)
         served = traffic.server_flops / self.server_flops
+        sending_j, working_j = self.device_power_w[client] * up, self.joules_per_flop * traffic.flops
         slowest = float((down + compute + up).max(initial=0.0))
         exchanged = 8 * traffic.server_up_bytes / self.server_fed_uplink_bps
         exchanged += 8 * traffic.server_down_bytes / self.server_fed_downlink_bps
@@ -266,13 +299,58 @@ class EdgeTiming:
             up_s=up,
             served=traffic.served,
             server_s=served,
-            energy_j=self.device_power_w[client] * up + self.joules_per_flop * traffic.flops,
+            energy_j=sending_j + working_j,
+            carbon_g=self._grams(client, begin + down, compute, working_j, up, sending_j),
         )
 
     def rates(self, round: int, plan: RoundPlan) -> dict[str, Floats]:
-        """Return speeds and rates [M] as they are in this round."""
+        """Return speeds and rates [M] as they are in this round, at its beginning; nan without a link."""
         fading = self._fading(round)[plan.client]
-        return {name: getattr(self, name)[plan.client] * (1.0 if name == "device_flops" else fading) for name in RATES}
+        found = {name: getattr(self, name)[plan.client] for name in RATES}
+        for name in ("uplink", "downlink"):
+            if (series := getattr(self, name)) is not None:
+                now = series.at(self.now_s, plan.client)
+                now[now == 0] = np.nan
+                found |= {f"{name}_bps": now, f"fed_{name}_bps": np.minimum(now, found[f"fed_{name}_bps"])}
+        return {name: rate if name == "device_flops" else rate * fading for name, rate in found.items()}
+
+    def at(self, now_s: float) -> Self:
+        """Return the timing of a round that begins at this virtual second."""
+        return self.replace(now_s=now_s) if self.uplink or self.downlink or self.carbon else self
+
+    def _crossing(
+        self,
+        name: Literal["uplink", "downlink"],
+        link: Link,
+        client: NDArray[np.int32],
+        bits: Floats,
+        fading: Floats,
+        start_s: Floats | float,
+    ) -> Floats:
+        """Return the seconds [P] that bits take from a time on."""
+        series: TimeSeries | None = getattr(self, name)
+        fixed: Floats = getattr(self, f"fed_{name}_bps" if link == "fed" else f"{name}_bps")
+        if series is None:
+            return np.asarray(bits / (fixed[client] * fading))
+        return (series.at_most(fixed) if link == "fed" else series).seconds(bits / fading, start_s, client)
+
+    def _grams(
+        self,
+        client: NDArray[np.int32],
+        start_s: Floats,
+        compute_s: Floats,
+        working_j: Floats,
+        up_s: Floats,
+        sending_j: Floats,
+    ) -> Floats | None:
+        """Return grams of CO2 [P]: energy is spent evenly while a client works, and while it sends."""
+        if self.carbon is None:
+            return None
+        which = client if self.carbon.num_columns > 1 else np.zeros_like(client)
+        sends = start_s + compute_s
+        grams = working_j * self.carbon.mean(start_s, sends, which)
+        grams += sending_j * self.carbon.mean(sends, sends + up_s, which)
+        return np.asarray(grams / JOULES_PER_KWH)
 
     def _fading(self, round: int) -> Floats:
         if self.rate_sigma == 0:
@@ -289,6 +367,27 @@ class EdgeTiming:
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some fields changed, validated anew."""
         return dataclasses.replace(self, **changes)
+
+
+def _check_series(name: str, series: TimeSeries | None, count: int) -> None:
+    """Refuse series of another quantity or number of columns, and devices that never have a link."""
+    if series is None:
+        return
+    quantity = "carbon" if name == "carbon" else "rate"
+    if not isinstance(series, TimeSeries) or series.quantity != quantity:
+        raise InvalidProblemError(f"{name}: expected a TimeSeries of the quantity {quantity}, got {quoted(series)}")
+    wanted = (1, count) if name == "carbon" else (count,)
+    if series.num_columns not in wanted:
+        said = " or ".join(map(str, dict.fromkeys(wanted)))
+        raise InvalidProblemError(f"{name}: {series.num_columns} columns, expected {said}: see TimeSeries.for_clients")
+    if quantity == "rate" and (never := np.flatnonzero(np.isinf(series.seconds(1.0, 0.0)))).size:
+        raise InvalidProblemError(f"{name}: {quoted(series.names[never[0]])} never has a link, expected a rate above 0")
+
+
+def idle(start_s: float, seconds: float) -> PhaseTime:
+    """Return a phase in which nobody does anything."""
+    nobody, nothing = np.zeros(0, np.int64), np.zeros(0)
+    return PhaseTime("idle", start_s, seconds, nobody, nothing, nothing, nothing, nobody, nothing, nothing)
 
 
 def no_rates(size: int) -> dict[str, Floats]:

@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
     Run: TypeAlias = History | Sequence[Mapping[str, float | int]]
 
-Against = Literal["seconds", "bytes", "round", "energy_j"]
+Against = Literal["seconds", "bytes", "round", "energy_j", "carbon_g"]
 
 _AXES: dict[str, tuple[str, tuple[str, ...], float]] = {  # label, columns that are added up, unit
     "seconds": ("virtual time, s", ("seconds",), 1.0),
     "bytes": ("sent up and down, MB", ("bytes_up", "bytes_down"), 1e6),
     "round": ("rounds", ("round",), 1.0),
     "energy_j": ("energy of the clients, J", ("energy_j",), 1.0),
+    "carbon_g": ("CO2 of the clients' energy, g", ("carbon_g",), 1.0),
 }
 _NAMES = {
     "accuracy": "accuracy on held-out samples",
@@ -47,7 +48,7 @@ def plot_training_curves(
     Parameters
     ----------
     histories : by label the runs of all seeds, or one, each a `edgeopt.training.History` or its rows.
-    x : virtual ``seconds``, ``bytes`` of all clients, ``round`` or ``energy_j``.
+    x : virtual ``seconds``, ``bytes`` of all clients, ``round``, ``energy_j`` or ``carbon_g``.
     y : a column of the rows; rows where it is nan or None are left out.
     ax : axes to draw on; a new figure without.
 

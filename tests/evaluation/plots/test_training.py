@@ -29,7 +29,15 @@ NAN = float("nan")
 
 def rows(seconds: list[float], accuracy: list[float]) -> list[dict[str, float]]:
     return [
-        {"round": round, "seconds": s, "accuracy": a, "bytes_up": 1e6 * s, "bytes_down": 3e6 * s, "energy_j": 2 * s}
+        {
+            "round": round,
+            "seconds": s,
+            "accuracy": a,
+            "bytes_up": 1e6 * s,
+            "bytes_down": 3e6 * s,
+            "energy_j": 2 * s,
+            "carbon_g": s,
+        }
         for round, (s, a) in enumerate(zip(seconds, accuracy, strict=True))
     ]
 
@@ -71,6 +79,7 @@ def test_one_run_and_generators():
         ("bytes", [4, 12], "sent up and down, MB"),
         ("round", [1, 3], "rounds"),
         ("energy_j", [2, 6], "energy of the clients, J"),
+        ("carbon_g", [1, 3], "CO2 of the clients' energy, g"),
     ],
 )
 def test_axes(x: Any, expected: list[float], label: str):

@@ -15,6 +15,7 @@ from edgeopt.errors import InvalidFileError, InvalidProblemError
 from edgeopt.problems import ClientSelection, SelectionPlan
 from edgeopt.problems.client_selection.replay import jain_index
 from edgeopt.problems.client_selection.scenario import draw_scenarios, stationary
+from edgeopt.series import TimeSeries
 from tests.solvers.client_selection.instances import hand_made, random_plan, random_problem, simulate
 
 seeds = st.integers(0, 2**32 - 1)
@@ -378,3 +379,21 @@ def test_describe_says_sizes_and_modes():
     assert (recorded["availability"], recorded["rates"]) == ("recorded", "recorded")
     assert recorded["mean rate, bit/s"] == 2e6
     assert (hand_made().describe()["availability"], hand_made().describe()["rates"]) == ("always", "constant")
+
+
+def test_measured_rates_become_tables():
+    """Rounds have mean rates; who has no link in a round, or cannot be picked when it begins, is busy."""
+    rates = TimeSeries(names=["a", "b"], indptr=[0, 2, 4], time_s=[0, 5, 0, 10], value=[8.0, 4, 2, 0], period_s=20.0)
+    problem = ClientSelection.from_rates(
+        rates, round_s=10, picks=1, payload_bits=8, coverage=[[True, True], [False, True]]
+    )
+    assert problem.rounds == 2
+    assert problem.rate_bps.tolist() == [[[6, 2], [0, 2]], [[4, 1], [0, 1]]]  # without a link: the mean of all time
+    assert problem.busy.tolist() == [[False, False], [False, True]]
+    when = TimeSeries.from_table([[1, 0], [0, 1]], 10.0, quantity="availability")
+    busy = ClientSelection.from_rates(rates, round_s=10, available=when, picks=1).busy
+    assert busy.tolist() == [[False, True], [True, True]]
+    with pytest.raises(InvalidProblemError, match="rates: '1' never has a link, expected a rate above 0"):
+        ClientSelection.from_rates(TimeSeries.constant([1, 0]), round_s=1)
+    with pytest.raises(InvalidProblemError, match="available: 1 columns, expected 2"):
+        ClientSelection.from_rates(rates, round_s=1, available=when.take([0]))

@@ -1,12 +1,14 @@
 """What must hold for the exact optimum whichever solver finds it: monotony, invariance, scaling."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import edgeopt
-from edgeopt.problems import ExpertCaching
+from edgeopt.problems import ExpertCaching, RoutingTrace
 from edgeopt.result import Status
 from edgeopt.solvers.expert_caching.lagrangian import Lagrangian
 from edgeopt.solvers.expert_caching.milp import Milp
@@ -157,3 +159,30 @@ def test_small_objectives_are_not_called_optimal() -> None:
     result = edgeopt.solve(problem, "greedy")
     assert result.objective < 0.6 * brute_force(problem)[0]
     assert result.status is Status.FEASIBLE
+
+
+# --- sets that are worth nothing unless whole --------------------------------------------------------------------
+
+JOINT = ("greedy", "density-greedy", "successive", "max-convolution", "lagrangian", "milp", "cp-sat")
+
+
+def pairs(seed: int, latency: Literal["max", "mix"]) -> ExpertCaching:
+    """Return a problem of Top-2 of three experts on two servers that hold one expert each: a pair takes both."""
+    rng = np.random.default_rng(seed)
+    taste = np.stack([rng.permuted(-1.5 * np.log([1, 2, 3])) for _ in range(4)]).reshape(2, 2, 3)
+    noise = rng.gumbel(size=(2, 30, 2, 3)) + taste[:, None]
+    ids = np.argsort(-noise, axis=-1)[..., :2].reshape(60, 2, 2)
+    trace = RoutingTrace.from_expert_ids(ids, num_experts=3, user=np.repeat([0, 1], 30))
+    network = edgeopt.EdgeNetwork.random(2, 4, seed=seed)
+    return ExpertCaching.from_traces(trace, network, models=["switch-base-8"], storage=0.2, latency=latency, theta=0.9)
+
+
+@pytest.mark.parametrize("solver", JOINT)
+@settings(max_examples=10)
+@example(seed=2)
+@given(seed=seeds)
+def test_no_solver_is_worse_than_popularity(solver: str, seed: int) -> None:
+    """Where single experts save nothing, what popularity makes of pairs is not lost."""
+    problem = pairs(seed, "max" if seed % 3 else "mix")
+    least = edgeopt.solve(problem, "popularity").objective
+    assert edgeopt.solve(problem, solver, seed=0).objective >= least * (1 - 1e-12)

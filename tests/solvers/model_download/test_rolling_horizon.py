@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import edgeopt
 from edgeopt.errors import EdgeOptError, InvalidProblemError, UnsupportedProblemError
 from edgeopt.problems import ModelDownload
+from edgeopt.series import TimeSeries
 from edgeopt.solvers.model_download import RollingResult, Slide, poisson_arrivals, rolling_horizon
 from edgeopt.solvers.model_download.rolling_horizon import USER_FIELDS, least_latency, waiting_problem
 
@@ -271,3 +272,46 @@ def test_against_download_then_infer(seed: int):
     hopeless = {refusal.user: refusal.message for refusal in problem.refusals()}
     for user, reason in hopeless.items():
         assert ours.reason[user] == theirs.reason[user] == reason
+
+
+# --- measured rates ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", ["no energy limit", "fixed power"])
+def test_constant_rates_are_those_of_the_problem(variant: str):
+    """Where rates never change, results are those without a trace, for problems whose rates are linear in bandwidth."""
+    problem, arrival = drawn(30, seed=3, **VARIANTS[variant])
+    if problem.snr_hz is not None:  # then the trace says what the whole band carries, and shares of it are linear
+        problem = problem.replace(
+            spectral_efficiency=problem.rate_bps(problem.bandwidth_hz) / problem.bandwidth_hz, snr_hz=None
+        )
+    plain = rolling_horizon(problem, arrival)
+    rates = TimeSeries.constant(problem.rate_bps(problem.bandwidth_hz))
+    traced = rolling_horizon(problem, arrival, rates=rates)
+    assert not traced.late.any()
+    np.testing.assert_allclose(
+        traced.finish_s[plain.admitted & traced.admitted], plain.finish_s[plain.admitted & traced.admitted], rtol=1e-6
+    )
+    assert traced.num_done >= plain.num_done - 1  # decisions at other moments
+
+
+def test_downloads_follow_the_trace():
+    """A link that fades after the decision makes a request late; one without a link waits until it is there."""
+    fades = TimeSeries.from_table([[1e6, 0], [0.25e6, 0], [1e6, 2e6]], 0.5)  # then again
+    result = rolling_horizon(one_layer([1.1, 3.0]), [0.0, 0.0], rates=fades)
+    assert result.start_s.tolist() == [0, 1.0 + 0.375]  # the band is free when the first is done
+    assert result.downloaded_s[0] == pytest.approx(0.5 + 0.5 + 0.375)  # 0.5 + 0.125 + 0.375 Mbit
+    assert result.late.tolist() == [True, False]
+    assert (result.num_done, result.num_refused, result.summary()["late"]) == (1, 0, 1)
+    never = TimeSeries.constant([1e6, 0])
+    gone = rolling_horizon(one_layer([2.0, 3.0]), [0.0, 0.0], rates=never)
+    assert (gone.num_done, gone.num_refused, gone.refused_s[1]) == (1, 1, 3.0)
+
+
+def test_bad_rates():
+    """One column for each request, of rates."""
+    problem = one_layer([1.0, 1.0])
+    with pytest.raises(InvalidProblemError, match="rates: 1 columns, expected 2: one for each request"):
+        rolling_horizon(problem, [0, 0], rates=TimeSeries.constant([1.0]))
+    with pytest.raises(InvalidProblemError, match="rates: expected a TimeSeries of the quantity rate"):
+        rolling_horizon(problem, [0, 0], rates=TimeSeries.constant([1.0, 1.0], "carbon"))
