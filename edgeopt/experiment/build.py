@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgeopt.display import one_line
 from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.experiment.config import KINDS, Description
 from edgeopt.experiment.options import (
@@ -83,6 +84,8 @@ class Setup:
     estimator: Estimator | None
     problem: Problem | None
     original: nn.Module | None = None
+
+    __repr__ = one_line
 
     def train(
         self,

@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 
+from edgeopt.display import one_line
 from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.validate import real
 
@@ -106,6 +107,8 @@ class TokenStrengths:
     slope: torch.Tensor
     square: torch.Tensor
     curvature: torch.Tensor
+
+    __repr__ = one_line
 
     @staticmethod
     def joined(parts: "list[TokenStrengths]") -> "TokenStrengths":

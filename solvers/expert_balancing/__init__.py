@@ -5,4 +5,4 @@ from edgeopt.solvers.expert_balancing.eplb import Eplb as Eplb
 from edgeopt.solvers.expert_balancing.local_search import LocalSearch as LocalSearch
 from edgeopt.solvers.expert_balancing.milp import Milp as Milp
 
-SOLVERS: tuple[Solver, ...] = (Eplb(), LocalSearch(), Milp())
+SOLVERS: tuple[Solver, ...] = (LocalSearch(), Milp(), Eplb())  # the baseline last
