@@ -31,7 +31,7 @@ def trace_fields(
     >>> from edgeopt.problems import ExpertBalancing, bundled_trace
     >>> problem = ExpertBalancing.from_trace(bundled_trace("mixtral8"), num_devices=4)
     >>> problem.num_layers, problem.num_experts, problem.slots
-    (4, 8, array([3, 3, 3, 3], dtype=int32))
+    (8, 8, array([3, 3, 3, 3], dtype=int32))
     """
     devices = integer("num_devices", num_devices, low=1)
     counted = np.ones(trace.num_users, bool)
