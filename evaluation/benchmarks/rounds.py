@@ -3,9 +3,9 @@
 ``python -m edgeopt.evaluation.benchmarks.rounds --pfl-python PYTHON --flower-python PYTHON``
 
 Every way runs each case in a process of its own, with the same initial weights and the same mini-batches, and must end with
-the same weights, up to what single precision leaves open: where a maximum or a rectifier falls the other way, weights move by
-more than rounding, and the plain loop itself is as far from its own run in double precision. Seconds and CPU seconds are the medians of rounds, memory is the peak of the whole process. Ours includes
-drawing the mini-batches, the ledger, virtual time and feedback; the others are handed their mini-batches. ``pfl`` (Apple's
+the same weights, up to rounding, or a few times as much as the plain loop is from its own run in double precision where that
+is more. Where a maximum falls the other way, weights move by more: the benchmark then says that the result is not valid.
+Seconds and CPU seconds are the medians of rounds, memory is the peak of the whole process. Ours includes drawing the mini-batches, the ledger, virtual time and feedback; the others are handed their mini-batches. ``pfl`` (Apple's
 simulator) and Flower need an interpreter that has them, see `edgeopt.evaluation.benchmarks.rounds_work` and
 `edgeopt.evaluation.benchmarks.flower_simulation`; Flower's simulation runs the digits alone.
 """
