@@ -45,7 +45,7 @@ class ChangeDetector:
     before. Its log odds estimate the logarithm of the ratio of both densities. The statistic is half the difference of
     their means over the windows,
 
-    .. math:: s = \tfrac12 (\mathrm{mean}_{\text{test}} \ell - \mathrm{mean}_{\text{reference}} \ell),
+    .. math:: s = \frac{1}{2} (\mathrm{mean}_{\text{test}} \ell - \mathrm{mean}_{\text{reference}} \ell),
 
     half of Jeffreys' divergence; blocks of steps are scored by a classifier that was trained on the other blocks, as a
     score on what was trained on is always above 0. A change is found where s is above `least` and above that of every one of
