@@ -21,6 +21,8 @@ Floats = NDArray[np.float64]
 JOULES_PER_KWH = 3.6e6
 FIT = 1e-12
 """Share of a limit by which rounding may exceed it."""
+FEW = 1 << 20
+"""Sum of priorities up to which picks without a limit on their number cost little to try."""
 
 
 def best_picks(
@@ -62,7 +64,12 @@ def best_picks(
     division of K clients among groups follows by dynamic programming over the groups, in the order first priority, then
     weighed cost, in which sums of better parts are better. Tests compare with all subsets.
 
-    O(sum over groups of V K^2 Q) time with V different priorities whose K largest sum up to Q, and O(V K Q) memory.
+    First k is left out. If no more than K are picked then, nothing better can be; else all is done again with k, where in a
+    group without a limit that matters the first k are best, by priority and then by cost.
+
+    No more clients of a group count than its cheapest that fit its limit together, F say, with k at most K. Of V different
+    priorities whose F largest sum up to Q, counted from the least where there is k, O(sum over groups of V F^2 Q) time and
+    O(V F Q) memory, without k O(V F Q) and O(V Q).
 
     Examples
     --------
@@ -76,19 +83,30 @@ def best_picks(
     number = min(integer("most", most, low=0), value.size)
     own = int_array("group", group, value.shape, low=0)
     groups = int(own.max(initial=0)) + 1
-    limits = float_array("limit", limit, (groups,), nonnegative=True, finite=False)
+    limits = float_array("limit", limit, (groups,), nonnegative=True, finite=False) * (1 + FIT)
     weights = float_array("weight", weight, (groups,), nonnegative=True)
     order = np.lexsort((price, own))
-    order = order[(value[order] > 0) & np.isfinite(price[order])]
+    order = order[(value[order] > 0) & (price[order] <= limits[own[order]]) & np.isfinite(price[order])]
+    divided = [ids for ids in np.split(order, np.flatnonzero(np.diff(own[order])) + 1) if ids.size]
+    found = order[:0]
+    for counts in (False, True) if value[order].sum(dtype=np.int64) <= FEW else (True,):
+        parts = [
+            (_Group.of(ids, value[ids], price[ids], number, float(limits[own[ids[0]]]), counts), weights[own[ids[0]]])
+            for ids in divided
+        ]
+        found = _best_division(parts, number if counts else 0)
+        if found.size <= number:
+            break
+    return np.sort(found)
+
+
+def _best_division(parts: Sequence[tuple["_Group", float]], number: int) -> NDArray[np.int64]:
+    """Return whom to pick when each group, with what a unit of its cost weighs, is given its part of so many clients."""
     best = np.zeros(number + 1, np.int64)  # by the number of clients picked so far: priority, and weighed cost
     paid = np.zeros(number + 1)
     best[1:] = -1  # impossible
     steps: list[tuple[_Group, NDArray[np.int64]]] = []
-    for members in np.split(order, np.flatnonzero(np.diff(own[order])) + 1):
-        if not members.size:
-            continue
-        g = int(own[members[0]])
-        part = _Group.of(members, value[members], price[members], number, float(limits[g]))
+    for part, weight in parts:
         k = part.value.size - 1
         taken = np.zeros(number + 1, np.int64)
         new_best, new_paid = np.full(number + 1, -1, np.int64), np.full(number + 1, np.inf)
@@ -97,7 +115,7 @@ def best_picks(
                 continue
             there = best[: number + 1 - j] >= 0
             total = np.where(there, best[: number + 1 - j] + part.value[j], -1)
-            bill = paid[: number + 1 - j] + weights[g] * part.cost[j]
+            bill = paid[: number + 1 - j] + weight * part.cost[j]
             better = (total > new_best[j:]) | ((total == new_best[j:]) & there & (bill < new_paid[j:]))
             new_best[j:][better], new_paid[j:][better], taken[j:][better] = total[better], bill[better], j
         best, paid = new_best, new_paid
@@ -107,62 +125,83 @@ def best_picks(
     for part, taken in reversed(steps):
         chosen.append(part.members(int(taken[left])))
         left -= int(taken[left])
-    return np.sort(np.concatenate([np.zeros(0, np.int64), *chosen]))
+    return np.concatenate([np.zeros(0, np.int64), *chosen])
+
+
+def _fitting(price: Floats, limit: float) -> int:
+    """Return how many can be picked within a limit at most, of prices in ascending order."""
+    return int(np.searchsorted(np.cumsum(price), limit * (1 + FIT), side="right"))  # a little more: sums are rounded
 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """What a group can do with k of its clients.
+    """What a group can do with k of its clients, or with any number of them where k does not count.
 
     Parameters
     ----------
     value : int64 [k + 1], most priority within the limit, -1 if there is none.
     cost : float64 [k + 1], least cost of it.
-    levels : priorities, and the members of each, cheapest first.
+    least : what each client has of priority that the columns of the tables leave out.
+    levels : priorities above the least, and the members of each, cheapest first.
     choices : for each level [k + 1, q + 1], how many of its members are taken.
+    ranked : instead of these, members of whom the first k are best.
     """
 
     value: NDArray[np.int64]
     cost: Floats
-    levels: Sequence[tuple[int, NDArray[np.int64]]]
-    choices: Sequence[NDArray[np.int32]]
+    least: int = 0
+    levels: Sequence[tuple[int, NDArray[np.int64]]] = ()
+    choices: Sequence[NDArray[np.int32]] = ()
+    ranked: NDArray[np.int64] | None = None
 
     @classmethod
-    def of(cls, ids: NDArray[np.int64], value: NDArray[np.int32], price: Floats, most: int, limit: float) -> "_Group":
-        """Return the tables of a group whose members come cheapest first."""
-        number = min(most, ids.size)
-        top = int(np.sort(value)[ids.size - number :].sum())
-        check_table("clients x priorities", number + 1, top + 1)
-        limit *= 1 + FIT
-        table = np.full((number + 1, top + 1), np.inf)
+    def of(
+        cls, ids: NDArray[np.int64], value: NDArray[np.int32], price: Floats, number: int, limit: float, counts: bool
+    ) -> "_Group":
+        """Return the tables of a group whose members come cheapest first, `number` of whom may be picked."""
+        number = min(_fitting(price, limit), number if counts else ids.size)
+        if counts and price[best := np.lexsort((price, -value))[:number]].sum() <= limit:
+            sums = np.cumsum(np.append(0, value[best]), dtype=np.int64), np.cumsum(np.append(0.0, price[best]))
+            return cls(*sums, ranked=ids[best])
+        least = int(value.min()) if counts else 0
+        above, row = value.astype(np.int64) - least, int(counts)
+        top = int(np.sort(above)[ids.size - number :].sum())
+        check_table("clients x priorities", number * row + 1, top + 1)
+        table = np.full((number * row + 1, top + 1), np.inf)
         table[0, 0] = 0.0
         levels, choices = [], []
-        for level in np.unique(value).tolist():
-            at = np.flatnonzero(value == level)[:number]
+        rows, columns = 1, 1  # of the table that can be reached so far
+        for level in np.unique(above).tolist():
+            at = np.flatnonzero(above == level)[:number]
             sums = np.concatenate([[0.0], np.cumsum(price[at])])
-            new, choice = table.copy(), np.zeros(table.shape, np.int32)
-            for j in range(1, at.size + 1):
-                if sums[j] > limit or level * j > top:
+            sums = sums[: np.searchsorted(sums, limit, side="right")]
+            before, choice = table[:rows, :columns].copy(), np.zeros(table.shape, np.int32)
+            for j in range(1, sums.size):
+                if level * j > top:
                     break
-                offer = table[: number + 1 - j, : top + 1 - level * j] + sums[j]
-                region, chosen = new[j:, level * j :], choice[j:, level * j :]
+                region = table[j * row : j * row + rows, level * j : level * j + columns]
+                chosen = choice[j * row : j * row + rows, level * j : level * j + columns]
+                offer = before[: region.shape[0], : region.shape[1]] + sums[j]
                 better = offer < region
                 region[better], chosen[better] = offer[better], j
-            table = new
+            rows = min(len(table), rows + (sums.size - 1) * row)
+            columns = min(top + 1, columns + (sums.size - 1) * level)
             levels.append((level, ids[at]))
             choices.append(choice)
         fits = np.isfinite(table) & (table <= limit)
         best = np.where(fits.any(axis=1), top - fits[:, ::-1].argmax(axis=1), -1)
-        cost = np.where(best >= 0, table[np.arange(number + 1), best], np.inf)
-        return cls(best, cost, levels, choices)
+        cost = np.where(best >= 0, table[np.arange(len(table)), best], np.inf)
+        return cls(np.where(best >= 0, best + least * np.arange(len(table)), -1), cost, least, levels, choices)
 
     def members(self, count: int) -> NDArray[np.int64]:
         """Return the members of the best choice of so many."""
-        value, found = int(self.value[count]), []
+        if self.ranked is not None:
+            return self.ranked[:count]
+        column, found = int(self.value[count]) - self.least * count, []
         for (level, ids), choice in zip(reversed(self.levels), reversed(self.choices), strict=True):
-            taken = int(choice[count, value])
+            taken = int(choice[count, column])
             found.append(ids[:taken])
-            count, value = count - taken, value - level * taken
+            count, column = count - taken * (len(choice) > 1), column - level * taken
         return np.concatenate(found)
 
 
@@ -171,10 +210,10 @@ class EnergyPlanner:
     """Pick clients by energy: within their batteries, the spare power of their sites, or the grams of CO2 of a round.
 
     In each round `best_picks` gives those who have trained least the most, at the least carbon, as things are when the round
-    begins: nothing of a series is looked at beyond. What a round takes a client is taken to be the most that it has taken
-    so far. So limits hold for certain where rounds take what was expected; a battery is at most overdrawn by what a client's
-    last round took more than any before. A round in which nobody can be picked has no entries: `EdgeTiming.idle_s` says how
-    long it lasts. Ours, after FedZero (Wiesner et al., 2024).
+    begins: nothing of a series is looked at beyond, and only those who can be picked then are compared. What a round takes a
+    client is taken to be the most that it has taken so far. So limits hold for certain where rounds take what was expected;
+    a battery is at most overdrawn by what a client's last round took more than any before. A round in which nobody can be
+    picked has no entries: `EdgeTiming.idle_s` says how long it lasts. Ours, after FedZero (Wiesner et al., 2024).
 
     Parameters
     ----------
@@ -187,7 +226,7 @@ class EnergyPlanner:
     round_s : seconds that `power` is counted over; needed with it.
     most_g : grams of CO2 of a round in all; needs `carbon`, and goes without `power`.
     available : when clients can be picked, a column for each.
-    levels : priorities from 1 to this: one less for each round more than others have had.
+    levels : priorities from 1 to this: one less for each round more than another has had who can be picked as well.
     batch_size, local_steps : of every entry, as in `RoundPlan`.
 
     Examples
@@ -224,7 +263,8 @@ class EnergyPlanner:
         self.picks = integer("picks", self.picks, low=1)
         self.levels = integer("levels", self.levels, low=1)
         self.energy_j = float_array("energy_j", self.energy_j, (None,), positive=True, unit="J")
-        count = self.energy_j.size
+        if (count := self.energy_j.size) == 0:
+            raise InvalidProblemError("energy_j: expected at least one client, got shape [0]")
         self.battery_j = float_array("battery_j", self.battery_j, (count,), nonnegative=True, finite=False, unit="J")
         self.site = int_array("site", self.site, (count,), low=0)
         self.most_g = real("most_g", self.most_g, nonnegative=True, finite=False, unit="g")
@@ -259,12 +299,17 @@ class EnergyPlanner:
         cost = np.where(self._spent_j + self._expected_j <= self.battery_j * (1 + FIT), self._expected_j, np.inf)
         if self.available is not None:
             cost[self.available.at(self._now_s) < 0.5] = np.inf
-        priority = np.maximum(1, self.levels - (self._trained - self._trained.min()))
+        group, weight, limit = self.site, grams, np.full(grams.size, np.inf)
         if np.isfinite(self.most_g):
-            chosen = best_picks(priority, cost * grams[self.site], self.picks, limit=self.most_g)
-        else:
-            limit = np.inf if self.power is None else self.power.at(self._now_s) * self.round_s
-            chosen = best_picks(priority, cost, self.picks, group=self.site, limit=limit, weight=grams)
+            known = np.isfinite(cost)
+            cost[known] *= grams[self.site[known]]
+            group, weight, limit = np.zeros_like(self.site), np.ones(1), np.full(1, self.most_g)
+        elif self.power is not None:
+            limit = self.power.at(self._now_s) * self.round_s
+        able = np.isfinite(cost) & (cost <= limit[group] * (1 + FIT))
+        turns = self._trained - self._trained.min(where=able, initial=int(self._trained.max()))
+        priority = np.where(able, np.maximum(1, self.levels - turns), 0)
+        chosen = best_picks(priority, cost, self.picks, group=group, limit=limit, weight=weight)
         work: dict[str, Any] = {"batch_size": self.batch_size, "local_steps": self.local_steps}
         return RoundPlan(client=chosen.astype(np.int32), **work)
 

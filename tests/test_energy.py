@@ -39,7 +39,7 @@ def test_no_subset_is_better(data: st.DataObject):
     g = data.draw(st.lists(st.integers(0, groups - 1), min_size=count, max_size=count))
     limit = data.draw(st.lists(st.one_of(st.floats(0, 15), st.just(np.inf)), min_size=groups, max_size=groups))
     weight = data.draw(st.lists(st.floats(0, 3), min_size=groups, max_size=groups))
-    most = data.draw(st.integers(0, count))
+    most = data.draw(st.integers(0, count + 2))
     used = max(g) + 1
     chosen = best_picks(p, e, most, group=g, limit=limit[:used], weight=weight[:used]).tolist()
     value, bill = brute_force(p, e, most, g, limit[:used], weight[:used])
@@ -60,6 +60,17 @@ def test_edges():
         best_picks([0.5], [1], 1)
     with pytest.raises(InvalidProblemError, match=r"limit: expected shape \[2\], got \[3\]"):
         best_picks([1, 1], [1, 1], 1, group=[0, 1], limit=[1, 2, 3])
+
+
+def test_many_clients_need_small_tables():
+    """No more clients count than fit a limit, nor their number where it cannot matter: else these tables were refused."""
+    rng = np.random.default_rng(0)
+    chosen = best_picks(rng.integers(1, 100, 5_000), rng.uniform(1, 3, 5_000), 5_000, limit=20.0)
+    assert 15 < chosen.size < 20
+    dear = best_picks(np.full(20_000, 100_000), np.ones(20_000), 2, group=np.arange(20_000) % 2, limit=[np.inf, 0.5])
+    assert dear.tolist() == [0, 2]
+    both = best_picks([3, 3, 1, 1, 1, 1], [4.0, 5.0, 1, 1, 1, 1], 3, limit=9.5)  # number and limit forbid something
+    assert both.tolist() == [0, 1]
 
 
 def play(planner: Any, joules: np.ndarray, rounds: int, step_s: float = 1.0) -> list[list[int]]:
@@ -124,6 +135,29 @@ def test_grams_of_a_round():
     assert play(planner, joules, 4) == [[0, 1], [0], [0, 2], [1]]
 
 
+def test_clean_power_of_an_empty_battery():
+    """Who has nothing left is not picked where power is clean either: infinitely many joules of 0 grams are no number."""
+    carbon = TimeSeries.constant([0.0, 360.0], "carbon")
+    for battery in ([0.0, 5.0, 9.0], [np.inf, 5.0, 9.0]):
+        planner = EnergyPlanner(
+            picks=3, energy_j=np.ones(3), battery_j=battery, site=[0, 0, 1], carbon=carbon, most_g=1e-5
+        )
+        assert planner.plan(0).client.tolist() == [c for c in (0, 1) if battery[c] > 0]
+
+
+def test_turns_count_among_those_who_can_be_picked():
+    """A client that never can be picked, or costs more than a round gives, does not make all others equal."""
+    for options in (
+        {"battery_j": [0.5, 99.0, 99.0]},
+        {"available": TimeSeries.constant([0, 1, 1], "availability")},
+        {"power": TimeSeries.constant([0.5, 9.0, 9.0], "power"), "round_s": 1.0, "site": [0, 1, 2]},
+    ):
+        planner = EnergyPlanner(picks=1, energy_j=[1.0, 2.0, 3.0], levels=2, **options)
+        assert play(planner, np.array([1.0, 2.0, 3.0]), 6) == [[1], [2]] * 3
+    nobody = EnergyPlanner(picks=1, energy_j=[1.0], battery_j=0.5)
+    assert len(nobody.plan(0)) == 0
+
+
 def test_a_restored_planner_goes_on():
     """A checkpoint keeps what was spent."""
     joules = np.array([1.0, 2.0, 3.0])
@@ -152,6 +186,7 @@ def test_a_restored_planner_goes_on():
         ({"power": TimeSeries.constant([1, 2], "carbon")}, "power: expected a TimeSeries of the quantity power"),
         ({"power": TimeSeries.constant([1, 2], "power")}, "round_s = 0.0: expected a positive number"),
         ({"most_g": 1.0}, "most_g = 1: expected it with carbon and without power"),
+        ({"energy_j": [], "site": 0}, r"energy_j: expected at least one client, got shape \[0\]"),
         ({"energy_j": [1, 0]}, r"energy_j\[1\] = 0.0: expected a positive number \(J\)"),
     ],
 )
