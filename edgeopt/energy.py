@@ -160,9 +160,9 @@ class _Group:
     ) -> "_Group":
         """Return the tables of a group whose members come cheapest first, `number` of whom may be picked."""
         number = min(_fitting(price, limit), number if counts else ids.size)
-        if counts and price[best := np.lexsort((price, -value))[:number]].sum() <= limit:
-            sums = np.cumsum(np.append(0, value[best]), dtype=np.int64), np.cumsum(np.append(0.0, price[best]))
-            return cls(*sums, ranked=ids[best])
+        if counts and price[first := np.lexsort((price, -value))[:number]].sum() <= limit:
+            sums = np.cumsum(np.append(0, value[first]), dtype=np.int64)
+            return cls(sums, np.cumsum(np.append(0.0, price[first])), ranked=ids[first])
         least = int(value.min()) if counts else 0
         above, row = value.astype(np.int64) - least, int(counts)
         top = int(np.sort(above)[ids.size - number :].sum())
