@@ -3,15 +3,20 @@
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from edgeopt.errors import InvalidProblemError
 from edgeopt.fields import check_table
 from edgeopt.rng import stream
-from edgeopt.validate import int_array, integer, real
+from edgeopt.validate import LEAST, int_array, integer, real
 
 if TYPE_CHECKING:
     from edgeopt.problems.expert_caching import RoutingTrace
+
+Ints = NDArray[np.int64]
+
+LARGEST_EXPONENT = 600.0
+"""Of loads as they are drawn: a layer's sum of them is a number."""
 
 
 def trace_fields(
@@ -43,7 +48,7 @@ def trace_fields(
     rows = np.flatnonzero(counted[trace.set_user])
     for experts in trace.set_experts[rows].T:
         np.add.at(load, (trace.set_layer[rows], experts), trace.set_count[rows])
-    return {"load": load, "slots": _slots(slots, devices, trace.num_experts)}
+    return {"load": load, "slots": _slots(slots, np.zeros(devices, int), np.zeros(trace.num_experts, int))}
 
 
 def random_fields(
@@ -63,11 +68,12 @@ def random_fields(
     Parameters
     ----------
     num_devices, num_experts, num_layers : sizes D, E, L.
-    slots : int32 [D], or one for all. Default: room for an eighth more replicas than there are experts.
-    num_groups : groups of devices, and as many of experts, in order; both numbers must be multiples of it.
-    skew : standard deviation of the logarithm of the loads.
+    slots : int32 [D], or one for all. Default: room for an eighth more replicas than there are experts, and for each group.
+    num_groups : groups of devices, and as many of experts, in order; their sizes differ by one at most.
+    skew : standard deviation of the logarithm of the loads. What is too small a number beside the largest is 0.
     tokens : load of all experts of a layer together.
-    move_cost : see the class. Above 0, the present placement is experts in order, as they are served at first.
+    move_cost : see the class. Above 0, the present placement is the experts of each group in order, as they are served at
+        first.
     seed : same seed, same problem.
     """
     devices = integer("num_devices", num_devices, low=1)
@@ -75,33 +81,41 @@ def random_fields(
     layers, groups = integer("num_layers", num_layers, low=1), integer("num_groups", num_groups, low=1)
     check_table("layers x experts", layers, experts)
     for name, count in (("num_devices", devices), ("num_experts", experts)):
-        if count % groups:
-            raise InvalidProblemError(f"{name} = {count}: expected a multiple of num_groups = {groups}")
+        if groups > count:
+            raise InvalidProblemError(f"num_groups = {groups}: expected at most {name} = {count}")
+    device_group = np.arange(devices) * groups // devices
+    expert_group = np.arange(experts) * groups // experts
     rng = stream(seed, "expert balancing")
-    load = np.exp(real("skew", skew, nonnegative=True) * rng.standard_normal((layers, experts)))
+    size = real("skew", skew, nonnegative=True) * rng.standard_normal((layers, experts))
+    load = np.exp(size - np.maximum(0.0, size.max(axis=1, keepdims=True) - LARGEST_EXPONENT))
+    load = load / load.sum(axis=1, keepdims=True) * real("tokens", tokens, positive=True)
     fields: dict[str, Any] = {
-        "load": load / load.sum(axis=1, keepdims=True) * real("tokens", tokens, positive=True),
-        "slots": _slots(slots, devices, experts),
+        "load": np.where(load < LEAST, 0.0, load),
+        "slots": _slots(slots, device_group, expert_group),
         "move_cost": move_cost,
     }
     if groups > 1:
-        fields["device_group"] = np.arange(devices) // (devices // groups)
-        fields["expert_group"] = np.arange(experts) // (experts // groups)
+        fields["device_group"], fields["expert_group"] = device_group, expert_group
     if real("move_cost", move_cost, nonnegative=True) > 0:
-        fields["present"] = np.broadcast_to(
-            _in_order(fields["slots"], experts), (layers, devices, fields["slots"].max())
-        )
+        place = _in_order(fields["slots"], device_group, expert_group)
+        fields["present"] = np.broadcast_to(place, (layers, *place.shape))
     return fields
 
 
-def _slots(slots: ArrayLike | None, devices: int, experts: int) -> Any:
-    given: ArrayLike = -(-(experts + max(1, experts // 8)) // devices) if slots is None else slots
-    return int_array("slots", given, (devices,), low=0)
+def _slots(slots: ArrayLike | None, device_group: Ints, expert_group: Ints) -> NDArray[np.int32]:
+    """Return int32 [D]: slots as given, or as the default has them."""
+    if slots is None:
+        devices, experts = device_group.size, expert_group.size
+        room = -(-(experts + max(1, experts // 8)) // devices)
+        slots = max(room, int((-(-np.bincount(expert_group) // np.bincount(device_group))).max()))
+    return int_array("slots", slots, device_group.shape, low=0)
 
 
-def _in_order(slots: Any, experts: int) -> Any:
-    """Return int64 [D, S]: experts in order, and from the first again, until all slots are taken."""
+def _in_order(slots: NDArray[np.int32], device_group: Ints, expert_group: Ints) -> Ints:
+    """Return int64 [D, S]: experts of a group in order, and from the first again, until all slots of its devices are taken."""
     place = np.arange(slots.max())[None, :] < slots[:, None]
     found = np.full(place.shape, -1)
-    found[place] = np.arange(place.sum()) % experts
+    for group in range(int(expert_group.max()) + 1):
+        here = place & (device_group == group)[:, None]
+        found[here] = np.resize(np.flatnonzero(expert_group == group), here.sum())
     return found

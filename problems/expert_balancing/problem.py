@@ -17,10 +17,13 @@ from edgeopt.problem import Problem, Sense, Violation
 from edgeopt.problems.expert_balancing.build import random_fields, trace_fields
 from edgeopt.problems.expert_balancing.replicas import Replicas
 from edgeopt.problems.expert_balancing.report import BalanceReport
-from edgeopt.validate import float_array, int_array, real
+from edgeopt.validate import float_array, int_array
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+LARGEST_GROUP = (1 << 20) - 1
+"""Of experts or devices: groups are counted in arrays."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -87,8 +90,8 @@ class ExpertBalancing(Problem):
         fields: dict[str, Any] = {"load": load, "slots": slots}
         for name, count in (("expert_group", experts), ("device_group", slots.size)):
             given: ArrayLike = getattr(self, name)
-            fields[name] = int_array(name, given, (count,), low=0)
-        fields["move_cost"] = real("move_cost", self.move_cost, nonnegative=True)
+            fields[name] = int_array(name, given, (count,), low=0, high=LARGEST_GROUP)
+        fields["move_cost"] = float(float_array("move_cost", self.move_cost, (), nonnegative=True, ranged=True))
         for name, value in fields.items():
             object.__setattr__(self, name, value)
         self._check_groups()

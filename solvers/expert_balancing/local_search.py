@@ -1,9 +1,12 @@
 """`local-search`: replicas swapped, added and dropped while that takes load from the device with most."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from edgeopt.errors import EdgeOptError
@@ -24,7 +27,7 @@ from edgeopt.solvers.expert_balancing.common import (
     put,
     supports_expert_balancing,
 )
-from edgeopt.solvers.kernels.balancing import search
+from edgeopt.solvers.kernels.balancing import descend, kick
 
 STRENGTH = 3  # pairs of slots that a kick changes
 
@@ -36,8 +39,8 @@ class LocalSearch:
     How many replicas there are and where they are is thus decided together, unlike by `eplb`, where the descent starts. It
     starts again from the best placement, with a few slots changed at random. Where there is a present placement, it starts
     from that as well, devices are given the new placement so that as few replicas move as possible, and of all placements
-    on the way the one is kept whose load and moves together are least. Ours. One iteration is one layer; a step of the
-    descent takes O(S D (S D + E)) time.
+    on the way the one is kept whose load and moves together are least. Ours. One iteration is one layer; limits count between
+    descents as well. A step of a descent takes O(S D (S D + E)) time.
 
     Parameters
     ----------
@@ -85,9 +88,8 @@ def improve(run: Run[Replicas], problem: ExpertBalancing, kicks: int) -> None:
             return
         for start in starts:
             found = _arranged(problem, start)[layer]
-            least = _improve_layer(
-                run.seed, problem, layer, groups_as_placed(problem, start)[layer], found, present[layer], kicks
-            )
+            groups = groups_as_placed(problem, start)[layer]
+            least = _improve_layer(run, problem, layer, groups, found, present[layer], kicks)
             if least < value[layer]:
                 value[layer], board[layer] = least, found
         run.offer(Replicas(board))
@@ -109,7 +111,7 @@ def _arranged(problem: ExpertBalancing, placement: Replicas) -> Ints:
 
 
 def _improve_layer(
-    seed: int, problem: ExpertBalancing, layer: int, groups: Ints, experts: Ints, present: Ints, kicks: int
+    run: Run[Replicas], problem: ExpertBalancing, layer: int, groups: Ints, experts: Ints, present: Ints, kicks: int
 ) -> float:
     """Improve the slots [D, S] of a layer in place; return its largest load and the cost of its moves."""
     floor, cost = 0.0, 0.0
@@ -118,10 +120,12 @@ def _improve_layer(
         number = np.full(problem.num_experts + 1, -1)  # of an expert in the part; the last entry is that of no expert
         number[part.experts] = np.arange(part.experts.size)
         placed = number[experts[part.devices]]
-        numbers = stream(seed, "kicks", layer, int(part.devices[0])).random((kicks, STRENGTH, 4))
+        numbers = stream(run.seed, "kicks", layer, int(part.devices[0])).random((kicks, STRENGTH, 4))
         if problem.present is not None:
             placed = _renamed(placed, own, part.slots)
-        search(part.load, part.slots, own, problem.move_cost, floor, placed, numbers)
+        _search(
+            run, partial(descend, part.load, part.slots, own, problem.move_cost, floor), part.slots, placed, numbers
+        )
         if problem.present is not None:
             placed = _renamed(placed, own, part.slots)
             counts = np.stack([np.bincount(row[row >= 0], minlength=part.load.size) for row in placed])
@@ -129,6 +133,25 @@ def _improve_layer(
         floor = max(floor, part.largest(placed))
         put(experts, part, placed)
     return floor + cost
+
+
+def _search(
+    run: Run[Replicas], descent: Callable[[Ints], float], slots: Ints, placed: Ints, numbers: NDArray[np.float64]
+) -> None:
+    """Descend from a placement, and again from the best one kicked, once for each of the random numbers [kicks, any, 4].
+
+    `placed` becomes the best placement. A descent goes to its end; limits count between them.
+    """
+    best = descent(placed)
+    for some in numbers:
+        if run.stopped():
+            return
+        trial = placed.copy()
+        kick(slots, trial, some)
+        reached = descent(trial)
+        if reached < best:
+            best = reached
+            placed[:] = trial
 
 
 def _renamed(placed: Ints, present: Ints, slots: Ints) -> Ints:

@@ -23,6 +23,7 @@ from edgeopt.solvers.highs import new_highs, run_highs
 TOLERANCE = 1e-7  # of HiGHS on rows
 LARGEST = 100.0  # the bound of a layer is scaled to this
 MARGIN = 1e-6  # of HiGHS on the objective, as scaled
+TINY = 1e-10  # cost of a move that is none, as scaled: of thousands of moves it is below the margin
 
 
 class LayerModel:
@@ -33,14 +34,16 @@ class LayerModel:
         \sum_r \frac{w_e}{r} y_{er} \le T, \quad m_{de} \ge \sum_r x_{der} - x^0_{de}
 
     with y binary and x whole; with groups, a binary q for each group of experts and of devices, and
-    :math:`\sum_r x_{der} \le S_d q`. Devices that differ in nothing have their loads in order.
+    :math:`\sum_r x_{der} \le S_d q`. Devices that differ in nothing have their loads in order. A move
+    costs twice the load of all experts at most, where there is any: then no load is worth a move, whatever more it costs.
     """
 
     def __init__(self, problem: ExpertBalancing, layer: int) -> None:
         self.problem, self.present = problem, problem.present_counts()[layer]
         p = problem
-        bound = float(problem.layer_bounds()[layer])
-        self.scale = LARGEST / bound if bound > 0 else 1.0
+        bound, total = float(problem.layer_bounds()[layer]), float(problem.load[layer].sum())
+        self.move_cost = min(p.move_cost, 2 * total) if total > 0 else p.move_cost
+        self.scale = LARGEST / (bound or self.move_cost or LARGEST)
         self.load = problem.load[layer] * self.scale
         self.options = self._options()
         self.expert = np.repeat(np.arange(problem.num_experts), self.options)
@@ -70,12 +73,14 @@ class LayerModel:
         lp = highspy.HighsLp()
         lp.num_row_, lp.num_col_ = matrix.shape
         cost = np.zeros(self.num_columns)
-        cost[self.top], cost[self.m : self.top] = 1.0, p.move_cost * self.scale
+        cost[self.top] = 1.0
+        if self.move_cost * self.scale > TINY:  # HiGHS goes astray with less
+            cost[self.m : self.top] = self.move_cost * self.scale
         upper = np.ones(self.num_columns)
         upper[self.x : self.q] = np.minimum(self.count, p.slots[:, None]).ravel()
         upper[self.m : self.top], upper[self.top] = np.inf, np.inf
         lower = np.zeros(self.num_columns)
-        lower[self.top] = min(LARGEST * (1 - 1e-9), float(self.load.sum()))
+        lower[self.top] = min(LARGEST - MARGIN, float(self.load.sum()))  # nearer, HiGHS may find nothing
         lp.col_cost_, lp.col_lower_, lp.col_upper_ = cost, lower, upper
         lp.row_lower_ = np.concatenate([low for low, _ in self._limits])
         lp.row_upper_ = np.concatenate([high for _, high in self._limits])
@@ -177,7 +182,7 @@ class Milp:
     """Branch and bound by HiGHS on the programme of each layer, one after another, from where `local-search` ends.
 
     Guarantee: exact; exponential time in the worst case, for ten experts on as many devices seconds to minutes. Optimal
-    means within HiGHS's tolerance, about 1e-8 of a layer's bound. Bounds are reported with that tolerance. One iteration is
+    means within HiGHS's tolerance, about 1e-7 of a layer's bound. Bounds are reported with that tolerance. One iteration is
     one report of HiGHS. Only the time limit depends on the clock.
 
     Parameters
@@ -235,7 +240,7 @@ class _Search:
             "threads": 1 if run.options.deterministic else solver.threads,
             "random_seed": run.seed % 2**31,
             "mip_rel_gap": 0.0,
-            "mip_abs_gap": 0.0,
+            "mip_abs_gap": 2 * MARGIN,
             "mip_feasibility_tolerance": TOLERANCE,
         }
         self._bounds = problem.layer_bounds()
@@ -251,12 +256,12 @@ class _Search:
             found = Background(self._run, lambda mailbox, layer=layer: self._solve_layer(mailbox, layer)).wait()  # type: ignore[misc]
             if found is None:  # it has not noticed yet that it was told to stop
                 return False, False, ""
-            ending, scale = found
+            ending, model = found
             if ending.end is End.INFEASIBLE:
                 return False, self._run.solution is None, "" if self._run.solution is None else ending.message
             if ending.end is not End.OPTIMAL:
                 return False, False, ending.failure(self._run)
-            claimed += (ending.objective + 10 * MARGIN) / scale
+            claimed += (ending.objective + 10 * MARGIN) / model.scale + self._cut_off(model, layer)
         is_proved = self._run.objective is not None and self._run.objective <= claimed * (1 + 1e-9)
         return is_proved, False, ""
 
@@ -270,7 +275,14 @@ class _Search:
             solution = highs_module().HighsSolution()
             solution.col_value = model.values(start).tolist()
             highs.setSolution(solution)
-        return run_highs(highs, mailbox, _Reporter(self, model, layer, mailbox)), model.scale
+        return run_highs(highs, mailbox, _Reporter(self, model, layer, mailbox)), model
+
+    def _cut_off(self, model: LayerModel, layer: int) -> float:
+        """Return what the moves of the incumbent cost, of which there are as few as can be, beyond what the programme says."""
+        counts = self._counts[layer]
+        if counts is None or self._problem.move_cost <= model.move_cost:
+            return 0.0
+        return (self._problem.move_cost - model.move_cost) * int(np.maximum(counts - self._present[layer], 0).sum())
 
     def bound(self, layer: int, value: float) -> None:
         """Take over the bound of a layer; one iteration."""

@@ -197,21 +197,3 @@ def kick(slots: Ints, placed: Ints, numbers: Floats) -> None:
                 replicas[b] -= 1
         else:
             placed[c, s], placed[d, t] = b, a
-
-
-@kernel
-def search(load: Floats, slots: Ints, present: Ints, cost: float, floor: float, placed: Ints, numbers: Floats) -> Any:
-    """Descend from a placement, and again from the best one kicked, as often as there are random numbers [kicks, any, 4].
-
-    `placed` becomes the best placement, whose value as in `descend` is returned.
-    """
-    best = descend(load, slots, present, cost, floor, placed)
-    trial = placed.copy()
-    for i in range(len(numbers)):
-        trial[:] = placed
-        kick(slots, trial, numbers[i])
-        reached = descend(load, slots, present, cost, floor, trial)
-        if reached < best:
-            best = reached
-            placed[:] = trial
-    return best

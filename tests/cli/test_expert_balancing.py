@@ -49,7 +49,7 @@ def test_generate(tmp_path: Path):
     ("option", "value", "expected"),
     [
         ("--slots", 1, "slots: 8 in all, expected at least one for each of 64 experts"),
-        ("--groups", 3, "num_devices = 8: expected a multiple of num_groups = 3"),
+        ("--groups", 9, "num_groups = 9: expected at most num_devices = 8"),
         ("--trace", "mixtrall", "mixtrall"),
     ],
 )

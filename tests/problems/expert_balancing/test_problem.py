@@ -89,6 +89,8 @@ def test_loads_of_a_trace_are_its_counts():
         ({"device_group": [0, 1]}, "group 0 has 2 experts, expected at most 1, the slots of device group 0"),
         ({"move_cost": 1.0}, "move_cost = 1.0: expected a present placement to move from"),
         ({"move_cost": -1.0, "present": [[[0], [1]]]}, "move_cost = -1.0: expected a non-negative number"),
+        ({"move_cost": 1e60, "present": [[[0], [1]]]}, "move_cost = 1e\\+60: expected 0 or a magnitude from"),
+        ({"expert_group": [0, 2**31 - 1]}, r"expert_group\[1\] = 2147483647: expected an integer from 0 to 1048575"),
         ({"present": [[[0], [2]]]}, "present: found expert 2, expected at most 1"),
         ({"present": [[[0]]]}, r"present: expected shape \[1, 2, any\], got \[1, 1, 1\]"),
     ],
@@ -102,7 +104,7 @@ def test_bad_input_is_named(changes: dict[str, Any], message: str):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_groups": 3}, "num_devices = 8: expected a multiple of num_groups = 3"),
+        ({"num_groups": 9}, "num_groups = 9: expected at most num_devices = 8"),
         ({"num_devices": 0}, "num_devices = 0: expected an integer >= 1"),
         ({"skew": -1.0}, "skew = -1.0: expected a non-negative number"),
         ({"num_layers": 1 << 40}, "expected at most"),
@@ -122,3 +124,22 @@ def test_random_problems_repeat():
     assert first != ExpertBalancing.random(**{**arguments, "seed": 4})
     assert first.is_grouped
     assert first.present is not None
+
+
+@pytest.mark.parametrize(("devices", "experts", "groups"), [(8, 64, 2), (5, 7, 3), (7, 40, 3), (3, 10, 3), (4, 4, 4)])
+def test_random_groups_of_any_size(devices: int, experts: int, groups: int):
+    """Sizes of groups differ by one at most, each has room, and what is placed at present is a placement."""
+    problem = ExpertBalancing.random(num_devices=devices, num_experts=experts, num_groups=groups, move_cost=1.0, seed=1)
+    for group in (problem.device_group, problem.expert_group):
+        assert np.ptp(np.bincount(group, minlength=groups)) <= 1
+        assert np.unique(group).size == groups
+    assert problem.present is not None
+    assert problem.is_feasible(Replicas(problem.present))
+
+
+def test_random_loads_of_any_skew():
+    """However uneven, loads are numbers that add up to the tokens; what is too small beside the largest is none."""
+    problem = ExpertBalancing.random(num_experts=16, num_layers=2, skew=1e5, tokens=1e4)
+    assert problem.load.sum(axis=1) == pytest.approx(1e4)
+    assert problem.load.max() == pytest.approx(1e4)
+    assert (problem.load == 0).any()

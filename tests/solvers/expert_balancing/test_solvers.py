@@ -110,3 +110,69 @@ def test_rows_stay_where_they_are_if_they_can():
     assert _renamed(placed, present, np.ones(4, np.int64))[:, 0].tolist() == [0, 1, 2, 3]
     found: Any = _renamed(np.array([[1, -1], [0, 2]]), np.array([[1, 0, 1], [0, 1, 0]]), np.array([1, 2]))
     assert found.tolist() == [[1, -1], [0, 2]]
+
+
+@pytest.mark.parametrize(
+    ("load", "move_cost", "optimum"),
+    [
+        ([[0.0, 0.0]], 1e-9, 0.0),  # nothing to serve: moves are all that counts, however little they cost
+        ([[0.0, 0.0]], 1e40, 0.0),
+        ([[3.0, 1.0]], 1e25, 3.0),  # no load is worth a move
+        ([[3.0, 1.0]], 1e-30, 2.0),
+        ([[3e-8, 1e-8], [62e6, 671e6]], 1e-12, 366.5e6 + 2e-8 + 2e-12),
+        ([[3e-40, 1e-40]], 1e-28, 3e-40),
+        ([[3e40, 1e40]], 1e-8, 2e40),
+        ([[3e-8, 1e-8], [3e8, 1e8], [0.0, 0.0]], 1e-12, 2e8 + 2e-8 + 3e-12),
+    ],
+)
+def test_moves_of_any_cost(load: list[list[float]], move_cost: float, optimum: float):
+    """Whatever the unit of loads and of moves: where two slots hold expert 0 and one expert 1, 3 is the largest load."""
+    present = np.broadcast_to([[0, -1], [1, -1]], (len(load), 2, 2))
+    problem = ExpertBalancing(load=load, slots=[2, 2], present=present, move_cost=move_cost)
+    assert brute_force(problem)[0] == pytest.approx(optimum, rel=1e-7)
+    found = edgeopt.solve(problem, "milp")
+    assert found.status is Status.OPTIMAL, found.message
+    assert found.objective == pytest.approx(optimum, rel=1e-7)
+
+
+@pytest.mark.parametrize("move_cost", [1e12, 1e-9])
+def test_moves_that_must_be_made(move_cost: float):
+    """Where an expert is nowhere yet, the least that can be done is proved, too."""
+    problem = ExpertBalancing(
+        load=[[3.0, 1.0, 2.0], [0.0] * 3], slots=[2, 2], present=[[[0, -1], [0, -1]]] * 2, move_cost=move_cost
+    )
+    found = edgeopt.solve(problem, "milp")
+    assert (found.status, found.message) == (Status.OPTIMAL, "")
+    assert found.objective == pytest.approx(brute_force(problem)[0], rel=1e-9)
+
+
+class _Checked:
+    """Stops at a check, and counts them."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self.seen = at, 0
+
+    def check(self, progress: Any) -> Any:
+        self.seen += 1
+        return edgeopt.stop.Limit.TIME if self.seen >= self.at else None
+
+
+def test_limits_count_between_descents():
+    """A layer is not searched to its end when time is up; what was found until then is kept."""
+    problem = ExpertBalancing.random(num_devices=4, num_experts=16)
+    values = []
+    for at in (3, 30, 10**9):
+        stop = _Checked(at)
+        found = edgeopt.solve(problem, LocalSearch(kicks=200), stop=stop)
+        assert stop.seen >= min(at, 200)
+        assert (found.limit is not None) == (at < 10**9)
+        values.append(found.objective)
+    assert values == sorted(values, reverse=True)
+
+
+def test_what_attains_its_bound():
+    """HiGHS takes a bound on the load for none where what attains it differs by its tolerance: here all is forced."""
+    problem = ExpertBalancing(load=[[3.77e-8, 3e-10], [62e6, 671e6]], slots=[2])
+    found = edgeopt.solve(problem, "milp")
+    assert found.status is Status.OPTIMAL, found.message
+    assert found.objective == 733e6 + 3.8e-8
