@@ -24,6 +24,7 @@ from tests.solvers.expert_balancing import instances as expert_balancing
 from tests.solvers.expert_caching import instances as expert_caching
 from tests.solvers.model_download import instances as model_download
 from tests.solvers.split_training import instances as split_training
+from tests.solvers.tiny import by_name
 
 Wrong = tuple[Any, str]
 """An initial solution, and what the message says is wrong with it."""
@@ -55,7 +56,7 @@ class Kind:
 
     def named(self, name: str) -> Any:
         """Return an instance by its name."""
-        return next(tiny for tiny in self.tiny if tiny.name == name)
+        return by_name(self.tiny, name)
 
 
 def one_expert(problem: Any) -> Placement:

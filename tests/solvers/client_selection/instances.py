@@ -8,44 +8,9 @@ import numpy as np
 
 from edgeopt.problems import ClientSelection, SelectionPlan
 from edgeopt.problems.client_selection.scenario import draw_scenarios
+from tests.solvers.tiny import Tiny, by_name
 
 MOST_PLANS = 50_000
-
-
-@dataclass(frozen=True)
-class Instance:
-    """A problem small enough to enumerate.
-
-    Parameters
-    ----------
-    name : what it is about.
-    problem : the problem.
-    derived : the optimum as derived by hand, None if only the enumeration knows it.
-    """
-
-    name: str
-    problem: ClientSelection
-    derived: float | None = None
-
-    @property
-    def optimum(self) -> float:
-        """The largest objective over all plans."""
-        return _enumerated(self.name)[0]
-
-    @property
-    def best(self) -> SelectionPlan:
-        """A plan that attains it."""
-        return _enumerated(self.name)[1]
-
-
-@functools.cache
-def _enumerated(name: str) -> tuple[float, SelectionPlan]:
-    return brute_force(instance(name).problem)
-
-
-def instance(name: str) -> Instance:
-    """Return the tiny instance of that name."""
-    return next(one for one in TINY if one.name == name)
 
 
 # --- the model in plain Python -----------------------------------------------------------------------------------
@@ -196,7 +161,9 @@ REGIMES: dict[str, object] = {
     "rate_sigma": 0.4,
 }
 
-TINY: tuple[Instance, ...] = (
+Instance = functools.partial(Tiny, brute_force)
+
+TINY: tuple[Tiny, ...] = (
     # server 0 takes 0 then 1, server 1 takes 1 then 2: never a conflict, always a first delivery, 1 - 2/4
     Instance("shared client", hand_made(), 0.5),
     # client 2 is always busy, so server 1 wants 1 in both rounds and server 0 is left with 0: first deliveries earn
@@ -222,3 +189,5 @@ TINY: tuple[Instance, ...] = (
     Instance("share, sharing pays", _random(4, mode="share", conflict_weight=0.05, busy=[[True, False, False, True]] * 2)),
     Instance("fail, only latency", _random(5, conflict_weight=0.0, fairness_weight=0.0, **REGIMES)),
 )  # fmt: skip
+
+instance = functools.partial(by_name, TINY)

@@ -2,50 +2,14 @@
 
 import functools
 import math
-from dataclasses import dataclass
 from itertools import combinations_with_replacement, product
 
 import numpy as np
 
 from edgeopt.problems import ExpertBalancing, Replicas
+from tests.solvers.tiny import Tiny, by_name
 
 MOST_PLACEMENTS = 200_000
-
-
-@dataclass(frozen=True)
-class Instance:
-    """A problem small enough to enumerate.
-
-    Parameters
-    ----------
-    name : what it is about.
-    problem : the problem.
-    derived : the optimum as derived by hand, None if only the enumeration knows it.
-    """
-
-    name: str
-    problem: ExpertBalancing
-    derived: float | None = None
-
-    @property
-    def optimum(self) -> float:
-        """The least objective of all placements."""
-        return _enumerated(self.name)[0]
-
-    @property
-    def best(self) -> Replicas:
-        """A placement that attains it."""
-        return _enumerated(self.name)[1]
-
-
-@functools.cache
-def _enumerated(name: str) -> tuple[float, Replicas]:
-    return brute_force(instance(name).problem)
-
-
-def instance(name: str) -> Instance:
-    """Return the tiny instance of that name."""
-    return next(one for one in TINY if one.name == name)
 
 
 def value(problem: ExpertBalancing, layer: int, held: tuple[tuple[int, ...], ...]) -> float:
@@ -110,7 +74,9 @@ def random_problem(seed: int) -> ExpertBalancing:
     return ExpertBalancing(**fields)  # type: ignore[arg-type]
 
 
-TINY = (
+Instance = functools.partial(Tiny, brute_force)
+
+TINY: tuple[Tiny, ...] = (
     Instance("one each", ExpertBalancing(load=[[3.0, 1.0]], slots=[1, 1]), 3.0),
     Instance("one replica more", ExpertBalancing(load=[[4.0, 1.0]], slots=[2, 1]), 3.0),
     Instance("two layers", ExpertBalancing(load=[[4.0, 1.0, 1.0], [2.0, 2.0, 2.0]], slots=[2, 2]), 6.0),
@@ -136,3 +102,5 @@ TINY = (
         present=[[[0, 1], [0, -1], [2, 2]], [[0, -1], [1, -1], [2, -1]]], move_cost=0.4,
     )),
 )  # fmt: skip
+
+instance = functools.partial(by_name, TINY)

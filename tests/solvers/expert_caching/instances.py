@@ -1,50 +1,14 @@
 """Tiny instances of expert caching with known optima, and random small ones."""
 
 import functools
-from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 
 from edgeopt.problems import ExpertCaching, Placement, RoutedModel
+from tests.solvers.tiny import Tiny, by_name
 
 CHUNK = 4096  # placements evaluated at a time
-
-
-@dataclass(frozen=True)
-class Instance:
-    """A problem small enough to enumerate.
-
-    Parameters
-    ----------
-    name : what it is about.
-    problem : the problem.
-    derived : the optimum as derived by hand, None if only the enumeration knows it.
-    """
-
-    name: str
-    problem: ExpertCaching
-    derived: float | None = None
-
-    @property
-    def optimum(self) -> float:
-        """The largest objective over all feasible placements."""
-        return _enumerated(self.name)[0]
-
-    @property
-    def best(self) -> Placement:
-        """A placement that attains it."""
-        return _enumerated(self.name)[1]
-
-
-@functools.cache
-def _enumerated(name: str) -> tuple[float, Placement]:
-    return brute_force(instance(name).problem)
-
-
-def instance(name: str) -> Instance:
-    """Return the tiny instance of that name."""
-    return next(one for one in TINY if one.name == name)
 
 
 # --- enumeration -------------------------------------------------------------------------------------------------
@@ -227,7 +191,9 @@ def _random(seed: int, **options: object) -> ExpertCaching:
     return random_problem(np.random.default_rng(seed), **options)  # type: ignore[arg-type]
 
 
-TINY: tuple[Instance, ...] = (
+Instance = functools.partial(Tiny, brute_force)
+
+TINY: tuple[Tiny, ...] = (
     # e1 at A saves 1, e2 at B saves 1; e2 at A would save 1.01 but then e1 has no place
     Instance("greedy gadget", greedy_gadget(), 2.0),
     # one expert at each server: the slower server, 0.5, decides: 1 - 0.5
@@ -273,3 +239,5 @@ TINY: tuple[Instance, ...] = (
         _random(10, num_users=4, experts=(3, 4), top_k=(1, 2), sizes=(1.0, 2.0), latency="max", device=0.2),
     ),
 )
+
+instance = functools.partial(by_name, TINY)

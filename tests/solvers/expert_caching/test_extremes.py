@@ -7,7 +7,8 @@ import edgeopt
 from edgeopt.problems import Placement
 from edgeopt.result import Exact
 from edgeopt.solvers.expert_caching import SOLVERS
-from tests.solvers.expert_caching.instances import TINY, Instance, instance
+from tests.solvers.expert_caching.instances import TINY, instance
+from tests.solvers.tiny import Tiny
 
 FEW = ("greedy gadget", "two sizes", "unreachable", "K = 1, devices, two models", "K = 2, mix", "K = 3, max")
 every_solver = pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: solver.name)
@@ -37,7 +38,7 @@ def test_no_storage_no_saving(solver, name: str):
 
 @every_solver
 @pytest.mark.parametrize("tiny", TINY, ids=lambda tiny: tiny.name)
-def test_all_storage_saves_all(solver, tiny: Instance):
+def test_all_storage_saves_all(solver, tiny: Tiny):
     """When everything fits everywhere, the full placement is optimal: no bound is below it, exact solvers find it."""
     problem = tiny.problem.replace(storage_bytes=np.full(tiny.problem.num_servers, 1e3))
     if solver.supports(problem) is None:

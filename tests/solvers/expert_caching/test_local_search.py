@@ -12,7 +12,7 @@ from edgeopt.solvers.expert_caching.groups import Groups
 from edgeopt.solvers.expert_caching.local_search import descend, improve
 from edgeopt.solvers.expert_caching.max_convolution import MaxConvolution
 from edgeopt.stop import Limit, MaxIterations
-from tests.solvers.expert_caching.instances import Instance, instance, random_problem
+from tests.solvers.expert_caching.instances import instance, random_problem
 
 
 def random_placement(problem: ExpertCaching, rng: np.random.Generator) -> np.ndarray:
@@ -60,7 +60,7 @@ def test_descent_ends_where_no_addition_or_swap_gains(seed: int, latency: str) -
                     assert problem.objective(Placement(changed)) <= value + 1e-9
 
 
-def test_finds_the_optimum_of_tiny_instances(tiny: Instance) -> None:
+def test_finds_the_optimum_of_tiny_instances(tiny: Tiny) -> None:
     """From nothing, annealing alone ends within 1 % of the optimum."""
     problem = tiny.problem
     start = np.zeros((problem.num_servers, problem.num_experts), bool)

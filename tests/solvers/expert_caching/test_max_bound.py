@@ -13,7 +13,7 @@ from edgeopt.solvers.expert_caching.max_bound import PriceBound, Shares, bound_m
 from edgeopt.solvers.expert_caching.max_convolution import MaxConvolution
 from edgeopt.solvers.kernels.facility import best_of
 from edgeopt.solvers.kernels.subsets import subset_values
-from tests.solvers.expert_caching.instances import Instance, brute_force, random_problem
+from tests.solvers.expert_caching.instances import brute_force, random_problem
 
 
 def facility_value(facility: Facility, cached: np.ndarray) -> float:
@@ -52,7 +52,7 @@ def test_bounds_of_any_shares_hold(seed: int, latency: str) -> None:
     assert certificate(problem, facility, best) >= optimum - 1e-9
 
 
-def test_equal_shares_are_no_worse_than_the_facility_bound(tiny: Instance) -> None:
+def test_equal_shares_are_no_worse_than_the_facility_bound(tiny: Tiny) -> None:
     """Counting level by level, equal shares lie below the bounding facility form for every placement tried."""
     rng = np.random.default_rng(0)
     facility, above = Shares(Groups(tiny.problem)).facility(), Facility.of(tiny.problem, bound=True)
@@ -61,7 +61,7 @@ def test_equal_shares_are_no_worse_than_the_facility_bound(tiny: Instance) -> No
         assert facility_value(facility, cached) <= facility_value(above, cached) + 1e-12
 
 
-def test_best_shares_bound_the_optimum(tiny: Instance) -> None:
+def test_best_shares_bound_the_optimum(tiny: Tiny) -> None:
     """The bound after many updates holds, and is never worse than the first one."""
     with Run(MaxConvolution(), tiny.problem, SolveOptions()) as run:
         run.offer(tiny.best)

@@ -11,7 +11,8 @@ from edgeopt.problems import Placement
 from edgeopt.result import Heuristic, Ratio
 from edgeopt.solvers.expert_caching.groups import Groups
 from edgeopt.solvers.expert_caching.max_convolution import MaxConvolution, best_response
-from tests.solvers.expert_caching.instances import TINY, Instance, brute_force, instance, random_problem
+from tests.solvers.expert_caching.instances import TINY, brute_force, instance, random_problem
+from tests.solvers.tiny import Tiny
 
 PLAIN = MaxConvolution(surrogates=(), search_work=0, bound_steps=0)
 SHAPES = [((8,), 2, 1), ((8,), 2, 2), ((4, 5), (2, 3), 1), ((4, 5), (1, 2), 1), ((9,), 4, 1)]
@@ -64,7 +65,7 @@ def test_the_trap_of_pure_max() -> None:
     assert "r = 0" in result.guarantee.source
 
 
-def test_tiny_instances(tiny: Instance) -> None:
+def test_tiny_instances(tiny: Tiny) -> None:
     """Optimal on nearly every tiny instance, never below 99 %, and the bound holds."""
     result = edgeopt.solve(tiny.problem, MaxConvolution(search_work=1e6))
     assert tiny.optimum <= result.bound * (1 + 1e-9) + 1e-12

@@ -2,50 +2,14 @@
 
 import functools
 import math
-from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 
 from edgeopt.problems import DownloadPlan, ModelDownload
+from tests.solvers.tiny import Tiny, by_name
 
 NEVER = 1e12  # a rate that no tiny instance reaches
-
-
-@dataclass(frozen=True)
-class Instance:
-    """A problem small enough to enumerate.
-
-    Parameters
-    ----------
-    name : what it is about.
-    problem : the problem.
-    derived : the optimum as derived by hand, None if only the enumeration knows it.
-    """
-
-    name: str
-    problem: ModelDownload
-    derived: float | None = None
-
-    @property
-    def optimum(self) -> float:
-        """The largest value of all feasible plans."""
-        return _enumerated(self.name)[0]
-
-    @property
-    def best(self) -> DownloadPlan:
-        """A plan that attains it."""
-        return _enumerated(self.name)[1]
-
-
-@functools.cache
-def _enumerated(name: str) -> tuple[float, DownloadPlan]:
-    return brute_force(instance(name).problem)
-
-
-def instance(name: str) -> Instance:
-    """Return the tiny instance of that name."""
-    return next(one for one in TINY if one.name == name)
 
 
 # --- oracle ------------------------------------------------------------------------------------------------------
@@ -269,7 +233,9 @@ def _random(seed: int, **options: object) -> ModelDownload:
     return random_problem(np.random.default_rng(seed), **options)  # type: ignore[arg-type]
 
 
-TINY: tuple[Instance, ...] = (
+Instance = functools.partial(Tiny, brute_force)
+
+TINY: tuple[Tiny, ...] = (
     # 4 Hz each: both fit into 8 Hz, to the last bit
     Instance("exactly the band", hand_made(), 2.0),
     Instance("just too little", hand_made(bandwidth_hz=8.0 * (1 - 1e-6)), 1.0),
@@ -311,3 +277,5 @@ TINY: tuple[Instance, ...] = (
     Instance("levels and energy", _random(11, levels=(0.25, 0.5, 0.75, 1.0), energy=1.0, max_layers=3, band=0.3)),
     Instance("levels below one, energy, weights", _random(12, levels=(0.4, 0.9), energy=0.7, weighted=True, band=0.4)),
 )
+
+instance = functools.partial(by_name, TINY)

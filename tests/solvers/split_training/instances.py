@@ -2,48 +2,12 @@
 
 import functools
 import itertools
-from dataclasses import dataclass
 
 import numpy as np
 
 from edgeopt.problems import SplitPlan, SplitTraining
 from tests.solvers.split_training.brute_force import any_problem
-
-
-@dataclass(frozen=True)
-class Instance:
-    """A problem small enough to enumerate.
-
-    Parameters
-    ----------
-    name : what it is about.
-    problem : the problem.
-    derived : the optimum as derived by hand, None if only the enumeration knows it.
-    """
-
-    name: str
-    problem: SplitTraining
-    derived: float | None = None
-
-    @property
-    def optimum(self) -> float:
-        """The least objective over all feasible plans."""
-        return _enumerated(self.name)[0]
-
-    @property
-    def best(self) -> SplitPlan:
-        """A plan that attains it."""
-        return _enumerated(self.name)[1]
-
-
-@functools.cache
-def _enumerated(name: str) -> tuple[float, SplitPlan]:
-    return enumerate_plans(instance(name).problem)
-
-
-def instance(name: str) -> Instance:
-    """Return the tiny instance of that name."""
-    return next(one for one in TINY if one.name == name)
+from tests.solvers.tiny import Tiny, by_name
 
 
 def enumerate_plans(problem: SplitTraining, cuts: list[tuple[int, ...]] | None = None) -> tuple[float, SplitPlan]:
@@ -104,7 +68,9 @@ def varied(seed: int, *, devices: int = 3, layers: int = 4, max_batch: int = 8) 
     )
 
 
-TINY: tuple[Instance, ...] = (
+Instance = functools.partial(Tiny, enumerate_plans)
+
+TINY: tuple[Tiny, ...] = (
     # two samples on the device or at the server: 2 b seconds; c = 0.25 * 3.6 = 0.9; 2 b / (1 - 0.9 / b) is 20, 80 / 11,
     # 60 / 7 for b = 1, 2, 3
     Instance(
@@ -153,3 +119,5 @@ TINY: tuple[Instance, ...] = (
     *(Instance(f"any {seed}", any_problem(seed)) for seed in (0, 16, 25, 39, 41, 50, 55, 59)),
     *(Instance(f"varied {seed}", varied(seed)) for seed in (1, 3, 9, 13, 33, 42)),
 )
+
+instance = functools.partial(by_name, TINY)
