@@ -13,6 +13,7 @@ from edgeopt.solvers.expert_caching.local_search import descend, improve
 from edgeopt.solvers.expert_caching.max_convolution import MaxConvolution
 from edgeopt.stop import Limit, MaxIterations
 from tests.solvers.expert_caching.instances import instance, random_problem
+from tests.solvers.tiny import Tiny
 
 
 def random_placement(problem: ExpertCaching, rng: np.random.Generator) -> np.ndarray:

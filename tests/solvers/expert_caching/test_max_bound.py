@@ -14,6 +14,7 @@ from edgeopt.solvers.expert_caching.max_convolution import MaxConvolution
 from edgeopt.solvers.kernels.facility import best_of
 from edgeopt.solvers.kernels.subsets import subset_values
 from tests.solvers.expert_caching.instances import brute_force, random_problem
+from tests.solvers.tiny import Tiny
 
 
 def facility_value(facility: Facility, cached: np.ndarray) -> float:
