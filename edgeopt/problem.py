@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 from edgeopt import storage
 from edgeopt.display import headline, html_facts
 from edgeopt.errors import EdgeOptError
+from edgeopt.explain import Explanation
 
 Sense = Literal["max", "min"]
 
@@ -102,6 +103,23 @@ class Problem(ABC):
     def is_feasible(self, solution: Any) -> bool:
         """Return whether a solution violates nothing."""
         return not self.violations(solution)
+
+    def explain(self, solution: Any = None) -> Explanation:
+        """Return why there is no solution, as limits that cannot hold together, and who is left out, with what would have to give.
+
+        Parameters
+        ----------
+        solution : of model download, a plan, whose refused users are explained; without it, those who cannot be served even
+            alone. Other kinds take none.
+
+        Raises
+        ------
+        EdgeOptError
+            If the kind of problem is not one of the package.
+        """
+        from edgeopt import solvers  # late: the core does not depend on the solvers
+
+        return solvers.explain(self, solution)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({headline(self.describe())})"

@@ -2,8 +2,11 @@
 
 import difflib
 import importlib
+from typing import Any
 
 from edgeopt.errors import EdgeOptError, quoted
+from edgeopt.explain import Explanation
+from edgeopt.problem import Problem
 from edgeopt.problems import PROBLEMS
 from edgeopt.solve import Solver
 
@@ -43,3 +46,20 @@ def get_solver(kind: str, name: str) -> Solver:
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise EdgeOptError(f"solver = {quoted(name)}: {hint}{kind} has {', '.join(found)}")
     return found[name]
+
+
+def explain(problem: Problem, solution: Any = None) -> Explanation:
+    """Return why a problem has no solution and who is left out, see `edgeopt.Problem.explain`.
+
+    Raises
+    ------
+    EdgeOptError
+        If the kind of problem is none of `KINDS`, or takes no solution here.
+    """
+    if problem.kind not in KINDS:
+        raise EdgeOptError(f"explain: expected a problem of {', '.join(KINDS)}, got {quoted(problem.kind)}")
+    module = importlib.import_module(f"edgeopt.solvers.{problem.kind.replace('-', '_')}.reasons")
+    if solution is not None and problem.kind != "model-download":
+        raise EdgeOptError(f"solution: expected None for a problem of {problem.kind}, got {quoted(solution)}")
+    explanation: Explanation = module.explain(problem) if solution is None else module.explain(problem, solution)
+    return explanation

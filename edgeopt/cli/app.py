@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from edgeopt.cli.caching_limits import caching_limits
 from edgeopt.cli.compare import compare
 from edgeopt.cli.describe import describe, info, solvers
+from edgeopt.cli.explain import explain
 from edgeopt.cli.export import export_app
 from edgeopt.cli.generate import generate_app
 from edgeopt.cli.import_ import import_app
@@ -104,6 +105,7 @@ for _command in (
     compare,
     solvers,
     describe,
+    explain,
     info,
     train,
     trace,

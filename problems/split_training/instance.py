@@ -95,9 +95,10 @@ class SplitInstance:
         object.__setattr__(self, "max_interval", most)
         if (bad := np.flatnonzero(self.batch_limit[:, 0] < 1)).size:
             needed = (self.kept_bits[0] + self.optimizer_states * self.parameter_bits[0]) / 8
+            others = f"; nor have {bad.size - 1} other devices" if bad.size > 1 else ""
             raise InvalidProblemError(
                 f"memory_bytes[{bad[0]}] = {self.memory_bytes[bad[0]]:.6g}: device {bad[0]} has no memory for any cut, "
-                f"expected at least {needed:.6g} bytes for layer 1 and one sample"
+                f"expected at least {needed:.6g} bytes for layer 1 and one sample{others}"
             )
 
     # --- shape -------------------------------------------------------------------------------------------------
@@ -200,8 +201,9 @@ class SplitInstance:
         At cut 1 for all devices batch sizes may be largest and the drift is least, so both terms of the bound are
         least there, with the smallest interval.
         """
-        return sum(self._least_terms())
+        return sum(self.least_terms())
 
-    def _least_terms(self) -> tuple[float, float]:
+    def least_terms(self) -> tuple[float, float]:
+        """Return the least gradient noise and the least client drift of any plan: both are at cut 1, see `least_target`."""
         batch = self.batch_limit[:, 0].astype(np.float64)
         return self.noise_weight * float((1 / batch).sum()), self.drift(1, self.min_interval)

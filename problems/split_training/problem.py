@@ -163,7 +163,7 @@ class SplitTraining(SplitInstance, Problem):
 
     def explain_infeasible(self) -> str | None:
         """Return None if the target can be reached, else which term is to blame and what would make it feasible."""
-        noise, drift = self._least_terms()
+        noise, drift = self.least_terms()
         if self.target - drift - noise > 0:
             return None
         if noise >= drift:
@@ -197,7 +197,7 @@ class SplitTraining(SplitInstance, Problem):
 
     def describe(self) -> dict[str, str | int | float]:
         """Return sizes, speeds and what limits the accuracy as one flat dictionary."""
-        noise, drift = self._least_terms()
+        noise, drift = self.least_terms()
         low, high, changed = self.min_interval, self.max_interval, self.factors.changed()
         return {
             "kind": self.kind,
