@@ -84,6 +84,14 @@ class Experience(NamedTuple):
         return Experience(*(part[:, samples] for part in self))
 
 
+class Shown(NamedTuple):
+    """What others were seen to do, of the shapes of `Experience`, and how much imitating it counts in the loss."""
+
+    observation: Tensor
+    action: Tensor
+    weight: float
+
+
 class Evaluation(NamedTuple):
     """What a policy says of samples now.
 
@@ -148,6 +156,7 @@ def improve(
     *,
     shuffle: np.random.Generator,
     before_step: Callable[[], None] = lambda: None,
+    shown: Shown | None = None,
 ) -> None:
     """Take all steps that one experience is good for. No learner's step depends on another's experience.
 
@@ -160,6 +169,8 @@ def improve(
     shuffle : draws the minibatches.
     before_step : called before every step, and within one over observations of more than `MOST_AT_ONCE` numbers between
         its parts; may raise to leave.
+    shown : as many samples as have been played; minus the mean logarithm of the probability of their actions is added to
+        the loss.
     """
     size = experience.target.shape[1]
     each = experience.observation[:, 0].numel()
@@ -180,6 +191,9 @@ def improve(
                 error = (now.value - part.target).square().mean(dim=1)
                 # learners share no weight: each one's gradient is that of its own loss
                 loss = (settings.value_weight * error - surrogate - settings.entropy * now.entropy.mean(dim=1)).sum()
+                if shown is not None:
+                    logs = evaluate(shown.observation[:, some], shown.action[:, some]).logs.masked_fill(~taken, 0.0)
+                    loss = loss - shown.weight * (logs.sum(dim=2) / count).mean(dim=1).sum()
                 (loss * (len(some) / len(chosen))).backward()  # type: ignore[no-untyped-call]
             shorten([parameter.grad for parameter in parameters if parameter.grad is not None])
             optimizer.step()

@@ -16,10 +16,16 @@ from edgeopt.evaluation.benchmarks.common import Row
 NAMES = (
     "greedy", "kernels", "top_k", "scale", "caching", "model_download", "split_training", "client_selection",
     "expert_balancing",
-    "federated_rounds", "codecs", "split_systems", "experts", "unequal_ranks", "steering", "selection_quality", "time_limits",
+    "federated_rounds", "codecs", "split_systems", "experts", "unequal_ranks", "steering", "selection_quality", "selection_training", "time_limits",
     "rounds", "rounds_choice", "teams", "peers",
 )  # fmt: skip
-LONG = ("selection_quality", "time_limits", "rounds", "rounds_choice")  # an hour to minutes: only where they are named
+LONG = (
+    "selection_quality",
+    "selection_training",
+    "time_limits",
+    "rounds",
+    "rounds_choice",
+)  # an hour to minutes: only where they are named
 
 
 def run(name: str, options: argparse.Namespace) -> Row:

@@ -6,7 +6,7 @@ busy clients, other fading. All solvers meet the same episodes under the same se
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from edgeopt.problems import ClientSelection, SelectionReport
 from edgeopt.problems.client_selection.scenario import held_out_seeds
 from edgeopt.rng import stream
 from edgeopt.solve import Solver, solve
+
+if TYPE_CHECKING:
+    from edgeopt.solvers.client_selection import TrainedPolicy
 
 Row = dict[str, Any]
 Forecasts = dict[str, tuple[NDArray[np.float64], NDArray[np.bool_]]]
@@ -52,7 +55,6 @@ def evaluate(problem: ClientSelection, solver: Solver, seed: int, *, episodes: i
     not trained), and `METRICS`.
     """
     from edgeopt.solvers.client_selection import RlCrp
-    from edgeopt.solvers.client_selection.rl import play_policy
 
     row: Row = {"solver": solver.name, "seed": seed, "fairness_weight": problem.fairness_weight}
     row |= {"train_s": None, "train_cpu_s": None}
@@ -61,16 +63,24 @@ def evaluate(problem: ClientSelection, solver: Solver, seed: int, *, episodes: i
         wall, cpu = time.perf_counter(), time.process_time()
         policy = solver.train(problem, seed=seed)
         row |= {"train_s": time.perf_counter() - wall, "train_cpu_s": time.process_time() - cpu}
+    return row | play_held_out(problem, solver if policy is None else policy, seed, episodes)
+
+
+def play_held_out(problem: ClientSelection, player: "Solver | TrainedPolicy", seed: int, episodes: int) -> Row:
+    """Return means of `METRICS` over held-out episodes that a solver or a trained policy plays."""
+    from edgeopt.solvers.client_selection import TrainedPolicy
+    from edgeopt.solvers.client_selection.rl import play_policy
+
     reports = []
     for other in held_out_seeds(seed, episodes):
         played = problem.replace(seed=other)
         plan: Any = (
-            solve(played, solver, seed=seed).raise_for_status().solution
-            if policy is None
-            else play_policy(played, policy)
+            play_policy(played, player)
+            if isinstance(player, TrainedPolicy)
+            else solve(played, player, seed=seed).raise_for_status().solution
         )
         reports.append(played.report(plan))
-    return row | metrics(reports)
+    return metrics(reports)
 
 
 def metrics(reports: Sequence[SelectionReport]) -> dict[str, float]:

@@ -167,7 +167,7 @@ def measure(options: argparse.Namespace) -> Row:
         "frontier": [_plain(row) for row in intervals(of["frontier"], METRICS, ("case", "solver"))],
         "size": [_plain(row) for row in intervals(of["size"], METRICS, ("case", "solver"))],
         "differences": {
-            case: {name: _values(difference(own, "rl-crp-plain", "rl-no-crp", name)) for name in SHOWN}
+            case: {name: values(difference(own, "rl-crp-plain", "rl-no-crp", name)) for name in SHOWN}
             for case, own in _cases(of)
         },
         "losses": {
@@ -210,10 +210,10 @@ def _cases(of: dict[str, list[Row]]) -> list[tuple[str, list[Row]]]:
 
 
 def _plain(row: Row) -> Row:
-    return {name: _values(value) if isinstance(value, Interval) else value for name, value in row.items()}
+    return {name: values(value) if isinstance(value, Interval) else value for name, value in row.items()}
 
 
-def _values(found: Interval) -> list[float | None]:
+def values(found: Interval) -> list[float | None]:
     return [float(value) if np.isfinite(value) else None for value in (found.mean, found.low, found.high)]
 
 

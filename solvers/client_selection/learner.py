@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgeopt.errors import InvalidFileError, quoted
+from edgeopt.errors import EdgeOptError, InvalidFileError, quoted
 from edgeopt.fields import Fields, in_file
 from edgeopt.npz import Form
 from edgeopt.problems import ClientSelection
@@ -23,6 +23,7 @@ from edgeopt.rl.ppo import (
     Evaluation,
     Experience,
     Ppo,
+    Shown,
     advantages,
     improve,
     mean_by_learner,
@@ -31,8 +32,10 @@ from edgeopt.rl.ppo import (
 )
 from edgeopt.rl.scorer import Scorer
 from edgeopt.rng import stream
+from edgeopt.solve import solve
 from edgeopt.solvers.client_selection.features import FEATURES, LATENCY, covered_features
 from edgeopt.solvers.client_selection.forecaster import START, ConflictForecaster
+from edgeopt.solvers.client_selection.matching import Matching
 from edgeopt.solvers.client_selection.reservation import Beliefs, Reservation
 from edgeopt.solvers.client_selection.reserved_features import (
     RESERVED_FEATURES,
@@ -49,6 +52,8 @@ KIND = "selection-checkpoint"
 MOST_EPISODES, MOST_UNITS = 1 << 16, 1 << 12
 MOST_NUMBERS = 1 << 20
 """Clients that all servers look at in one iteration of a learner that reserves, unless one episode has more."""
+MUCH = 1e6
+"""The score of a pick that is given: beyond what noise and networks can reach."""
 _ADAM = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -62,17 +67,22 @@ class LearnerSettings(Ppo):
     hidden : width of the networks.
     forecasts : whether servers forecast conflicts by hidden Markov models of their own.
     reserves : whether they keep the beliefs of `reservation` instead, and share one network.
+    demonstrations : first iterations in which servers are also shown what `matching` picks, in as many episodes as they
+        play; how much it counts falls from 1 to 0 over them.
     """
 
     episodes: int = 16
     hidden: int = 32
     forecasts: bool = True
     reserves: bool = False
+    demonstrations: int = 0
 
     def __post_init__(self) -> None:
         Ppo.__post_init__(self)  # a class with slots is made anew: super() would look for the first one
         positive_integer("episodes", self.episodes, MOST_EPISODES)
         positive_integer("hidden", self.hidden, MOST_UNITS)
+        if not isinstance(self.demonstrations, int) or self.demonstrations < 0:
+            raise EdgeOptError(f"demonstrations = {quoted(self.demonstrations)}: expected an integer >= 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +162,9 @@ class Learner:
         try:
             with _one_thread():
                 seeds = stream(self.seed, "episodes", self.iteration).integers(2**62, size=self._episodes)
+                shown = self._shown(stopped) if self.iteration < self.settings.demonstrations else None
                 play, report = self._play([int(seed) for seed in seeds], stopped)
-                self._learn(play, stopped)
+                self._learn(play, stopped, shown)
                 if self.settings.forecasts:
                     self._forecaster.refit()
         except BaseException as error:
@@ -181,7 +192,34 @@ class Learner:
 
     # --- playing -----------------------------------------------------------------------------------------------
 
-    def _play(self, seeds: list[int], stopped: Callable[[], bool] = lambda: False) -> tuple[_Play, Iteration]:
+    def _shown(self, stopped: Callable[[], bool]) -> Shown:
+        """Return what each server sees while the picks of `matching` are played, and those that are its own.
+
+        That coordinator knows who is busy, so that it shows more than any server could know: what is learned is the mean
+        of its picks over all that look the same. [ours, after LEED]
+        """
+        seeds = [
+            int(seed)
+            for seed in stream(self.seed, "demonstrations", self.iteration).integers(2**62, size=self._episodes)
+        ]
+        plans = []
+        for seed in seeds:
+            if stopped():
+                raise _Stopped
+            plan = solve(self.problem.replace(seed=seed), Matching()).raise_for_status().solution
+            assert plan is not None
+            plans.append(plan.picks)
+        play, _ = self._play(seeds, stopped, given=np.stack(plans))
+        weight = 1 - self.iteration / self.settings.demonstrations
+        return Shown(play.features.flatten(1, 2), play.picks.flatten(1, 2), weight)
+
+    def _play(
+        self,
+        seeds: list[int],
+        stopped: Callable[[], bool] = lambda: False,
+        given: NDArray[np.int32] | None = None,
+    ) -> tuple[_Play, Iteration]:
+        """Play episodes by the policies, or by picks that are given: client ids [E, T, S, M], -1 to fill up."""
         problem, settings = self.problem, self.settings
         environment = self._environment = self._environment or SelectionEnvironment(problem, seeds)
         environment.reset(seeds)
@@ -205,6 +243,8 @@ class Learner:
             with torch.no_grad():
                 score, value = self._score(features)
                 drawn = torch.from_numpy(noise.random(score.shape, np.float32)).clamp_(1e-7, 1 - 1e-7)
+                if given is not None:  # above all others; those that fill up a draw are not played
+                    score = score.masked_fill(self._named(given[:, environment.now]), MUCH)
                 picks = sample_top(score, problem.max_picks, drawn)  # (S, E, M)
                 logs = log_probabilities(score, picks)
             bonus = environment.bonus
@@ -243,6 +283,11 @@ class Learner:
         cost = self.problem.latency_weight / self._unit * time_credit(taken)
         return torch.from_numpy(cost.astype(np.float32))
 
+    def _named(self, ids: NDArray[np.int32]) -> Tensor:
+        """Return bool [S, E, N], the covered clients that ids [E, S, M] name."""
+        named = (ids[..., None] == self._clients[:, None]).any(axis=2)  # (E, S, N)
+        return torch.from_numpy(np.ascontiguousarray(named.swapaxes(0, 1))) & self._covered[:, None]
+
     def _ids(self, picks: Tensor) -> NDArray[np.int32]:
         """Return client ids int32 [E, S, M] of positions [S, E, M], -1 beyond a server's number of picks."""
         chosen = np.take_along_axis(self._clients[:, None], picks.numpy(), axis=2)
@@ -250,7 +295,7 @@ class Learner:
 
     # --- learning ----------------------------------------------------------------------------------------------
 
-    def _learn(self, play: _Play, stopped: Callable[[], bool] = lambda: False) -> None:
+    def _learn(self, play: _Play, stopped: Callable[[], bool] = lambda: False, shown: Shown | None = None) -> None:
         def leave_if_stopped() -> None:
             if stopped():
                 raise _Stopped
@@ -260,6 +305,7 @@ class Learner:
         improve(
             self._evaluate, self._adam, Experience(*played), self._taken, self.settings,
             shuffle=stream(self.seed, "minibatches", self.iteration), before_step=leave_if_stopped,
+            shown=shown,
         )  # fmt: skip
 
     def _score(self, features: Tensor) -> tuple[Tensor, Tensor]:

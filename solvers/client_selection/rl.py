@@ -48,6 +48,8 @@ class RlCrp:
     ----------
     iterations : updates; each plays `episodes` episodes.
     episodes, hidden, epochs, minibatches, learning_rate : see `LearnerSettings`.
+    demonstrations : first iterations in which servers also see what `matching` picks, as agents of `Leed` see a planner; it
+        counts less from one to the next. 0 never.
     patience : stop early when the mean reward of ten iterations has not risen for so many; None never does.
     checkpoint : file to write every ten iterations and at the end, and to go on from if it is there.
     policy : file of a trained policy to play, instead of training.
@@ -59,6 +61,7 @@ class RlCrp:
     epochs: int = 4
     minibatches: int = 4
     learning_rate: float = 3e-3
+    demonstrations: int = 0
     patience: int | None = None
     checkpoint: str | None = None
     policy: str | None = None
@@ -73,6 +76,8 @@ class RlCrp:
         for name in ("iterations", "episodes", "hidden", "epochs", "minibatches"):
             if not isinstance(value := getattr(self, name), int) or value < 1:
                 raise EdgeOptError(f"{name} = {quoted(value)}: expected an integer >= 1")
+        if not isinstance(self.demonstrations, int) or self.demonstrations < 0:
+            raise EdgeOptError(f"demonstrations = {quoted(self.demonstrations)}: expected an integer >= 0")
         if self.patience is not None and self.patience < 1:
             raise EdgeOptError(f"patience = {quoted(self.patience)}: expected an integer >= 1 or None")
         if not 0 < self.learning_rate < np.inf:
@@ -173,6 +178,7 @@ class RlCrp:
             learning_rate=self.learning_rate,
             forecasts=self.forecasts,
             reserves=self.reserves,
+            demonstrations=self.demonstrations,
         )
         learner = Learner(problem if self.fair else problem.replace(fairness_weight=0.0), settings, seed)
         if self.checkpoint is not None:

@@ -431,6 +431,7 @@ def test_without_torch_the_message_says_what_to_install(problem: ClientSelection
         ({"iterations": 0}, "iterations = 0"),
         ({"episodes": 1.5}, "episodes = 1.5"),
         ({"learning_rate": float("nan")}, "learning_rate = nan"),
+        ({"demonstrations": -1}, "demonstrations = -1"),
         ({"patience": 0}, "patience = 0"),
     ],
 )

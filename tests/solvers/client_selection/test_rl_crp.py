@@ -11,6 +11,7 @@ import edgeopt
 from edgeopt.errors import InvalidFileError, UnsupportedProblemError
 from edgeopt.problems import ClientSelection
 from edgeopt.problems.client_selection.environment import SelectionEnvironment
+from edgeopt.rng import stream
 from edgeopt.solvers.client_selection import Reservation, RlCrp, RlCrpPlain, SelectionPlanner, TrainedPolicy
 from edgeopt.solvers.client_selection.features import FEATURES, covered_features
 from edgeopt.solvers.client_selection.learner import Learner, LearnerSettings
@@ -154,3 +155,59 @@ def test_files_of_wrong_terms_are_refused(problem: ClientSelection, tmp_path: Pa
     save_tensors(tmp_path / "policy.safetensors", header, arrays)
     with pytest.raises(InvalidFileError, match=rf"policy\.safetensors: .*{message}"):
         TrainedPolicy.load(tmp_path / "policy.safetensors")
+
+
+# --- demonstrations ---------------------------------------------------------------------------------------------------------
+
+
+def test_servers_are_shown_what_matching_picks_and_what_they_would_have_seen():
+    """Played by hand: the picks of `matching`, each server's own, beside the features that its beliefs give on the way."""
+    picks = np.array([3, 1, 2])
+    problem = ClientSelection.random(num_servers=3, num_clients=14, picks=2, rounds=6, seed=3)
+    problem = problem.replace(picks=np.minimum(picks, problem.num_covered))
+    learner = Learner(problem, dataclasses.replace(SMALL, demonstrations=4), 0)
+    shown = learner._shown(lambda: False)
+    assert shown.weight == 1.0
+    seed = int(stream(0, "demonstrations", 0).integers(2**62, size=2)[1])  # the second episode
+    episode = problem.replace(seed=seed)
+    plan = edgeopt.solve(episode, "matching").solution
+    environment, beliefs = SelectionEnvironment(episode), Beliefs(Reservation(), episode, [seed])
+    own = np.stack([own_numbers(seed, s, problem.num_covered.max()) for s in range(3)])[None]
+    for t in range(problem.rounds):
+        features = reserved_features(beliefs, covered_features(environment), own)[0]
+        sample = 2 * t + 1
+        for s, count in enumerate(problem.picks):
+            np.testing.assert_array_equal(shown.observation[s, sample], features[s])
+            named = problem.covered_clients[s][shown.action[s, sample, :count].numpy()]
+            assert sorted(named.tolist()) == [client for client in plan.picks[t, s].tolist() if client >= 0]
+        environment.step(plan.picks[t][None])
+        beliefs.update(environment)
+
+
+def test_imitation_makes_the_shown_picks_likelier(problem: ClientSelection):
+    """After iterations with demonstrations, the picks of `matching` in other episodes are likelier than without any."""
+    surprise = {}
+    for count in (0, 6):
+        learner = Learner(problem, dataclasses.replace(SMALL, demonstrations=count, learning_rate=1e-2), 0)
+        for _ in range(6):
+            learner.step()
+        judge = Learner(problem, dataclasses.replace(SMALL, demonstrations=1), 9)
+        judge._scorer.load_state_dict(learner._scorer.state_dict())
+        shown = judge._shown(lambda: False)
+        surprise[count] = -judge._evaluate(shown.observation, shown.action).logs.mean().item()
+    assert surprise[6] < surprise[0] - 0.1
+
+
+def test_a_training_with_demonstrations_resumes(problem: ClientSelection, tmp_path: Path):
+    """Cut between two iterations with demonstrations, it goes on to the same weights."""
+    settings = dataclasses.replace(SMALL, demonstrations=3)
+    whole, first, second = (Learner(problem, settings, 0) for _ in range(3))
+    for _ in range(4):
+        whole.step()
+    first.step()
+    first.save(tmp_path / "checkpoint.safetensors")
+    second.restore(tmp_path / "checkpoint.safetensors")
+    for _ in range(3):
+        second.step()
+    for name, weight in whole.policy().weights.items():
+        np.testing.assert_array_equal(second.policy().weights[name], weight)
