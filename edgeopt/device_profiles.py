@@ -16,7 +16,7 @@ from edgeopt.fields import in_file
 from edgeopt.files import read_file
 from edgeopt.network import EdgeNetwork
 from edgeopt.rng import stream
-from edgeopt.validate import real
+from edgeopt.validate import by_name, real
 
 _MOST_BYTES = 1 << 20  # of a table
 _NUMBERS = ("flops", "memory_bytes", "memory_bytes_per_s", "power_w")
@@ -132,12 +132,7 @@ def device_profile(name: str) -> DeviceProfile:
     >>> device_profile("a100-sxm-80gb").flops
     312000000000000.0
     """
-    for profile in DEVICE_PROFILES:
-        if profile.name == name:
-            return profile
-    raise InvalidProblemError(
-        f"no device {quoted(name)}: expected one of {', '.join(profile.name for profile in DEVICE_PROFILES)}"
-    )
+    return by_name("device", name, {profile.name: profile for profile in DEVICE_PROFILES})
 
 
 def read_device_profiles(path: str | os.PathLike[str]) -> tuple[DeviceProfile, ...]:
