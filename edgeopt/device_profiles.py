@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,7 +20,9 @@ from edgeopt.rng import stream
 from edgeopt.validate import by_name, real
 
 _MOST_BYTES = 1 << 20  # of a table
+_LONGEST_NAME = 200
 _NUMBERS = ("flops", "memory_bytes", "memory_bytes_per_s", "power_w")
+_NUMBER = re.compile(r"\+?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +49,7 @@ class DeviceProfile:
     Raises
     ------
     InvalidProblemError
-        If a number is not above 0.
+        If a number is not above 0, or the name is empty, longer than a line, or none.
 
     Examples
     --------
@@ -69,6 +72,10 @@ class DeviceProfile:
         for name in ("name", "precision", "source"):
             if not isinstance(getattr(self, name), str):
                 raise InvalidProblemError(f"{name} = {quoted(getattr(self, name))}: expected a text")
+        if not (self.name.isprintable() and 0 < len(self.name.strip()) <= _LONGEST_NAME):
+            raise InvalidProblemError(
+                f"name = {quoted(self.name)}: expected one line of 1 to {_LONGEST_NAME} characters"
+            )
         for name in _NUMBERS:
             object.__setattr__(self, name, real(f"{self.name}: {name}", getattr(self, name), positive=True))
 
@@ -158,13 +165,13 @@ def read_device_profiles(path: str | os.PathLike[str]) -> tuple[DeviceProfile, .
             raise InvalidFileError(f"expected a table with a header: {error}") from None
         columns = [name.strip().lower() for name in header]
         energy = "joules_per_flop" if "joules_per_flop" in columns else "power_w"
-        for name in ("name", *_NUMBERS[:-1], energy):
-            if columns.count(name) != 1:
+        if energy != "power_w" and "power_w" in columns:
+            raise InvalidFileError(f"columns {quoted(columns)}: expected either power_w or joules_per_flop")
+        for name in ("name", *_NUMBERS[:-1], energy, "precision", "source"):
+            if (count := columns.count(name)) != 1 and (count or name not in ("precision", "source")):
                 raise InvalidFileError(f"columns {quoted(columns)}: expected one called {name}")
         found = [
-            _profile(number, dict(zip(columns, row, strict=False)), energy)
-            for number, row in enumerate(rows, 1)
-            if any(map(str.strip, row))
+            _profile(number, columns, row, energy) for number, row in enumerate(rows, 1) if any(map(str.strip, row))
         ]
         if not found:
             raise InvalidFileError("no row under the header: expected at least one")
@@ -174,18 +181,21 @@ def read_device_profiles(path: str | os.PathLike[str]) -> tuple[DeviceProfile, .
     return tuple(found)
 
 
-def _profile(number: int, row: dict[str, str], energy: str) -> DeviceProfile:
+def _profile(number: int, columns: list[str], cells: list[str], energy: str) -> DeviceProfile:
+    if any(map(str.strip, cells[len(columns) :])):  # a decimal comma where commas separate, say
+        raise InvalidFileError(f"row {number}: {len(cells)} cells: expected {len(columns)}, as the header has")
+    row = dict(zip(columns, cells, strict=False))
     values = {}
     for name in (*_NUMBERS[:-1], energy):
-        try:
-            values[name] = float(row.get(name, ""))
-        except ValueError:
-            raise InvalidFileError(f"row {number}: {name} = {quoted(row.get(name, ''))}: expected a number") from None
+        text = row.get(name, "").strip()
+        if not _NUMBER.fullmatch(text) or not 0 < float(text) < math.inf:
+            raise InvalidFileError(f"row {number}: {name} = {quoted(text)}: expected a number above 0")
+        values[name] = float(text)
     if energy != "power_w":
         values["power_w"] = values.pop(energy) * values["flops"]
     texts = {name: row[name].strip() for name in ("precision", "source") if row.get(name)}
     try:
-        return DeviceProfile(name=row["name"].strip(), **texts, **values)  # type: ignore[arg-type]
+        return DeviceProfile(name=row.get("name", "").strip(), **texts, **values)  # type: ignore[arg-type]
     except InvalidProblemError as error:
         raise InvalidFileError(f"row {number}: {error}") from None
 
