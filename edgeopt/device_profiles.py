@@ -107,20 +107,32 @@ def _nvidia(
 
 DEVICE_PROFILES: tuple[DeviceProfile, ...] = (
     _nvidia("jetson-nano", 472e9, 4, 25.6, 10, "NVIDIA data sheet, Jetson Nano 4 GB, 10 W mode"),
-    _nvidia("jetson-tx2", 1.33e12, 8, 59.7, 15, "NVIDIA data sheet, Jetson TX2 8 GB, 15 W mode"),
+    _nvidia(
+        "jetson-tx2", 1.33e12, 8, 59.7, 15,
+        "NVIDIA data sheet, Jetson TX2 8 GB; FLOP/s at the highest clock, power of the 15 W mode, whose clock may be lower",
+    ),
     _nvidia(
         "jetson-orin-nano-8gb", 1.28e12, 8, 68, 15,
         "NVIDIA data sheet, 15 W mode; FLOP/s derived: 1,024 CUDA cores x 2 x 625 MHz", "fp32",
     ),
-    _nvidia("jetson-agx-xavier", 11e12, 32, 136.5, 30, "NVIDIA data sheet, Jetson AGX Xavier 32 GB, 30 W mode"),
-    _nvidia("jetson-agx-orin-64gb", 5.3e12, 64, 204.8, 60, "NVIDIA technical brief, CUDA cores, 60 W", "fp32"),
+    _nvidia(
+        "jetson-agx-xavier", 11e12, 32, 136.5, 30,
+        "NVIDIA data sheet, Jetson AGX Xavier 32 GB, tensor cores; FLOP/s at the highest clock, power of the 30 W mode, whose "
+        "clock may be lower",
+    ),
+    _nvidia(
+        "jetson-agx-orin-64gb", 5.3e12, 64, 204.8, 60,
+        "NVIDIA technical brief, Jetson AGX Orin 64 GB, CUDA cores at the highest clock; power is the limit of 60 W", "fp32",
+    ),
     _nvidia("l4", 121e12, 24, 300, 72, "NVIDIA data sheet; FLOP/s derived: half of the figure with sparsity"),
     _nvidia("rtx-4090", 82.6e12, 24, 1008, 450, "NVIDIA Ada whitepaper, CUDA cores", "fp32"),
     _nvidia("v100-sxm2-32gb", 125e12, 32, 900, 300, "NVIDIA data sheet, tensor cores"),
     _nvidia("a100-sxm-80gb", 312e12, 80, 2039, 400, "NVIDIA data sheet, tensor cores without sparsity"),
     _nvidia("h100-sxm-80gb", 989e12, 80, 3350, 700, "NVIDIA data sheet; FLOP/s derived: half of the figure with sparsity"),
 )  # fmt: skip
-"""Devices by the public figures of their makers; powers are limits of modules or boards.
+"""Devices by the public figures of their makers, none of them measured by us; powers are limits of modules or boards.
+
+Where FLOP/s are those of a clock that the limit may not allow, `source` says so: joules per FLOP are a bound from below then, too.
 
 There are no phones: their makers publish neither FLOP/s nor joules. `read_device_profiles` takes what has been measured.
 """

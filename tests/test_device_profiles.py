@@ -1,5 +1,6 @@
 """Profiles of devices: figures that follow from each other, shares to the last device, tables of others."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from edgeopt.device_profiles import (
 from edgeopt.errors import InvalidFileError, InvalidProblemError
 
 NAMES = [profile.name for profile in DEVICE_PROFILES]
+PAGE = (Path(__file__).parents[1] / "docs" / "device-profiles.md").read_text()
 TABLE = "name;flops;memory_bytes;memory_bytes_per_s;joules_per_flop;who\nphone;1e11;6e9;3e10;2e-11;us\n\npad;2e11;8e9;5e10;1e-11;us\n"
 
 
@@ -25,7 +27,9 @@ def test_the_table():
     """Names once, a source for each; joules per FLOP and tokens per second follow from the other figures."""
     assert len(set(NAMES)) == len(NAMES)
     for profile in DEVICE_PROFILES:
-        assert profile.source
+        assert re.match("NVIDIA (data sheet|technical brief|Ada whitepaper), |NVIDIA data sheet; ", profile.source)
+        assert f"`{profile.name}`" in PAGE
+        assert f"| {profile.source} |" in PAGE
         assert profile.precision in ("fp16", "fp32")
         assert profile.joules_per_flop * profile.flops == pytest.approx(profile.power_w)
         assert 1e-13 < profile.joules_per_flop < 1e-10
