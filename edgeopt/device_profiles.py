@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,10 +17,12 @@ from edgeopt.fields import in_file
 from edgeopt.files import read_file
 from edgeopt.network import EdgeNetwork
 from edgeopt.rng import stream
-from edgeopt.validate import real
+from edgeopt.validate import by_name, real
 
 _MOST_BYTES = 1 << 20  # of a table
+_LONGEST_NAME = 200
 _NUMBERS = ("flops", "memory_bytes", "memory_bytes_per_s", "power_w")
+_NUMBER = re.compile(r"\+?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +49,7 @@ class DeviceProfile:
     Raises
     ------
     InvalidProblemError
-        If a number is not above 0.
+        If a number is not above 0, or the name is empty, longer than a line, or none.
 
     Examples
     --------
@@ -69,6 +72,10 @@ class DeviceProfile:
         for name in ("name", "precision", "source"):
             if not isinstance(getattr(self, name), str):
                 raise InvalidProblemError(f"{name} = {quoted(getattr(self, name))}: expected a text")
+        if not (self.name.isprintable() and 0 < len(self.name.strip()) <= _LONGEST_NAME):
+            raise InvalidProblemError(
+                f"name = {quoted(self.name)}: expected one line of 1 to {_LONGEST_NAME} characters"
+            )
         for name in _NUMBERS:
             object.__setattr__(self, name, real(f"{self.name}: {name}", getattr(self, name), positive=True))
 
@@ -100,20 +107,32 @@ def _nvidia(
 
 DEVICE_PROFILES: tuple[DeviceProfile, ...] = (
     _nvidia("jetson-nano", 472e9, 4, 25.6, 10, "NVIDIA data sheet, Jetson Nano 4 GB, 10 W mode"),
-    _nvidia("jetson-tx2", 1.33e12, 8, 59.7, 15, "NVIDIA data sheet, Jetson TX2 8 GB, 15 W mode"),
+    _nvidia(
+        "jetson-tx2", 1.33e12, 8, 59.7, 15,
+        "NVIDIA data sheet, Jetson TX2 8 GB; FLOP/s at the highest clock, power of the 15 W mode, whose clock may be lower",
+    ),
     _nvidia(
         "jetson-orin-nano-8gb", 1.28e12, 8, 68, 15,
         "NVIDIA data sheet, 15 W mode; FLOP/s derived: 1,024 CUDA cores x 2 x 625 MHz", "fp32",
     ),
-    _nvidia("jetson-agx-xavier", 11e12, 32, 136.5, 30, "NVIDIA data sheet, Jetson AGX Xavier 32 GB, 30 W mode"),
-    _nvidia("jetson-agx-orin-64gb", 5.3e12, 64, 204.8, 60, "NVIDIA technical brief, CUDA cores, 60 W", "fp32"),
+    _nvidia(
+        "jetson-agx-xavier", 11e12, 32, 136.5, 30,
+        "NVIDIA data sheet, Jetson AGX Xavier 32 GB, tensor cores; FLOP/s at the highest clock, power of the 30 W mode, whose "
+        "clock may be lower",
+    ),
+    _nvidia(
+        "jetson-agx-orin-64gb", 5.3e12, 64, 204.8, 60,
+        "NVIDIA technical brief, Jetson AGX Orin 64 GB, CUDA cores at the highest clock; power is the limit of 60 W", "fp32",
+    ),
     _nvidia("l4", 121e12, 24, 300, 72, "NVIDIA data sheet; FLOP/s derived: half of the figure with sparsity"),
     _nvidia("rtx-4090", 82.6e12, 24, 1008, 450, "NVIDIA Ada whitepaper, CUDA cores", "fp32"),
     _nvidia("v100-sxm2-32gb", 125e12, 32, 900, 300, "NVIDIA data sheet, tensor cores"),
     _nvidia("a100-sxm-80gb", 312e12, 80, 2039, 400, "NVIDIA data sheet, tensor cores without sparsity"),
     _nvidia("h100-sxm-80gb", 989e12, 80, 3350, 700, "NVIDIA data sheet; FLOP/s derived: half of the figure with sparsity"),
 )  # fmt: skip
-"""Devices by the public figures of their makers; powers are limits of modules or boards.
+"""Devices by the public figures of their makers, none of them measured by us; powers are limits of modules or boards.
+
+Where FLOP/s are those of a clock that the limit may not allow, `source` says so: joules per FLOP are a bound from below then, too.
 
 There are no phones: their makers publish neither FLOP/s nor joules. `read_device_profiles` takes what has been measured.
 """
@@ -132,12 +151,7 @@ def device_profile(name: str) -> DeviceProfile:
     >>> device_profile("a100-sxm-80gb").flops
     312000000000000.0
     """
-    for profile in DEVICE_PROFILES:
-        if profile.name == name:
-            return profile
-    raise InvalidProblemError(
-        f"no device {quoted(name)}: expected one of {', '.join(profile.name for profile in DEVICE_PROFILES)}"
-    )
+    return by_name("device", name, {profile.name: profile for profile in DEVICE_PROFILES})
 
 
 def read_device_profiles(path: str | os.PathLike[str]) -> tuple[DeviceProfile, ...]:
@@ -163,13 +177,13 @@ def read_device_profiles(path: str | os.PathLike[str]) -> tuple[DeviceProfile, .
             raise InvalidFileError(f"expected a table with a header: {error}") from None
         columns = [name.strip().lower() for name in header]
         energy = "joules_per_flop" if "joules_per_flop" in columns else "power_w"
-        for name in ("name", *_NUMBERS[:-1], energy):
-            if columns.count(name) != 1:
+        if energy != "power_w" and "power_w" in columns:
+            raise InvalidFileError(f"columns {quoted(columns)}: expected either power_w or joules_per_flop")
+        for name in ("name", *_NUMBERS[:-1], energy, "precision", "source"):
+            if (count := columns.count(name)) != 1 and (count or name not in ("precision", "source")):
                 raise InvalidFileError(f"columns {quoted(columns)}: expected one called {name}")
         found = [
-            _profile(number, dict(zip(columns, row, strict=False)), energy)
-            for number, row in enumerate(rows, 1)
-            if any(map(str.strip, row))
+            _profile(number, columns, row, energy) for number, row in enumerate(rows, 1) if any(map(str.strip, row))
         ]
         if not found:
             raise InvalidFileError("no row under the header: expected at least one")
@@ -179,18 +193,21 @@ def read_device_profiles(path: str | os.PathLike[str]) -> tuple[DeviceProfile, .
     return tuple(found)
 
 
-def _profile(number: int, row: dict[str, str], energy: str) -> DeviceProfile:
+def _profile(number: int, columns: list[str], cells: list[str], energy: str) -> DeviceProfile:
+    if any(map(str.strip, cells[len(columns) :])):  # a decimal comma where commas separate, say
+        raise InvalidFileError(f"row {number}: {len(cells)} cells: expected {len(columns)}, as the header has")
+    row = dict(zip(columns, cells, strict=False))
     values = {}
     for name in (*_NUMBERS[:-1], energy):
-        try:
-            values[name] = float(row.get(name, ""))
-        except ValueError:
-            raise InvalidFileError(f"row {number}: {name} = {quoted(row.get(name, ''))}: expected a number") from None
+        text = row.get(name, "").strip()
+        if not _NUMBER.fullmatch(text) or not 0 < float(text) < math.inf:
+            raise InvalidFileError(f"row {number}: {name} = {quoted(text)}: expected a number above 0")
+        values[name] = float(text)
     if energy != "power_w":
         values["power_w"] = values.pop(energy) * values["flops"]
     texts = {name: row[name].strip() for name in ("precision", "source") if row.get(name)}
     try:
-        return DeviceProfile(name=row["name"].strip(), **texts, **values)  # type: ignore[arg-type]
+        return DeviceProfile(name=row.get("name", "").strip(), **texts, **values)  # type: ignore[arg-type]
     except InvalidProblemError as error:
         raise InvalidFileError(f"row {number}: {error}") from None
 

@@ -1,6 +1,7 @@
 """Checks shared by all problems: arrays come out as read-only copies, errors name field, index, value and expectation."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -9,6 +10,7 @@ from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.foreign import as_array, at
 
 Shape = tuple[int | None, ...]
+T = TypeVar("T")
 
 LEAST, MOST = 1e-50, 1e50
 """Range of the numbers of a problem, see `float_array`: products and quotients of six of them are normal numbers."""
@@ -170,6 +172,32 @@ def seed_number(name: str, value: Any, expected: str = "an integer >= 0") -> int
         return value if type(value) is int and value >= 0 else integer(name, value, low=0)
     except InvalidProblemError:
         raise InvalidProblemError(f"{name} = {quoted(value)}: expected {expected}") from None
+
+
+def by_name(what: str, name: Any, table: Mapping[str, T]) -> T:
+    """Return what a table has under a name.
+
+    Parameters
+    ----------
+    what : what the table has, for messages.
+
+    Raises
+    ------
+    InvalidProblemError
+        If it has nothing under this name; the message lists the names.
+
+    Examples
+    --------
+    >>> by_name("colour", "red", {"red": 1, "blue": 2})
+    1
+    >>> by_name("colour", ["red"], {"red": 1, "blue": 2})
+    Traceback (most recent call last):
+    ...
+    edgeopt.errors.InvalidProblemError: no colour ['red']: expected one of red, blue
+    """
+    if not isinstance(name, str) or name not in table:
+        raise InvalidProblemError(f"no {what} {quoted(name)}: expected one of {', '.join(table)}")
+    return table[name]
 
 
 def listed(name: str, value: Any, *, single: type | tuple[type, ...] = str) -> list[Any]:

@@ -1,5 +1,6 @@
 """Profiles of devices: figures that follow from each other, shares to the last device, tables of others."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from edgeopt.device_profiles import (
 from edgeopt.errors import InvalidFileError, InvalidProblemError
 
 NAMES = [profile.name for profile in DEVICE_PROFILES]
+PAGE = (Path(__file__).parents[1] / "docs" / "device-profiles.md").read_text()
 TABLE = "name;flops;memory_bytes;memory_bytes_per_s;joules_per_flop;who\nphone;1e11;6e9;3e10;2e-11;us\n\npad;2e11;8e9;5e10;1e-11;us\n"
 
 
@@ -25,7 +27,9 @@ def test_the_table():
     """Names once, a source for each; joules per FLOP and tokens per second follow from the other figures."""
     assert len(set(NAMES)) == len(NAMES)
     for profile in DEVICE_PROFILES:
-        assert profile.source
+        assert re.match("NVIDIA (data sheet|technical brief|Ada whitepaper), |NVIDIA data sheet; ", profile.source)
+        assert f"`{profile.name}`" in PAGE
+        assert f"| {profile.source} |" in PAGE
         assert profile.precision in ("fp16", "fp32")
         assert profile.joules_per_flop * profile.flops == pytest.approx(profile.power_w)
         assert 1e-13 < profile.joules_per_flop < 1e-10
@@ -85,8 +89,19 @@ def test_a_table_of_others(tmp_path: Path):
         ("", "expected a table with a header"),
         ("name,flops\n", "expected one called memory_bytes"),
         (TABLE.replace("2e-11", "x"), "row 1: joules_per_flop = 'x': expected a number"),
-        (TABLE.replace("2e-11", "0"), "row 1: phone: power_w = 0"),
-        (TABLE.replace("1e11", "nan"), "row 1: phone: flops = nan"),
+        (TABLE.replace("2e-11", "0"), "row 1: joules_per_flop = '0': expected a number above 0"),
+        (TABLE.replace("1e11", "nan"), "row 1: flops = 'nan': expected a number above 0"),
+        (TABLE.replace("1e11", "1e999"), "row 1: flops = '1e999': expected a number above 0"),
+        (TABLE.replace("1e11", "1_000"), "row 1: flops = '1_000': expected a number above 0"),
+        (TABLE.replace("1e11", "-1"), "row 1: flops = '-1': expected a number above 0"),
+        (TABLE.replace(";", ",").replace("1e11", "1,5e11"), "row 1: 7 cells: expected 6, as the header has"),
+        (TABLE.replace(";2e-11;us", ""), "row 1: joules_per_flop = '': expected a number above 0"),
+        (TABLE.replace("phone;", ";"), "row 1: name = '': expected one line of 1 to 200 characters"),
+        (TABLE.replace("phone;", '"pho\nne";'), r"row 1: name = 'pho\nne': expected one line"),
+        (TABLE.replace("phone;", "x" * 999 + ";"), "row 1: name = 'xxx"),
+        (TABLE.replace("who", "power_w"), "expected either power_w or joules_per_flop"),
+        (TABLE.replace("who", "name"), "expected one called name"),
+        (TABLE.replace("who", "source;source"), "expected one called source"),
         (TABLE.replace("pad", "phone"), "name 'phone' is there 2 times"),
         (TABLE.partition("\n")[0], "no row under the header"),
         (TABLE.replace("phone;", '"phone;'), "expected a table with a header"),
@@ -100,6 +115,8 @@ def test_bad_tables(text: str, said: str, tmp_path: Path):
         read_device_profiles(path)
     assert str(error.value).startswith(f"{path}: ")
     assert said in str(error.value)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 500
 
 
 def test_bad_shares():

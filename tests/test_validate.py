@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from edgeopt.errors import InvalidProblemError, quoted
-from edgeopt.validate import bool_array, flag, float_array, int_array, integer, probabilities, real
+from edgeopt.validate import bool_array, by_name, flag, float_array, int_array, integer, probabilities, real
 
 
 def refused(message: str):
@@ -247,3 +247,12 @@ def test_bad_probabilities(value, message):
     """The digits by which a sum is wrong are in the message; float32 excuses its rounding only."""
     with refused(message):
         probabilities("p", value, (2, 2), tolerance=1e-10)
+
+
+@pytest.mark.parametrize("name", ["gren", "", None, 3, ["green"], {}])
+def test_names_that_are_in_no_table(name: object):
+    """Whatever a name is, the message lists what there is."""
+    table = {"green": 1, "red": 2}
+    assert by_name("colour", "green", table) == 1
+    with refused(f"no colour {quoted(name)}: expected one of green, red"):
+        by_name("colour", name, table)

@@ -184,7 +184,10 @@ def generate_expert_balancing(
         int | None,
         typer.Option(help="Replicas per device and layer; default: room for an eighth more than experts.", min=0),
     ] = None,
-    groups: Annotated[int, typer.Option(help="Groups of devices, such as nodes, and as many of experts, of nearly equal sizes.", min=1)] = 1,
+    groups: Annotated[
+        int,
+        typer.Option(help="Groups of devices, such as nodes, and as many of experts, of nearly equal sizes.", min=1),
+    ] = 1,
     skew: Annotated[float, typer.Option(help="Standard deviation of the logarithm of the loads.")] = 1.0,
     move_cost: Annotated[float, typer.Option(help="Cost of fetching a replica, of 1e5 tokens per layer.")] = 0.0,
     trace: Annotated[

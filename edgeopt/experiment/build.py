@@ -145,8 +145,9 @@ def _surroundings(
         raise unknown(e.source, "network", others[0], e.network.options[others[0]], ["file", "kind", *options])
     with about(e.source, "network"):
         series: dict[str, Any] = series_of(e, task.num_clients)
-    if series and kind == ClientSelection.kind:
-        name = next(key for key in SERIES_FILES if getattr(e.network, key) is not None)
+    given = [key for key in SERIES_FILES if getattr(e.network, key) is not None and key != "carbon"]
+    if given and kind == ClientSelection.kind:
+        name = given[0]
         raise e.wrong(
             "network", name, getattr(e.network, name), "it with split-training alone: see ClientSelection.from_rates"
         )
@@ -160,7 +161,8 @@ def _surroundings(
         if network is not None:
             saved = selection_problem(e, task, getattr(algorithm, "batch_size", 16), network)
         assert isinstance(saved, ClientSelection)
-        return saved, SelectionTiming(problem=saved, **power, **energy)
+        with about(e.source, "network"):
+            return saved, SelectionTiming(problem=saved, **power, **energy, **series)
     factors: CostFactors = getattr(algorithm, "cost_factors", CostFactors())
     with about(e.source, "network"):
         if network is None:

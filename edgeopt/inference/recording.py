@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from edgeopt.errors import InvalidProblemError, quoted
+from edgeopt.inference.texts import tokenized
 from edgeopt.problems.expert_caching.counting import SetCounts, counted_sets, fields_of_sets, merged
 from edgeopt.problems.expert_caching.routing_trace import RoutingTrace
 from edgeopt.training.trouble import in_words, is_out_of_memory
@@ -83,6 +84,8 @@ def record(
     """
     batch_size = integer("batch_size", batch_size, low=1)
     max_length = integer("max_length", max_length, low=1)
+    if not isinstance(model, nn.Module):
+        raise InvalidProblemError(f"model: a {type(model).__name__}: expected a model of transformers")
     layers = _expert_layers(model)
     num_experts = _num_experts(next(iter(layers.values())))
     names: list[Any] = []
@@ -98,8 +101,12 @@ def record(
                 by_logits = True
                 output = _run(model, watched, ids, mask, logits=True)
             kept = mask.flatten()  # (B * T,)
-            layer_count = len(watched.called)
-            chosen = _largest(output, model, kept, layer_count, top_k) if by_logits else _handed(watched, kept)
+            if not (layer_count := len(watched.called)):
+                raise InvalidProblemError(f"model: none of its {len(layers)} modules named experts runs: expected all")
+            if by_logits:
+                chosen = _largest(output, model, kept, layer_count, num_experts, top_k)
+            else:
+                chosen = _handed(watched, kept)
             if len(chosen) != len(kept):
                 raise InvalidProblemError(f"model: its routers see {len(chosen)} of {len(kept)} tokens: expected all")
             experts = chosen.cpu()[kept].sort(dim=-1).values.to(torch.int64).numpy()  # (t, L, K)
@@ -128,13 +135,25 @@ def _pieces(
     texts_by_user: Any, names: list[Any], tokenizer: Callable[[str], Mapping[str, Any]] | None, max_length: int
 ) -> Iterator[_Piece]:
     """Yield the pieces of every user's texts, one after another, and note the names of the users."""
-    users = texts_by_user.items() if isinstance(texts_by_user, Mapping) else enumerate(texts_by_user)
+    users = (
+        texts_by_user.items()
+        if isinstance(texts_by_user, Mapping)
+        else enumerate(_many("texts_by_user", texts_by_user))
+    )
     for number, (name, texts) in enumerate(users):
         names.append(name if isinstance(name, int | str) else str(name))
-        if isinstance(texts, str):
-            raise InvalidProblemError(f"texts of user {quoted(name)}: expected a list of texts, got one text")
-        for ids in _token_ids(name, [texts] if isinstance(texts, Mapping) else texts, tokenizer):
+        own = [texts] if isinstance(texts, Mapping) else _many(f"texts of user {quoted(name)}", texts)
+        for ids in _token_ids(name, own, tokenizer):
             yield from (_Piece(number, part) for part in torch.split(ids, max_length) if len(part))
+
+
+def _many(name: str, given: Any) -> Iterable[Any]:
+    """Return what can be gone through, and is no text: of that the letters would come."""
+    if isinstance(given, str | bytes):
+        raise InvalidProblemError(f"{name}: expected a list of texts, got one text")
+    if not isinstance(given, Iterable):
+        raise InvalidProblemError(f"{name} = {quoted(given)}: expected a list of texts")
+    return given
 
 
 def _token_ids(name: Any, texts: Texts, tokenizer: Callable[[str], Mapping[str, Any]] | None) -> Iterator[torch.Tensor]:
@@ -142,9 +161,7 @@ def _token_ids(name: Any, texts: Texts, tokenizer: Callable[[str], Mapping[str, 
     for i, given in enumerate(texts):
         where = f"text {i} of user {quoted(name)}"
         if isinstance(given, str):
-            if tokenizer is None:
-                raise InvalidProblemError(f"{where}: a string: expected a tokenizer, or token ids")
-            yield _integers(where, tokenizer(given)["input_ids"], 1)
+            yield _integers(where, tokenized(where, given, tokenizer), 1)
         elif isinstance(given, Mapping):
             ids = _integers(f"{where}: input_ids", given.get("input_ids"), 2)
             mask = torch.ones_like(ids) if (said := given.get("attention_mask")) is None else said
@@ -153,6 +170,8 @@ def _token_ids(name: Any, texts: Texts, tokenizer: Callable[[str], Mapping[str, 
                 raise InvalidProblemError(
                     f"{where}: attention_mask: shape {list(mask.shape)}, expected {list(ids.shape)} as input_ids"
                 )
+            if ((mask != 0) & (mask != 1)).any():
+                raise InvalidProblemError(f"{where}: attention_mask: expected zeros and ones")
             yield from (row[real] for row, real in zip(ids, mask.bool(), strict=True))
         else:
             yield _integers(where, given, 1)
@@ -165,7 +184,7 @@ def _integers(where: str, given: Any, axes: int) -> torch.Tensor:
         raise InvalidProblemError(f"{where} = {quoted(given)}: expected token ids") from None
     if ids.numel() == 0 and axes == 1:
         return torch.zeros(0, dtype=torch.int64)
-    if ids.is_floating_point() or ids.is_complex() or ids.ndim != axes:
+    if ids.is_floating_point() or ids.is_complex() or ids.ndim != axes or (ids.dtype == torch.bool and axes == 1):
         raise InvalidProblemError(
             f"{where}: expected integers with {axes} {'axis' if axes == 1 else 'axes'}, got {ids.dtype} {list(ids.shape)}"
         )
@@ -220,7 +239,9 @@ class _Watched:
             self.hidden = (hidden.shape[-1], 8 * hidden.element_size())
         for i, given in enumerate(tensors):
             ids = not given.is_floating_point() and given.ndim == 2
-            if ids and given.shape[1] < _num_experts(layer):  # as wide as all of them, it is a table of truth values
+            if ids and 0 < given.shape[1] < _num_experts(
+                layer
+            ):  # as wide as all of them, it is a table of truth values
                 self.ids.append(given)
                 weights = next((t for t in tensors[i + 1 :] if t.is_floating_point() and len(t) == len(given)), None)
                 whole = torch.ones(len(given), dtype=torch.bool, device=given.device)
@@ -295,15 +316,23 @@ def _run(model: nn.Module, watched: _Watched, ids: torch.Tensor, mask: torch.Ten
         raise InvalidProblemError(f"model: does not run on the texts: {in_words(error)}") from error
 
 
-def _largest(output: Any, model: nn.Module, kept: torch.Tensor, count: int, top_k: int | None) -> torch.Tensor:
+def _largest(
+    output: Any, model: nn.Module, kept: torch.Tensor, count: int, num_experts: int, top_k: int | None
+) -> torch.Tensor:
     """Return the experts [B * T, L, K] with the largest outputs of each router."""
-    given = [layer for name in _LOGITS for layer in getattr(output, name, None) or ()]
-    logits = [layer.flatten(0, -2) for layer in given if isinstance(layer, torch.Tensor)]  # L of (B * T, E)
+    found = [getattr(output, name, None) for name in _LOGITS]
+    given = [layer for layers in found if isinstance(layers, tuple | list) for layer in layers]
+    logits = [layer.flatten(0, -2) for layer in given if isinstance(layer, torch.Tensor) and layer.ndim > 1]
     if len(logits) != count:
         raise InvalidProblemError(
             f"model: {type(model).__name__} gives router_logits of {len(logits)} layers, and {count} modules named experts "
             "ran: expected as many"
         )
+    for number, layer in enumerate(logits):  # (B * T, E)
+        if layer.shape[1] != num_experts:
+            raise InvalidProblemError(
+                f"model: router_logits[{number}] are of {layer.shape[1]} experts: expected {num_experts}, as the layers have"
+            )
     if top_k is None:
         config = getattr(model, "config", None)
         top_k = 1 if "Switch" in type(model).__name__ else getattr(config, "num_experts_per_tok", None)
@@ -311,7 +340,7 @@ def _largest(output: Any, model: nn.Module, kept: torch.Tensor, count: int, top_
             raise InvalidProblemError(
                 "top_k: the configuration does not tell how many experts a token takes: expected it"
             )
-    top_k = integer("top_k", top_k, low=1, high=logits[0].shape[-1])
+    top_k = integer("top_k", top_k, low=1, high=num_experts)
     if not all(bool(layer[kept.to(layer.device)].isfinite().all()) for layer in logits if len(layer) == len(kept)):
         raise InvalidProblemError(_NOT_FINITE)
     return torch.stack([layer.argsort(dim=-1, descending=True, stable=True)[:, :top_k] for layer in logits], dim=1)

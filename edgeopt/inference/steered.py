@@ -28,6 +28,7 @@ from edgeopt.inference.steering import (
     share,
     token_strengths,
 )
+from edgeopt.inference.texts import tokenized
 from edgeopt.validate import integer, listed
 
 Text = str | Sequence[int] | tuple[str, str] | tuple[Sequence[int], Sequence[int]]
@@ -70,10 +71,14 @@ class SteeredDecoding:
         use_cache: bool = True,
         top: int | None = None,
     ) -> None:
-        self.steering = steering
+        self.steering = _checked(steering)
         self.top = None if top is None else integer("top", top, low=1)
         self._base = Base(model, base)
-        self._mask = attention_mask
+        self._mask = None if attention_mask is None else torch.as_tensor(attention_mask)
+        if self._mask is not None and (self._mask.ndim != 2 or not len(self._mask)):
+            raise InvalidProblemError(
+                f"attention_mask: shape {list(self._mask.shape)}: expected that of the prompts, [B, T]"
+            )
         self._use_cache = use_cache
         self._cache: Any = None
         self._seen: torch.Tensor | None = None
@@ -98,6 +103,10 @@ class SteeredDecoding:
 
     @torch.no_grad()
     def _next_scores(self, tokens: torch.Tensor) -> torch.Tensor:
+        if tokens.ndim != 2 or not tokens.numel():
+            raise InvalidProblemError(
+                f"input_ids: shape {list(tokens.shape)}: expected at least one token of each text"
+            )
         mask = self._whole_mask(tokens)
         rows = self._rows(tokens, mask)
         if rows is None:
@@ -157,6 +166,8 @@ class Base:
                 raise InvalidProblemError(
                     f"model: its adapter trains biases, bias = {quoted(bias)}, which stay when it is switched off: expected 'none'"
                 )
+        elif not isinstance(base, torch.nn.Module) or getattr(base, "config", None) is None:
+            raise InvalidProblemError(f"base: a {type(base).__name__}: expected a language model of transformers")
         self._toggled = base is None
         self.base: Any = self.model.get_base_model() if base is None else base
         sizes = [_vocabulary(of) for of in (self.base, model)]
@@ -260,10 +271,10 @@ def calibrate(
     Raises
     ------
     InvalidProblemError
-        If there are no texts, no labels, or scores are nan.
+        If there are no texts, a text has no labels or tokens that the model does not know, or scores are nan.
     """
     pair, alpha = Base(model, base), share("alpha", alpha)
-    samples = [sample_of(text, tokenizer, i) for i, text in enumerate(listed("texts", texts))]
+    samples = [sample_of(text, tokenizer, f"texts[{i}]") for i, text in enumerate(listed("texts", texts))]
     if not samples:
         raise InvalidProblemError("texts: none: expected at least one to calibrate on")
     parts = [
@@ -293,11 +304,14 @@ def score_answers(
     model, base : as in `SteeredDecoding`.
     prompt, answers : strings, which need `tokenizer`, or token ids.
     """
-    both = Base(model, base)
+    both, steering = Base(model, base), _checked(steering)
     kept = SteeringVector(
         strength=steering.strength, alpha=steering.alpha, direction=steering.direction, outside="keep"
     )
-    samples = [sample_of((prompt, answer), tokenizer, i) for i, answer in enumerate(answers)]  # type: ignore[arg-type]
+    pairs = [(prompt, answer) for answer in listed("answers", answers)]
+    samples = [sample_of(pair, tokenizer, f"answers[{i}]") for i, pair in enumerate(pairs)]
+    if not samples:
+        raise InvalidProblemError("answers: none: expected at least one to score")
     found = []
     for sample in samples:
         for adapted, other, labels in labelled_scores(both, [sample], 1):
@@ -346,23 +360,35 @@ def load_steering(path: str | os.PathLike[str], model: Any, *, base: Any = None)
 # --- texts ---------------------------------------------------------------------------------------------------------
 
 
-def sample_of(text: Text, tokenizer: Callable[..., Any] | None, index: int) -> tuple[list[int], int]:
-    """Return the tokens of a text, and where its labels begin."""
-    prompt, answer = text if isinstance(text, tuple) else (None, text)
-    first = [] if prompt is None else _tokens(prompt, tokenizer, index)
-    tokens = first + _tokens(answer, tokenizer, index, **({} if prompt is None else {"add_special_tokens": False}))
+def sample_of(text: Text | tuple[Any, Any], tokenizer: Callable[..., Any] | None, where: str) -> tuple[list[int], int]:
+    """Return the tokens of a text, and where its labels begin; `where` it stands is for messages."""
+    prompt: Any = None
+    answer: Any = text
+    if isinstance(text, tuple) and not all(isinstance(part, int) for part in text):
+        if len(text) != 2:
+            raise InvalidProblemError(f"{where}: {len(text)} parts: expected a prompt and its answer")
+        prompt, answer = text
+    first = [] if prompt is None else _tokens(prompt, tokenizer, where)
+    tokens = first + _tokens(answer, tokenizer, where, **({} if prompt is None else {"add_special_tokens": False}))
     start = max(1, len(first))
     if len(tokens) <= start:
-        raise InvalidProblemError(f"texts[{index}]: {len(tokens)} tokens: expected at least one after the first")
+        raise InvalidProblemError(f"{where}: {len(tokens)} tokens: expected at least one after the first")
     return tokens, start
 
 
-def _tokens(text: str | Sequence[int], tokenizer: Callable[..., Any] | None, index: int, **options: Any) -> list[int]:
-    if not isinstance(text, str):
-        return [integer(f"texts[{index}]", token, low=0) for token in text]
-    if tokenizer is None:
-        raise InvalidProblemError(f"texts[{index}]: a string: expected token ids, or a tokenizer with it")
-    return list(tokenizer(text, **options)["input_ids"])
+def _tokens(text: Any, tokenizer: Callable[..., Any] | None, where: str, **options: Any) -> list[int]:
+    ids = tokenized(where, text, tokenizer, **options) if isinstance(text, str) else text
+    if not isinstance(ids, Iterable) or isinstance(ids, bytes):
+        raise InvalidProblemError(f"{where} = {quoted(text)}: expected a text, or token ids")
+    return [integer(where, token, low=0) for token in ids]
+
+
+def _checked(steering: object) -> SteeringVector:
+    if not isinstance(steering, SteeringVector):
+        raise InvalidProblemError(
+            f"steering: a {type(steering).__name__}: expected a SteeringVector, as calibrate returns"
+        )
+    return steering
 
 
 @torch.no_grad()
@@ -371,7 +397,10 @@ def labelled_scores(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Yield scores [n, V] of both models before the labels of a batch, and the labels [n]; nothing is dropped out."""
     device = next(pair.model.parameters()).device
-    size = integer("batch_size", batch_size, low=1)
+    size, known_tokens = integer("batch_size", batch_size, low=1), _vocabulary(pair.model)
+    for tokens, _ in samples:
+        if (most := max(tokens)) >= known_tokens:
+            raise InvalidProblemError(f"texts: token {most}: expected at most {known_tokens - 1}, as the model knows")
     modes = [(part, part.training) for model in (pair.model, pair.base) for part in model.modules()]
     pair.model.eval()
     pair.base.eval()

@@ -5,8 +5,8 @@ Needs the extra ``train``.
 
 from collections.abc import Callable
 
-from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.extras import needs
+from edgeopt.validate import by_name
 
 with needs("edgeopt.models", "train"):
     import torch
@@ -77,11 +77,10 @@ def build_model(name: str, *, seed: int = 0) -> nn.Sequential:
     >>> sum(parameter.numel() for parameter in model.parameters())
     1100048384
     """
-    if name not in _MODELS:
-        raise InvalidProblemError(f"no model {quoted(name)}: expected one of {', '.join(MODELS)}")
+    build = by_name("model", name, _MODELS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _MODELS[name]()
+        return build()
 
 
 def sample_input(name: str, *, batch_size: int = 1, seed: int = 0) -> torch.Tensor:
@@ -93,8 +92,7 @@ def sample_input(name: str, *, batch_size: int = 1, seed: int = 0) -> torch.Tens
     batch_size : samples B.
     seed : the same seed gives the same inputs.
     """
-    if name not in _MODELS:
-        raise InvalidProblemError(f"no model {quoted(name)}: expected one of {', '.join(MODELS)}")
+    by_name("model", name, _MODELS)
     generator = torch.Generator().manual_seed(seed)
     if name in _TOKENS:
         return torch.randint(_TOKENS[name], (batch_size, 128), generator=generator)  # (B, T)

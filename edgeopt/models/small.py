@@ -15,7 +15,7 @@ from edgeopt.models.mlp import mlp
 from edgeopt.models.moe import moe_decoder, moe_mlp
 from edgeopt.models.resnet import BasicBlock, resnet
 from edgeopt.models.vgg import vgg
-from edgeopt.validate import integer, listed, seed_number
+from edgeopt.validate import by_name, integer, listed, seed_number
 
 MAX_WIDTH = 1 << 15
 MAX_WEIGHTS = 1 << 28
@@ -129,9 +129,7 @@ def model_for(
     >>> sum(parameter.numel() for parameter in model.parameters())
     6090
     """
-    if name not in SMALL_MODELS:
-        raise InvalidProblemError(f"no model {quoted(name)}: expected one of {', '.join(SMALL_MODELS)}")
-    kind = SMALL_MODELS[name]
+    kind = by_name("model", name, SMALL_MODELS)
     sizes = listed("input_shape", input_shape, single=(int, np.integer))
     shape = tuple(integer(f"input_shape[{i}]", size) for i, size in enumerate(sizes))
     width, num_classes = integer("width", kind.width if width is None else width), integer("num_classes", num_classes)

@@ -3,31 +3,24 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from edgeopt.display import one_line
-from edgeopt.errors import EdgeOptError, InvalidFileError, quoted
-from edgeopt.fields import Fields, in_file
+from edgeopt.errors import EdgeOptError
 from edgeopt.progress import TrainingBar
+from edgeopt.rl.checkpoint import Checkpoint, above, below
 from edgeopt.rl.environments.environment import Environment, Observations, seeds_of
-from edgeopt.rl.learner import Learner, branch
+from edgeopt.rl.learner import Learner
 from edgeopt.rl.replay import Replay, refuse_other_forms
-from edgeopt.storage import Arrays
-from edgeopt.tensors import load_tensors, require_safetensors, save_tensors
-from edgeopt.training.checkpoint import read_row
-from edgeopt.training.history import Row, plain_rows
+from edgeopt.training.history import Row
 from edgeopt.training.interrupts import uninterrupted
 from edgeopt.training.messages import State
-from edgeopt.training.states import flatten, unflatten
 from edgeopt.validate import integer
 
 _KIND = "learning"
-_SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -183,12 +176,9 @@ def learn(
         "batch": batch,
         "observation": environment.observation_size,
     }
-    if checkpoint is not None:
-        check_checkpoint(checkpoint)
-        if resume and os.path.exists(checkpoint):
-            _load(checkpoint, identity, run, replay, environment, device)
-    elif resume:
-        raise EdgeOptError("resume: expected a checkpoint to resume from")
+    kept = Checkpoint.of(checkpoint, _KIND, identity, resume=resume)
+    if kept is not None and kept.resumed:
+        _load(kept, run, replay, environment, device)
     explore = learner.act_draws(seeds, environment.actions)
     chance = learner.update_draws(seeds, environment.actions, batch)
     history = LearningHistory(run.reward, run.ended)
@@ -211,8 +201,8 @@ def learn(
                         replay.look(learner, run.state)  # 6. has the world changed?
                     if run.step % row_every == 0 or run.step == steps:
                         run.rows.append(_row(run, replay, row_every))
-                if checkpoint is not None and run.step % checkpoint_every == 0:
-                    _save(checkpoint, identity, run, replay, environment)
+                if kept is not None and run.step % checkpoint_every == 0:
+                    _save(kept, run, replay, environment)
                 if run.step % row_every == 0 or run.step == steps:
                     bar.update(run.step, f"return {run.rows[-1]['return']:.4g}")
                     record = StepRecord(run.step, run.rows[-1])
@@ -221,8 +211,8 @@ def learn(
                         break
         except KeyboardInterrupt:
             history.interrupted = True
-    if checkpoint is not None:
-        _save(checkpoint, identity, run, replay, environment)
+    if kept is not None:
+        _save(kept, run, replay, environment)
     history.reward, history.ended = run.reward[: run.step], run.ended[: run.step]
     history.rows, history.state = run.rows, run.state
     return history
@@ -240,59 +230,24 @@ def _row(run: _Run, replay: Replay, row_every: int) -> Row:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def check_checkpoint(path: str | os.PathLike[str]) -> None:
-    """Refuse a path that nothing can be written to, before anything is learned."""
-    require_safetensors()
-    if not (folder := Path(path).absolute().parent).is_dir():
-        raise EdgeOptError(f"checkpoint = {quoted(os.fspath(path))}: there is no folder {folder}")
-
-
-def _save(
-    path: str | os.PathLike[str], identity: dict[str, Any], run: _Run, replay: Replay, environment: Environment
-) -> None:
-    arrays, _ = flatten({"learner": run.state})
-    arrays |= {f"replay/{name}": value for name, value in replay.arrays().items()}
-    arrays |= {f"environment/{name}": value for name, value in environment.arrays().items()}
+def _save(checkpoint: Checkpoint, run: _Run, replay: Replay, environment: Environment) -> None:
+    values = {"step": run.step, "updates": run.updates, "loss": None if np.isnan(run.loss) else run.loss}
+    arrays = above("replay/", replay.arrays()) | above("environment/", environment.arrays())
     arrays |= {"observation": run.observation, "reward": run.reward[: run.step], "ended": run.ended[: run.step]}
-    header = {
-        "kind": _KIND, "schema_version": _SCHEMA_VERSION, "identity": identity, "step": run.step,
-        "updates": run.updates, "loss": None if np.isnan(run.loss) else run.loss, "rows": plain_rows(run.rows),
-    }  # fmt: skip
-    save_tensors(path, header, arrays)
+    checkpoint.save(run.state, run.rows, values, arrays)
 
 
-def _load(
-    path: str | os.PathLike[str],
-    identity: dict[str, Any],
-    run: _Run,
-    replay: Replay,
-    environment: Environment,
-    device: str,
-) -> None:
-    header, arrays = load_tensors(path, _KIND)
-    with in_file(path):
-        given = Fields(header, "not a complete checkpoint: ")
-        given.expect("schema_version", _SCHEMA_VERSION)
-        stored = given.table("identity")
-        for name, expected in identity.items():
-            if (found := stored.value(name)) != expected:
-                raise InvalidFileError(f"{name} = {quoted(found)}: this run has {quoted(expected)}")
+def _load(checkpoint: Checkpoint, run: _Run, replay: Replay, environment: Environment, device: str) -> None:
+    with checkpoint.read(run.state, device) as (state, rows, given, arrays):
         step = given.integer("step", low=0, high=len(run.reward))
         wanted = {"observation": run.observation, "reward": run.reward[:step], "ended": run.ended[:step]}
-        own, names = flatten({"learner": run.state})
-        refuse_other_forms(arrays, wanted | own)
-        run.state, run.step = branch(unflatten(arrays, Fields(names), device), "learner"), step
+        refuse_other_forms(arrays, wanted)
+        run.state, run.rows, run.step = state, rows, step
         run.updates = given.integer("updates", low=0)
         run.loss = float("nan") if given.value("loss") is None else given.number("loss")
-        run.rows = [read_row(row) for row in given.tables("rows")]
         run.observation = arrays["observation"]
         run.reward[:step], run.ended[:step] = arrays["reward"], arrays["ended"]
         replay.restore(below(arrays, "replay/"), run.state)
         world = below(arrays, "environment/")
         refuse_other_forms(world, environment.arrays())
         environment.restore(world)
-
-
-def below(arrays: Arrays, prefix: str) -> Arrays:
-    """Return the arrays whose names start with a prefix, without it."""
-    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}

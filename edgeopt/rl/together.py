@@ -3,33 +3,28 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from edgeopt.display import one_line
-from edgeopt.errors import EdgeOptError, InvalidFileError, quoted
-from edgeopt.fields import Fields, in_file
+from edgeopt.errors import EdgeOptError, quoted
 from edgeopt.progress import TrainingBar
+from edgeopt.rl.checkpoint import Checkpoint, above, below
 from edgeopt.rl.demonstrations import Demonstrations, Play, play
 from edgeopt.rl.environments.team import Team
-from edgeopt.rl.learner import branch
 from edgeopt.rl.leed import Leed, Parameters
-from edgeopt.rl.loop import OnRow, StepRecord, below, check_checkpoint
+from edgeopt.rl.loop import OnRow, StepRecord
 from edgeopt.rl.replay import refuse_other_forms
 from edgeopt.rng import stream
-from edgeopt.tensors import load_tensors, save_tensors
-from edgeopt.training.checkpoint import read_row
-from edgeopt.training.history import Row, plain_rows
+from edgeopt.training.history import Row
 from edgeopt.training.interrupts import uninterrupted
 from edgeopt.training.messages import State
-from edgeopt.training.states import flatten, unflatten
 from edgeopt.validate import integer, seed_number
 
 _KIND = "learning-together"
-_SCHEMA_VERSION = 1
 
 
 @dataclass(slots=True, eq=False)
@@ -126,20 +121,17 @@ def learn_together(
         "agents": team.num_agents,
         "observation": list(team.observation_shape),
     }
-    if checkpoint is not None:
-        check_checkpoint(checkpoint)
-        if resume and os.path.exists(checkpoint):
-            _load(checkpoint, identity, run, shown, team, device)
-    elif resume:
-        raise EdgeOptError("resume: expected a checkpoint to resume from")
+    kept = Checkpoint.of(checkpoint, _KIND, identity, resume=resume)
+    if kept is not None and kept.resumed:
+        _load(kept, run, shown, team, device)
     history = TeamHistory(np.empty((0, team.num_agents)))
     with TrainingBar("leed" if learner.shown else "ppo", updates, display=display) as bar:
         try:
             while (update := len(run.rows)) < updates:
                 with uninterrupted():  # the update counts in full, or not at all
                     _update(team, learner, shown, run, seed, update)
-                if checkpoint is not None and len(run.rows) % checkpoint_every == 0:
-                    _save(checkpoint, identity, run, shown)
+                if kept is not None and len(run.rows) % checkpoint_every == 0:
+                    _save(kept, run, shown)
                 bar.update(len(run.rows), f"return {run.rows[-1]['return']:.4g}")
                 record = StepRecord(len(run.rows), run.rows[-1])
                 wanted = [watch(record) is not False for watch in watchers]  # 5. everyone is told
@@ -147,8 +139,8 @@ def learn_together(
                     break
         except KeyboardInterrupt:
             history.interrupted = True
-    if checkpoint is not None:
-        _save(checkpoint, identity, run, shown)
+    if kept is not None:
+        _save(kept, run, shown)
     history.returns = np.stack(run.returns) if run.returns else history.returns
     history.rows, history.state = run.rows, run.state
     return history
@@ -217,42 +209,17 @@ def _feedback(team: Team, own: Play, demonstrations: Demonstrations | None) -> s
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def _save(
-    path: str | os.PathLike[str], identity: dict[str, Any], run: _Run, demonstrations: Demonstrations | None
-) -> None:
-    arrays, _ = flatten({"learner": run.state})
-    arrays |= {"returns": np.stack(run.returns)} if run.returns else {}
+def _save(checkpoint: Checkpoint, run: _Run, demonstrations: Demonstrations | None) -> None:
+    arrays = {"returns": np.stack(run.returns)} if run.returns else {}
     arrays |= {} if run.first is None else {"first": run.first}
-    if demonstrations is not None:
-        arrays |= {f"shown/{name}": value for name, value in demonstrations.arrays().items()}
-    header = {
-        "kind": _KIND, "schema_version": _SCHEMA_VERSION, "identity": identity, "told": run.told,
-        "rejected": run.rejected, "rows": plain_rows(run.rows),
-    }  # fmt: skip
-    save_tensors(path, header, arrays)
+    arrays |= {} if demonstrations is None else above("shown/", demonstrations.arrays())
+    checkpoint.save(run.state, run.rows, {"told": run.told, "rejected": run.rejected}, arrays)
 
 
-def _load(
-    path: str | os.PathLike[str],
-    identity: dict[str, Any],
-    run: _Run,
-    demonstrations: Demonstrations | None,
-    team: Team,
-    device: str,
-) -> None:
-    header, arrays = load_tensors(path, _KIND)
-    with in_file(path):
-        given = Fields(header, "not a complete checkpoint: ")
-        given.expect("schema_version", _SCHEMA_VERSION)
-        stored = given.table("identity")
-        for name, expected in identity.items():
-            if (found := stored.value(name)) != expected:
-                raise InvalidFileError(f"{name} = {quoted(found)}: this run has {quoted(expected)}")
-        own, names = flatten({"learner": run.state})
-        refuse_other_forms(arrays, own)
-        run.state = branch(unflatten(arrays, Fields(names), device), "learner")
+def _load(checkpoint: Checkpoint, run: _Run, demonstrations: Demonstrations | None, team: Team, device: str) -> None:
+    with checkpoint.read(run.state, device) as (state, rows, given, arrays):
+        run.state, run.rows = state, rows
         run.told, run.rejected = given.text("told"), given.integer("rejected", low=0)
-        run.rows = [read_row(row) for row in given.tables("rows")]
         if run.rows:
             refuse_other_forms(arrays, {"returns": np.empty((len(run.rows), team.num_agents))})
             run.returns = list(arrays["returns"])

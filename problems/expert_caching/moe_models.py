@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from edgeopt.errors import InvalidProblemError, quoted
-from edgeopt.validate import integer
+from edgeopt.errors import InvalidProblemError
+from edgeopt.validate import by_name, integer
 
 _SWITCH = "arXiv:2101.03961; configuration of the checkpoint google/switch-base-{}"
 
@@ -154,9 +154,4 @@ def moe_model(name: str) -> MoEModel:
     >>> moe_model("switch-base-32").expert_bytes
     9437184
     """
-    for model in MOE_MODELS:
-        if model.name == name:
-            return model
-    raise InvalidProblemError(
-        f"no model {quoted(name)}: expected one of {', '.join(model.name for model in MOE_MODELS)}"
-    )
+    return by_name("model", name, {model.name: model for model in MOE_MODELS})

@@ -61,8 +61,8 @@ def test_availability(folder: Path):
         (("import", "network", "grid.csv", "-o", "r.npz", "--value", "g/kWh"), "unit = 'g/kWh': expected one such as bit/s"),
         (("train", "--set", "network.rates=grid.json"), "quantity = 'carbon': expected 'rate'"),
         (
-            ("train", "--set", "network.carbon=grid.json", "--algorithm", "multi-server-fedavg", "--planner", "fastest"),
-            "grid.json': expected it with split-training alone",  # long paths are shortened in the middle
+            ("train", "--set", "network.rates=rates.npz", "--algorithm", "multi-server-fedavg", "--planner", "fastest"),
+            "rates.npz': expected it with split-training alone",  # long paths are shortened in the middle
         ),
     ],
 )  # fmt: skip
@@ -70,9 +70,21 @@ def test_bad_words(folder: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[s
     """One line, exit status 2."""
     monkeypatch.chdir(folder)
     run("import", "carbon", "grid.csv", "-o", "grid.json")
+    run("import", "network", "rates.csv", "-o", "rates.npz")
     done = run(*words)
     assert done.exit_code == 2
     assert message in done.stderr.replace(f"{folder}/", "")
+
+
+def test_carbon_of_several_servers(folder: Path):
+    """Where servers contend for clients, joules stand for grams as well."""
+    assert run("import", "carbon", folder / "grid.csv", "-o", folder / "grid.json").exit_code == 0
+    done = run(
+        "train", "--model", "mlp", "--clients", 6, "--rounds", 2, "--json", "--algorithm", "multi-server-fedavg",
+        "--planner", "fastest", "--set", f"network.carbon={folder}/grid.json", "--set", "network.servers=2",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["carbon_g"] > 0
 
 
 def test_energy_on_the_command_line(folder: Path):

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import re
 import struct
 import warnings
 import zipfile
@@ -33,13 +34,18 @@ LITERALS = (
     "9223372036854775807", "1_000_000_000_000", '"no/such/file.npz"',
 )  # fmt: skip
 """What stands in for any value of a TOML file."""
-SUFFIXES_OF_DOCUMENTS = (".json", ".npz", ".safetensors", ".toml")
+NUMBER = re.compile(rb"[-+]?[0-9]+(?:[.,][0-9]+)?")
+IN_TEXT = (
+    b"0", b"0", b"0.0", b"-0", b"1", b"-1", b"0.5", b"1e300", b"-1e300", b"1e-300", b"1e999", b"nan", b"inf", b"-inf", b"",
+    b"x", b"2147483648", b"9223372036854775808", b"1" + b"0" * 400,
+)  # fmt: skip
+"""What stands in for any number of a table or another text; sizes and counts are as often 0."""
 
 
 def spoilt(draw: Draw, path: Path) -> bytes:
     """Return the bytes of a valid file, spoilt in one way or several."""
     data = path.read_bytes()
-    if path.suffix in SUFFIXES_OF_DOCUMENTS and draw(st.integers(0, 4)):
+    if path.suffix in _BY_SUFFIX and draw(st.integers(0, 4)):
         return _BY_SUFFIX[path.suffix](draw, data)
     if path.suffix == ".gz" and draw(st.booleans()):
         return gzip.compress(_bytes(draw, gzip.decompress(data)))
@@ -77,7 +83,9 @@ def _edited(draw: Draw, value: Any) -> Any:
             *{"below": [_edited(draw, value[at])], "delete": [], "double": [value[at]] * 2}[how],
             *value[at + 1 :],
         ]
-    how = draw(st.sampled_from(("other", "other", "other", "text", "list", "deep")))
+    how = draw(st.sampled_from(("other", "other", "other", "none", "text", "list", "deep")))
+    if how == "none":  # the least there is of its kind: a size or a count of 0
+        return 0 if value is None else type(value)()
     if how == "deep":
         for _ in range(draw(st.sampled_from((3, 40, 99, 300)))):
             value = [value]
@@ -91,6 +99,24 @@ def _json(draw: Draw, data: bytes) -> bytes:
     except ValueError:  # spoilt before, as an array
         return _bytes(draw, data)
     return json.dumps(_document(draw, document)).encode("utf-8", "surrogatepass")
+
+
+def _lines(draw: Draw, data: bytes) -> bytes:
+    """Spoil one line, a document of its own."""
+    lines = data.splitlines() or [b""]
+    at = draw(st.integers(0, len(lines) - 1))
+    lines[at] = _json(draw, lines[at])
+    return b"\n".join(lines)
+
+
+def _text(draw: Draw, data: bytes) -> bytes:
+    """Put other numbers into a text."""
+    for _ in range(draw(st.integers(1, 3))):
+        if not (found := list(NUMBER.finditer(data))):
+            break
+        number = draw(st.sampled_from(found))
+        data = data[: number.start()] + draw(st.sampled_from(IN_TEXT)) + data[number.end() :]
+    return data
 
 
 def _toml(draw: Draw, data: bytes) -> bytes:
@@ -134,6 +160,8 @@ def _array(draw: Draw, array: np.ndarray) -> np.ndarray:
     changed = np.array(array)
     if array.size:
         number = draw(st.sampled_from(NUMBERS))
+        if array.dtype.kind in "iu" and draw(st.integers(0, 4)) == 0:  # sizes and counts of 0
+            return np.zeros_like(array)
         with np.errstate(all="ignore"):
             fits = array.dtype.kind == "f" or (
                 array.dtype.kind in "iu" and np.iinfo(array.dtype).min <= number <= np.iinfo(array.dtype).max
@@ -224,5 +252,6 @@ def _bytes(draw: Draw, data: bytes) -> bytes:
 
 
 _BY_SUFFIX: dict[str, Callable[[Draw, bytes], bytes]] = {
-    ".json": _json, ".npz": _npz, ".safetensors": _safetensors, ".toml": _toml,
+    ".json": _json, ".geojson": _json, ".jsonl": _lines, ".npz": _npz, ".safetensors": _safetensors, ".toml": _toml,
+    ".csv": _text, ".tsv": _text, ".up": _text, ".log": _text, ".graphml": _text,
 }  # fmt: skip

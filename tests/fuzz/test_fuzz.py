@@ -62,3 +62,25 @@ def test_many_spoilt_files(reader, tmp_path):
     seed = int.from_bytes(os.urandom(4), "big") if SEED == "random" else int(SEED)
     print(f"EDGEOPT_FUZZ_SEED={seed}")
     explore(reader, tmp_path, -(-INPUTS // len(READERS)), seed)
+
+
+@pytest.mark.parametrize(
+    ("name", "valid", "wanted"),
+    [
+        ("a.geojson", b'{"n": 7}', b'{"n": 0}'),
+        ("a.jsonl", b'{"n": 7}\n{"n": 8}\n', b'{"n": 7}\n{"n": 0}'),
+        ("a.csv", b"n;m\n7;8\n", b"n;m\n0;8\n"),
+    ],
+)
+def test_zeros_are_tried(name, valid, wanted, tmp_path):
+    """Sizes and counts are 0 in some of the spoilt files."""
+    found, path = set(), tmp_path / name
+    path.write_bytes(valid)
+
+    @settings(max_examples=150, database=None, deadline=None, phases=(Phase.generate,))
+    @given(st.data())
+    def spoil(data: st.DataObject) -> None:
+        found.add(spoilt(data.draw, path))
+
+    spoil()
+    assert wanted in found

@@ -198,7 +198,16 @@ def test_long_texts_are_cut():
         ({"a": []}, {}, "user 'a': expected tokens, got none"),
         ({"a": [[]], "b": [[1]]}, {}, "user 'a': expected tokens"),
         ({"a": "text"}, {}, "got one text"),
-        ({"a": ["text"]}, {}, "text 0 of user 'a': a string: expected a tokenizer"),
+        ({"a": ["text"]}, {}, "text 0 of user 'a': a string: expected token ids, or a tokenizer"),
+        (None, {}, "texts_by_user = None: expected a list of texts"),
+        ("text", {}, "texts_by_user: expected a list of texts, got one text"),
+        ([None], {}, "texts of user 0 = None: expected a list of texts"),
+        ({"a": 5}, {}, "texts of user 'a' = 5: expected a list of texts"),
+        ({"a": [[True, False]]}, {}, "text 0 of user 'a': expected integers with 1 axis, got torch.bool [2]"),
+        ({"a": {"input_ids": [[1, 2]], "attention_mask": [[0, 5]]}}, {}, "attention_mask: expected zeros and ones"),
+        ({"a": ["b"]}, {"tokenizer": lambda _: {}}, "text 0 of user 'a': its tokenizer returns {}: expected input_ids"),
+        ({"a": ["b"]}, {"tokenizer": lambda _: [1]}, "its tokenizer returns [1]: expected input_ids"),
+        ({"a": ["b"]}, {"tokenizer": 5}, "tokenizer = 5: expected one of transformers, or a function of a text"),
         ({"a": [[1.5]]}, {}, "expected integers with 1 axis"),
         ({"a": [[[1]]]}, {}, "expected integers with 1 axis, got torch.int64 [1, 1]"),
         ({"a": [[1, "x"]]}, {}, "expected token ids"),
@@ -233,9 +242,66 @@ def test_bad_models():
     config = transformers.JetMoeConfig(  # experts of attention, too
         **(SIZES | {"num_attention_heads": 2, "intermediate_size": 24, "kv_channels": 8, "num_local_experts": 4})
     )
-    with pytest.raises(InvalidProblemError, match="router_logits of 4 layers, and 0 modules named experts ran"):
+    with pytest.raises(InvalidProblemError, match="none of its . modules named experts runs: expected all"):
         record(transformers.JetMoeForCausalLM(config), TEXTS)
     mixed = tiny("mixtral")
     mixed.model.layers[1].mlp.experts.num_experts = 3
     with pytest.raises(InvalidProblemError, match=r"different numbers of experts, 3 in .* and 4 in"):
         record(mixed, TEXTS)
+
+
+class Routed(nn.Module):
+    """A model whose forward pass is as given: of itself, and the hidden states of the tokens."""
+
+    class Experts(nn.Module):
+        """They do nothing."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weights, self.num_experts = nn.Parameter(torch.zeros(4, 8, 8)), 4
+
+        def forward(self, hidden: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
+            return hidden
+
+    def __init__(self, run: Any) -> None:
+        super().__init__()
+        self.words, self.experts, self.run = nn.Embedding(50, 8), Routed.Experts(), run
+
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
+        return self.run(self, self.words(input_ids).flatten(0, 1))
+
+
+def routers(*logits: Any) -> Any:
+    """Return a pass of the experts after which routers say something."""
+
+    def run(model: Routed, hidden: torch.Tensor) -> Any:
+        model.experts(hidden)
+        return type("Output", (), {"router_logits": logits[0] if len(logits) == 1 else logits})
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("run", "said"),
+    [
+        (lambda model, hidden: model.experts(hidden), "gives router_logits of 0 layers, and 1 modules named experts ran"),
+        (lambda model, hidden: hidden, "none of its 1 modules named experts runs"),
+        (routers(torch.zeros(2, 4)), "gives router_logits of 0 layers"),  # no layers, but one table
+        (routers((torch.zeros(4),)), "gives router_logits of 0 layers"),
+        (routers((torch.zeros(2, 7),)), "router_logits[0] are of 7 experts: expected 4, as the layers have"),
+        (routers((torch.zeros(3, 4),)), "its routers see 3 of 2 tokens"),
+        (lambda model, hidden: model.experts(hidden, torch.zeros(2, 0, dtype=torch.long)), "gives router_logits of 0 layers"),
+    ],
+)  # fmt: skip
+def test_models_that_do_not_tell(run: Any, said: str):
+    """Models without router logits, or with other ones than their experts need, are refused in one line."""
+    with pytest.raises(InvalidProblemError) as error:
+        record(Routed(run), {"a": [[1, 2]]}, top_k=2)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_no_model():
+    """Neither a name nor nothing."""
+    with pytest.raises(InvalidProblemError, match="model: a str: expected a model of transformers"):
+        record("mixtral", TEXTS)  # type: ignore[arg-type]

@@ -413,3 +413,62 @@ def test_transformers_is_not_imported():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([], "texts: none: expected at least one"),
+        ([[]], "texts[0]: 0 tokens: expected at least one after the first"),
+        ([[1, 2], [1]], "texts[1]: 1 tokens: expected at least one after the first"),
+        ([([], [1])], "texts[0]: 1 tokens"),
+        ([([1], [])], "texts[0]: 1 tokens"),
+        ([""], "texts[0]: 0 tokens"),
+        ([None], "texts[0] = None: expected a text, or token ids"),
+        ([5], "texts[0] = 5: expected a text, or token ids"),
+        ([([1], [2], [3])], "texts[0]: 3 parts: expected a prompt and its answer"),
+        ([[1, V]], f"texts: token {V}: expected at most {V - 1}, as the model knows"),
+        ([[1, 2.5]], "texts[0] = 2.5: expected an integer >= 0"),
+    ],
+)
+def test_texts_that_cannot_be_scored(given: Any, said: str):
+    """Empty ones, those of one token, and what is none: one line that says which, and what was expected."""
+    model = adapted_model()
+    with pytest.raises(InvalidProblemError) as error:
+        calibrate(model, given, tokenizer=lambda text, **_: {"input_ids": [1] * len(text)})
+    assert said in str(error.value)
+    if len(given) == 1 and not isinstance(given[0], tuple):
+        with pytest.raises(InvalidProblemError, match=r"^(answers\[0\]|texts)"):
+            score_answers(model, [], given, STEERING, tokenizer=lambda text, **_: {"input_ids": [1] * len(text)})
+
+
+def test_tuples_of_ids_are_texts():
+    """Only of a prompt and its answer, which are texts themselves, a pair is made."""
+    model = adapted_model()
+    assert calibrate(model, [(1, 2), (3, 4, 5)]) == calibrate(model, [[1, 2], [3, 4, 5]])
+
+
+def test_what_cannot_be_steered():
+    """No answers, no steering, no model, no tokens, masks of other shapes."""
+    model = adapted_model()
+    with pytest.raises(InvalidProblemError, match="answers: none: expected at least one"):
+        score_answers(model, [1], [], STEERING)
+    for call in (lambda: score_answers(model, [1], [[2]], None), lambda: SteeredDecoding(model, None)):  # type: ignore[arg-type]
+        with pytest.raises(InvalidProblemError, match="steering: a NoneType: expected a SteeringVector"):
+            call()
+    with pytest.raises(InvalidProblemError, match="base: a str: expected a language model of transformers"):
+        SteeredDecoding(model, STEERING, base="gpt2")
+    with pytest.raises(InvalidProblemError, match="texts\\[0\\]: its tokenizer returns \\{\\}: expected input_ids"):
+        calibrate(model, ["ab"], tokenizer=lambda text: {})
+    for shape in ((1, 0), (0, 3)):
+        with pytest.raises(InvalidProblemError, match=r"input_ids: shape \[., .\]: expected at least one token"):
+            SteeredDecoding(model, STEERING)(torch.zeros(shape, dtype=torch.long), torch.zeros(shape[0], V))
+    for mask in (torch.zeros(0, 3), torch.ones(3)):
+        with pytest.raises(InvalidProblemError, match="attention_mask: shape"):
+            SteeredDecoding(model, STEERING, attention_mask=mask)
+    tokens, mask = prompts(2)
+    plain, listed = (SteeredDecoding(model, STEERING, attention_mask=m) for m in (mask, mask.tolist()))
+    scores = torch.zeros(2, V)
+    assert torch.equal(plain(tokens, scores), listed(tokens, scores))  # a mask may be a list
+    one = generated(model, torch.tensor([[1]]), torch.ones(1, 1, dtype=torch.long))
+    assert one.sequences.shape == (1, 6)  # a prompt of one token is enough

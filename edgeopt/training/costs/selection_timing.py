@@ -1,7 +1,8 @@
 """`SelectionTiming`: virtual time where servers contend for clients, exactly as `ClientSelection` says."""
 
+import copy
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +12,10 @@ from edgeopt.errors import InvalidProblemError
 from edgeopt.problems import ClientSelection, SelectionPlan
 from edgeopt.problems.client_selection.scenario import Scenarios, draw_scenarios
 from edgeopt.schedule import RoundPlan, Schedule
-from edgeopt.training.costs.timing import Floats, PhaseTime, Traffic, no_rates
+from edgeopt.series import TimeSeries
+from edgeopt.training.costs.timing import Floats, PhaseTime, Traffic, check_series, grams, no_rates
 from edgeopt.training.task import Task
-from edgeopt.validate import float_array, int_array
+from edgeopt.validate import float_array, int_array, real
 
 
 class UpdateCost(NamedTuple):
@@ -107,6 +109,8 @@ class SelectionTiming:
     problem : coverage, compute times, rates, who is busy, time-out, mode.
     device_power_w : float64 [C], while sending; a network has them under the same name. Default 0.2 W.
     joules_per_flop : default 1e-10, ours: 10 GFLOP/s per watt.
+    carbon : grams of CO2 per kWh over virtual time, one column for all clients or one for each.
+    now_s : virtual second at which a round begins, for `carbon`.
 
     Examples
     --------
@@ -122,6 +126,8 @@ class SelectionTiming:
     problem: ClientSelection
     device_power_w: Floats = 0.2  # type: ignore[assignment]
     joules_per_flop: float = 1e-10
+    carbon: TimeSeries | None = None
+    now_s: float = 0.0
     _chance: Scenarios = field(init=False, repr=False)
 
     __repr__ = one_line
@@ -131,7 +137,17 @@ class SelectionTiming:
         object.__setattr__(self, "device_power_w", power)
         joules = float_array("joules_per_flop", self.joules_per_flop, (), nonnegative=True).item()
         object.__setattr__(self, "joules_per_flop", joules)
+        check_series("carbon", self.carbon, self.problem.num_clients)
+        object.__setattr__(self, "now_s", real("now_s", self.now_s, nonnegative=True, unit="s"))
         object.__setattr__(self, "_chance", draw_scenarios(self.problem, [self.problem.seed]))
+
+    def at(self, now_s: float) -> Self:
+        """Return the timing of a round that begins at this virtual second."""
+        if self.carbon is None:
+            return self
+        later = copy.copy(self)  # the draw of chance is the same
+        object.__setattr__(later, "now_s", real("now_s", now_s, nonnegative=True, unit="s"))
+        return later
 
     def picks(self, round: int, plan: RoundPlan) -> PickTimes:
         """Return what becomes of each entry of a plan.
@@ -201,6 +217,9 @@ class SelectionTiming:
         work = np.where(times.busy[entry], 0.0, traffic.flops)
         compute, up = times.compute_s[entry], times.up_s[entry]
         up = np.where(traffic.lost & times.delivered[entry], self.problem.timeout_s - compute, up)  # failed for real
+        client, airtime = plan.client[entry], times.airtime_s[entry]
+        working_j, sending_j = self.joules_per_flop * work, self.device_power_w[client] * airtime
+        sends = up if self.problem.mode == "share" else airtime  # by turns with other servers, or at once
         return PhaseTime(
             name=name,
             start_s=start_s,
@@ -211,7 +230,8 @@ class SelectionTiming:
             up_s=up,
             served=traffic.served,
             server_s=np.zeros(traffic.served.size),
-            energy_j=self.device_power_w[plan.client[entry]] * times.airtime_s[entry] + self.joules_per_flop * work,
+            energy_j=sending_j + working_j,
+            carbon_g=grams(self.carbon, client, self.now_s + start_s, (compute, working_j), (sends, sending_j)),
         )
 
     def rates(self, round: int, plan: RoundPlan) -> dict[str, Floats]:

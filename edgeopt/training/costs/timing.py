@@ -196,7 +196,7 @@ class EdgeTiming:
                 self, name, float_array(name, getattr(self, name), (), nonnegative=True, unit="s").item()
             )
         for name in ("uplink", "downlink", "carbon"):
-            _check_series(name, getattr(self, name), count)
+            check_series(name, getattr(self, name), count)
 
     @classmethod
     def from_network(
@@ -300,7 +300,7 @@ class EdgeTiming:
             served=traffic.served,
             server_s=served,
             energy_j=sending_j + working_j,
-            carbon_g=self._grams(client, begin + down, compute, working_j, up, sending_j),
+            carbon_g=grams(self.carbon, client, begin + down, (compute, working_j), (up, sending_j)),
         )
 
     def rates(self, round: int, plan: RoundPlan) -> dict[str, Floats]:
@@ -334,24 +334,6 @@ class EdgeTiming:
             return np.asarray(bits / (fixed[client] * fading))
         return (series.at_most(fixed) if link == "fed" else series).seconds(bits / fading, start_s, client)
 
-    def _grams(
-        self,
-        client: NDArray[np.int32],
-        start_s: Floats,
-        compute_s: Floats,
-        working_j: Floats,
-        up_s: Floats,
-        sending_j: Floats,
-    ) -> Floats | None:
-        """Return grams of CO2 [P]: energy is spent evenly while a client works, and while it sends."""
-        if self.carbon is None:
-            return None
-        which = client if self.carbon.num_columns > 1 else np.zeros_like(client)
-        sends = start_s + compute_s
-        grams = working_j * self.carbon.mean(start_s, sends, which)
-        grams += sending_j * self.carbon.mean(sends, sends + up_s, which)
-        return np.asarray(grams / JOULES_PER_KWH)
-
     def _fading(self, round: int) -> Floats:
         if self.rate_sigma == 0:
             return np.ones(self.num_clients)
@@ -369,7 +351,33 @@ class EdgeTiming:
         return dataclasses.replace(self, **changes)
 
 
-def _check_series(name: str, series: TimeSeries | None, count: int) -> None:
+def grams(
+    carbon: TimeSeries | None,
+    client: NDArray[np.int32],
+    start_s: Floats | float,
+    work: tuple[Floats, Floats],
+    sending: tuple[Floats, Floats],
+) -> Floats | None:
+    """Return grams of CO2 [P]: energy is spent evenly while a client works, and while it sends after that.
+
+    Parameters
+    ----------
+    carbon : grams per kWh over virtual time, one column for all clients or one for each; None where nobody knows.
+    client : int32 [P].
+    start_s : when the work begins.
+    work, sending : seconds and joules, float64 [P].
+    """
+    if carbon is None:
+        return None
+    which = client if carbon.num_columns > 1 else np.zeros_like(client)
+    begins = np.broadcast_to(start_s, work[0].shape)
+    sends = begins + work[0]
+    found = work[1] * carbon.mean(begins, sends, which)
+    found += sending[1] * carbon.mean(sends, sends + sending[0], which)
+    return np.asarray(found / JOULES_PER_KWH)
+
+
+def check_series(name: str, series: TimeSeries | None, count: int) -> None:
     """Refuse series of another quantity or number of columns, and devices that never have a link."""
     if series is None:
         return

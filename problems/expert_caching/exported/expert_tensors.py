@@ -22,6 +22,9 @@ _STACKED = re.compile(r"(?P<layer>blk\.\d+\.)ffn_\w+_exps\..+|(?P<other>(?:.*\.)
 """A tensor of all experts of a layer: ``blk.0.ffn_up_exps.weight``, ``model.layers.0.mlp.experts.gate_up_proj``."""
 
 
+_PLAIN = re.compile("0|[1-9][0-9]{0,8}")
+
+
 class LayerTensors(NamedTuple):
     """The tensors of the experts of one layer.
 
@@ -75,6 +78,10 @@ class ExpertTensors(NamedTuple):
         stacked: dict[str, list[str]] = {}
         for name in shapes:
             if found := _ALONE.fullmatch(name):
+                if not _PLAIN.fullmatch(found["expert"]):
+                    raise InvalidFileError(
+                        f"{quoted(name)}: expert {quoted(found['expert'])}: expected a number of at most 9 digits, with no 0 before"
+                    )
                 layer = found["layer"] if found["block"] is None else found["block"]
                 alone.setdefault(layer, {}).setdefault(found["head"], set()).add(int(found["expert"]))
             elif found := _STACKED.fullmatch(name):
@@ -137,8 +144,8 @@ def _layer(
 
 
 def _order(layer: str) -> tuple[Any, ...]:
-    parts = re.split(r"(\d+)", layer)
-    return "decoder" in layer, [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+    parts = [part.lstrip("0") if part.isdecimal() else part for part in re.split("([0-9]+)", layer)]
+    return "decoder" in layer, [(len(part) if i % 2 else -1, part) for i, part in enumerate(parts)], layer
 
 
 def _safetensors_shapes(path: Path) -> Shapes:

@@ -104,7 +104,7 @@ def keep_list(
     if tensors is None:
         return {str(number): layer for number, layer in enumerate(kept)}
     _check_tensors(problem, model, tensors)
-    return {named.layer.rstrip("."): layer for named, layer in zip(tensors.layers, kept, strict=True)}
+    return {named.layer.removesuffix("."): layer for named, layer in zip(tensors.layers, kept, strict=True)}
 
 
 def tensor_list(

@@ -240,3 +240,28 @@ def test_bad_numbers():
         keep_list(problem(), placement(), server=3)
     with pytest.raises(InvalidProblemError, match="model = 1"):
         keep_list(problem(), placement(), model=1)
+
+
+def test_names_are_numbers_as_patterns_write_them():
+    """A number with zeros before, of other digits or of thousands of them would be in no pattern: it is refused."""
+    for number in ("00", "01", "\u0660", "1" * 5000):
+        with pytest.raises(InvalidFileError, match="expected a number of at most 9 digits, with no 0 before") as error:
+            ExpertTensors.of_names(["m.experts.0.w", f"m.experts.{number}.w"])
+        assert len(str(error.value)) < 500
+
+
+def test_layers_come_by_their_numbers():
+    """However long these are; equal ones have an order, too."""
+    layers = ["blk.00.", "blk.0.", "blk.2.", "blk.10.", f"blk.{'9' * 5000}."]
+    found = ExpertTensors.of_names([f"{layer}ffn_up.{e}.weight" for layer in reversed(layers) for e in range(2)])
+    assert [layer.layer for layer in found.layers] == ["blk.0.", "blk.00.", *layers[2:]]
+
+
+def test_patterns_fit_their_own_names_alone():
+    """Whatever stands in a name: it is written as it is, and takes no other tensor."""
+    names = [f"a+b(.*[x.layers.{b}.mlp.experts.{e}.w1.weight" for b in range(2) for e in range(12)]
+    found = ExpertTensors.of_names(names)
+    for b, layer in enumerate(found.layers):
+        (entry,) = layer.patterns([1, 11])
+        taken = [name for name in names if re.fullmatch(entry["pattern"], name)]
+        assert taken == [names[12 * b + 1], names[12 * b + 11]]

@@ -12,6 +12,7 @@ from edgeopt.errors import InvalidProblemError
 from edgeopt.models import mlp
 from edgeopt.problems import ClientSelection
 from edgeopt.problems.client_selection.environment import SelectionEnvironment
+from edgeopt.series import TimeSeries
 from edgeopt.solvers.client_selection import RlCrp, SelectionPlanner
 from edgeopt.training import ArrayData, Partition, Sgd, Task, train
 from edgeopt.training.algorithms.multi_server import MultiServerFedAvg
@@ -167,6 +168,48 @@ def test_seconds_and_energy_by_hand(changes, plan, seconds, energy):
     phase = timing.phase(0, plan, "train", 0.0, traffic(len(plan)))
     assert phase.seconds == seconds
     assert phase.energy_j == pytest.approx(energy)
+
+
+CARBON = TimeSeries.from_table([[3.6e6], [7.2e6], [10.8e6]], 2.0, quantity="carbon")  # 1, 2, 3 g of a joule, 2 s each
+
+
+@pytest.mark.parametrize(
+    ("changes", "plan", "now_s", "expected"),
+    [
+        # 0.1 J of work in the 1st second; 1 J in the 2nd and the 3rd
+        ({}, RoundPlan(client=[0]), 0.0, [0.1 * 1 + 1 * 1 + 1 * 2]),
+        ({}, RoundPlan(client=[0]), 3.0, [0.1 * 2 + 1 * 3 + 1 * 3]),
+        ({}, COLLISION, 0.0, [0.1 * 1 + 1 * 1 + 1 * 2] * 2),  # in vain, but sent at once
+        # by turns: 2 J each over four seconds, of which one, two and one are at 1, 2 and 3 g
+        ({"mode": "share", "timeout_s": 5.5}, COLLISION, 0.0, [0.1 * 1 + 0.5 * (1 + 2 * 2 + 3)] * 2),
+        ({"busy": np.ones((2, 3), bool)}, RoundPlan(client=[0]), 0.0, [0.0]),
+        ({}, RoundPlan(client=[]), 0.0, []),
+    ],
+)
+def test_grams_by_hand(changes, plan, now_s, expected):
+    """Joules count at the intensity of the seconds in which they are spent, whatever becomes of the update."""
+    timing = SelectionTiming(problem=hand_made(**changes), device_power_w=1.0, carbon=CARBON).at(now_s)
+    phase = timing.phase(0, plan, "train", 0.0, traffic(len(plan)))
+    assert phase.carbon_g == pytest.approx(expected)
+    assert SelectionTiming(problem=hand_made()).phase(0, plan, "train", 0.0, traffic(len(plan))).carbon_g is None
+
+
+def test_grams_of_a_run():
+    """Rounds begin when the ones before have ended; the rows add up, with a column for each client as with one for all."""
+    problem = ClientSelection.random(num_servers=2, num_clients=6, picks=2, rounds=4, seed=3)
+    schedule = selection_schedule(edgeopt.solve(problem, "random", seed=0).solution)
+    found = []
+    for carbon in (
+        CARBON,
+        TimeSeries.from_table(np.repeat([[3.6e6], [7.2e6], [10.8e6]], 6, 1), 2.0, quantity="carbon"),
+    ):
+        timing = SelectionTiming(problem=problem, carbon=carbon)
+        history = train(task_of(6), MultiServerFedAvg(2, Sgd(0.1)), schedule, timing, rounds=4, evaluate_every=4)
+        found.append([row["carbon_g"] for row in history.rows])
+        assert (np.array(found[-1]) >= [row["energy_j"] for row in history.rows]).all()  # 1 g of a joule at least
+    assert found[0] == pytest.approx(found[1])
+    with pytest.raises(InvalidProblemError, match="carbon: 3 columns, expected 1 or 6"):
+        SelectionTiming(problem=problem, carbon=TimeSeries.constant([1, 2, 3], "carbon"))
 
 
 def test_what_was_not_delivered_is_counted_as_waiting():
