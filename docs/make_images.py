@@ -13,6 +13,7 @@ from typing import Any
 from images_expert_balancing import draw_expert_balancing
 from images_model_download import draw_model_download
 from images_split_training import draw_split_training
+from images_what_if import draw_what_if
 
 from edgeopt import EdgeNetwork
 from edgeopt.evaluation import comparison_rows, library_names, load_instance, read_rows
@@ -57,6 +58,7 @@ def draw_documentation(out: Path) -> None:
     save(plot_gap_against_time(solved(rows)), out / "gap-against-time.png")
     save(plot_network(network), out / "network.png", dpi=90)
     draw_expert_balancing(out)
+    draw_what_if(out)
     draw_model_download(out)
     draw_split_training(out)
     draw_client_selection(out)

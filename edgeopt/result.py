@@ -13,7 +13,8 @@ from typing import Any, Generic, TypeVar
 from edgeopt import storage
 from edgeopt.display import html_facts
 from edgeopt.errors import NoSolutionError, SolverError
-from edgeopt.problem import Sense, Solution
+from edgeopt.prices import Price
+from edgeopt.problem import Problem, Sense, Solution
 from edgeopt.stop import Limit
 
 S = TypeVar("S", bound=Solution)
@@ -186,6 +187,7 @@ class Result(Generic[S]):
     seed: int | None
     versions: dict[str, str] = field(repr=False)
     _objective: float | None = field(repr=False)
+    _problem: Problem | None = field(default=None, repr=False, compare=False)
 
     @property
     def objective(self) -> float:
@@ -204,6 +206,31 @@ class Result(Generic[S]):
     def gap(self) -> float:
         """Relative gap between objective and bound; infinite when either is missing."""
         return relative_gap(self._objective, self.bound)
+
+    @property
+    def prices(self) -> tuple[Price, ...]:
+        """What one unit more of each limit is worth at this solution; worked out when asked, the most worthwhile first.
+
+        Raises
+        ------
+        NoSolutionError
+            If there is no feasible solution.
+        EdgeOptError
+            If the kind of problem is not one of the package.
+
+        Examples
+        --------
+        >>> import edgeopt
+        >>> problem = edgeopt.problems.ModelDownload.random(num_users=30, bandwidth_hz=100e6, seed=1)
+        >>> price = edgeopt.solve(problem, "slide").prices[0]
+        >>> price.name, price.claim
+        ('bandwidth_hz', 'at most')
+        """
+        from edgeopt import solvers  # late: the core does not depend on the solvers
+
+        if self._problem is None or self.solution is None or not self.feasible:
+            raise NoSolutionError(f"{self.solver} found no feasible solution ({self.status}): there are no prices")
+        return solvers.prices(self._problem, self.solution)
 
     def raise_for_status(self) -> "Result[S]":
         """Return the result itself, or raise if it carries no feasible solution."""

@@ -350,6 +350,7 @@ class Run(Generic[S]):
             seed=self.options.seed,
             versions=versions(),
             _objective=objective,
+            _problem=self.problem,
         )
 
     @staticmethod

@@ -11,6 +11,7 @@ if __name__ != "edgeopt.evaluation":  # one module object only: the root folder 
 
 from edgeopt.evaluation.compare import compare as compare  # at once: the function must win over its module's name
 from edgeopt.evaluation.compare import comparison_rows as comparison_rows
+from edgeopt.evaluation.what_if import what_if as what_if  # likewise
 
 if TYPE_CHECKING:
     from edgeopt.evaluation.compare.performance import performance_profile as performance_profile

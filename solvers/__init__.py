@@ -6,6 +6,7 @@ from typing import Any
 
 from edgeopt.errors import EdgeOptError, quoted
 from edgeopt.explain import Explanation
+from edgeopt.prices import Price, in_order
 from edgeopt.problem import Problem
 from edgeopt.problems import PROBLEMS
 from edgeopt.solve import Solver
@@ -63,3 +64,17 @@ def explain(problem: Problem, solution: Any = None) -> Explanation:
         raise EdgeOptError(f"solution: expected None for a problem of {problem.kind}, got {quoted(solution)}")
     explanation: Explanation = module.explain(problem) if solution is None else module.explain(problem, solution)
     return explanation
+
+
+def prices(problem: Problem, solution: Any) -> tuple[Price, ...]:
+    """Return what more of each limit is worth at a feasible solution, see `edgeopt.Result.prices`; most worth a hundredth first.
+
+    Raises
+    ------
+    EdgeOptError
+        If the kind of problem is none of `KINDS`.
+    """
+    if problem.kind not in KINDS:
+        raise EdgeOptError(f"prices: expected a problem of {', '.join(KINDS)}, got {quoted(problem.kind)}")
+    module = importlib.import_module(f"edgeopt.solvers.{problem.kind.replace('-', '_')}.prices")
+    return in_order(module.prices(problem, solution))

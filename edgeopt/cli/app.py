@@ -26,6 +26,7 @@ from edgeopt.cli.solve import solve
 from edgeopt.cli.study import studies, study
 from edgeopt.cli.trace import trace
 from edgeopt.cli.train import train
+from edgeopt.cli.what_if import whatif
 from edgeopt.errors import EdgeOptError, MissingDependencyError, NoSolutionError, SolverError
 from edgeopt.interrupts import is_interrupt
 from edgeopt.streams import discard_output, one_line_messages, prepare_streams, reserve_stdout, say
@@ -106,6 +107,7 @@ for _command in (
     solvers,
     describe,
     explain,
+    whatif,
     info,
     train,
     trace,

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from edgeopt.evaluation.plots.training.curves import plot_training_curves as plot_training_curves
     from edgeopt.evaluation.plots.training.data_partition import plot_data_partition as plot_data_partition
     from edgeopt.evaluation.plots.training.round_timeline import plot_round_timeline as plot_round_timeline
+    from edgeopt.evaluation.plots.what_if import plot_what_if as plot_what_if
 
 _LAZY = {
     "plot_balance": "balancing",
@@ -75,6 +76,7 @@ _LAZY = {
     "plot_training_curves": "training.curves",
     "plot_data_partition": "training.data_partition",
     "plot_round_timeline": "training.round_timeline",
+    "plot_what_if": "what_if",
 }
 
 
