@@ -185,7 +185,8 @@ class _Group:
                 chosen = choice[j * row : j * row + rows, level * j : level * j + columns]
                 offer = before[: region.shape[0], : region.shape[1]] + sums[j]
                 better = offer < region
-                region[better], chosen[better] = offer[better], j
+                np.copyto(region, offer, where=better)
+                np.copyto(chosen, j, where=better)
             rows = min(len(table), rows + (sums.size - 1) * row)
             columns = min(top + 1, columns + (sums.size - 1) * level)
             levels.append((level, ids[at]))
