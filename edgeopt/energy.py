@@ -21,6 +21,8 @@ Floats = NDArray[np.float64]
 JOULES_PER_KWH = 3.6e6
 FIT = 1e-12
 """Share of a limit by which rounding may exceed it."""
+LARGEST_GROUP = (1 << 20) - 1
+"""Of clients, or their largest site: arrays have an entry for each."""
 FEW = 1 << 20
 """Sum of priorities up to which picks without a limit on their number cost little to try."""
 
@@ -81,7 +83,7 @@ def best_picks(
     value = int_array("priority", priority, (None,), low=0)
     price = float_array("cost", cost, value.shape, nonnegative=True, finite=False)
     number = min(integer("most", most, low=0), value.size)
-    own = int_array("group", group, value.shape, low=0)
+    own = int_array("group", group, value.shape, low=0, high=LARGEST_GROUP)
     groups = int(own.max(initial=0)) + 1
     limits = float_array("limit", limit, (groups,), nonnegative=True, finite=False) * (1 + FIT)
     weights = float_array("weight", weight, (groups,), nonnegative=True)
@@ -183,7 +185,8 @@ class _Group:
                 chosen = choice[j * row : j * row + rows, level * j : level * j + columns]
                 offer = before[: region.shape[0], : region.shape[1]] + sums[j]
                 better = offer < region
-                region[better], chosen[better] = offer[better], j
+                np.copyto(region, offer, where=better)
+                np.copyto(chosen, j, where=better)
             rows = min(len(table), rows + (sums.size - 1) * row)
             columns = min(top + 1, columns + (sums.size - 1) * level)
             levels.append((level, ids[at]))
@@ -266,7 +269,7 @@ class EnergyPlanner:
         if (count := self.energy_j.size) == 0:
             raise InvalidProblemError("energy_j: expected at least one client, got shape [0]")
         self.battery_j = float_array("battery_j", self.battery_j, (count,), nonnegative=True, finite=False, unit="J")
-        self.site = int_array("site", self.site, (count,), low=0)
+        self.site = int_array("site", self.site, (count,), low=0, high=LARGEST_GROUP)
         self.most_g = real("most_g", self.most_g, nonnegative=True, finite=False, unit="g")
         sites = int(self.site.max(initial=0)) + 1
         wanted: tuple[tuple[str, Quantity, tuple[int, ...]], ...] = (

@@ -15,7 +15,7 @@ from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.extras import needs
 from edgeopt.fields import Fields, in_file
 from edgeopt.npz import numbers
-from edgeopt.validate import float_array
+from edgeopt.validate import by_name, float_array
 
 if TYPE_CHECKING:
     import torch
@@ -291,9 +291,8 @@ def model_profile(name: str, precision: Precision = "fp32") -> ModelProfile:
     >>> model_profile("resnet18", "fp16")
     ModelProfile(name='resnet18', num_layers=..., num_parameters=11689512, precision='fp16')
     """
-    if name not in BUNDLED_PROFILES:
-        raise InvalidProblemError(f"no bundled profile {quoted(name)}: expected one of {', '.join(BUNDLED_PROFILES)}")
-    with resources.as_file(resources.files("edgeopt") / "profile_files" / f"{name}.json") as path:
+    file = by_name("bundled profile", name, {known: f"{known}.json" for known in BUNDLED_PROFILES})
+    with resources.as_file(resources.files("edgeopt") / "profile_files" / file) as path:
         return ModelProfile.load(path).with_precision(precision)
 
 

@@ -187,6 +187,7 @@ def test_a_restored_planner_goes_on():
         ({"power": TimeSeries.constant([1, 2], "power")}, "round_s = 0.0: expected a positive number"),
         ({"most_g": 1.0}, "most_g = 1: expected it with carbon and without power"),
         ({"energy_j": [], "site": 0}, r"energy_j: expected at least one client, got shape \[0\]"),
+        ({"site": [0, 2**31 - 1]}, r"site\[1\] = 2147483647: expected an integer from 0 to 1048575"),
         ({"energy_j": [1, 0]}, r"energy_j\[1\] = 0.0: expected a positive number \(J\)"),
     ],
 )

@@ -28,7 +28,7 @@ from edgeopt.problems.expert_caching.counting import (
 )
 from edgeopt.problems.expert_caching.recorded import read_recorded
 from edgeopt.problems.expert_caching.routed_model import RoutedModel
-from edgeopt.validate import int_array
+from edgeopt.validate import by_name, int_array
 
 BUNDLED_TRACES = ("switch32", "mixtral8", "fine64")
 """Names that `bundled_trace` knows."""
@@ -495,9 +495,8 @@ def bundled_trace(name: str) -> RoutingTrace:
     >>> bundled_trace("mixtral8").top_k
     2
     """
-    if name not in BUNDLED_TRACES:
-        raise InvalidProblemError(f"no bundled trace {quoted(name)}: expected one of {', '.join(BUNDLED_TRACES)}")
-    with resources.as_file(resources.files("edgeopt.problems.expert_caching") / "data" / f"routing-{name}.npz") as path:
+    file = by_name("bundled trace", name, {known: f"routing-{known}.npz" for known in BUNDLED_TRACES})
+    with resources.as_file(resources.files("edgeopt.problems.expert_caching") / "data" / file) as path:
         return RoutingTrace.load(path)
 
 
