@@ -100,7 +100,7 @@ def measure(options: argparse.Namespace) -> Row:
             cold_s.append(cold.seconds.total)
             warm_s.append(as_good_s(warm, cold.objective))
             whole_s.append(warm.seconds.total)
-        row = {"case": name, "solver": solver_name, "cold_s": statistics.median(cold_s)}
+        row: Row = {"case": name, "solver": solver_name, "cold_s": statistics.median(cold_s)}
         row |= {"warm_s": statistics.median(warm_s), "warm_whole_s": statistics.median(whole_s)}
         rows.append(row | {"share": row["warm_s"] / row["cold_s"] if math.isfinite(row["warm_s"]) else None})
     goals = [common.goal(f"{row['case']}: as good, of a cold solve", GOAL, row["share"], "x") for row in rows]

@@ -13,7 +13,7 @@ from tests.evaluation.benchmarks.test_benchmarks import assert_well_formed
 
 def test_warm_start(capsys: pytest.CaptureFixture[str]):
     """A row for each case, of every kind, each solved; the table shows them."""
-    assert warm_start.main(["--quick", "--seconds", "2", "--json"]) == 0
+    assert warm_start.main(["--quick", "--seconds", "0.5", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert_well_formed(report, "warm_start")
     assert {row["case"].split(",")[0] for row in report["rows"]} == {kind.kind for kind in PROBLEMS}
