@@ -35,6 +35,7 @@ STUDIES = (
     "hfedmoe",
     "ho-sfl",
     "hsplit-lora",
+    "joint-plan",
     "leed",
     "model-download",
     "rate-regret",
