@@ -13,6 +13,7 @@ from edgeopt.result import Guarantee, Heuristic, Result
 from edgeopt.rng import stream
 from edgeopt.solve import Run, SolveOptions
 from edgeopt.solvers.expert_caching.common import empty_placement, supports_expert_caching
+from edgeopt.solvers.expert_caching.distinct_bound import DistinctBound
 from edgeopt.solvers.expert_caching.dual import minimise_dual
 from edgeopt.solvers.expert_caching.exchange import exchange_round
 from edgeopt.solvers.expert_caching.facility import Facility
@@ -51,7 +52,8 @@ class Lagrangian:
     Subsets are tabulated up to about 15 servers (O(E (U N^2 + N 2^N)) once, then O(columns) per step). Beyond, they come from local
     search and the bound from dual ascent (Erlenkotter 1978), O(E U N) per step, and steps 3 to 5 are replaced by
     best-response sweeps. For ``max`` and ``mix`` with K >= 2 the relaxation of the sum surrogate gives a start, the search of `MaxConvolution`
-    works on the true objective, and the bound shares each set's saving out among its experts (`max_bound`).
+    works on the true objective, and the bound counts the distinct experts of each layer (`distinct_bound`), beyond its sizes
+    shares each set's saving out among its experts (`max_bound`).
 
     Sources: Geoffrion 1974 (relaxation), Dyer 1980 and others (fixing by reduced cost); combination and exchange
     search ours. One iteration is one dual step, one server's knapsack, 20,000 exchange proposals, or one report of HiGHS.
@@ -64,7 +66,7 @@ class Lagrangian:
         part that looks at the clock; deterministic runs count nodes instead.
     finish_columns : most columns to branch and bound over.
     search_work : rows and sets to visit in the local search for ``max`` and ``mix``.
-    bound_steps : choices of shares to try for the bound of ``max`` and ``mix``.
+    bound_steps : steps of the bound of ``max`` and ``mix``, half of them before the local search.
     """
 
     max_steps: int = 400
@@ -72,7 +74,7 @@ class Lagrangian:
     finish_seconds: float = 20.0
     finish_columns: int = 60_000
     search_work: float = 6e8
-    bound_steps: int = 100
+    bound_steps: int = 200
 
     name: ClassVar[str] = "lagrangian"
     guarantee: ClassVar[Guarantee] = Heuristic("certifies each result by its own bound")
@@ -176,12 +178,17 @@ class Lagrangian:
         """For sets that are not modular: round the surrogate's dual, search the true objective, bound it."""
         with run.building():
             (pricing, price), groups = _prepare(facility, start), Groups(problem)
+            bound = DistinctBound(groups) if self.bound_steps and DistinctBound.supports(groups) else None
         lower = float(np.einsum("eu,eu->", facility.weight, best_of(start, facility.gain, facility.model)))
         prices = minimise_dual(facility, pricing, price, self.max_steps, lambda *_: lower if run.step() else None)
         run.offer(Placement(_round_down(run, facility, prices.choice)))
+        if bound is not None:
+            bound.descend(run, self.bound_steps // 2)
         if not run.stopped():
             MaxConvolution(surrogates=(), search_work=self.search_work).search(run, groups, run.options)
-        if not run.stopped():
+        if bound is not None:
+            bound.descend(run, self.bound_steps - self.bound_steps // 2)
+        elif not run.stopped():
             bound_max(run, groups, iterations=self.bound_steps)
 
 

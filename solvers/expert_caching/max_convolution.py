@@ -15,6 +15,7 @@ from edgeopt.problems import ExpertCaching, Placement
 from edgeopt.result import Guarantee, Heuristic, Ratio, Result
 from edgeopt.solve import Run, SolveOptions
 from edgeopt.solvers.expert_caching.common import certify, empty_placement, supports_expert_caching
+from edgeopt.solvers.expert_caching.distinct_bound import DistinctBound
 from edgeopt.solvers.expert_caching.facility import Facility
 from edgeopt.solvers.expert_caching.greedy import offer_something
 from edgeopt.solvers.expert_caching.groups import Groups, Options
@@ -58,7 +59,7 @@ class MaxConvolution:
     max_sweeps : best-response sweeps after each first pass.
     search_work : rows and sets that the local search visits for ``max`` and ``mix``; about 1e8 a second. 0: none.
     search_rounds : annealing rounds at most; large problems spend all work on the first.
-    bound_steps : choices of shares tried for the bound of ``max`` and ``mix``, see `max_bound`; 0: only `certify`.
+    bound_steps : steps of the bound of ``max`` and ``mix``, see `distinct_bound` and `max_bound`; 0: only `certify`.
     """
 
     profiles: Profiles = "exact"
@@ -107,7 +108,12 @@ class MaxConvolution:
             self.search(run, groups, options)
             offer_something(run, problem)
             if not problem.is_modular_per_set and self.bound_steps and not run.stopped():
-                bound_max(run, groups, iterations=self.bound_steps)
+                if DistinctBound.supports(groups):
+                    with run.building():
+                        bound = DistinctBound(groups)
+                    bound.descend(run, self.bound_steps)
+                else:
+                    bound_max(run, groups, iterations=self.bound_steps)
         return run.result()
 
     def search(self, run: Run[Placement], groups: Groups, options: SolveOptions) -> None:

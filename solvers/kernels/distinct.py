@@ -1,0 +1,96 @@
+"""Kernels of the bound by distinct experts: shares of pairs, subsets of a layer, sizes of all layers."""
+
+import numpy as np
+from numba import prange
+from numpy.typing import NDArray
+
+from edgeopt.jit import kernel, parallel_kernel
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@parallel_kernel
+def pair_weights(
+    odds: Floats, which: Ints, first: Ints, last: Ints, rest: NDArray[np.int32], probability: Floats
+) -> tuple[Floats, Floats]:
+    """Share the probability of every set out among the ordered pairs of its experts, in proportion to their odds.
+
+    Class c has the odds ``odds[which[c]]`` [E, E] > 0 and the entries ``first[c]:last[c]``: the experts rest [T, K] that
+    the device lacks, at least one, -1 where there are fewer than K. Return pairs [C, E, E], and alone [C, E] for sets of
+    a single expert. O(K^2) per class and entry.
+    """
+    num_classes, num_experts = first.size, odds.shape[1]
+    pairs, alone = np.zeros((num_classes, num_experts, num_experts)), np.zeros((num_classes, num_experts))
+    for c in prange(num_classes):
+        own = odds[which[c]]
+        for t in range(first[c], last[c]):
+            count = 0
+            while count < rest.shape[1] and rest[t, count] >= 0:
+                count += 1
+            if count == 1:
+                alone[c, rest[t, 0]] += probability[t]
+                continue
+            total = 0.0
+            for j in range(count):
+                for h in range(count):
+                    if h != j:
+                        total += own[rest[t, j], rest[t, h]]
+            for j in range(count):
+                for h in range(count):
+                    if h != j:
+                        pairs[c, rest[t, j], rest[t, h]] += probability[t] * (own[rest[t, j], rest[t, h]] / total)
+    return pairs, alone
+
+
+@kernel
+def values_of_subsets(base: Floats, joint: Floats) -> Floats:
+    """Return [2^E]: for every set T of experts, the sum over e in T of the best over s of base[e, s] + joint[e, s, T].
+
+    base [E, S], joint [E, S, E] with zeros for the pair of an expert with itself; a best below zero counts as zero.
+    Subsets are visited in the order of a Gray code, one partner at a time: O(2^E E S).
+    """
+    num_experts, num_sets = base.shape
+    values = np.zeros(1 << num_experts)
+    for e in range(num_experts):
+        now = base[e].copy()
+        mask = 0
+        for step in range(1 << num_experts):
+            if step:
+                h = 0
+                while not step >> h & 1:
+                    h += 1
+                sign = -1.0 if mask >> h & 1 else 1.0
+                mask ^= 1 << h
+                for s in range(num_sets):
+                    now[s] += sign * joint[e, s, h]
+            if mask >> e & 1:
+                best = 0.0
+                for s in range(num_sets):
+                    best = max(best, now[s])
+                values[mask] += best
+    return values
+
+
+@kernel
+def best_sizes(profile: Floats, first: Ints, weight: Ints, capacity: int) -> tuple[float, Ints]:
+    """Return the best sum of one entry of each profile whose weights fit, and which: a multiple-choice knapsack.
+
+    Profile g is ``profile[first[g]:first[g + 1]]`` with those weights, the first of which is 0. O(capacity) per entry.
+    """
+    num_groups = first.size - 1
+    table = np.zeros(capacity + 1)
+    taken = np.zeros((num_groups, capacity + 1), np.int64)
+    for g in range(num_groups):
+        fresh = np.full(capacity + 1, -np.inf)
+        for j in range(first[g], first[g + 1]):
+            for c in range(weight[j], capacity + 1):
+                value = table[c - weight[j]] + profile[j]
+                if value > fresh[c]:
+                    fresh[c], taken[g, c] = value, j - first[g]
+        table = fresh
+    chosen, left = np.zeros(num_groups, np.int64), capacity
+    for g in range(num_groups - 1, -1, -1):
+        chosen[g] = taken[g, left]
+        left -= weight[first[g] + chosen[g]]
+    return table[capacity], chosen
