@@ -17,6 +17,9 @@ OPERATIONS = 12
 """Floating-point operations per edge and round: two sums, clamp, exp, three and two for both fractions, three products, log."""
 
 
+_MOST_VALUE = float(np.tanh(kernels.MOST / 2))
+
+
 class BeliefPropagation:
     r"""Sum-product decoding of parities that have crossed a channel, with what is known of bits beforehand.
 
@@ -65,9 +68,20 @@ class BeliefPropagation:
             raise InvalidProblemError("iterations: expected at least one number, ascending")
         heard = float_array("channel", channel, (self.graph.num_symbols,))
         known = float_array("prior", prior, (self.graph.num_bits,))
-        found = np.empty((len(stops), len(known)))
-        kernels.propagate(heard, known, self.graph.start, self.graph.neighbours, stops, found)
-        return found if several else found[0]
+        start, neighbours = self.graph.start, self.graph.neighbours
+        symbol = np.tanh(np.clip(heard, -kernels.MOST, kernels.MOST) / 2)
+        belief, message = known.copy(), np.zeros(len(neighbours))
+        factor, odds = np.empty(len(neighbours)), np.empty(len(neighbours))
+        found = []
+        for done in range(int(stops[-1]) + 1):
+            if done:  # tanh and log are NumPy's, which computes several at once
+                kernels.gather(belief, message, neighbours, factor)
+                np.tanh(factor, out=factor)
+                kernels.combine(symbol, start, factor, _MOST_VALUE, odds)
+                np.log(odds, out=message)
+                kernels.scatter(known, message, neighbours, belief)
+            found += [belief.copy()] if done in stops else []
+        return np.stack(found) if several else found[0]
 
     def propagate(self, channel: Tensor, prior: Tensor, iterations: int, weights: Tensor | None = None) -> Tensor:
         r"""Return log-likelihood ratios [K], differentiable by everything.
@@ -81,7 +95,7 @@ class BeliefPropagation:
         """
         iterations = integer("iterations", iterations, low=0)
         neighbours = self._neighbours
-        most = float(np.tanh(kernels.MOST / 2)) if prior.dtype == torch.float64 else 1 - 2.0**-23
+        most = _MOST_VALUE if prior.dtype == torch.float64 else 1 - 2.0**-23
         symbol = (channel.clamp(-kernels.MOST, kernels.MOST) / 2).tanh()
         message = prior.new_zeros(len(neighbours))
         belief = prior
@@ -97,6 +111,33 @@ class BeliefPropagation:
                 message = weights * message
             belief = prior.index_add(0, neighbours, message)
         return belief
+
+    def expected(self, prior: Tensor, weights: Tensor | None = None) -> Tensor:
+        r"""Return the expected value [n] of each symbol, +1 for 0 and -1 for 1: the product of its neighbours'.
+
+        Parameters
+        ----------
+        prior, weights : as in `propagate`.
+        """
+        factor = (prior[self._neighbours] / 2).tanh()
+        if weights is not None:
+            factor = 1 - weights + weights * factor
+        found = torch.cat([factor[edges].prod(1) for _, edges in self._by_degree])
+        order = torch.cat([rows for rows, _ in self._by_degree])
+        return torch.empty_like(found).index_put((order,), found)
+
+    def stream_bits(self, prior: Tensor, weights: Tensor | None = None) -> Tensor:
+        r"""Return the rate term in bits: how much the symbols tell whoever knows `prior`, each by itself.
+
+        A symbol is a function of bits, so the divergence of what it is from what is expected of it is its entropy,
+        :math:`H_b(\frac{1}{2}(1 - \prod_{k \in N_j} \tanh(\lambda_k / 2)))`. The sum over symbols bounds what all tell together.
+
+        Parameters
+        ----------
+        prior, weights : as in `propagate`.
+        """
+        one = ((1 - self.expected(prior, weights)) / 2).clamp(1e-7, 1 - 1e-7)
+        return -(one * one.log2() + (1 - one) * (1 - one).log2()).sum()
 
     @cached_property
     def _neighbours(self) -> Tensor:

@@ -1,7 +1,5 @@
 """Kernels of fountain codes: who is whose neighbour, parities, and sums and products over a graph."""
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -88,41 +86,34 @@ def parities(bits: NDArray[np.uint8], start: Integers, neighbours: Integers) -> 
 
 
 @kernel
-def propagate(
-    channel: Floats, prior: Floats, start: Integers, neighbours: Integers, stops: Integers, found: Floats
-) -> None:
-    """Write log-likelihood ratios found[i] [K] after stops[i] rounds of messages, stops ascending.
+def gather(belief: Floats, message: Floats, neighbours: Integers, half: Floats) -> None:
+    """Write half of what bits tell symbols along every edge: what they believe without what they were told there."""
+    for e in range(len(neighbours)):
+        half[e] = min(max(belief[neighbours[e]] - message[e], -MOST), MOST) / 2
 
-    The product over a symbol's other neighbours is that of those before and of those after, so that a message of 0
-    divides nothing.
+
+@kernel
+def combine(symbol: Floats, start: Integers, factor: Floats, most: float, odds: Floats) -> None:
+    """Write (1 + v) / (1 - v) for every edge, v the product of the symbol and its other factors, held within `most`.
+
+    The product over the others is that of those before and of those after, so that a factor of 0 divides nothing.
     """
-    most = math.tanh(MOST / 2)
-    message = np.zeros(len(neighbours))  # from symbols to bits
-    ahead = np.empty(len(neighbours))
-    factor = np.empty(len(neighbours))
-    symbol = np.tanh(np.minimum(np.maximum(channel, -MOST), MOST) / 2)
-    belief = prior.copy()
-    at, done = 0, 0
-    while at < len(stops) and stops[at] == 0:
-        found[at] = belief
-        at += 1
-    while at < len(stops):
-        for e in range(len(neighbours)):
-            toward = min(max(belief[neighbours[e]] - message[e], -MOST), MOST)
-            factor[e] = 1 - 2 / (math.exp(toward) + 1)
-        belief[:] = prior
-        for j in range(len(start) - 1):
-            product = symbol[j]
-            for e in range(start[j], start[j + 1]):
-                ahead[e] = product
-                product *= factor[e]
-            product = 1.0
-            for e in range(start[j + 1] - 1, start[j] - 1, -1):
-                value = min(max(ahead[e] * product, -most), most)
-                product *= factor[e]
-                message[e] = math.log((1 + value) / (1 - value))
-                belief[neighbours[e]] += message[e]
-        done += 1
-        while at < len(stops) and stops[at] == done:
-            found[at] = belief
-            at += 1
+    for j in range(len(start) - 1):
+        product = symbol[j]
+        for e in range(start[j], start[j + 1]):
+            odds[e] = product
+            product *= factor[e]
+        product = 1.0
+        for e in range(start[j + 1] - 1, start[j] - 1, -1):
+            odds[e] = min(max(odds[e] * product, -most), most)
+            product *= factor[e]
+    for e in range(len(odds)):
+        odds[e] = (1 + odds[e]) / (1 - odds[e])
+
+
+@kernel
+def scatter(prior: Floats, message: Floats, neighbours: Integers, belief: Floats) -> None:
+    """Write what bits believe: what was known beforehand, and what all symbols tell."""
+    belief[:] = prior
+    for e in range(len(neighbours)):
+        belief[neighbours[e]] += message[e]

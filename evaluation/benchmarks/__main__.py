@@ -17,7 +17,7 @@ NAMES = (
     "greedy", "kernels", "top_k", "scale", "caching", "model_download", "split_training", "client_selection",
     "expert_balancing",
     "federated_rounds", "codecs", "split_systems", "experts", "unequal_ranks", "steering", "selection_quality", "time_limits",
-    "rounds", "rounds_choice", "teams", "peers",
+    "rounds", "rounds_choice", "teams", "fountain", "peers",
 )  # fmt: skip
 LONG = ("selection_quality", "time_limits", "rounds", "rounds_choice")  # an hour to minutes: only where they are named
 

@@ -37,6 +37,7 @@ STUDIES = (
     "hsplit-lora",
     "leed",
     "model-download",
+    "ntrscc",
     "rate-regret",
     "split-training",
     "svdecode",
