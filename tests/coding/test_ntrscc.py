@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 torch = pytest.importorskip("torch")
 from edgeopt.coding import Awgn, BeliefPropagation, Encoded, Header, LtCode, Network, Ntrscc, Shape, psnr_db, psnr_table
 from edgeopt.coding.ntrscc import Tiles
 from edgeopt.errors import InvalidFileError, InvalidProblemError
+from tests.coding import oracles
 
 RNG = np.random.default_rng(0)
 PICTURE = np.clip(np.add.outer(np.arange(40) * 4, np.arange(70)) [:, :, None] + RNG.integers(0, 40, (40, 70, 3)), 0, 255).astype(
@@ -130,6 +132,41 @@ def test_what_is_refused(system: Ntrscc, tmp_path: Path):
             system.replace(**changes)
     with pytest.raises(InvalidProblemError, match="2000 x 2000 pixels: expected at most 1048576"):
         Tiles(2000, 2000)
+
+
+@torch.no_grad()
+def test_decoding_written_out_a_second_time(system: Ntrscc):
+    """From the header and what was heard to pixels, in scipy's distribution function and messages in probabilities."""
+    picture = PICTURE[:32, :32]
+    sent = system.encode(picture, seed=2)
+    heard = Awgn(6).receive(sent.symbols(70), np.random.default_rng(0))
+    found = system.decode(sent.header, heard, 3, seed=2)
+
+    hyper = torch.from_numpy(sent.header.hyper.astype(np.float32))
+    mean, log_scale = system.network.hyper_synthesis(hyper).chunk(2, 1)
+    scale = np.clip(np.exp(log_scale.double().numpy().reshape(-1, 1)), 0.1, 8.0)
+    values = np.arange(-8, 8)
+    chance = norm.cdf((values + 0.5) / scale) - norm.cdf((values - 0.5) / scale) + 1e-9
+    chance /= chance.sum(1, keepdims=True)
+    gray = np.array([[int(bit) for bit in f"{cell ^ (cell >> 1):04b}"] for cell in range(16)])
+    one = np.clip(chance @ gray, 1e-7, 1 - 1e-7).reshape(-1)
+    prior = np.clip(np.log((1 - one) / one), -12, 12)
+    graph = system.receiver(sent.header, 2).graph(70)
+    told = (oracles.messages(graph, heard, prior, 3) - prior).reshape(-1, 4)
+    assert np.abs(told).max() > 1
+    posterior = chance.copy()
+    for cell in range(16):
+        for plane in range(4):
+            sign = 1 - 2 * gray[cell, plane]
+            posterior[:, cell] *= 1 / (1 + np.exp(-sign * told[:, plane]))
+    posterior /= posterior.sum(1, keepdims=True)
+    centre = posterior @ values
+    spread = posterior @ values**2 - centre**2
+    centre, spread = (torch.from_numpy(x.astype(np.float32)).view(mean.shape) for x in (centre, spread))
+    made = system.network.synthesis(torch.cat([mean + centre, spread], 1))[0].permute(1, 2, 0) + 0.5
+    expected = np.round(np.clip(made.numpy(), 0, 1) * 255)
+    assert np.abs(found - expected).max() <= 1  # a rounding that falls the other way
+    assert (found == expected).mean() > 0.99
 
 
 @pytest.mark.parametrize("size", [(1, 1), (33, 20), (128, 129), (300, 451), (512, 768)])

@@ -130,6 +130,14 @@ def test_fixed_number_of_symbols(tmp_path: Path):
     assert (one[0] == other[0]).all()
     assert one[0].shape == PICTURE.shape
     assert one[1] == 96 * 96 * 6 // 64
+    noise = np.random.default_rng(0).standard_normal((1, 6, 12, 12)).astype(np.float32)  # of variance 10^-0.3
+    with torch.no_grad():
+        tile = torch.zeros(1, 3, 96, 96)
+        tile[0, :, :72, :90] = torch.from_numpy(PICTURE).permute(2, 0, 1) / 255
+        tile[0, :, :72, 90:] = tile[0, :, :72, 89:90]
+        tile[0, :, 72:] = tile[0, :, 71:72]
+        made = model.decoder(model.symbols(tile) + 10**-0.15 * torch.from_numpy(noise))[0, :, :72, :90] + 0.5
+    assert np.abs(one[0] - (made.clamp(0, 1) * 255).round().permute(1, 2, 0).numpy()).max() <= 1
 
 
 def test_what_is_refused(tmp_path: Path):
