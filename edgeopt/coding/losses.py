@@ -16,6 +16,10 @@ from edgeopt.coding.lt_code import DEGREES, Graph, LtCode
 from edgeopt.coding.transforms import Network, Side, degrees
 
 SCALE = 255.0**2
+_ROUNDS, _LOADS, _SNR_DB = (2, 5, 10, 20), (0.3, 1.5), (-2.0, 10.0)
+"""What is drawn for a mini-batch: iterations, and ranges of symbols per bit and of ratios in dB."""
+_CLASSES, _SHORT = 32, 0.85
+"""Bits that density evolution follows, and what a symbol counts in it: codes of a few thousand bits are behind their limit."""
 _FURTHER = (2, 3, 4, 5, 8, 9, 9, 19, 65)
 """Neighbours that are drawn for a symbol of each degree, so that one more could have been its own."""
 
@@ -113,7 +117,7 @@ def code_loss(
 ) -> tuple[Tensor, dict[str, float]]:
     """Return the loss of the degree distributions and of the weights of bits, by density evolution for a sample of bits.
 
-    An error is what wrong bits cost. Symbols count `_SHORT` of what they do, as codes of a few thousand bits are behind their limit.
+    An error is what wrong bits cost.
     """
     with torch.no_grad():
         _, hyper = network.analyse(pictures)
@@ -143,12 +147,6 @@ def code_loss(
         total = total + error + weights.beta * messages
         said[name] = float(error.detach())
     return total, said
-
-
-_CLASSES, _SHORT = 32, 0.85
-_ROUNDS = (2, 5, 10, 20)
-_LOADS = (0.3, 1.5)
-_SNR_DB = (-2.0, 10.0)
 
 
 def joint_loss(

@@ -78,6 +78,26 @@ def test_variants_are_what_they_are_called():
     }
 
 
+def test_a_network_for_white_noise_is_not_tried_on_fading():
+    """Its row is there and empty; tables and pictures do without it."""
+    small = study.STUDY.setting(quick=True)
+    cells = [
+        study.StudyCell(
+            study="ntrscc", setting=small, task="rayleigh", variant=variant, seed=0, folder=None, measure=study.run
+        )
+        for variant in ("deep-jscc", "jpeg")
+    ]  # fmt: skip
+    rows = [{"task": "rayleigh", "variant": cell.variant, "seed": 0, **study.run(cell)} for cell in cells]
+    assert rows[0]["psnr"] is None
+    found = study.Found(
+        study=study.STUDY, setting=small, tasks=("rayleigh",), seeds=(0,), quick=True, rows=rows, failures=[], machine={},
+        versions={}, interrupted=False,
+    )  # fmt: skip
+    assert "psnr" not in study.tables(found)["summary"][0]
+    assert study.drawable(found, "rayleigh") == ["jpeg"]
+    assert len(study.pictures(found)["rayleigh-symbols"].draw().lines) == 1
+
+
 def test_choices_stay_within_the_mean():
     """The best three of the table with at most 0.75 on average, none is left out."""
     cell = study.StudyCell(
