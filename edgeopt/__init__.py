@@ -37,6 +37,7 @@ from edgeopt.stop import StopCriterion as StopCriterion
 from edgeopt.stop import TargetGap as TargetGap
 
 if TYPE_CHECKING:
+    from edgeopt import coding as coding
     from edgeopt import data as data
     from edgeopt import evaluation as evaluation
     from edgeopt import experiment as experiment
@@ -61,7 +62,18 @@ if TYPE_CHECKING:
     from edgeopt.schedule import StaticPlanner as StaticPlanner
     from edgeopt.series import TimeSeries as TimeSeries
 
-_PACKAGES = ("data", "evaluation", "experiment", "inference", "models", "problems", "rl", "solvers", "training")
+_PACKAGES = (
+    "coding",
+    "data",
+    "evaluation",
+    "experiment",
+    "inference",
+    "models",
+    "problems",
+    "rl",
+    "solvers",
+    "training",
+)
 _LAZY = {name: (f"edgeopt.{name}", None) for name in _PACKAGES} | {
     "EdgeNetwork": ("edgeopt.network", "EdgeNetwork"),
     "load": ("edgeopt.problems", "load"),

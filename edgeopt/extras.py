@@ -13,6 +13,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "tensorboard": ("tensorboard",),
     "flower": ("flwr",),
     "rl": ("pettingzoo", "gymnasium", "mpe2"),
+    "images": ("scikit-image", "pillow"),
 }
 """Packages by extra, those of pyproject.toml that a user installs for a feature."""
 

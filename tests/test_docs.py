@@ -20,6 +20,7 @@ import pytest
 
 import edgeopt
 from edgeopt import (
+    coding,
     convergence,
     data,
     evaluation,
@@ -128,7 +129,7 @@ def public_names(module: types.ModuleType) -> Iterator[str]:
 
 
 MODULES = [
-    edgeopt, convergence, schedule, problems, solvers, evaluation, studies, data, models, training, inference, rl, experiment,
+    edgeopt, convergence, schedule, problems, solvers, evaluation, studies, data, models, training, inference, rl, coding, experiment,
     *(importlib.import_module("edgeopt.solvers." + kind.replace("-", "_")) for kind in KINDS),
 ]  # fmt: skip
 

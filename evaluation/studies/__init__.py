@@ -38,6 +38,7 @@ STUDIES = (
     "joint-plan",
     "leed",
     "model-download",
+    "ntrscc",
     "rate-regret",
     "split-training",
     "svdecode",

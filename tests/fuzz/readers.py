@@ -16,6 +16,7 @@ import numpy as np
 import edgeopt
 from edgeopt import storage
 from edgeopt.cli.train import configured
+from edgeopt.coding import Header, Network, Ntrscc, Shape, Training, as_picture, train_ntrscc
 from edgeopt.data import byte_text, cifar10, mnist
 from edgeopt.device_profiles import assign_devices, read_device_profiles
 from edgeopt.errors import EdgeOptError
@@ -431,6 +432,40 @@ def learn_in_team(path: Path, updates: int) -> None:
     learn_together(team, learner, shown, updates=updates, seed=0, checkpoint=path, resume=True)
 
 
+# --- one stream of a picture --------------------------------------------------------------------------------------
+
+
+def stream_system() -> Ntrscc:
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Ntrscc(Network(Shape(width=2, channels=1, hyper=1)).requires_grad_(False))
+
+
+SYSTEM = cache(stream_system)
+
+
+def use_header(path: Path) -> None:
+    """Decode what a receiver of this header would, if it is the sender's."""
+    SYSTEM().receiver(Header.from_bytes(path.read_bytes()), 0).picture()
+
+
+def write_picture(path: Path) -> None:
+    from PIL import Image
+
+    Image.fromarray(np.arange(300, dtype=np.uint8).reshape(10, 10, 3)).save(path)
+
+
+def train_stream(path: Path) -> None:
+    """Train on from a checkpoint if it is there."""
+    picture = np.arange(3072, dtype=np.uint8).reshape(32, 32, 3)
+    shape = Shape(width=2, channels=1, hyper=1)
+    train_ntrscc(
+        [picture], Training(transforms=1, code=0, joint=0, batch=1, crop=32), shape=shape, checkpoint=path, resume=True
+    )
+
+
 DEVICES = "name;flops;memory_bytes;memory_bytes_per_s;power_w\nphone;1e11;6e9;3e10;2\npad;2e11;8e9;5e10;3\n"
 
 
@@ -527,6 +562,12 @@ READERS = (
     Reader("adapter_config.json", write_adapters, use_adapters),
     Reader("adapter_model.safetensors", write_adapters, use_adapters),
     Reader("steering.json", write_steering, lambda path: load_steering(path, StandIn(), base=StandIn())),
+    Reader("ntrscc.safetensors", lambda path: SYSTEM().save(path), Ntrscc.load),
+    Reader("ntrscc-run.safetensors", train_stream, train_stream),
+    Reader("header.bin", lambda path: path.write_bytes(SYSTEM().encode(np.zeros((40, 40, 3), np.uint8), 0).header.to_bytes()), use_header),
+    Reader("picture.png", write_picture, as_picture),
+    Reader("picture.jpg", write_picture, as_picture),
+    Reader("picture.tif", write_picture, as_picture),
     Reader("policy.safetensors", lambda path: policy().save(path), use_policy),
     Reader("learner.safetensors", write_learner, restore_learner),
     Reader("team.safetensors", lambda path: learn_in_team(path, 1), lambda path: learn_in_team(path, 2)),
