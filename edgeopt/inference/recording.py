@@ -135,11 +135,8 @@ def _pieces(
     texts_by_user: Any, names: list[Any], tokenizer: Callable[[str], Mapping[str, Any]] | None, max_length: int
 ) -> Iterator[_Piece]:
     """Yield the pieces of every user's texts, one after another, and note the names of the users."""
-    users = (
-        texts_by_user.items()
-        if isinstance(texts_by_user, Mapping)
-        else enumerate(_many("texts_by_user", texts_by_user))
-    )
+    by_name = isinstance(texts_by_user, Mapping)
+    users = texts_by_user.items() if by_name else enumerate(_many("texts_by_user", texts_by_user))
     for number, (name, texts) in enumerate(users):
         names.append(name if isinstance(name, int | str) else str(name))
         own = [texts] if isinstance(texts, Mapping) else _many(f"texts of user {quoted(name)}", texts)
@@ -237,11 +234,10 @@ class _Watched:
         hidden = next((given for given in tensors if given.is_floating_point()), None)
         if hidden is not None:
             self.hidden = (hidden.shape[-1], 8 * hidden.element_size())
+        experts = _num_experts(layer)
         for i, given in enumerate(tensors):
             ids = not given.is_floating_point() and given.ndim == 2
-            if ids and 0 < given.shape[1] < _num_experts(
-                layer
-            ):  # as wide as all of them, it is a table of truth values
+            if ids and 0 < given.shape[1] < experts:  # as wide as all of them, it is a table of truth values
                 self.ids.append(given)
                 weights = next((t for t in tensors[i + 1 :] if t.is_floating_point() and len(t) == len(given)), None)
                 whole = torch.ones(len(given), dtype=torch.bool, device=given.device)

@@ -303,6 +303,11 @@ def score_answers(
     ----------
     model, base : as in `SteeredDecoding`.
     prompt, answers : strings, which need `tokenizer`, or token ids.
+
+    Raises
+    ------
+    InvalidProblemError
+        If there are no answers, or one has no tokens, or tokens that the model does not know.
     """
     both, steering = Base(model, base), _checked(steering)
     kept = SteeringVector(
