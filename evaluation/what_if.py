@@ -180,7 +180,7 @@ def what_if(
     if math.prod(len(axis.values) for axis in axes) > MAX_CELLS:
         raise EdgeOptError(f"vary: expected at most {MAX_CELLS} points")
     seconds, number = time_limit_s(time_limit), seed_number("seed", seed)
-    store = None if out is None else RowStore(storage.open_folder(out) / "rows", _check)
+    store = None if out is None else RowStore(storage.open_folder(out) / "rows", check_point)
     made: dict[tuple[int, ...], Row] = {}
     cells = list(_points(problem, axes, solver, number, seconds, made))
     if store is not None:
@@ -292,7 +292,8 @@ def public_point(row: Row) -> Row:
     return {key: row.get(key) for key in keys}
 
 
-def _check(document: Row) -> None:
+def check_point(document: Row) -> None:
+    """Refuse what is no row of a what-if."""
     check_row(document)
     row = Fields(document, "not a point of a what-if: ")
     for name in ("axes", "values", "place"):

@@ -31,6 +31,7 @@ def solve(
     seed: SeedOption = 0,
     output: Annotated[Path | None, typer.Option(help="Write the result, solution included, as JSON.")] = None,
     initial_solution: Annotated[Path | None, typer.Option(help="Result file to start from.")] = None,
+    prices: Annotated[bool, typer.Option("--prices", help="Also what one more unit of each limit is worth.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Solve an instance. Ctrl-C prints the best solution so far and exits with status 130."""
@@ -48,10 +49,11 @@ def solve(
     result = run(problem, chosen, time_limit=time_limit, seed=seed, initial_solution=start, display=True)
     if output is not None:
         result.save(output)
+    worth = result.prices if prices and result.feasible else ()
     if as_json:
-        print_json(result.to_json())
+        print_json(result.to_json() | ({"prices": [price.to_json() for price in worth]} if prices else {}))
     else:
-        print(result.summary())
+        print("\n".join([result.summary(), *(f"  {price}" for price in worth)]))
     if result.limit is Limit.INTERRUPT or interrupted():
         raise typer.Exit(INTERRUPTED)
     if result.status in ("error", "no-solution"):

@@ -176,7 +176,7 @@ def draw_values(found: Found[Setting]) -> Any:
 
 def draw_shares(found: Found[Setting]) -> Any:
     """Draw stacked bars for each network and resource."""
-    from edgeopt.evaluation.plots.style import COLOURS, legend_above, new_axes
+    from edgeopt.evaluation.plots.style import COLOURS, legend_above, new_axes, whole_ticks
 
     ax, drawn = new_axes(), {}
     rows = sorted(found.of(variant=SYSTEM), key=lambda row: row["seed"])
@@ -193,6 +193,7 @@ def draw_shares(found: Found[Setting]) -> Any:
     ax.set_xticks([x for x, _ in ticks], [letter for _, letter in ticks], fontsize=8)
     ax.set_xlabel(f"networks {', '.join(str(row['seed']) for row in rows)}: storage, bandwidth, energy")
     ax.set_ylabel("blocks")
+    whole_ticks(ax.yaxis)
     legend_above(ax, {name: drawn[name] for name in DECISIONS if name in drawn})
     return ax
 

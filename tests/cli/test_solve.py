@@ -51,6 +51,17 @@ def test_solve_json(instance: Path):
     assert done.stderr == ""
 
 
+def test_solve_with_prices(instance: Path):
+    """--prices says what more of each limit is worth, also as JSON."""
+    done = run("solve", instance, "--solver", "greedy", "--prices", "--json")
+    assert done.exit_code == 0, done.stderr
+    document = strict(done.stdout)
+    assert set(document) == KEYS | {"prices"}
+    assert all(price["name"].startswith("storage_bytes[") for price in document["prices"])
+    people = run("solve", instance, "--solver", "greedy", "--prices").stdout
+    assert all(price["name"] in people for price in document["prices"])
+
+
 def test_solve_for_people(instance: Path):
     """Without --json there is a summary."""
     done = run("solve", instance, "--solver", "random")

@@ -20,14 +20,17 @@ from edgeopt.coding import Header, Network, Ntrscc, Shape, Training, as_picture,
 from edgeopt.data import byte_text, cifar10, mnist
 from edgeopt.device_profiles import assign_devices, read_device_profiles
 from edgeopt.errors import EdgeOptError
+from edgeopt.evaluation import what_if
 from edgeopt.evaluation.compare.performance import summarise
 from edgeopt.evaluation.compare.rows import RowStore, add_gaps, read_row, read_rows, rows_frame
-from edgeopt.evaluation.compare.solutions import read_solution
+from edgeopt.evaluation.compare.solutions import read_solution, solution_from_json
 from edgeopt.evaluation.instances import library, load_instance
 from edgeopt.evaluation.studies import Evidence, Level, run_study
 from edgeopt.evaluation.studies.publish import verdict_document
 from edgeopt.evaluation.studies.stored import read_verdicts
 from edgeopt.evaluation.studies.study import check_row
+from edgeopt.evaluation.what_if import check_point
+from edgeopt.evaluation.what_if_page import decided
 from edgeopt.experiment import Experiment
 from edgeopt.inference.routing import RoutingRecord
 from edgeopt.inference.steered import load_steering, save_steering
@@ -142,6 +145,21 @@ def use_rows(path: Path) -> None:
     assert len(rows) <= 1
     rows_frame(rows), summarise(rows)
     read_row(path)
+
+
+def write_point(path: Path) -> None:
+    what_if(problem(ModelDownload), "bandwidth=x1", out=path.parent / "out", display=False)
+    (row,) = (path.parent / "out" / "rows").glob("*.json")
+    row.rename(path)
+
+
+def use_point(path: Path) -> None:
+    """Read a point as the next run does: its solution is where a neighbour starts, its numbers are shown."""
+    row = read_row(path, check_point)
+    decided(row)
+    with suppress(EdgeOptError):
+        if row.get("solution") is not None:
+            solution_from_json(problem(ModelDownload), row["solution"])
 
 
 def write_study_row(path: Path) -> None:
@@ -534,6 +552,7 @@ READERS = (
     Reader("expert-balancing.npz", lambda path: problem(ExpertBalancing).save(path), describe),
     *(Reader(f"solution-{kind.kind}.json", lambda path, kind=kind: result(kind).save(path), use_solution(kind)) for kind in SOLVERS),
     Reader("row.json", write_row, use_rows),
+    Reader("point.json", write_point, use_point),
     Reader("study-row.json", write_study_row, use_study_row),
     Reader("verdicts.json", write_verdicts, read_verdicts),
     Reader("library.json", lambda path: path.write_bytes((library.FOLDER / "facility-tiny.json").read_bytes()), library.read_entry),

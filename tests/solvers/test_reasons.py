@@ -141,9 +141,9 @@ def check_enough(problem: SplitTraining, name: str, limit: Limit) -> None:
         assert not reachable(changed(limit.enough * (1 - 1e-4)))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_conflicts_of_split_training(seed: int):
-    """Of 400 in all, the limits cannot hold together, without any one they can, and what is said to be enough is enough.
+    """Of 300 in all, the limits cannot hold together, without any one they can, and what is said to be enough is enough.
 
     Of some, every smaller set is tried.
     """
@@ -231,10 +231,10 @@ def check_balancing(size: list[int], room: list[int]) -> bool:
 
 
 def test_conflicts_of_expert_balancing():
-    """Of 1200 random ones, the 200 and more whose groups cannot be packed name groups of which none can be left out."""
+    """Of 800 random ones, the 130 and more whose groups cannot be packed name groups of which none can be left out."""
     rng = np.random.default_rng(1)
-    found = sum(check_balancing(*random_groups(rng)) for _ in range(1200))
-    assert found >= 200
+    found = sum(check_balancing(*random_groups(rng)) for _ in range(800))
+    assert found >= 130
 
 
 def test_packing_at_the_size_of_real_systems():

@@ -12,7 +12,9 @@ from tests.one_thread import one_thread  # noqa: F401 - a fixture of all tests h
 
 def test_every_variant_shares_out_and_is_drawn(tmp_path: Path):
     """Values are weighted worths, blocks are within what there is, and nobody is better than the joint bound."""
-    found = run_study(STUDY, quick=True, changes={"solve_s": 5.0}, out=tmp_path, executor="serial", display=False)
+    found = run_study(
+        STUDY, quick=True, changes={"solve_s": 5.0, "blocks": 2}, out=tmp_path, executor="serial", display=False
+    )
     assert found.complete
     (joint,) = found.of(variant=SYSTEM)
     assert joint["value"] <= joint["bound"]
@@ -39,7 +41,7 @@ def test_who_is_first_has_the_largest_priority():
     setting = STUDY.setting(quick=True, changes={"solve_s": 5.0})
     on = competition(setting, 0)
     assert on.weights == {"caching": 3.0, "download": 9.0, "training": 1.0}
-    plan = on.plan({"storage": 3, "bandwidth": 3, "energy": 3})
+    plan = on.plan({"storage": 2, "bandwidth": 2, "energy": 2})
     first = decided(plan, SEQUENCE, setting)
     assert first.worth["download"] >= 0.99
     assert decided(plan, EQUAL, setting).blocks["caching"] == {"storage": 1}
