@@ -1,8 +1,9 @@
 """Expert caching: which experts of mixture-of-experts models each edge server keeps, under its storage."""
 
 import dataclasses
+import os
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,9 @@ from edgeopt.problems.expert_caching.build import facility_fields, random_fields
 from edgeopt.problems.expert_caching.placement import Placement
 from edgeopt.problems.expert_caching.routed_model import SUM_TOLERANCE, Latency, RoutedModel
 from edgeopt.validate import float_array, int_array, listed, probabilities, real
+
+if TYPE_CHECKING:
+    from edgeopt.modelling import GenericModel
 
 STORAGE_TOLERANCE = 1e-12  # relative
 
@@ -374,6 +378,41 @@ class ExpertCaching(Problem):
                 f"solution: cached: {len(cached)} lists, expected {self.num_servers}, one per server"
             )
         return Placement.from_lists(cached, self.num_experts)
+
+    # --- models to take along ----------------------------------------------------------------------------------
+
+    def to_cvxpy(self) -> "GenericModel[Placement]":
+        r"""Return the problem as a mixed-integer linear programme in cvxpy, to be solved with constraints of one's own.
+
+        .. math:: \max \sum_t v_t y_t, \quad y_t \le z_{S e} \; (e \in R_t), \quad z_{Se} \le \sum_{n \in S} x_{ne},
+            \quad \sum_e s_e x_{ne} \le Q_n, \quad x \in \{0, 1\}
+
+        Exact for every K and latency: a user saves step by step over his servers by latency, a set of experts by those
+        that the device lacks, see `Terms`. Variables: ``cached`` x [N, E], ``held`` z and ``together`` y, where there are any.
+        Constraints: ``storage`` [N], in sizes of the largest expert, ``fits``, ``some server holds it``, ``all of the set are held``.
+
+        Examples
+        --------
+        >>> problem = ExpertCaching.random(num_servers=2, num_users=3, num_layers=1, experts_per_layer=4, seed=1)
+        >>> model = problem.to_cvxpy()
+        >>> cached = model.variables["cached"]
+        >>> model = model.with_constraints(one_of_a_kind=cached[0] + cached[1] <= 1)  # no expert on both servers
+        >>> _ = model.problem.solve(solver="HIGHS")
+        >>> bool(abs(problem.objective(model.solution()) - model.value) < 1e-9)
+        True
+        """
+        from edgeopt.problems.expert_caching.modelling import generic_model
+
+        return generic_model(self)
+
+    def write_mps(self, path: str | os.PathLike[str]) -> None:
+        """Write the programme of `to_cvxpy` as an MPS file, sizes in bytes, for any solver of mixed-integer programmes.
+
+        Column ``cached_N_E`` is 1 if server N holds expert E.
+        """
+        from edgeopt.problems.expert_caching.modelling import linear_programme
+
+        linear_programme(self).write(path)
 
     # --- plumbing ----------------------------------------------------------------------------------------------
 

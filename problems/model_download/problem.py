@@ -1,8 +1,9 @@
 """Model download: who gets which model over how much bandwidth, running its layers while the rest is still arriving."""
 
 import dataclasses
+import os
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,10 @@ from edgeopt.problems.model_download.build import profile_fields, random_fields
 from edgeopt.problems.model_download.checks import Reason, Refusal
 from edgeopt.problems.model_download.instance import CHANNELS, FLOATS, DownloadInstance, refuse_above
 from edgeopt.problems.model_download.plan import DownloadPlan, DownloadTimeline
+
+if TYPE_CHECKING:
+    from edgeopt.modelling import GenericModel
+    from edgeopt.problems.model_download.modelling import DownloadPart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -180,6 +185,54 @@ class ModelDownload(DownloadInstance, Problem):
                 f"frequency_hz: expected shape [{total}], one for each layer of the admitted users' models, "
                 f"got {list(solution.frequency_hz.shape)}"
             )
+
+    # --- models to take along ----------------------------------------------------------------------------------
+
+    @overload
+    def to_cvxpy(self) -> "GenericModel[DownloadPlan]": ...
+    @overload
+    def to_cvxpy(self, user: int, model: int) -> "GenericModel[DownloadPart]": ...
+    def to_cvxpy(self, user: int | None = None, model: int | None = None) -> "GenericModel[Any]":
+        r"""Return the problem as a mixed-integer conic programme in cvxpy, or the part of one user with one model.
+
+        Everything is in proportion to whether a user is served with a model, x, so that what is convex stays convex:
+
+        .. math:: \max \sum v x, \quad \sum_i x_{ki} \le 1, \quad \sum b \le 1, \quad
+            s_l T + \sum_{j \ge l} (V_j x + d_j) \le x, \quad T \ge x^2 / r, \quad r \le R(b, x), \quad
+            d_l^2 w_l \ge w^0_l (d^0_l)^2 x^3, \quad \sum_l w_l \le (1 - e) x
+
+        with T the time of the download and d that of computing each layer, in shares of the deadline; b the share of the band; r the rate over that which takes
+        the whole deadline, linear or a relative entropy; w the energy of each layer in shares of the limit, :math:`w^0, d^0` at the highest frequency. Blocks are an
+        integer variable, levels a binary for each layer. Variables: ``serve`` and ``bandwidth``, by user and model in the order of ``allowed``, ``transfer``, ``rate``, ``compute``, and where there are any
+        ``energy``, ``level``, ``blocks``. It takes a solver of mixed-integer cones; without the integers, any of cones.
+
+        With `user` and `model`, the longest that the download of this pair may take, in seconds. It is a
+        linear programme without an energy limit, a conic one with it, and mixed-integer linear with levels.
+
+        Examples
+        --------
+        >>> problem = ModelDownload.random(num_users=2, num_models=2, seed=1)
+        >>> part = problem.to_cvxpy(*np.argwhere(problem.allowed)[0])
+        >>> _ = part.problem.solve(solver="CLARABEL")
+        >>> bool(0 < part.value < problem.deadline_s[0])
+        True
+        """
+        from edgeopt.problems.model_download.modelling import generic_model, part_model
+
+        if (user is None) != (model is None):
+            raise InvalidProblemError("user, model: expected both or neither")
+        return generic_model(self) if user is None or model is None else part_model(self, int(user), int(model))
+
+    def write_mps(self, path: str | os.PathLike[str]) -> None:
+        """Write who is served with what as an MPS file: a knapsack of the bandwidths that the pairs need by themselves.
+
+        Users meet only in the band, so with the least bandwidth of each pair this is the whole problem. Column ``serve_K_I`` is 1 if
+        user K gets model I; pairs that cannot be served have none. Bandwidths are in Hz, in whole blocks if there are any.
+        The needs come from the programmes of the pairs, some ten milliseconds each.
+        """
+        from edgeopt.problems.model_download.needs import linear_programme
+
+        linear_programme(self).write(path)
 
     # --- plumbing ----------------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from edgeopt.problems.split_training.instance import FLOATS, SplitInstance
 from edgeopt.problems.split_training.limits import reachable_target
 from edgeopt.problems.split_training.plan import SplitPlan
 from edgeopt.problems.split_training.report import SplitReport, report_of
+
+if TYPE_CHECKING:
+    from edgeopt.modelling import GenericModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -176,6 +179,37 @@ class SplitTraining(SplitInstance, Problem):
             f"target = {self.target:.6g} cannot be reached: {blame} (gradient noise {noise:.6g} + client drift "
             f"{drift:.6g}); expected a target of at least {reachable_target(noise, drift):f}, or {cure}"
         )
+
+    # --- models to take along ----------------------------------------------------------------------------------
+
+    def to_cvxpy(self, *, interval: int, deepest: int, ratio: float) -> "GenericModel[SplitPlan]":
+        r"""Return the part for one aggregation interval and one limit on the deepest cut, as a mixed-integer linear programme in cvxpy.
+
+        The objective is a ratio, so it takes a sequence of programmes (Dinkelbach): the least of
+
+        .. math:: T_S + T_A / I - \theta \, Den
+
+        over batch sizes and cuts up to `deepest` is below zero if and only if some plan has a ratio below :math:`\theta`. One binary for
+        each device, cut and batch size, one variable for each maximum; the drift and :math:`\Lambda` are those of `deepest`, never below a plan's own.
+        Variables: ``chosen``, ``up``, ``down``, ``upload``, ``download``. What depends on the interval and on theta is in parameters.
+
+        Parameters
+        ----------
+        interval : I.
+        deepest : deepest cut allowed, from 1 to L.
+        ratio : theta to begin with, seconds per unit of Den; `time_scale` times it are the seconds until the target.
+
+        Examples
+        --------
+        >>> problem = SplitTraining.random(num_devices=3, num_layers=3, max_batch=8, seed=1)
+        >>> model = problem.to_cvxpy(interval=problem.min_interval, deepest=3, ratio=1e9)
+        >>> _ = model.problem.solve(solver="HIGHS")
+        >>> model.value < 0 and problem.is_feasible(model.solution())
+        True
+        """
+        from edgeopt.problems.split_training.modelling import generic_model
+
+        return generic_model(self, interval, deepest, ratio)
 
     # --- plumbing ----------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from edgeopt.solve import Solver
 from edgeopt.solvers.expert_caching.continuous_greedy import ContinuousGreedy as ContinuousGreedy
 from edgeopt.solvers.expert_caching.cp_sat import CpSat as CpSat
+from edgeopt.solvers.expert_caching.generic import Generic as Generic
 from edgeopt.solvers.expert_caching.greedy import DensityGreedy as DensityGreedy
 from edgeopt.solvers.expert_caching.greedy import Greedy as Greedy
 from edgeopt.solvers.expert_caching.lagrangian import Lagrangian as Lagrangian
@@ -21,6 +22,7 @@ SOLVERS: tuple[Solver, ...] = (
     Lagrangian(),
     Milp(),
     CpSat(),
+    Generic(),
     Popularity(),
     RandomFill(),
 )

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from edgeopt.errors import EdgeOptError
 from edgeopt.problem import Problem
 from edgeopt.problems import ExpertCaching, Placement
+from edgeopt.problems.expert_caching.terms import Columns
 from edgeopt.result import Exact, Guarantee, Heuristic, Result
 from edgeopt.solve import Run, SolveOptions
 from edgeopt.solvers.back_ends import cp_model_module
@@ -17,7 +18,6 @@ from edgeopt.solvers.background import Action, Background, Mailbox
 from edgeopt.solvers.ending import End, Ending
 from edgeopt.solvers.expert_caching.common import supports_expert_caching
 from edgeopt.solvers.expert_caching.exact import offer_bound, offer_feasible, offer_start, supports_size, whole_sizes
-from edgeopt.solvers.expert_caching.terms import Columns
 
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model

@@ -5,12 +5,12 @@ from numpy.typing import NDArray
 
 from edgeopt.problem import Problem
 from edgeopt.problems import ExpertCaching, Placement
+from edgeopt.problems.expert_caching.terms import count_nonzeros
 from edgeopt.solve import Run
 from edgeopt.solvers.expert_caching.common import certify, empty_placement, has_nothing
 from edgeopt.solvers.expert_caching.facility import Facility, exact_divisor, storage_units
 from edgeopt.solvers.expert_caching.greedy import greedy_placement
 from edgeopt.solvers.expert_caching.popularity import offer_popular
-from edgeopt.solvers.expert_caching.terms import count_nonzeros
 
 
 def supports_size(problem: Problem, max_nonzeros: int) -> str | None:

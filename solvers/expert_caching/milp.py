@@ -11,6 +11,7 @@ from scipy import sparse
 from edgeopt.errors import EdgeOptError
 from edgeopt.problem import Problem
 from edgeopt.problems import ExpertCaching, Placement
+from edgeopt.problems.expert_caching.terms import Columns
 from edgeopt.result import Exact, Guarantee, Result
 from edgeopt.solve import Run, SolveOptions
 from edgeopt.solvers.back_ends import highs_module
@@ -19,7 +20,6 @@ from edgeopt.solvers.ending import End, Ending
 from edgeopt.solvers.expert_caching.common import supports_expert_caching
 from edgeopt.solvers.expert_caching.exact import offer_bound, offer_feasible, offer_start, supports_size
 from edgeopt.solvers.expert_caching.facility import storage_units
-from edgeopt.solvers.expert_caching.terms import Columns
 from edgeopt.solvers.highs import new_highs, run_highs
 
 if TYPE_CHECKING:
@@ -54,10 +54,9 @@ class MilpModel:
 def build_model(problem: ExpertCaching) -> MilpModel:
     """Return the programme of a problem."""
     columns = Columns.of(problem)
-    cost = np.zeros(columns.num_columns)
-    np.add.at(cost, columns.of_term, columns.terms.value)
+    cost = columns.cost()
     scale = 2.0 ** round(math.log2(LARGEST_COST / cost.max())) if cost.any() else 1.0
-    links = _links(columns)
+    links = columns.links()
     storage, capacity = _storage(problem, columns.num_columns)
     highspy = highs_module()
     lp = highspy.HighsLp()
@@ -78,21 +77,6 @@ def _upper(problem: ExpertCaching, cost: NDArray[np.float64], links: sparse.csr_
     used = np.bincount(links.indices, minlength=cost.size) + (cost > 0)
     upper[: fits.size] = fits & (used[: fits.size] > 0)
     return upper
-
-
-def _links(columns: Columns) -> sparse.csr_array:
-    """Return the rows z - sum of x <= 0 and y - z <= 0."""
-    num_z = columns.z_set.size
-    row, server = np.nonzero(columns.terms.holds[columns.z_set])
-    z = np.arange(num_z)
-    y, slot = np.nonzero(columns.literal[columns.joint] >= 0)
-    link = num_z + np.arange(y.size)
-    rows = np.concatenate([row, z, link, link])
-    x = server * columns.terms.num_experts + columns.z_expert[row]
-    literal = columns.literal[columns.joint[y], slot]
-    column = np.concatenate([x, columns.first_z + z, literal, columns.first_y + y])
-    value = np.repeat([-1.0, 1.0, -1.0, 1.0], [row.size, num_z, y.size, y.size])
-    return sparse.csr_array((value, (rows, column)), shape=(num_z + y.size, columns.num_columns))
 
 
 def _storage(problem: ExpertCaching, num_columns: int) -> tuple[sparse.csr_array, NDArray[np.float64]]:

@@ -4,6 +4,7 @@ from edgeopt.solve import Solver
 from edgeopt.solvers.model_download.download_then_infer import DownloadThenInfer as DownloadThenInfer
 from edgeopt.solvers.model_download.equal_bandwidth import EqualBandwidth as EqualBandwidth
 from edgeopt.solvers.model_download.fixed_frequency import FixedFrequency as FixedFrequency
+from edgeopt.solvers.model_download.generic import Generic as Generic
 from edgeopt.solvers.model_download.milp import Milp as Milp
 from edgeopt.solvers.model_download.random_admission import RandomAdmission as RandomAdmission
 from edgeopt.solvers.model_download.rolling_horizon import poisson_arrivals as poisson_arrivals
@@ -15,6 +16,7 @@ from edgeopt.solvers.model_download.smallest_model import SmallestModel as Small
 SOLVERS: tuple[Solver, ...] = (
     Slide(),
     Milp(),
+    Generic(),
     DownloadThenInfer(),
     EqualBandwidth(),
     FixedFrequency(),

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 import edgeopt
 from edgeopt import Callback, MaxIterations, TargetGap
-from edgeopt.evaluation.benchmarks.generic_split import solve_generic
 from edgeopt.problems import SplitPlan, SplitTraining
 from edgeopt.result import Result, Status
 from edgeopt.solvers.split_training import exact
@@ -105,8 +104,8 @@ def test_agrees_with_the_generic_model(seed):
     """Mixed-integer programmes written from the formulas alone have the same optimum, beyond what enumeration reaches."""
     problem = any_problem(seed, devices=5, layers=4, max_batch=6)
     problem = problem.replace(factors=any_factors(seed)) if seed % 2 else problem
-    generic = solve_generic(problem)
-    assert generic.finished
+    generic = edgeopt.solve(problem, "generic")
+    assert generic.status is Status.OPTIMAL
     assert generic.objective == pytest.approx(proved(problem), rel=1e-6)
 
 
@@ -114,7 +113,7 @@ def test_agrees_with_the_generic_model(seed):
 def test_agrees_with_the_generic_model_on_a_random_network():
     """The same on measured scales: FLOP/s, bit/s and bytes of a network."""
     problem = SplitTraining.random(num_devices=6, num_layers=6, max_batch=16, seed=1)
-    assert solve_generic(problem).objective == pytest.approx(proved(problem), rel=1e-6)
+    assert edgeopt.solve(problem, "generic").objective == pytest.approx(proved(problem), rel=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(4))

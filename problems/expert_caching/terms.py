@@ -1,12 +1,14 @@
 """The objective of expert caching as a sum of products of "some server of this set holds this expert"."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from edgeopt.problems import ExpertCaching
+if TYPE_CHECKING:
+    from edgeopt.problems.expert_caching.problem import ExpertCaching
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,7 +40,7 @@ class Terms:
     num_experts: int
 
     @classmethod
-    def of(cls, problem: ExpertCaching) -> "Terms":
+    def of(cls, problem: "ExpertCaching") -> "Terms":
         """Return the terms of a problem, for every K and latency."""
         parts = [_terms_of_model(problem, m) for m in range(len(problem.models))]
         first_set = np.cumsum([0, *(holds.shape[0] for *_, holds in parts)])
@@ -83,7 +85,7 @@ class Columns:
     of_term: NDArray[np.int64]
 
     @classmethod
-    def of(cls, problem: ExpertCaching) -> "Columns":
+    def of(cls, problem: "ExpertCaching") -> "Columns":
         """Return the numbered variables of a problem's terms."""
         terms, num_experts = Terms.of(problem), problem.num_experts
         is_alone = (terms.holds.sum(axis=1) == 1)[terms.server_set][:, None]
@@ -113,6 +115,26 @@ class Columns:
         """Columns in all."""
         return self.first_y + self.joint.size
 
+    def cost(self) -> NDArray[np.float64]:
+        """Return float64 [columns]: what each column adds to the objective."""
+        cost = np.zeros(self.num_columns)
+        np.add.at(cost, self.of_term, self.terms.value)
+        return cost
+
+    def links(self) -> sparse.csr_array:
+        """Return the rows z - sum of x <= 0, then y - z <= 0."""
+        num_z = self.z_set.size
+        row, server = np.nonzero(self.terms.holds[self.z_set])
+        z = np.arange(num_z)
+        y, slot = np.nonzero(self.literal[self.joint] >= 0)
+        link = num_z + np.arange(y.size)
+        rows = np.concatenate([row, z, link, link])
+        x = server * self.terms.num_experts + self.z_expert[row]
+        literal = self.literal[self.joint[y], slot]
+        column = np.concatenate([x, self.first_z + z, literal, self.first_y + y])
+        value = np.repeat([-1.0, 1.0, -1.0, 1.0], [row.size, num_z, y.size, y.size])
+        return sparse.csr_array((value, (rows, column)), shape=(num_z + y.size, self.num_columns))
+
     def values(self, cached: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Return the best values of all columns for a placement bool [N, E]."""
         held = self.terms.holds.astype(np.int64) @ cached > 0
@@ -121,7 +143,7 @@ class Columns:
         return np.concatenate([xz, (xz[literal] | (literal < 0)).all(axis=1)])
 
 
-def count_nonzeros(problem: ExpertCaching) -> int:
+def count_nonzeros(problem: "ExpertCaching") -> int:
     """Return how many nonzeros a model of these terms has at most, without building them."""
     total = problem.num_servers * problem.num_experts
     for m, model in enumerate(problem.models):
@@ -151,7 +173,7 @@ class _Levels:
     capped: sparse.csr_array
 
     @classmethod
-    def of(cls, problem: ExpertCaching, m: int) -> "_Levels":
+    def of(cls, problem: "ExpertCaching", m: int) -> "_Levels":
         gain = problem.gain_s[m]  # (U, N)
         num_users, num_servers = gain.shape
         order = np.argsort(-gain, axis=1, kind="stable")
@@ -192,7 +214,7 @@ class _Classes:
     weight: sparse.csr_array
 
     @classmethod
-    def of(cls, problem: ExpertCaching, m: int) -> "_Classes":
+    def of(cls, problem: "ExpertCaching", m: int) -> "_Classes":
         device = problem.device_mask()[:, problem.first_expert[m] : problem.first_expert[m + 1]]
         profile = problem.profile[:, m].astype(np.int64)
         rows = np.column_stack([profile, np.packbits(device, axis=1)])
@@ -204,7 +226,7 @@ class _Classes:
         return cls(profile=profile[first], device=device[first], weight=table)
 
 
-def _shares(problem: ExpertCaching, top_k: int) -> tuple[float, float]:
+def _shares(problem: "ExpertCaching", top_k: int) -> tuple[float, float]:
     """Return the factors of the sum and of the maximum in the latency of a set of K experts."""
     if problem.latency == "sum" or top_k == 1:
         return 1.0, 0.0
@@ -212,7 +234,7 @@ def _shares(problem: ExpertCaching, top_k: int) -> tuple[float, float]:
 
 
 def _terms_of_model(
-    problem: ExpertCaching, m: int
+    problem: "ExpertCaching", m: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]:
     """Return experts, server set and value of each term of one model, and its server sets."""
     top_k = problem.models[m].top_k
@@ -241,7 +263,7 @@ def _terms_of_model(
 _Entries = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]
 
 
-def _sum_entries(problem: ExpertCaching, m: int, classes: _Classes, share: float) -> _Entries:
+def _sum_entries(problem: "ExpertCaching", m: int, classes: _Classes, share: float) -> _Entries:
     """Return class, experts, weight and whether the cap applies: one expert each, summed over its sets."""
     model = problem.models[m]
     uses = np.where(classes.device, 0.0, share * model.uses[classes.profile])
@@ -249,7 +271,7 @@ def _sum_entries(problem: ExpertCaching, m: int, classes: _Classes, share: float
     return group, _widen(expert[:, None], model.top_k), uses[group, expert], np.zeros(group.size, bool)
 
 
-def _max_entries(problem: ExpertCaching, m: int, classes: _Classes, share: float) -> _Entries:
+def _max_entries(problem: "ExpertCaching", m: int, classes: _Classes, share: float) -> _Entries:
     """Return the same for the maximum: the experts of each set that the device lacks."""
     model = problem.models[m]
     start, length = model.indptr[classes.profile], np.diff(model.indptr)[classes.profile]
