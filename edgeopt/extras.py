@@ -13,6 +13,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "tensorboard": ("tensorboard",),
     "flower": ("flwr",),
     "rl": ("pettingzoo", "gymnasium", "mpe2"),
+    "health": ("neurokit2",),
 }
 """Packages by extra, those of pyproject.toml that a user installs for a feature."""
 

@@ -1,0 +1,216 @@
+"""DUAL-Health: modalities fused by how sure each is of itself, beside other ways of fusing, under noise, bursts and gaps.
+
+``edgeopt study dual-health --jobs 2 --out out/dual-health``
+
+Two tasks: ``health``, the state of simulated subjects at every step of two seconds (subjects of training, calibration and
+tests are apart), and ``digits``, seen in four quadrants over eight frames under noise that drifts. All models have the same
+encoders and layers of attention, and learn from the same windows, spoilt by the same draws. ``zero-fill`` and
+``mean-fill`` are DUAL-Health with zero samples or the mean in the place of what is missing.
+
+``accuracy`` is that of all steps of spoilt test windows, a third of the modalities missing; ``noise_s`` under white noise
+of s standard deviations on half of the modalities, and ``missing_p`` with so many per cent of the modalities missing.
+``ece`` and ``risk`` (the area under risk against coverage) are after the calibration, ``ece_before`` and ``risk_before``
+without it. ``noise_rank``: Spearman's correlation of log U with the true noise, over windows, mean over modalities.
+``burst_area``: the chance that U is higher in a step of a burst than in one without; ``burst_ratio``: by what the mean of
+U is multiplied there. ``error_rank``: Spearman's correlation of log U' with the squared error of what each modality says
+alone. ``recovered``: the share of the variance of a modality's means that the others explain.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgeopt.evaluation.compare.rows import Row
+from edgeopt.evaluation.studies.claims import Claim, Difference, Level
+from edgeopt.evaluation.studies.study import Found, Picture, Study, StudyCell
+from edgeopt.evaluation.studies.tables import plus_minus
+from edgeopt.fusion import (
+    FUSINGS,
+    Baseline,
+    DualHealth,
+    Noise,
+    Packing,
+    Recordings,
+    Seen,
+    Weights,
+    Windows,
+    calibrate,
+    calibration_error,
+    fit,
+    health_recordings,
+    quadrant_digits,
+    reliability,
+    risk_area,
+    risk_coverage,
+    roc_area,
+    spearman,
+)
+from edgeopt.rng import stream
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SYSTEM = "dual-health"
+BASELINES = (*FUSINGS, "zero-fill", "mean-fill")
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "no-noise-head": {"noise": False},
+    "no-fluctuation": {"fluctuation": False},
+    "no-rank": {"weights": Weights(rank=0)},
+    "no-calibration": {"weights": Weights(calibrate=0)},
+    "no-alignment": {"weights": Weights(align=0)},
+    "even-weights": {"kappa": 0.0},
+}
+OWN = (SYSTEM, "zero-fill", "mean-fill", *ABLATIONS)
+"""Variants that have uncertainties."""
+TASKS = ("health", "digits")
+LEVELS = (0.0, 0.5, 1.0, 2.0, 3.0)
+MISSING = (0.0, 0.1, 0.3, 0.5, 0.7)
+_AT_ONCE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What all runs have in common.
+
+    Parameters
+    ----------
+    train, held, test : subjects; pictures are as many times `pictures`.
+    pictures : of the digits, for each subject of the health task.
+    length, stride : of windows of the health task, in steps.
+    width, epochs, digits_epochs : of the models and their training.
+    """
+
+    train: int = 24
+    held: int = 6
+    test: int = 10
+    pictures: int = 20
+    length: int = 12
+    stride: int = 6
+    width: int = 32
+    epochs: int = 15
+    digits_epochs: int = 10
+
+
+def noise_of(task: str, **changes: Any) -> Noise:
+    """Return how windows of a task are spoilt."""
+    return Noise(**({"missing": 0.3, "drift": 0.2 if task == "digits" else 0.0} | changes))
+
+
+def windows_of(task: str, setting: Setting, seed: int) -> tuple[Windows, Windows, Windows]:
+    """Return windows to train with, to calibrate with and to test with, of different subjects or pictures."""
+    counts = np.array([setting.train, setting.held, setting.test])
+    if task == "health":
+        recordings: Recordings = health_recordings()
+        length, stride = setting.length, setting.stride
+    else:
+        recordings = quadrant_digits(seed)
+        counts, length, stride = setting.pictures * counts, 8, 8
+    order = stream(seed, "subjects").permutation(recordings.num_subjects)
+    ends = np.cumsum(counts)
+    train, held, test = (
+        recordings.windows(length, stride=stride, subjects=order[end - count : end])
+        for end, count in zip(ends, counts, strict=True)
+    )
+    return train, held, test
+
+
+def model_of(variant: str, windows: Windows, setting: Setting, seed: int) -> nn.Module:
+    """Return an untrained model."""
+    shape: dict[str, Any] = {"width": setting.width, "context": windows.labels.shape[1], "seed": seed}
+    if variant in FUSINGS:
+        return Baseline(windows.modalities, windows.num_classes, variant, **shape)
+    return DualHealth(windows.modalities, windows.num_classes, **shape, **ABLATIONS.get(variant, {}))
+
+
+def run(cell: StudyCell[Setting]) -> Row:
+    """Train, calibrate and judge one way of fusing."""
+    setting, task, variant, seed = cell.setting, cell.task, cell.variant, cell.seed
+    train, held, test = windows_of(task, setting, seed)
+    packing = Packing.of(train, fill={"zero-fill": "zero", "mean-fill": "mean"}.get(variant, "mark"))  # type: ignore[arg-type]
+    model = model_of(variant, train, setting, seed)
+    epochs = setting.epochs if task == "health" else setting.digits_epochs
+    fit(model, packing, train, noise=noise_of(task), epochs=epochs, seed=seed)
+    before = confidences(model, packing, test, noise_of(task), seed)
+    calibrate(model, packing, held, noise=noise_of(task), seed=seed)
+    after = confidences(model, packing, test, noise_of(task), seed)
+    found: Row = {
+        "accuracy": float(after[1].mean()),
+        "ece_before": calibration_error(*before),
+        "ece": calibration_error(*after),
+        "risk_before": risk_area(*before),
+        "risk": risk_area(*after),
+        "reliability": [reliability(*at).tolist() for at in (before, after)],
+        "coverage": [risk_coverage(*at).tolist() for at in (before, after)],
+    }
+    for level in LEVELS:
+        noise = noise_of(task, levels=(level,), share=0.5, bursts=0.0, missing=0.0)
+        found[f"noise_{level:g}"] = float(confidences(model, packing, test, noise, seed)[1].mean())
+    for share in MISSING:
+        found[f"missing_{100 * share:g}"] = float(
+            confidences(model, packing, hidden(test, share, seed), noise_of(task, missing=0.0), seed)[1].mean()
+        )
+    if isinstance(model, DualHealth):
+        found |= doubts(model, packing, test, task, seed)
+    return found
+
+
+def hidden(windows: Windows, share: float, seed: int) -> Windows:
+    """Return windows of which each modality is missing throughout with some chance."""
+    rng = stream(seed, "hidden")
+    signals = {}
+    for name, values in windows.signals.items():
+        gone = rng.random(len(windows)) < share
+        signals[name] = np.where(gone[:, None, None, None], np.float32("nan"), values)
+    return Windows(signals, windows.labels, windows.subject, windows.num_classes)
+
+
+@torch.no_grad()
+def confidences(
+    model: nn.Module, packing: Packing, windows: Windows, noise: Noise, seed: int
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return the highest class probability of every step of spoilt windows, and whether that class is right."""
+    spoilt = noise.apply(packing.pack(windows), packing.modalities, _generator(seed))
+    scores = torch.cat([model(part) for part in spoilt.x.split(_AT_ONCE)])
+    chance, said = scores.softmax(-1).max(-1)
+    return chance.numpy(), (said == torch.from_numpy(windows.labels)).numpy()
+
+
+@torch.no_grad()
+def doubts(model: DualHealth, packing: Packing, windows: Windows, task: str, seed: int) -> Row:
+    """Return how uncertainties follow noise, bursts and errors, and how much of a modality the others recover."""
+    x, labels = packing.pack(windows), torch.from_numpy(windows.labels)
+
+    def seen_of(noise: Noise) -> tuple[Any, Seen]:
+        spoilt = noise.apply(x, packing.modalities, _generator(seed))
+        return spoilt, model.run(spoilt.x)[0]
+
+    modalities = range(len(packing.modalities))
+    spoilt, seen = seen_of(noise_of(task, bursts=0.0, missing=0.0))
+    ranks = [spearman(seen.log_u[:, m].mean(-1), spoilt.noise[:, m].mean(-1)) for m in modalities]
+    truth = nn.functional.one_hot(labels, model.num_classes)[:, None]
+    error = (seen.alone.softmax(-1) - truth).square().sum(-1)  # (n, M, T)
+    mean, guess = seen.doubt.mean, seen.recovered[0]  # (n, M, T, d)
+    left = (mean - guess).square().sum((0, 2, 3)) / (mean - mean.mean((0, 2), keepdim=True)).square().sum((0, 2, 3))
+    bursting, burst = seen_of(noise_of(task, levels=(0.0,), bursts=0.5, missing=0.0))
+    areas = [roc_area(burst.log_u[:, m], bursting.burst[:, m]) for m in modalities]
+    ratios = [
+        float(burst.log_u[:, m][bursting.burst[:, m]].mean() - burst.log_u[:, m][~bursting.burst[:, m]].mean())
+        for m in modalities
+    ]
+    return {
+        "noise_rank": float(np.mean(ranks)),
+        "noise_rank_least": float(np.min(ranks)),
+        "error_rank": float(np.mean([spearman(seen.calibrated[:, m], error[:, m]) for m in modalities])),
+        "burst_area": float(np.mean(areas)),
+        "burst_ratio": float(np.exp(np.mean(ratios))),
+        "recovered": float((1 - left).mean()),
+    }
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(int(stream(seed, "test noise").integers(2**62)))
