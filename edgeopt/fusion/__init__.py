@@ -14,6 +14,7 @@ with needs("edgeopt.fusion", "train"):
     from edgeopt.fusion.dual_health import Seen as Seen
     from edgeopt.fusion.dual_health import Stream as Stream
     from edgeopt.fusion.dual_health import Weights as Weights
+    from edgeopt.fusion.federated import fusion_task as fusion_task
     from edgeopt.fusion.health import STATES as STATES
     from edgeopt.fusion.health import health_recordings as health_recordings
     from edgeopt.fusion.health import quadrant_digits as quadrant_digits

@@ -7,6 +7,7 @@ from torch import nn
 
 from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.fusion.calibration import Calibration
+from edgeopt.fusion.dual_health import alone_loss
 from edgeopt.fusion.layers import BiasedAttention, Encode, PerModality
 from edgeopt.fusion.recordings import Modality
 from edgeopt.validate import seed_number
@@ -105,8 +106,5 @@ class Baseline(nn.Module):
         loss = nn.functional.cross_entropy(fused.scores.flatten(0, 1), labels.flatten())
         if self.fusing == "energy":
             present = x[..., -len(self.modalities) :].transpose(1, 2)  # (B, M, T)
-            own = nn.functional.cross_entropy(
-                alone.permute(0, 3, 1, 2), labels[:, None].expand(-1, alone.shape[1], -1), reduction="none"
-            )
-            loss = loss + (own * present).sum() / present.sum().clamp_min(1)
+            loss = loss + (alone_loss(alone, labels) * present).sum() / present.sum().clamp_min(1)
         return loss

@@ -32,7 +32,8 @@ class Recovers(nn.Module):
 
     def __init__(self, model: "DualHealth") -> None:
         super().__init__()
-        self.recovery, self.kappa, self.weight = model.recovery, model.kappa, model.parts.recover
+        self.recovery, self.calibration = model.recovery, model.calibration
+        self.kappa, self.weight = model.kappa, model.parts.recover
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """Return (B, M, T, d + 2) of z (B, M, T, 2 d + 2)."""
@@ -44,7 +45,7 @@ class Recovers(nn.Module):
         guess, guessed = self.recovery.from_others(common, there[..., 0])  # (B, M, T, d) each
         added = added + self.weight * recovery_loss((guess, guessed), mean, there[..., 0])[..., None]
         log_u = log_uncertainty(there * log_variance + (1 - there) * guessed)  # (B, M, T)
-        log_w = (-self.kappa * log_u).log_softmax(1)[..., None]  # (B, M, T, 1)
+        log_w = (-self.kappa * self.calibration(log_u)).log_softmax(1)[..., None]  # (B, M, T, 1)
         return torch.cat([there * mean + (1 - there) * guess, log_w, added], -1)
 
 

@@ -1,5 +1,6 @@
 """What held-out windows teach of uncertainties: a monotone map for each modality, and a temperature for the classes."""
 
+import math
 from typing import Literal
 
 import numpy as np
@@ -13,26 +14,27 @@ from edgeopt.errors import InvalidProblemError, quoted
 Method = Literal["affine", "isotonic"]
 
 _KNOTS = 12
+_FLAT = 1e-9  # slope under a piecewise linear map
 _LEAST_SLOPE = 0.05  # a > 0: the order of uncertainties within a modality stays
 
 
 class Calibration(nn.Module):
-    """A map of log U for each modality, and a temperature; both do nothing until they are fitted.
+    """A map of log U for each modality, and a temperature.
 
-    ``log U' = a log U + b``, or the piecewise linear function through the middles of the blocks of an isotonic
-    regression, constant beyond them. The temperature of class scores is exp(g log U + h) with the fused log U.
+    ``log U' = a log U + b``: a > 0 and b learn with the model, so that weights are by U' from the start, and are fitted
+    again afterwards; or to an isotonic regression, then by the piecewise linear function through the means of its
+    parts, constant beyond them. The temperature of class scores is exp(g log U' + h) with the fused log U'. Before
+    anything is learned, U' is U and the temperature 1.
     """
 
-    slope: torch.Tensor
-    offset: torch.Tensor
     at: torch.Tensor
     rise: torch.Tensor
     temperature: torch.Tensor
 
     def __init__(self, modalities: int) -> None:
         super().__init__()
-        self.register_buffer("slope", torch.ones(modalities))
-        self.register_buffer("offset", torch.zeros(modalities))
+        self.log_slope = nn.Parameter(torch.zeros(modalities))
+        self.offset = nn.Parameter(torch.zeros(modalities))
         self.register_buffer("at", torch.arange(float(_KNOTS)).expand(modalities, -1).clone())  # knots of log U
         self.register_buffer("rise", torch.zeros(modalities, _KNOTS - 1))  # from knot to knot, none of them negative
         self.register_buffer("temperature", torch.zeros(2))
@@ -41,21 +43,23 @@ class Calibration(nn.Module):
         """Return log U' (B, M, T) of log U (B, M, T)."""
         low, high = self.at[:, None, :-1], self.at[:, None, 1:]  # (M, 1, knots - 1)
         share = ((log_u[..., None] - low) / (high - low)).clamp(0, 1)  # (B, M, T, knots - 1)
-        return self.slope[:, None] * log_u + self.offset[:, None] + (share * self.rise[:, None]).sum(-1)
+        line = self.log_slope.exp()[:, None] * log_u + self.offset[:, None]  # (B, M, T)
+        return line + (share * self.rise[:, None]).sum(-1)
 
     def tempered(self, scores: torch.Tensor, fused: torch.Tensor) -> torch.Tensor:
         """Return class scores (B, T, K) over their temperature, with the fused log U' (B, T)."""
         return scores / (self.temperature[0] * fused + self.temperature[1]).clamp(-3, 3).exp()[..., None]
 
+    @torch.no_grad()
     def fit_maps(self, log_u: torch.Tensor, error: torch.Tensor, there: torch.Tensor, method: Method = "affine") -> None:
-        """Fit the map of each modality to errors, so that log U' predicts the logarithm of the error.
+        """Fit the map of each modality, so that log U' predicts its error.
 
         Parameters
         ----------
         log_u : [B, M, T], not calibrated.
-        error : [B, M, T], squared errors of what each modality says alone.
+        error : [B, M, T], cross entropies of what each modality says alone.
         there : bool [B, M, T]; a modality that is never there keeps its map.
-        method : ``affine``: least squares in the logarithms; ``isotonic``: the monotone function of least squares.
+        method : ``affine``: least squares; ``isotonic``: the monotone function of least squares.
 
         Raises
         ------
@@ -64,9 +68,9 @@ class Calibration(nn.Module):
         """
         if method not in ("affine", "isotonic"):
             raise InvalidProblemError(f"method = {quoted(method)}: expected 'affine' or 'isotonic'")
-        for m in range(len(self.slope)):
+        for m in range(len(self.offset)):
             own = there[:, m].numpy(force=True)
-            x, y = log_u[:, m].numpy(force=True)[own], error[:, m].clamp_min(1e-4).log().numpy(force=True)[own]
+            x, y = log_u[:, m].numpy(force=True)[own], error[:, m].numpy(force=True)[own]
             if x.size < 2 or np.ptp(x) < 1e-6:
                 continue
             if method == "affine":
@@ -74,13 +78,13 @@ class Calibration(nn.Module):
                 at, heights = np.arange(_KNOTS, dtype=float), np.zeros(_KNOTS)
             else:
                 at, heights = isotonic_fit(x, y)
-                slope, offset = 0.0, float(heights[0])
-            self.slope[m], self.offset[m] = slope, offset
+                slope, offset = _FLAT, float(heights[0])
+            self.log_slope[m], self.offset[m] = math.log(slope), offset
             self.at[m], self.rise[m] = torch.from_numpy(at), torch.from_numpy(np.diff(heights))
 
     def fit_temperature(self, scores: torch.Tensor, fused: torch.Tensor, labels: torch.Tensor) -> None:
         """Fit the temperature to class scores [B, T, K], fused log U' [B, T] and labels [B, T]: least cross entropy."""
-        given = torch.zeros(2, requires_grad=True)
+        given = torch.zeros(2).requires_grad_()
         scores, fused = scores.detach(), fused.detach()
         optimizer = torch.optim.LBFGS([given], max_iter=50, line_search_fn="strong_wolfe")
 
@@ -91,7 +95,8 @@ class Calibration(nn.Module):
             value.backward()  # type: ignore[no-untyped-call]
             return value
 
-        optimizer.step(loss)
+        with torch.enable_grad():
+            optimizer.step(loss)
         self.temperature.copy_(given.detach())
 
 

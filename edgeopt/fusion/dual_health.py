@@ -17,7 +17,7 @@ from edgeopt.fusion.calibration import Calibration
 from edgeopt.fusion.layers import BiasedAttention, Encode, Memory, PerModality
 from edgeopt.fusion.recordings import Modality
 from edgeopt.fusion.recovery import Common, Recovery, alignment_loss
-from edgeopt.fusion.uncertainty import Course, Doubt, Uncertainty, forecast_loss, log_uncertainty
+from edgeopt.fusion.uncertainty import Course, Doubt, Uncertainty, forecast_loss, gaussian_loss, log_uncertainty
 from edgeopt.validate import integer, real, seed_number
 
 
@@ -38,9 +38,9 @@ class Weights:
     alone: float = 0.3
     forecast: float = 0.1
     rank: float = 0.3
-    calibrate: float = 0.1
+    calibrate: float = 0.3
     align: float = 0.05
-    recover: float = 0.1
+    recover: float = 0.3
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
@@ -123,7 +123,7 @@ class DualHealth(nn.Module):
     Examples
     --------
     >>> model = DualHealth((Modality("ecg", 16, 1), Modality("car", 1, 6)), num_classes=3, width=8, heads=2)
-    >>> seen, stream = model.run(torch.randn(5, 4, 16 + 6 + 2))
+    >>> seen, stream = model.run(torch.ones(5, 4, 16 + 6 + 2))
     >>> seen.scores.shape, seen.weights.sum(1).allclose(torch.ones(5, 4))
     (torch.Size([5, 4, 3]), True)
     """
@@ -225,9 +225,7 @@ class DualHealth(nn.Module):
         part, there = self.parts, seen.present
         count = there.sum().clamp_min(1)
         total = nn.functional.cross_entropy(seen.scores.flatten(0, 1), labels.flatten())
-        own = nn.functional.cross_entropy(  # (2 B, M, T): of what each modality says alone
-            seen.alone.permute(0, 3, 1, 2), labels[:, None].expand(-1, there.shape[1], -1), reduction="none"
-        )
+        own = alone_loss(seen.alone, labels)  # (2 B, M, T)
         if part.alone:
             total = total + part.alone * (own * there).sum() / count
         if part.forecast:
@@ -235,7 +233,7 @@ class DualHealth(nn.Module):
         if part.rank:
             total = total + part.rank * rank_loss(seen.log_u, noise, there)
         if part.calibrate:
-            total = total + part.calibrate * calibration_loss(seen.log_u, own.detach(), there)
+            total = total + part.calibrate * calibration_loss(seen.calibrated, own.detach(), there)
         if part.align:
             total = total + part.align * alignment_loss(seen.common, seen.log_u, there)
         if part.recover:
@@ -246,14 +244,20 @@ class DualHealth(nn.Module):
         """Return the same layers, with the same weights, as blocks one after another that one tensor crosses between.
 
         The channel after the scores is what the blocks add to the loss: forecasts and recovery, see
-        `edgeopt.fusion.fusion_loss`; outside of training it is left out. What needs labels or copies of windows, and
-        the calibration, are not among it.
+        `edgeopt.fusion.fusion_loss`; outside of training it is left out. What needs labels or copies of windows is not
+        among it, nor is the temperature.
         """
         from edgeopt.fusion.blocks import Doubts, Fuses, Recovers
 
         return nn.Sequential(
             OrderedDict(encode=self.encode, doubt=Doubts(self), recover=Recovers(self), fuse=Fuses(self))
         )
+
+
+def alone_loss(alone: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the cross entropy [B, M, T] of what each modality says alone, scores [B, M, T, K], of labels [B, T]."""
+    everyone = labels[:, None].expand(-1, alone.shape[1], -1)
+    return nn.functional.cross_entropy(alone.permute(0, 3, 1, 2), everyone, reduction="none")
 
 
 def rank_loss(log_u: torch.Tensor, noise: torch.Tensor, present: torch.Tensor, margin: float = 0.1) -> torch.Tensor:
@@ -272,7 +276,7 @@ def rank_loss(log_u: torch.Tensor, noise: torch.Tensor, present: torch.Tensor, m
 def calibration_loss(log_u: torch.Tensor, error: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
     """Return how far uncertainties are shared out otherwise than errors: over the windows of a batch, and over modalities.
 
-    KL(softmax(error) | softmax(log U)), once over the batch for each modality and step, once over the modalities for each
+    KL(softmax(error) | softmax(log U')), once over the batch for each modality and step, once over the modalities for each
     window and step.
 
     Parameters
@@ -292,7 +296,7 @@ def calibration_loss(log_u: torch.Tensor, error: torch.Tensor, present: torch.Te
 def recovery_loss(
     recovered: tuple[torch.Tensor, torch.Tensor], mean: torch.Tensor, present: torch.Tensor
 ) -> torch.Tensor:
-    """Return the Gaussian loss [B, M, T] of each modality that is there, as the others have it.
+    """Return the loss [B, M, T] of each modality that is there, as the others have it, see `gaussian_loss`.
 
     Parameters
     ----------
@@ -301,4 +305,4 @@ def recovery_loss(
     present : [B, M, T], 1 or 0.
     """
     guess, log_v = recovered
-    return 0.5 * ((mean.detach() - guess).square() * (-log_v).exp() + log_v).mean(-1) * present
+    return gaussian_loss(mean.detach() - guess, log_v) * present

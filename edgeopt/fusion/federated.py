@@ -35,7 +35,7 @@ def fusion_task(
     Parameters
     ----------
     recordings : of the clients.
-    model : whose weights training starts from; its calibration is not among them.
+    model : whose weights training starts from.
     length, stride : of windows, as in `Recordings.windows`.
     missing : by subject the modalities that it does not have, in training and in tests.
     held_out : share of a recording, its end, that is tested on.

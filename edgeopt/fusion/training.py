@@ -8,7 +8,7 @@ from torch import nn
 from edgeopt.errors import InvalidProblemError
 from edgeopt.fusion.baselines import Baseline
 from edgeopt.fusion.calibration import Calibration, Method
-from edgeopt.fusion.dual_health import DualHealth, Seen
+from edgeopt.fusion.dual_health import DualHealth, Seen, alone_loss
 from edgeopt.fusion.noise import Noise
 from edgeopt.fusion.packing import Packing
 from edgeopt.fusion.recordings import Modality, Windows
@@ -43,8 +43,8 @@ def fit(
     *,
     noise: Noise | None = None,
     epochs: int = 30,
-    batch_size: int = 32,
-    learning_rate: float = 3e-3,
+    batch_size: int = 16,
+    learning_rate: float = 4e-3,
     seed: int = 0,
     display: bool = False,
 ) -> list[float]:
@@ -129,8 +129,9 @@ def calibrate(
 ) -> None:
     """Fit the maps of uncertainties to held-out windows, then the temperature of the classes.
 
-    The error that a modality's U' is to predict is the squared error of the class probabilities that it gives alone. A
-    baseline has a temperature only. Weights of the model stay as they are.
+    What log U' is to predict is the cross entropy of what a modality says alone, as in training: then its weight is in
+    proportion to the chance that it gives to the truth. A baseline has a temperature only. Weights of the model stay as
+    they are.
 
     Parameters
     ----------
@@ -156,14 +157,12 @@ def calibrate(
     if isinstance(model, DualHealth):
         seen = [model.run(part)[0] for part in x.split(AT_ONCE)]
         joined = {name: torch.cat([getattr(part, name) for part in seen]) for name in ("log_u", "alone", "present")}
-        truth = nn.functional.one_hot(labels, model.num_classes)[:, None]  # (n, 1, T, K)
-        error = (joined["alone"].softmax(-1) - truth).square().sum(-1)  # (n, M, T)
+        error = alone_loss(joined["alone"], labels)  # (n, M, T)
         calibration.fit_maps(joined["log_u"], error, joined["present"] > 0, method)
     outputs = [model.run(part)[0] for part in x.split(AT_ONCE)]  # type: ignore[operator]
     scores = torch.cat([part.scores for part in outputs])
     fused = [part.fused if isinstance(part, Seen) else part.scores.new_zeros(part.scores.shape[:2]) for part in outputs]
-    with torch.enable_grad():
-        calibration.fit_temperature(scores, torch.cat(fused), labels)
+    calibration.fit_temperature(scores, torch.cat(fused), labels)
 
 
 def check(model: nn.Module, packing: Packing, windows: Windows) -> None:

@@ -68,6 +68,9 @@ class Uncertainty(nn.Module):
         self.ahead = PerModality(modalities, width, width)
         self.unrest = PerModality(modalities, 3 * width, width)
         self.log_c = PerModality(modalities, width, width)
+        with torch.no_grad():  # all uncertainties are equal at first, so that no modality is preferred by chance
+            for weight in (self.log_c.weight, self.log_c.bias, self.now.weight[..., width:], self.now.bias[..., width:]):
+                weight.zero_()
 
     def forward(
         self, tokens: torch.Tensor, present: torch.Tensor, course: Course | None = None
@@ -125,9 +128,9 @@ def log_uncertainty(log_variance: torch.Tensor) -> torch.Tensor:
 
 
 def forecast_loss(doubt: Doubt, present: torch.Tensor) -> torch.Tensor:
-    """Return the Gaussian loss [B, M, T] of the forecasts under the variance, and what holds the beliefs near N(0, 1).
+    """Return the loss [B, M, T] of forecasts and variances, and what holds the beliefs near N(0, 1).
 
-    The mean that is forecast takes no gradient: variance must not shrink because means collapse.
+    See `gaussian_loss`. The mean that is forecast takes no gradient: variance must not shrink because means collapse.
 
     Parameters
     ----------
@@ -137,7 +140,19 @@ def forecast_loss(doubt: Doubt, present: torch.Tensor) -> torch.Tensor:
     # residual = mu - forecast; the same number, with a gradient for the forecast alone
     residual = doubt.residual - doubt.mean * present[..., None]
     residual = residual + doubt.mean.detach() * present[..., None]
-    variance = doubt.log_variance.exp()
-    nll = 0.5 * (residual.square() / variance + doubt.log_variance).mean(-1)
-    prior = 0.5 * (doubt.mean.square() + variance - doubt.log_variance - 1).mean(-1)
-    return (nll + 1e-3 * prior) * present
+    prior = 0.5 * (doubt.mean.square() + doubt.log_variance.exp() - doubt.log_variance - 1).mean(-1)
+    return (gaussian_loss(residual, doubt.log_variance) + 1e-3 * prior) * present
+
+
+def gaussian_loss(residual: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
+    """Return half of the mean of e^2 and of e^2 / v + log v over the last axis.
+
+    The first has a gradient for what predicts, the second, in which e is taken as it is, for the variance alone: with
+    the likelihood itself, what is predicted badly gets a large variance and is hardly learnt any more.
+
+    Parameters
+    ----------
+    residual, log_variance : [..., d], e and log v.
+    """
+    squared = residual.square()
+    return 0.5 * (squared + squared.detach() * (-log_variance).exp() + log_variance).mean(-1)

@@ -12,7 +12,7 @@ of s standard deviations on half of the modalities, and ``missing_p`` with so ma
 ``ece`` and ``risk`` (the area under risk against coverage) are after the calibration, ``ece_before`` and ``risk_before``
 without it. ``noise_rank``: Spearman's correlation of log U with the true noise, over windows, mean over modalities.
 ``burst_area``: the chance that U is higher in a step of a burst than in one without; ``burst_ratio``: by what the mean of
-U is multiplied there. ``error_rank``: Spearman's correlation of log U' with the squared error of what each modality says
+U is multiplied there. ``error_rank``: Spearman's correlation of log U' with the cross entropy of what each modality says
 alone. ``recovered``: the share of the variance of a modality's means that the others explain.
 """
 
@@ -50,6 +50,7 @@ from edgeopt.fusion import (
     roc_area,
     spearman,
 )
+from edgeopt.fusion.dual_health import alone_loss
 from edgeopt.rng import stream
 
 if TYPE_CHECKING:
@@ -192,8 +193,7 @@ def doubts(model: DualHealth, packing: Packing, windows: Windows, task: str, see
     modalities = range(len(packing.modalities))
     spoilt, seen = seen_of(noise_of(task, bursts=0.0, missing=0.0))
     ranks = [spearman(seen.log_u[:, m].mean(-1), spoilt.noise[:, m].mean(-1)) for m in modalities]
-    truth = nn.functional.one_hot(labels, model.num_classes)[:, None]
-    error = (seen.alone.softmax(-1) - truth).square().sum(-1)  # (n, M, T)
+    error = alone_loss(seen.alone, labels)  # (n, M, T)
     mean, guess = seen.doubt.mean, seen.recovered[0]  # (n, M, T, d)
     left = (mean - guess).square().sum((0, 2, 3)) / (mean - mean.mean((0, 2), keepdim=True)).square().sum((0, 2, 3))
     bursting, burst = seen_of(noise_of(task, levels=(0.0,), bursts=0.5, missing=0.0))
