@@ -39,7 +39,7 @@ class Recovers(nn.Module):
         """Return (B, M, T, d + 2) of z (B, M, T, 2 d + 2)."""
         from edgeopt.fusion.dual_health import recovery_loss
 
-        own, (there, added) = z[..., :-2], z[..., -2:].split(1, -1)  # (B, M, T, 2 d), (B, M, T, 1) twice
+        own, there, added = z[..., :-2], z[..., -2:-1], z[..., -1:]  # (B, M, T, 2 d), then (B, M, T, 1)
         mean, log_variance = own.chunk(2, -1)  # (B, M, T, d) each
         common = self.recovery.common(mean, log_variance)
         guess, guessed = self.recovery.from_others(common, there[..., 0])  # (B, M, T, d) each

@@ -1,7 +1,7 @@
 """What held-out windows teach of uncertainties: a monotone map for each modality, and a temperature for the classes."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -51,14 +51,13 @@ class Calibration(nn.Module):
         return scores / (self.temperature[0] * fused + self.temperature[1]).clamp(-3, 3).exp()[..., None]
 
     @torch.no_grad()
-    def fit_maps(self, log_u: torch.Tensor, error: torch.Tensor, there: torch.Tensor, method: Method = "affine") -> None:
+    def fit_maps(self, log_u: torch.Tensor, error: torch.Tensor, method: Method = "affine") -> None:
         """Fit the map of each modality, so that log U' predicts its error.
 
         Parameters
         ----------
         log_u : [B, M, T], not calibrated.
         error : [B, M, T], cross entropies of what each modality says alone.
-        there : bool [B, M, T]; a modality that is never there keeps its map.
         method : ``affine``: least squares; ``isotonic``: the monotone function of least squares.
 
         Raises
@@ -69,9 +68,8 @@ class Calibration(nn.Module):
         if method not in ("affine", "isotonic"):
             raise InvalidProblemError(f"method = {quoted(method)}: expected 'affine' or 'isotonic'")
         for m in range(len(self.offset)):
-            own = there[:, m].numpy(force=True)
-            x, y = log_u[:, m].numpy(force=True)[own], error[:, m].numpy(force=True)[own]
-            if x.size < 2 or np.ptp(x) < 1e-6:
+            x, y = (part[:, m].flatten().numpy(force=True) for part in (log_u, error))
+            if np.ptp(x) < 1e-6:  # nothing to tell apart
                 continue
             if method == "affine":
                 slope, offset = affine_fit(x, y)
@@ -86,7 +84,7 @@ class Calibration(nn.Module):
         """Fit the temperature to class scores [B, T, K], fused log U' [B, T] and labels [B, T]: least cross entropy."""
         given = torch.zeros(2).requires_grad_()
         scores, fused = scores.detach(), fused.detach()
-        optimizer = torch.optim.LBFGS([given], max_iter=50, line_search_fn="strong_wolfe")
+        optimizer: Any = torch.optim.LBFGS([given], max_iter=50, line_search_fn="strong_wolfe")
 
         def loss() -> torch.Tensor:
             optimizer.zero_grad()
@@ -124,7 +122,9 @@ def isotonic_fit(x: NDArray[np.floating], y: NDArray[np.floating]) -> tuple[NDAr
     order = np.argsort(x, kind="stable")
     ascending, fitted = x[order].astype(np.float64), isotonic_regression(y[order].astype(np.float64)).x
     edges = np.linspace(0, ascending.size, _KNOTS + 1).astype(int)
-    middles = [slice(a, max(b, a + 1)) for a, b in zip(np.minimum(edges[:-1], ascending.size - 1), edges[1:], strict=True)]
+    middles = [
+        slice(a, max(b, a + 1)) for a, b in zip(np.minimum(edges[:-1], ascending.size - 1), edges[1:], strict=True)
+    ]
     at = np.array([ascending[part].mean() for part in middles])
     heights = np.array([fitted[part].mean() for part in middles])
     return np.maximum.accumulate(at) + 1e-6 * np.arange(_KNOTS), np.maximum.accumulate(heights)

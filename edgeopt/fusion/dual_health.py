@@ -27,7 +27,7 @@ class Weights:
 
     Parameters
     ----------
-    alone : cross entropy of what each modality says alone.
+    alone : cross entropy of what each modality says alone, those that are recovered among them.
     forecast : of the next step's mean under the variance.
     rank : the noisier of two copies of a window has the higher uncertainty.
     calibrate : uncertainties are shared out as those cross entropies are, over the batch and over modalities.
@@ -154,12 +154,20 @@ class DualHealth(nn.Module):
         self.num_classes = integer("num_classes", num_classes, low=1)
         self.kappa = real("kappa", kappa, nonnegative=True)
         self.parts = Weights() if weights is None else weights
-        for label, value in (("width", width), ("heads", heads), ("depth", depth), ("context", context), ("window", window)):
+        for label, value in (
+            ("width", width),
+            ("heads", heads),
+            ("depth", depth),
+            ("context", context),
+            ("window", window),
+        ):
             integer(label, value, low=1)
         if width % heads or width % 2:
             raise InvalidProblemError(f"width = {width}: expected an even multiple of heads = {heads}")
         if not (noise or fluctuation):
-            raise InvalidProblemError("noise = False, fluctuation = False: expected at least one head of the uncertainty")
+            raise InvalidProblemError(
+                "noise = False, fluctuation = False: expected at least one head of the uncertainty"
+            )
         m = len(self.modalities)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_number("seed", seed))
@@ -227,15 +235,17 @@ class DualHealth(nn.Module):
         total = nn.functional.cross_entropy(seen.scores.flatten(0, 1), labels.flatten())
         own = alone_loss(seen.alone, labels)  # (2 B, M, T)
         if part.alone:
-            total = total + part.alone * (own * there).sum() / count
+            total = total + part.alone * own.mean()
         if part.forecast:
             total = total + part.forecast * forecast_loss(seen.doubt, there).sum() / count
         if part.rank:
             total = total + part.rank * rank_loss(seen.log_u, noise, there)
         if part.calibrate:
-            total = total + part.calibrate * calibration_loss(seen.calibrated, own.detach(), there)
+            total = total + part.calibrate * calibration_loss(seen.calibrated, own.detach())
         if part.align:
-            total = total + part.align * alignment_loss(seen.common, seen.log_u, there)
+            # of the maps to the common space alone: what encoders say is not made alike
+            common = self.recovery.common(seen.doubt.mean.detach(), seen.doubt.log_variance.detach())
+            total = total + part.align * alignment_loss(common, seen.log_u, there, labels)
         if part.recover:
             total = total + part.recover * recovery_loss(seen.recovered, seen.doubt.mean, there).sum() / count
         return total
@@ -273,23 +283,20 @@ def rank_loss(log_u: torch.Tensor, noise: torch.Tensor, present: torch.Tensor, m
     return ((margin + less - more).relu() * asked).sum() / asked.sum().clamp_min(1)
 
 
-def calibration_loss(log_u: torch.Tensor, error: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+def calibration_loss(log_u: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
     """Return how far uncertainties are shared out otherwise than errors: over the windows of a batch, and over modalities.
 
-    KL(softmax(error) | softmax(log U')), once over the batch for each modality and step, once over the modalities for each
-    window and step.
+    KL(softmax(error) | softmax(log U')), once over the batch for each modality and step, once over the modalities for
+    each window and step; those that are recovered count as those that are there.
 
     Parameters
     ----------
-    log_u, error, present : [B, M, T]; what is not present is left out.
+    log_u, error : [B, M, T].
     """
     total = log_u.new_zeros(())
-    hidden = present == 0
     for axis in (0, 1):
-        target = error.masked_fill(hidden, -1e4).log_softmax(axis)
-        found = log_u.masked_fill(hidden, -1e4).log_softmax(axis)
-        shared = (target.exp() * (target - found) * present).sum(axis)
-        total = total + shared.mean()
+        target, found = error.log_softmax(axis), log_u.log_softmax(axis)
+        total = total + (target.exp() * (target - found)).sum(axis).mean()
     return total
 
 

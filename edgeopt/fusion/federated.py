@@ -76,6 +76,8 @@ def _hidden(windows: Windows, recordings: Recordings, missing: Mapping[int, Sequ
         number = integer("missing", subject, low=0, high=recordings.num_subjects - 1)
         for name in names:
             if name not in signals:
-                raise InvalidProblemError(f"missing[{number}]: no modality {name!r}: expected one of {', '.join(signals)}")
+                raise InvalidProblemError(
+                    f"missing[{number}]: no modality {name!r}: expected one of {', '.join(signals)}"
+                )
             signals[name][windows.subject == number] = np.nan
     return Windows(signals, windows.labels, windows.subject, windows.num_classes)

@@ -35,7 +35,7 @@ class StepEncoder(nn.Module):
         self.samples, self.channels = modality.samples, modality.channels
         self.convolves = self.samples >= _CONVOLVED
         if self.convolves:
-            self.first = nn.Conv1d(self.channels, width // 2, 5, stride=2, padding=2)
+            self.first: nn.Module = nn.Conv1d(self.channels, width // 2, 5, stride=2, padding=2)
             self.second = nn.Conv1d(width // 2, width, 5, stride=2, padding=2)
             self.out = nn.Linear(2 * width, width)
         else:
@@ -68,7 +68,7 @@ class Encode(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return (B, M, T, d + 1) of x (B, T, F + M)."""
-        *parts, there = x.split([*self.sizes, len(self.sizes)], -1)  # (B, T, values) each, and (B, T, M)
+        *parts, there = torch.split(x, [*self.sizes, len(self.sizes)], -1)  # (B, T, values) each, and (B, T, M)
         present = there.transpose(1, 2)[..., None]  # (B, M, T, 1)
         tokens = torch.stack([encoder(part) for encoder, part in zip(self.encoders, parts, strict=True)], 1)
         return torch.cat([tokens * present, present], -1)  # (B, M, T, d + 1)
@@ -122,7 +122,7 @@ class BiasedAttention(nn.Module):
         memory : of the steps before; None at the start.
         apart : a token sees its own modality alone.
         """
-        batch, m, steps, width = x.shape
+        batch, m, steps, _ = x.shape
         tokens = x.transpose(1, 2)  # (B, T, M, d)
         joint = self.joint(self.before(tokens)).view(batch, steps, m, self.heads, -1)  # (B, T, M, H, 3 D)
         query, key, value = joint.permute(0, 3, 1, 2, 4).chunk(3, -1)  # (B, H, T, M, D)

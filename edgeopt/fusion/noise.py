@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 
 from edgeopt.errors import InvalidProblemError
+from edgeopt.fusion.packing import Packing
 from edgeopt.fusion.recordings import Modality
 from edgeopt.validate import listed, real
 
@@ -69,7 +70,7 @@ class Noise:
     def apply(
         self,
         x: torch.Tensor,
-        modalities: tuple[Modality, ...],
+        packing: Packing,
         generator: torch.Generator,
         strengths: torch.Tensor | None = None,
     ) -> Spoilt:
@@ -78,11 +79,12 @@ class Noise:
         Parameters
         ----------
         x : [n, T, F + M].
-        modalities : of the packing.
+        packing : of the windows; it says what stands for what is missing.
         generator : of all chance.
         strengths : [n, M, T], of the noise. Default: drawn.
         """
         n, steps, _ = x.shape
+        modalities = packing.modalities
         m = len(modalities)
         values, there = x[..., :-m], x[..., -m:]
         noise = self.strengths((n, m, steps), generator) if strengths is None else strengths
@@ -92,8 +94,10 @@ class Noise:
         spoilt = values + noise[:, channels].transpose(1, 2) * torch.randn(values.shape, generator=generator)
         spoilt = spoilt + self._offsets(burst, modalities, generator)
         gone = self._missing((n, m, steps), generator)  # (n, M, T)
-        there = there * ~gone.transpose(1, 2)
-        spoilt = spoilt * (there[..., channels] > 0)
+        gone = gone.transpose(1, 2) | (there == 0)  # (n, T, M)
+        spoilt = torch.where(gone[..., channels], packing.stand_in(), spoilt)
+        if packing.fill == "mark":
+            there = there * ~gone
         return Spoilt(torch.cat([spoilt, there], -1), noise, burst)
 
     def _burst(self, shape: tuple[int, int, int], generator: torch.Generator) -> torch.Tensor:

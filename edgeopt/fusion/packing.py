@@ -66,6 +66,14 @@ class Packing:
         """Values of a step, F."""
         return sum(modality.values for modality in self.modalities)
 
+    def stand_in(self) -> torch.Tensor:
+        """Return float32 [F], what stands for the values of a step of a modality that is missing."""
+        parts = []
+        for name, samples, _ in self.modalities:
+            usual = -self.mean[name] / self.spread[name] if self.fill == "zero" else np.zeros_like(self.mean[name])
+            parts.append(np.tile(usual, samples))
+        return torch.from_numpy(np.concatenate(parts).astype(np.float32))
+
     def pack(self, windows: Windows) -> torch.Tensor:
         """Return float32 [n, T, F + M].
 

@@ -78,21 +78,22 @@ def wasserstein(first: Common, second: Common) -> torch.Tensor:
 
 
 def alignment_loss(
-    common: Common, log_u: torch.Tensor, present: torch.Tensor, temperature: float = 0.1
+    common: Common, log_u: torch.Tensor, present: torch.Tensor, labels: torch.Tensor, temperature: float = 0.1
 ) -> torch.Tensor:
     """Return the loss that brings the modalities of a window together in the common space, and keeps windows apart.
 
     Distances of pairs at every step count by exp(-U - U'); at the last step, each window has to find itself among the
-    windows of the batch, from any modality to any other (InfoNCE).
+    windows of the batch that have another class, from any modality to any other (InfoNCE).
 
     Parameters
     ----------
     common : [B, M, T, d_c].
     log_u : [B, M, T], taken as it is.
     present : [B, M, T], 1 or 0.
+    labels : [B, T].
     temperature : of the similarities, cosines.
     """
-    batch, m, _, _ = common.mean.shape
+    m = common.mean.shape[1]
     first, second = torch.triu_indices(m, m, 1)  # pairs
     weight = (-log_u.detach().exp()).exp() * present  # (B, M, T)
     pair = weight[:, first] * weight[:, second]  # (B, pairs, T)
@@ -102,6 +103,8 @@ def alignment_loss(
     there = present[:, :, -1] > 0  # (B, M)
     scores = torch.einsum("amd,bnd->mnab", last, last) / temperature  # (M, M, B, B)
     scores = scores.masked_fill(~there.T[None, :, None], -1e4)  # windows whose second modality is missing
+    alike = (labels[:, None, -1] == labels[None, :, -1]).fill_diagonal_(False)  # (B, B)
+    scores = scores.masked_fill(alike, -1e4)
     found = scores.log_softmax(-1).diagonal(dim1=-2, dim2=-1)  # (M, M, B)
     asked = (there.T[:, None] & there.T[None]) & ~torch.eye(m, dtype=torch.bool, device=there.device)[..., None]
-    return near + -(found * asked).sum() / asked.sum().clamp_min(1) / torch.tensor(float(batch)).log().clamp_min(1.0)
+    return near - (found * asked).sum() / asked.sum().clamp_min(1)

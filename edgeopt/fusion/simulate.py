@@ -8,6 +8,7 @@ ours: the hidden chain of states, what a state does to the parameters, irregular
 import argparse
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def subject(steps: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], di
     parts: dict[str, list[NDArray[np.float64]]] = {name: [] for name in RATES}
     borders = [0, *(np.flatnonzero(np.diff(states)) + 1), steps]
     conductance = 0.0
-    for first, last in zip(borders, borders[1:], strict=False):
+    for first, last in pairwise(borders):
         name = STATES[states[first]]
         seconds = SECONDS * (last - first)
         made = max(seconds, 20)  # shorter ones are cut out of twenty seconds

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from edgeopt.errors import InvalidProblemError
-from edgeopt.fusion.baselines import Baseline
 from edgeopt.fusion.calibration import Calibration, Method
 from edgeopt.fusion.dual_health import DualHealth, Seen, alone_loss
 from edgeopt.fusion.noise import Noise
@@ -83,8 +82,8 @@ def fit(
     with TrainingBar(getattr(model, "name", "baseline"), epochs, display=display) as bar:
         for epoch in range(epochs):
             total = 0.0
-            for rows in torch.from_numpy(order.permutation(len(windows))).split(batch_size):
-                pairs, strengths = noisy_pairs(x[rows], packing.modalities, noise, generator)
+            for rows in torch.split(torch.from_numpy(order.permutation(len(windows))), batch_size):
+                pairs, strengths = noisy_pairs(x[rows], packing, noise, generator)
                 optimizer.zero_grad()
                 loss = model.loss(pairs, labels[rows].repeat(2, 1), strengths)  # type: ignore[operator]
                 loss.backward()
@@ -99,22 +98,22 @@ def fit(
 
 
 def noisy_pairs(
-    x: torch.Tensor, modalities: tuple[Modality, ...], noise: Noise, generator: torch.Generator
+    x: torch.Tensor, packing: Packing, noise: Noise, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return windows [2 n, T, F + M], first with the weaker and then with the stronger of two draws, and their noise.
 
     Parameters
     ----------
     x : [n, T, F + M].
-    modalities : of the packing.
+    packing : of the windows.
     noise : how they are spoilt.
     generator : of all chance.
     """
-    shape = (len(x), len(modalities), x.shape[1])
+    shape = (len(x), len(packing.modalities), x.shape[1])
     one, other = (noise.strengths(shape, generator) for _ in range(2))  # (n, M, T)
     swap = one.mean(-1, keepdim=True) > other.mean(-1, keepdim=True)  # (n, M, 1)
     strengths = torch.cat([torch.where(swap, other, one), torch.where(swap, one, other)])  # (2 n, M, T)
-    return noise.apply(x.repeat(2, 1, 1), modalities, generator, strengths).x, strengths
+    return noise.apply(x.repeat(2, 1, 1), packing, generator, strengths).x, strengths
 
 
 @torch.no_grad()
@@ -150,16 +149,15 @@ def calibrate(
     check(model, packing, windows)
     noise = Noise(missing=0.3) if noise is None else noise
     generator = torch.Generator().manual_seed(int(stream(seed, "calibration noise").integers(2**62)))
-    x = noise.apply(packing.pack(windows), packing.modalities, generator).x
+    x = noise.apply(packing.pack(windows), packing, generator).x
     labels = torch.from_numpy(windows.labels)
     calibration: Calibration = model.calibration  # type: ignore[assignment]
     calibration.temperature.zero_()
     if isinstance(model, DualHealth):
-        seen = [model.run(part)[0] for part in x.split(AT_ONCE)]
-        joined = {name: torch.cat([getattr(part, name) for part in seen]) for name in ("log_u", "alone", "present")}
-        error = alone_loss(joined["alone"], labels)  # (n, M, T)
-        calibration.fit_maps(joined["log_u"], error, joined["present"] > 0, method)
-    outputs = [model.run(part)[0] for part in x.split(AT_ONCE)]  # type: ignore[operator]
+        seen = [model.run(part)[0] for part in torch.split(x, AT_ONCE)]
+        error = alone_loss(torch.cat([part.alone for part in seen]), labels)  # (n, M, T)
+        calibration.fit_maps(torch.cat([part.log_u for part in seen]), error, method)
+    outputs = [model.run(part)[0] for part in torch.split(x, AT_ONCE)]  # type: ignore[operator]
     scores = torch.cat([part.scores for part in outputs])
     fused = [part.fused if isinstance(part, Seen) else part.scores.new_zeros(part.scores.shape[:2]) for part in outputs]
     calibration.fit_temperature(scores, torch.cat(fused), labels)

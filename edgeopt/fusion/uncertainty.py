@@ -69,7 +69,12 @@ class Uncertainty(nn.Module):
         self.unrest = PerModality(modalities, 3 * width, width)
         self.log_c = PerModality(modalities, width, width)
         with torch.no_grad():  # all uncertainties are equal at first, so that no modality is preferred by chance
-            for weight in (self.log_c.weight, self.log_c.bias, self.now.weight[..., width:], self.now.bias[..., width:]):
+            for weight in (
+                self.log_c.weight,
+                self.log_c.bias,
+                self.now.weight[..., width:],
+                self.now.bias[..., width:],
+            ):
                 weight.zero_()
 
     def forward(
@@ -105,10 +110,8 @@ class Uncertainty(nn.Module):
         unrest = nn.functional.gelu(self.unrest(torch.stack(features, 2)))  # (B, M, T, d)
         log_c = self.log_c(unrest).clamp(LOG_LEAST, LOG_MOST)  # (B, M, T, d)
         log_s = log_s.clamp(LOG_LEAST, LOG_MOST)  # (B, M, T, d)
-        if self.noise and self.fluctuation:
-            log_v = torch.logaddexp(log_s, log_c)
-        else:
-            log_v = log_s if self.noise else log_c
+        both = self.noise and self.fluctuation
+        log_v = torch.logaddexp(log_s, log_c) if both else log_s if self.noise else log_c
         doubt = Doubt(mean, log_v, torch.stack(residuals, 2), torch.stack(states, 2))
         return doubt, Course(hidden, forecast, recent)
 
@@ -119,7 +122,8 @@ class Uncertainty(nn.Module):
         reset = (from_x[0] + from_hidden[0]).sigmoid()  # (B, M, d)
         update = (from_x[1] + from_hidden[1]).sigmoid()  # (B, M, d)
         proposed = (from_x[2] + reset * from_hidden[2]).tanh()  # (B, M, d)
-        return update * hidden + (1 - update) * proposed
+        new: torch.Tensor = update * hidden + (1 - update) * proposed  # (B, M, d)
+        return new
 
 
 def log_uncertainty(log_variance: torch.Tensor) -> torch.Tensor:

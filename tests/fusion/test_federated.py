@@ -74,7 +74,7 @@ def test_federated_training_learns():
     [
         ({"missing": {3: ["fast"]}}, "missing = 3: expected"),
         ({"missing": {0: ["x"]}}, "missing[0]: no modality 'x': expected one of fast, middle, slow"),
-        ({"missing": dict.fromkeys(range(3), ["fast"])}, "signals['fast']: channel 0 is never there"),
+        ({"missing": {key: ["fast"] for key in range(3)}}, "signals['fast']: channel 0 is never there"),
         ({"held_out": 1.0}, "held_out = 1: expected a share below 1"),
         ({"length": 20}, "length = 20: expected at most 10 steps"),
     ],

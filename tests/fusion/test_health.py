@@ -68,13 +68,13 @@ def test_damaged_files(tmp_path):
     path = tmp_path / "bad.npz"
     with open(path, "wb") as file:
         write_arrays(file, {"labels": np.zeros((2, 3), np.uint8)})
-    with pytest.raises(EdgeOptError, match="bad.npz: no array 'ecg': not a file of recordings"):
+    with pytest.raises(EdgeOptError, match=r"bad\.npz: no array 'ecg': not a file of recordings"):
         health_recordings(path)
     arrays = simulate_arrays()
     arrays["labels"] = arrays["labels"] + 9
     with open(path, "wb") as file:
         write_arrays(file, arrays)
-    with pytest.raises(EdgeOptError, match="bad.npz: labels: expected whole numbers from 0 to 3"):
+    with pytest.raises(EdgeOptError, match=r"bad\.npz: labels: expected whole numbers from 0 to 3"):
         health_recordings(path)
 
 

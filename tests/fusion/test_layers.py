@@ -128,9 +128,7 @@ def test_product_of_experts_by_integration(seed: int, modalities: int):
         density = np.exp(log_density - log_density.max())
         density /= density.sum()
         assert float(found[0][0, m, 0, 0]) == pytest.approx(float(density @ grid), abs=1e-6)
-        assert float(found[1][0, m, 0, 0]) == pytest.approx(
-            float(density @ grid**2 - (density @ grid) ** 2), abs=1e-6
-        )
+        assert float(found[1][0, m, 0, 0]) == pytest.approx(float(density @ grid**2 - (density @ grid) ** 2), abs=1e-6)
 
 
 def test_wasserstein_of_any_covariances():
@@ -150,10 +148,32 @@ def test_alignment_is_least_for_equal_modalities():
     torch.manual_seed(0)
     mean = torch.randn(16, 1, 3, 4).expand(-1, 2, -1, -1)
     same = Common(mean, torch.zeros(16, 2, 3, 4))
-    log_u, present = torch.zeros(16, 2, 3), torch.ones(16, 2, 3)
+    log_u, present, labels = torch.zeros(16, 2, 3), torch.ones(16, 2, 3), torch.arange(16)[:, None].expand(-1, 3)
     mixed = Common(torch.stack([mean[:, 0], mean[torch.randperm(16), 0]], 1), same.log_variance)
-    assert alignment_loss(same, log_u, present) < alignment_loss(mixed, log_u, present) - 1
-    assert alignment_loss(mixed, log_u, 0 * present) == 0
+    apart = alignment_loss(mixed, log_u, present, labels)
+    assert alignment_loss(same, log_u, present, labels) < apart - 1
+    assert alignment_loss(mixed, log_u, 0 * present, labels) == 0
+    assert alignment_loss(mixed, log_u, present, 0 * labels) < apart  # none of another class to be taken for
+
+
+def test_alignment_pair_by_pair():
+    """Two windows, two modalities, one step: distance and InfoNCE counted one by one."""
+    torch.manual_seed(1)
+    own = Common(torch.randn(2, 2, 1, 3), torch.randn(2, 2, 1, 3))
+    log_u, labels = torch.randn(2, 2, 1), torch.tensor([[0], [1]])
+    mean, spread = own.mean[:, :, 0], (0.5 * own.log_variance[:, :, 0]).exp()
+    weight = torch.stack([torch.exp(-log_u[b, 0, 0].exp() - log_u[b, 1, 0].exp()) for b in range(2)])
+    far = torch.stack(
+        [((mean[b, 0] - mean[b, 1]) ** 2).sum() + ((spread[b, 0] - spread[b, 1]) ** 2).sum() for b in range(2)]
+    )
+    cosine = torch.nn.functional.cosine_similarity
+    losses = []
+    for m, n in ((0, 1), (1, 0)):
+        for b in range(2):
+            scores = torch.stack([cosine(mean[b, m], mean[other, n], dim=0) / 0.1 for other in range(2)])
+            losses.append(-scores.log_softmax(0)[b])
+    expected = (weight * far).sum() / weight.sum() + torch.stack(losses).mean()
+    torch.testing.assert_close(alignment_loss(own, log_u, torch.ones(2, 2, 1), labels), expected)
 
 
 def test_recovery_looks_at_the_others_alone():

@@ -1,18 +1,23 @@
 """What spoils windows, and the truth about it."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 from edgeopt.errors import EdgeOptError
-from edgeopt.fusion import Modality, Noise
+from edgeopt.fusion import Modality, Noise, Packing
 from edgeopt.fusion.training import noisy_pairs
 
 MODALITIES = (Modality("a", 20, 1), Modality("b", 5, 4))
+MEAN = {"a": np.array([3.0]), "b": np.arange(4.0)}
+PACKING = Packing(MODALITIES, MEAN, {"a": np.array([2.0]), "b": np.ones(4)})
 CLEAN = torch.cat([torch.zeros(400, 12, 40), torch.ones(400, 12, 2)], -1)
 
 
 def spoilt(**options: object):
-    return Noise(**options).apply(CLEAN, MODALITIES, torch.Generator().manual_seed(0))
+    return Noise(**options).apply(CLEAN, PACKING, torch.Generator().manual_seed(0))
 
 
 def test_noise_is_as_strong_as_it_says():
@@ -56,9 +61,22 @@ def test_missing_is_marked_and_zero():
     assert gone.all(-1).float().mean() == pytest.approx(0.2, abs=0.05)
 
 
+@pytest.mark.parametrize("fill", ["zero", "mean"])
+def test_missing_is_filled(fill: str):
+    """Where something stands for what is missing, that is there unmarked and without noise: zero samples, or the mean."""
+    packing = dataclasses.replace(PACKING, fill=fill)
+    found = Noise(levels=(1.0,), missing=1.0).apply(CLEAN, packing, torch.Generator().manual_seed(0))
+    assert found.x[..., -2:].min() == 1
+    expected = torch.tensor([-1.5] * 20 + [0.0, -1.0, -2.0, -3.0] * 5) if fill == "zero" else torch.zeros(40)
+    whole = (found.x[..., :20] == expected[:20]).all(-1).all(-1)
+    assert whole.float().mean() == pytest.approx(0.5, abs=0.1)
+    assert (found.x[whole][..., :20] == expected[:20]).all()
+    assert (found.x[..., 20:40] == expected[20:]).all(-1).any()
+
+
 def test_pairs_are_ordered():
     """The second copy of a window has at least the noise of the first, modality by modality."""
-    _, strengths = noisy_pairs(CLEAN[:50], MODALITIES, Noise(drift=0.1), torch.Generator().manual_seed(1))
+    _, strengths = noisy_pairs(CLEAN[:50], PACKING, Noise(drift=0.1), torch.Generator().manual_seed(1))
     less, more = strengths.mean(-1).chunk(2)
     assert (less <= more).all()
     assert (less < more).float().mean() > 0.5
