@@ -46,7 +46,7 @@ class Recovers(nn.Module):
         added = added + self.weight * recovery_loss((guess, guessed), mean, there[..., 0])[..., None]
         log_u = log_uncertainty(there * log_variance + (1 - there) * guessed)  # (B, M, T)
         log_w = (-self.kappa * self.calibration(log_u)).log_softmax(1)[..., None]  # (B, M, T, 1)
-        return torch.cat([there * mean + (1 - there) * guess, log_w, added], -1)
+        return torch.cat([there * mean + (1 - there) * guess.detach(), log_w, added], -1)
 
 
 class Fuses(nn.Module):

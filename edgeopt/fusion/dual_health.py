@@ -196,7 +196,8 @@ class DualHealth(nn.Module):
         common = self.recovery.common(doubt.mean, doubt.log_variance)
         recovered = self.recovery.from_others(common, present)
         there = present[..., None]  # (B, M, T, 1)
-        mean = there * doubt.mean + (1 - there) * recovered[0]  # (B, M, T, d)
+        # what is recovered learns from what was there alone, and not to please the classifier
+        mean = there * doubt.mean + (1 - there) * recovered[0].detach()  # (B, M, T, d)
         log_variance = there * doubt.log_variance + (1 - there) * recovered[1]  # (B, M, T, d)
         log_u = log_uncertainty(log_variance)  # (B, M, T)
         calibrated = self.calibration(log_u)  # (B, M, T)

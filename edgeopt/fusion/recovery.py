@@ -31,6 +31,7 @@ class Recovery(nn.Module):
         super().__init__()
         self.to_mean = PerModality(modalities, width, common)
         self.to_variance = PerModality(modalities, 2 * width, common)
+        self.norm = nn.LayerNorm(common)
         self.back = PerModality(modalities, 2 * common, width)
         self.out = PerModality(modalities, width, 2 * width)
 
@@ -48,7 +49,7 @@ class Recovery(nn.Module):
         present : [B, M, T], 1 or 0.
         """
         mean, spread = product_of_others(common, present)  # (B, M, T, d_c) each
-        inner = nn.functional.gelu(self.back(torch.cat([mean, spread.log()], -1)))  # (B, M, T, d)
+        inner = nn.functional.gelu(self.back(torch.cat([self.norm(mean), spread.log()], -1)))  # (B, M, T, d)
         recovered, log_v = self.out(inner).chunk(2, -1)  # (B, M, T, d) each
         lift = spread.mean(-1, keepdim=True).log()  # (B, M, T, 1)
         return recovered, torch.logaddexp(log_v.clamp(LOG_LEAST, LOG_MOST), lift)
@@ -78,12 +79,13 @@ def wasserstein(first: Common, second: Common) -> torch.Tensor:
 
 
 def alignment_loss(
-    common: Common, log_u: torch.Tensor, present: torch.Tensor, labels: torch.Tensor, temperature: float = 0.1
+    common: Common, log_u: torch.Tensor, present: torch.Tensor, labels: torch.Tensor, temperature: float = 1.0
 ) -> torch.Tensor:
     """Return the loss that brings the modalities of a window together in the common space, and keeps windows apart.
 
     Distances of pairs at every step count by exp(-U - U'); at the last step, each window has to find itself among the
-    windows of the batch that have another class, from any modality to any other (InfoNCE).
+    windows of the batch that have another class, from any modality to any other (InfoNCE). Similarity is the negative
+    squared distance of means, and not their cosine, under which all means could shrink to one point.
 
     Parameters
     ----------
@@ -91,17 +93,19 @@ def alignment_loss(
     log_u : [B, M, T], taken as it is.
     present : [B, M, T], 1 or 0.
     labels : [B, T].
-    temperature : of the similarities, cosines.
+    temperature : of the similarities.
     """
     m = common.mean.shape[1]
     first, second = torch.triu_indices(m, m, 1)  # pairs
     weight = (-log_u.detach().exp()).exp() * present  # (B, M, T)
     pair = weight[:, first] * weight[:, second]  # (B, pairs, T)
     left, right = (Common(common.mean[:, at], common.log_variance[:, at]) for at in (first, second))
-    near = (pair * wasserstein(left, right)).sum() / pair.sum().clamp_min(1e-6)
-    last = nn.functional.normalize(common.mean[:, :, -1], dim=-1)  # (B, M, d_c)
+    near = (pair * wasserstein(left, right)).sum() / pair.sum().clamp_min(1e-6) / common.mean.shape[-1]
+    last = common.mean[:, :, -1]  # (B, M, d_c)
     there = present[:, :, -1] > 0  # (B, M)
-    scores = torch.einsum("amd,bnd->mnab", last, last) / temperature  # (M, M, B, B)
+    size = last.square().sum(-1).T  # (M, B)
+    product = torch.einsum("amd,bnd->mnab", last, last)  # (M, M, B, B)
+    scores = (2 * product - size[:, None, :, None] - size[None, :, None]) / temperature  # (M, M, B, B)
     scores = scores.masked_fill(~there.T[None, :, None], -1e4)  # windows whose second modality is missing
     alike = (labels[:, None, -1] == labels[None, :, -1]).fill_diagonal_(False)  # (B, B)
     scores = scores.masked_fill(alike, -1e4)

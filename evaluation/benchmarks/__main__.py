@@ -16,7 +16,7 @@ from edgeopt.evaluation.benchmarks.common import Row
 NAMES = (
     "greedy", "kernels", "top_k", "scale", "caching", "model_download", "split_training", "client_selection",
     "expert_balancing",
-    "federated_rounds", "codecs", "split_systems", "experts", "unequal_ranks", "steering", "selection_quality", "time_limits",
+    "federated_rounds", "codecs", "split_systems", "experts", "unequal_ranks", "steering", "fusion", "selection_quality", "time_limits",
     "rounds", "rounds_choice", "teams", "peers",
 )  # fmt: skip
 LONG = ("selection_quality", "time_limits", "rounds", "rounds_choice")  # an hour to minutes: only where they are named
