@@ -90,8 +90,8 @@ class Setting:
     length: int = 12
     stride: int = 6
     width: int = 32
-    epochs: int = 12
-    digits_epochs: int = 8
+    epochs: int = 8
+    digits_epochs: int = 6
 
 
 def noise_of(task: str, **changes: Any) -> Noise:
