@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from edgeopt import data as data
     from edgeopt import evaluation as evaluation
     from edgeopt import experiment as experiment
+    from edgeopt import fusion as fusion
     from edgeopt import inference as inference
     from edgeopt import models as models
     from edgeopt import problems as problems
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
     from edgeopt.schedule import StaticPlanner as StaticPlanner
     from edgeopt.series import TimeSeries as TimeSeries
 
-_PACKAGES = ("data", "evaluation", "experiment", "inference", "models", "problems", "rl", "solvers", "training")
+_PACKAGES = ("data", "evaluation", "experiment", "fusion", "inference", "models", "problems", "rl", "solvers", "training")
 _LAZY = {name: (f"edgeopt.{name}", None) for name in _PACKAGES} | {
     "EdgeNetwork": ("edgeopt.network", "EdgeNetwork"),
     "load": ("edgeopt.problems", "load"),

@@ -78,7 +78,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this benchmark."""
     parser.add_argument("--subjects", type=int, default=30, help="that are trained with")
     parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 64], help="recordings at once, one number or several")
+    parser.add_argument(
+        "--streams", type=int, nargs="+", default=[1, 8, 64], help="recordings at once, one number or several"
+    )
     parser.add_argument("--repeats", type=int, default=5, help="repeats of inference; the least counts")
 
 

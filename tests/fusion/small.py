@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeopt.fusion import DualHealth, Packing, Recordings, Windows
 
@@ -32,3 +33,13 @@ def packed(count: int = 4) -> tuple[Packing, Windows]:
     """Return a packing with some windows."""
     own = windows()
     return Packing.of(own), own.take(range(count))
+
+
+def recorded() -> dict[str, NDArray[Any]]:
+    """Return the arrays of a file without simulating."""
+    shapes = {"ecg": (8, 1), "ppg": (4, 1), "eda": (1, 1), "resp": (2, 1), "vehicle": (1, 6)}
+    arrays = {"labels": np.zeros((2, 5), np.uint8)}
+    for name, (samples, channels) in shapes.items():
+        arrays[name] = np.zeros((2, 5 * samples, channels), np.uint8)
+        arrays[f"{name}_range"] = np.array([[0.0], [1.0]], np.float32).repeat(channels, 1)
+    return arrays

@@ -10,6 +10,7 @@ from edgeopt.fusion.simulate import chain, main, simulate
 from edgeopt.npz import write_arrays
 from edgeopt.rng import stream
 from edgeopt.storage import read_arrays
+from tests.fusion import small
 
 
 def test_simulated_subjects():
@@ -70,19 +71,9 @@ def test_damaged_files(tmp_path):
         write_arrays(file, {"labels": np.zeros((2, 3), np.uint8)})
     with pytest.raises(EdgeOptError, match=r"bad\.npz: no array 'ecg': not a file of recordings"):
         health_recordings(path)
-    arrays = simulate_arrays()
+    arrays = small.recorded()
     arrays["labels"] = arrays["labels"] + 9
     with open(path, "wb") as file:
         write_arrays(file, arrays)
     with pytest.raises(EdgeOptError, match=r"bad\.npz: labels: expected whole numbers from 0 to 3"):
         health_recordings(path)
-
-
-def simulate_arrays() -> dict[str, np.ndarray]:
-    """Return the arrays of a file without simulating."""
-    shapes = {"ecg": (8, 1), "ppg": (4, 1), "eda": (1, 1), "resp": (2, 1), "vehicle": (1, 6)}
-    arrays = {"labels": np.zeros((2, 5), np.uint8)}
-    for name, (samples, channels) in shapes.items():
-        arrays[name] = np.zeros((2, 5 * samples, channels), np.uint8)
-        arrays[f"{name}_range"] = np.array([[0.0], [1.0]], np.float32).repeat(channels, 1)
-    return arrays

@@ -7,7 +7,16 @@ import pytest
 
 torch = pytest.importorskip("torch")
 from edgeopt.evaluation.studies import run_study
-from edgeopt.evaluation.studies.dual_health import ABLATIONS, LEVELS, MISSING, STUDY, Setting, hidden, pooled, windows_of
+from edgeopt.evaluation.studies.dual_health import (
+    ABLATIONS,
+    LEVELS,
+    MISSING,
+    STUDY,
+    Setting,
+    hidden,
+    pooled,
+    windows_of,
+)
 from edgeopt.fusion import reliability
 from tests.one_thread import one_thread  # noqa: F401 - a fixture of all tests here
 
