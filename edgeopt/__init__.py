@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from edgeopt import data as data
     from edgeopt import evaluation as evaluation
     from edgeopt import experiment as experiment
+    from edgeopt import fusion as fusion
     from edgeopt import inference as inference
     from edgeopt import models as models
     from edgeopt import problems as problems
@@ -67,6 +68,7 @@ _PACKAGES = (
     "data",
     "evaluation",
     "experiment",
+    "fusion",
     "inference",
     "models",
     "problems",

@@ -25,6 +25,7 @@ from edgeopt import (
     data,
     evaluation,
     experiment,
+    fusion,
     inference,
     models,
     problems,
@@ -129,7 +130,7 @@ def public_names(module: types.ModuleType) -> Iterator[str]:
 
 
 MODULES = [
-    edgeopt, convergence, schedule, problems, solvers, evaluation, studies, data, models, training, inference, rl, coding, experiment,
+    edgeopt, convergence, schedule, problems, solvers, evaluation, studies, data, models, training, inference, rl, coding, fusion, experiment,
     *(importlib.import_module("edgeopt.solvers." + kind.replace("-", "_")) for kind in KINDS),
 ]  # fmt: skip
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from edgeopt.evaluation.plots.download.throughput import download_throughput as download_throughput
     from edgeopt.evaluation.plots.download.throughput import plot_download_throughput as plot_download_throughput
     from edgeopt.evaluation.plots.download.timeline import plot_download_timeline as plot_download_timeline
+    from edgeopt.evaluation.plots.fusion.reliability import plot_reliability as plot_reliability
+    from edgeopt.evaluation.plots.fusion.uncertainty import plot_uncertainty as plot_uncertainty
+    from edgeopt.evaluation.plots.fusion.weights import plot_modality_weights as plot_modality_weights
     from edgeopt.evaluation.plots.network import plot_network as plot_network
     from edgeopt.evaluation.plots.selection.fairness import plot_selection_fairness as plot_selection_fairness
     from edgeopt.evaluation.plots.selection.forecast_calibration import (
@@ -58,6 +61,9 @@ _LAZY = {
     "download_throughput": "download.throughput",
     "plot_download_throughput": "download.throughput",
     "plot_download_timeline": "download.timeline",
+    "plot_reliability": "fusion.reliability",
+    "plot_uncertainty": "fusion.uncertainty",
+    "plot_modality_weights": "fusion.weights",
     "plot_network": "network",
     "plot_selection_fairness": "selection.fairness",
     "plot_forecast_calibration": "selection.forecast_calibration",

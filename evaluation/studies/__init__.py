@@ -28,6 +28,7 @@ STUDIES = (
     "client-selection",
     "codecs",
     "deer",
+    "dual-health",
     "expert-caching",
     "fedalign-moe",
     "flexp-sfl",

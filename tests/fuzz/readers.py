@@ -32,6 +32,7 @@ from edgeopt.evaluation.studies.study import check_row
 from edgeopt.evaluation.what_if import check_point
 from edgeopt.evaluation.what_if_page import decided
 from edgeopt.experiment import Experiment
+from edgeopt.fusion import health_recordings
 from edgeopt.inference.routing import RoutingRecord
 from edgeopt.inference.steered import load_steering, save_steering
 from edgeopt.inference.steering import SteeringVector
@@ -64,6 +65,7 @@ from edgeopt.training import Adam, FedAvg, SplitFed, train
 from edgeopt.training.constants import GradientEstimator
 from tests.data.test_data import write_cifar, write_mnist
 from tests.evaluation.studies import toy
+from tests.fusion.small import recorded
 from tests.models.stand_in import StandIn
 from tests.training.small_tasks import small_plan, small_task, small_timing
 
@@ -539,6 +541,11 @@ def write_steering(path: Path) -> None:
     save_steering(path, SteeringVector(strength=-1.5), StandIn(), base=StandIn())
 
 
+def write_recordings(path: Path) -> None:
+    with open(path, "wb") as file:
+        storage.write_arrays(file, recorded())
+
+
 READERS = (
     Reader("expert-caching.json", lambda path: problem(ExpertCaching).save(path), describe),
     Reader("expert-caching.npz", lambda path: problem(ExpertCaching).save(path), describe),
@@ -593,6 +600,7 @@ READERS = (
     Reader("run-fedavg.safetensors", write_run(FedAvg(Adam(0.02)), **CONSTANTS), resume(FedAvg(Adam(0.02)), **CONSTANTS)),
     Reader("run-splitfed.safetensors", write_run(SplitFed(Adam(0.02))), resume(SplitFed(Adam(0.02)))),
     Reader("agents.safetensors", write_agents, resume_agents),
+    Reader("recordings.npz", write_recordings, lambda path: health_recordings(path).windows(2)),
     Reader("train.toml", lambda path: path.write_text(TRAIN_TOML), build_toml),
     Reader("selection.toml", lambda path: path.write_text(SELECTION_TOML), build_toml),
     Reader("experiment.json", write_experiment, Experiment.load),

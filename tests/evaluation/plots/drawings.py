@@ -323,15 +323,36 @@ def round_timeline(names: Names) -> Any:
     )  # fmt: skip
 
 
+def uncertainty(names: Names) -> Any:
+    """Draw as many modalities, and bursts."""
+    rng = np.random.default_rng(0)
+    signals, log_u = rng.normal(size=(2, len(names), 20))
+    return plots.plot_uncertainty(list(names), signals, log_u, log_u > 1)
+
+
+def modality_weights(names: Names) -> Any:
+    """Draw as many weights."""
+    weights = np.random.default_rng(0).dirichlet(np.ones(len(names)), 20)
+    return plots.plot_modality_weights({name: weights[:, m] for m, name in enumerate(names)})
+
+
+def reliability(names: Names) -> Any:
+    """Draw as many lines."""
+    mean = np.linspace(0.05, 0.95, 10)
+    return plots.plot_reliability(
+        {name: np.stack([mean, mean ** (1 + m / 9), np.full(10, 0.1)], 1) for m, name in enumerate(names)}
+    )
+
+
 NAMED: tuple[Callable[[Names], Any], ...] = (
     profile, profile_of_times, bounds, gap_against_time, objective_against, heterogeneity, target, throughput,
     training_curves, download_plans, bandwidth_bars, served_timeline, rolling, inference_latency, selection_fairness,
-    forecast_calibration, selection_frontier, selection_training,
+    forecast_calibration, selection_frontier, selection_training, modality_weights, reliability,
 )  # fmt: skip
 """Pictures that show the names."""
 
 COUNTED: tuple[Callable[[Names], Any], ...] = (
     download_timeline, network, placement, selection_rounds, selection_heat, selection_deliveries, split_latency,
-    split_decisions, split_descent, data_partition, round_timeline,
+    split_decisions, split_descent, data_partition, round_timeline, uncertainty,
 )  # fmt: skip
 """Pictures of as many things as there are names."""

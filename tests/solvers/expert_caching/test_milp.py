@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 import edgeopt
 from edgeopt.errors import EdgeOptError, UnsupportedProblemError
 from edgeopt.problems import ExpertCaching, Placement, RoutedModel
+from edgeopt.problems.expert_caching.terms import Columns, Terms, count_nonzeros
 from edgeopt.result import Status
 from edgeopt.solvers.expert_caching.milp import Milp, build_model
-from edgeopt.problems.expert_caching.terms import Columns, Terms, count_nonzeros
 from tests.solvers.expert_caching.instances import brute_force, device_caps, instance, max_trap, random_problem
 from tests.solvers.expert_caching.relaxation import lp_bound
 

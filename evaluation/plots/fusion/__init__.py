@@ -1,0 +1,1 @@
+"""Pictures of modalities that are fused by uncertainty."""
