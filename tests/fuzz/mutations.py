@@ -149,7 +149,10 @@ def _array(draw: Draw, array: np.ndarray) -> np.ndarray:
         dtype = np.dtype(draw(st.sampled_from(DTYPES)))
         with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
             plain = dtype.names is None and not {dtype.kind, array.dtype.kind} & set("MV")  # dates fit no short text
-            return array.astype(dtype) if plain else np.zeros(array.shape, dtype)
+            try:
+                return array.astype(dtype) if plain else np.zeros(array.shape, dtype)
+            except ValueError:  # a text that is no number
+                return np.zeros(array.shape, dtype)
     if how == "shape":
         return draw(
             st.sampled_from(

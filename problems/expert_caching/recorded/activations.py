@@ -72,7 +72,10 @@ def _columns(path: Path) -> dict[str, NDArray[Any]]:
         raise InvalidFileError(f"{path}: has null characters: expected a table of text")
     head, _, body = text.partition("\n")
     mark = max(",;\t", key=head.count)
-    names = [name.strip().lower() for name in next(csv.reader([head.rstrip("\r")], delimiter=mark), [])]
+    try:
+        names = [name.strip().lower() for name in next(csv.reader([head.rstrip("\r")], delimiter=mark), [])]
+    except csv.Error as error:  # half a line break, fields of megabytes
+        raise InvalidFileError(f"{path}: expected a table with a header: {error}") from None
     for name in _COLUMNS[:2]:
         if name not in names:
             raise InvalidFileError(f"{path}: columns {quoted(names)}: expected a header with layer and expert")

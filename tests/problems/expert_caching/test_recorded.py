@@ -204,6 +204,8 @@ BAD: dict[str, tuple[str, Any, str]] = {
     "idle": ("a.json", '{"load_history": [{"logical_expert_load": [[0]]}]}', "no expert is used"),
     "ragged": ("a.json", '{"load_history": [{"logical_expert_load": [[0, 1], [1]]}]}', "logical_expert_load"),
     "no header": ("a.csv", "0,1\n0,2\n", "columns .*: expected a header with layer and expert"),
+    "half a line break": ("a.csv", "layer\rx,expert\n0,1\n", "expected a table with a header: new-line character seen"),
+    "a long header": ("a.csv", "layer,expert," + "x" * 140_000 + "\n0,1\n", "expected a table with a header: field larger"),
     "no rows": ("a.csv", "layer,expert\n", "no row under the header"),
     "negative": ("a.csv", "layer,expert\n0,-1\n", "row 1: expert = -1"),
     "words": ("a.csv", "layer,expert\n0,first\n", "first"),
