@@ -62,7 +62,18 @@ if TYPE_CHECKING:
     from edgeopt.schedule import StaticPlanner as StaticPlanner
     from edgeopt.series import TimeSeries as TimeSeries
 
-_PACKAGES = ("coding", "data", "evaluation", "experiment", "inference", "models", "problems", "rl", "solvers", "training")
+_PACKAGES = (
+    "coding",
+    "data",
+    "evaluation",
+    "experiment",
+    "inference",
+    "models",
+    "problems",
+    "rl",
+    "solvers",
+    "training",
+)
 _LAZY = {name: (f"edgeopt.{name}", None) for name in _PACKAGES} | {
     "EdgeNetwork": ("edgeopt.network", "EdgeNetwork"),
     "load": ("edgeopt.problems", "load"),
