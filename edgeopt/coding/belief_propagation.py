@@ -25,8 +25,9 @@ class BeliefPropagation:
 
     With log-likelihood ratios :math:`L_j` of symbols and :math:`\lambda_k` of bits, messages start at 0 and in every round
 
-    .. math:: m_{k \to j} = \lambda_k + \sum_{j' \ne j} m_{j' \to k}, \qquad
-        m_{j \to k} = 2 \tanh^{-1}\Big(\tanh\frac{L_j}{2} \prod_{k' \ne k} \tanh\frac{m_{k' \to j}}{2}\Big),
+    .. math:: m_{k \to j} = \lambda_k + \sum_{j' \ne j} m_{j' \to k}
+
+    .. math:: m_{j \to k} = 2 \tanh^{-1}\Big(\tanh\frac{L_j}{2} \prod_{k' \ne k} \tanh\frac{m_{k' \to j}}{2}\Big)
 
     held within :math:`\pm 18`. The outcome is :math:`\lambda_k + \sum_j m_{j \to k}`. On a graph without circles it is exact
     once messages have crossed it.
