@@ -32,8 +32,8 @@ class BeliefPropagation:
     held within :math:`\pm 18`. The outcome is :math:`\lambda_k + \sum_j m_{j \to k}`. On a graph without circles it is exact
     once messages have crossed it.
 
-    *Start.* All messages to bits stay 0 as long as every symbol has two or more neighbours of which none is known a little: it takes
-    a symbol of degree 1, or :math:`\lambda_k \ne 0`.
+    *Start.* A symbol tells a bit something only once all of its other neighbours are known a little. At first that takes a symbol of
+    degree 1, or one whose other neighbours all have :math:`\lambda_k \ne 0`; without any, all messages to bits stay 0 for ever.
 
     Parameters
     ----------
