@@ -25,15 +25,15 @@ class BeliefPropagation:
 
     With log-likelihood ratios :math:`L_j` of symbols and :math:`\lambda_k` of bits, messages start at 0 and in every round
 
-    .. math::
-        m_{k \to j} = \lambda_k + \sum_{j' \ne j} m_{j' \to k}, \qquad
-        m_{j \to k} = 2 \tanh^{-1}\Big(\tanh\frac{L_j}{2} \prod_{k' \ne k} \tanh\frac{m_{k' \to j}}{2}\Big),
+    .. math:: m_{k \to j} = \lambda_k + \sum_{j' \ne j} m_{j' \to k}
+
+    .. math:: m_{j \to k} = 2 \tanh^{-1}\Big(\tanh\frac{L_j}{2} \prod_{k' \ne k} \tanh\frac{m_{k' \to j}}{2}\Big)
 
     held within :math:`\pm 18`. The outcome is :math:`\lambda_k + \sum_j m_{j \to k}`. On a graph without circles it is exact
     once messages have crossed it.
 
-    *Start.* All messages to bits stay 0 as long as every symbol has two or more neighbours of which none is known a little: it takes
-    a symbol of degree 1, or :math:`\lambda_k \ne 0`.
+    *Start.* A symbol tells a bit something only once all of its other neighbours are known a little. At first that takes a symbol of
+    degree 1, or one whose other neighbours all have :math:`\lambda_k \ne 0`; without any, all messages to bits stay 0 for ever.
 
     Parameters
     ----------

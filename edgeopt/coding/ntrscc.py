@@ -1,5 +1,6 @@
 """`Ntrscc`: a picture as a header and an endless stream of symbols, decoded from any number of them in any number of iterations."""
 
+import copy
 import os
 import zlib
 from collections.abc import Iterator, Sequence
@@ -228,7 +229,7 @@ class Ntrscc:
         tiles = Tiles(*whole.shape[:2])
         numbers, hyper = self.network.analyse(tiles.cut(whole))
         rounded = hyper.round()
-        side = self.network.side(rounded)
+        side = self.side(rounded)
         cells = cells_of(numbers - side.mean)
         bits = BITS[cells].to(torch.uint8).reshape(-1).numpy()
         code, weights = self.code_of(side, seed)
@@ -270,6 +271,19 @@ class Ntrscc:
             If nothing was heard, a ratio is no number, or the header is of another seed, code or network.
         """
         return self.receiver(header, seed).pictures(heard, [iterations], first=first)[0]
+
+    @torch.no_grad()
+    def side(self, hyper: Tensor) -> Side:
+        """Return what both ends know from the hyperprior [N, hyper, h, w].
+
+        In double precision: weights of bits become whole numbers, which machines that round differently must agree on.
+        """
+        found = self._double.side(hyper.double())
+        return Side(*(part.float() for part in found[:-1]), log_weights=found.log_weights)
+
+    @cached_property
+    def _double(self) -> Network:
+        return copy.deepcopy(self.network).double()
 
     def code_of(self, side: Side, seed: int) -> tuple[LtCode, NDArray[np.float64]]:
         """Return the code of a picture, and the weights [K] of its bits."""
@@ -376,7 +390,7 @@ class Receiver:
             raise InvalidProblemError(
                 f"header: a hyperprior of shape {list(header.hyper.shape)}: expected {list(expected)}, of another network or picture"
             )
-        self._side = system.network.side(torch.from_numpy(header.hyper.astype(np.float32)))
+        self._side = system.side(torch.from_numpy(header.hyper.astype(np.float32)))
         self.code, self.weights = system.code_of(self._side, seed_number("seed", seed))
         if system._checksum(self.code, self.weights, self._side) != header.checksum:
             raise InvalidProblemError(
