@@ -279,7 +279,8 @@ class Ntrscc:
         In double precision: weights of bits become whole numbers, which machines that round differently must agree on.
         """
         found = self._double.side(hyper.double())
-        return Side(*(part.float() for part in found[:-1]), log_weights=found.log_weights)
+        mean, log_scale, log_p, ratios = (part.float() for part in found[:-1])
+        return Side(mean, log_scale, log_p, ratios, found.log_weights)
 
     @cached_property
     def _double(self) -> Network:
