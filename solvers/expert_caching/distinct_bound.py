@@ -50,6 +50,7 @@ MAX_FINE = 1 << 20  # most shares that are kept for every user and level
 GRID = 4096  # units of storage that the sizes of layers are chosen in
 MOMENTUM, AIM, PATIENCE, SMALLEST_STEP = 0.6, 0.2, 6, 0.02  # as in `dual`, for a function that falls meanwhile
 FIRST = 0.07  # of what a unit of storage saves: the best prices are mostly about that, since most copies are the first of their kind
+FARTHEST = 0.1  # share of the bound that a placement may be below it, for the length of steps
 COARSE = 30  # steps with common shares, where each user and level may have its own
 
 
@@ -146,6 +147,7 @@ class DistinctBound:
         self._direction = self.capacity - used + MOMENTUM * self._direction
         self._direction[(self._price <= 0) & (self._direction > 0)] = 0.0
         if norm := float(self._direction @ self._direction):
-            gap = max(self._best - (run.objective or 0.0), 1e-9 * abs(self._best))
+            # early placements are far off, and steps that aim at them are too long
+            gap = np.clip(self._best - (run.objective or 0.0), 1e-9 * abs(self._best), FARTHEST * abs(self._best))
             aim = value - self._best + AIM * gap
             self._price = np.maximum(0.0, self._price - self._scale * aim / norm * self._direction)
