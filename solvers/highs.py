@@ -30,14 +30,18 @@ class Reporter(Protocol):
         ...
 
 
-def new_highs(lp: "highspy.HighsLp", options: dict[str, Any]) -> "highspy.Highs":
-    """Return HiGHS with a programme and options."""
+def new_highs(lp: "highspy.HighsLp | tuple[Any, ...]", options: dict[str, Any]) -> "highspy.Highs":
+    """Return HiGHS with a programme and options.
+
+    Large programmes are given as the arguments of ``passModel``: HiGHS takes arrays as they are, while each array of an
+    ``HighsLp`` is copied number by number, and nothing else runs in Python meanwhile.
+    """
     highspy = highs_module()
     highs = highs_class()()
     for name, value in options.items():
         if highs.setOptionValue(name, value) != highspy.HighsStatus.kOk:
             raise SolverError(f"HiGHS refused {name} = {value!r}")
-    if highs.passModel(lp) == highspy.HighsStatus.kError:
+    if highs.passModel(*(lp if isinstance(lp, tuple) else (lp,))) == highspy.HighsStatus.kError:
         raise SolverError("HiGHS refused the model")
     return highs
 

@@ -11,7 +11,8 @@ from edgeopt.problem import Problem
 from edgeopt.problems import ExpertCaching, Placement
 from edgeopt.result import Guarantee, Heuristic, Ratio, Result
 from edgeopt.solve import Run, SolveOptions
-from edgeopt.solvers.expert_caching.common import certify, empty_placement, supports_expert_caching
+from edgeopt.solvers.expert_caching.certificates import Certificate, certify_by, check_certificate
+from edgeopt.solvers.expert_caching.common import empty_placement, supports_expert_caching
 from edgeopt.solvers.expert_caching.facility import Facility
 from edgeopt.solvers.expert_caching.greedy import offer_something
 from edgeopt.solvers.expert_caching.successive import sweep
@@ -38,10 +39,12 @@ class ContinuousGreedy:
     ----------
     steps : T.
     max_sweeps : best-response sweeps after rounding.
+    certificate : ``marginal`` bounds the optimum by marginal values, quick and loose; ``dual`` by steps of the dual after that.
     """
 
     steps: int = 20
     max_sweeps: int = 20
+    certificate: Certificate = "marginal"
 
     name: ClassVar[str] = "continuous-greedy"
     guarantee: ClassVar[Guarantee] = Ratio(
@@ -49,6 +52,7 @@ class ContinuousGreedy:
     )
 
     def __post_init__(self) -> None:
+        check_certificate(self.certificate)
         if self.steps < 1:
             raise EdgeOptError(f"steps = {self.steps}: expected an integer >= 1")
         if self.max_sweeps < 0:
@@ -84,7 +88,7 @@ class ContinuousGreedy:
                 run.offer(Placement(cached))
                 sweep(run, facility, cached, self.max_sweeps)
             offer_something(run, problem, facility)
-            certify(run, problem, facility)
+            certify_by(self.certificate, run, problem, facility)
         return run.result()
 
     def _grow(

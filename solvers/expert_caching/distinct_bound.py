@@ -49,7 +49,8 @@ MAX_ENTRIES = 1 << 26  # most numbers in the tables of all layers
 MAX_FINE = 1 << 20  # most shares that are kept for every user and level
 GRID = 4096  # units of storage that the sizes of layers are chosen in
 MOMENTUM, AIM, PATIENCE, SMALLEST_STEP = 0.6, 0.2, 6, 0.02  # as in `dual`, for a function that falls meanwhile
-SCALES = 2.0 ** -np.arange(9)  # of the first prices
+FIRST = 0.07  # of what a unit of storage saves: the best prices are mostly about that, since most copies are the first of their kind
+FARTHEST = 0.1  # share of the bound that a placement may be below it, for the length of steps
 COARSE = 30  # steps with common shares, where each user and level may have its own
 
 
@@ -127,12 +128,10 @@ class DistinctBound:
             self._step(run)
 
     def _start(self, run: Run[Placement]) -> None:
-        """Choose the first prices among multiples of what a unit of storage saves in the best placement."""
+        """Take a share of what a unit of storage saves in the best placement for the first prices."""
         lower, total = run.objective or 0.0, float(self.capacity.sum())
-        prices = np.outer(SCALES, np.full(self.capacity.size, lower / total if total else 0.0))
-        values = [self.evaluate(price, learn=False)[0] for price in prices]
-        self._best = min(values)
-        self._price = self._at = prices[int(np.argmin(values))]
+        self._price = self._at = np.full(self.capacity.size, FIRST * lower / total if total else 0.0)
+        self._best, _ = self.evaluate(self._price, learn=False)
         run.tighten(self._best)
 
     def _step(self, run: Run[Placement]) -> None:
@@ -148,6 +147,7 @@ class DistinctBound:
         self._direction = self.capacity - used + MOMENTUM * self._direction
         self._direction[(self._price <= 0) & (self._direction > 0)] = 0.0
         if norm := float(self._direction @ self._direction):
-            gap = max(self._best - (run.objective or 0.0), 1e-9 * abs(self._best))
+            # early placements are far off, and steps that aim at them are too long
+            gap = np.clip(self._best - (run.objective or 0.0), 1e-9 * abs(self._best), FARTHEST * abs(self._best))
             aim = value - self._best + AIM * gap
             self._price = np.maximum(0.0, self._price - self._scale * aim / norm * self._direction)

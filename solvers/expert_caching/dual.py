@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.solvers.expert_caching.facility import Facility
-from edgeopt.solvers.expert_caching.pricing import Prices, Pricing
+from edgeopt.solvers.expert_caching.pricing import Prices, Pricing, Stopped
 
 MOMENTUM = 0.6
 AIM = 0.2  # share of the gap that a step aims below the best bound
@@ -27,7 +27,7 @@ def minimise_dual(
     ----------
     facility, pricing : the problem and how its subproblem is solved.
     price : float64 [N], where to start.
-    max_steps : most steps.
+    max_steps : most steps. An evaluation that is stopped on the way is the last one; the first raises `Stopped` then.
     on_step : called before each step with its number, the present point and the best so far; returns the value of the
         best known placement, or None to stop.
     """
@@ -45,7 +45,10 @@ def minimise_dual(
             break
         aim = now.bound - best.bound + AIM * max(best.bound - lower, 1e-9 * abs(best.bound))
         price = np.maximum(0.0, price - scale * aim / norm * direction)
-        now = pricing.evaluate(price)
+        try:
+            now = pricing.evaluate(price)
+        except Stopped:
+            break
         if now.bound < best.bound - 1e-9 * abs(best.bound):
             best, stale = now, 0
         else:

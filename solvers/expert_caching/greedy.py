@@ -10,8 +10,8 @@ from edgeopt.problem import Problem
 from edgeopt.problems import ExpertCaching, Placement
 from edgeopt.result import Guarantee, Heuristic, Ratio, Result
 from edgeopt.solve import Run, SolveOptions
+from edgeopt.solvers.expert_caching.certificates import Certificate, certify_by, check_certificate
 from edgeopt.solvers.expert_caching.common import (
-    certify,
     empty_placement,
     has_equal_sizes,
     has_nothing,
@@ -21,7 +21,8 @@ from edgeopt.solvers.expert_caching.facility import Facility
 from edgeopt.solvers.expert_caching.popularity import offer_popular
 from edgeopt.solvers.kernels.facility import build_heap, lazy_greedy, marginals
 
-PICKS_PER_STEP = 20_000  # between two looks at the clock
+PICKS_PER_STEP = 20_000  # between two looks at the clock, and
+WORK_PER_STEP = 1 << 37  # picks x experts x users: fewer picks where each takes longer
 
 _HALF = Ratio(
     0.5,
@@ -43,12 +44,17 @@ class Greedy:
     ----------
     lazy : re-evaluate only the pairs that may lead (Minoux 1978); otherwise after each pick every pair of the same
         expert. Both give the same placement; the plain way is there to check the lazy one.
+    certificate : ``marginal`` bounds the optimum by marginal values, quick and loose; ``dual`` by steps of the dual after that.
     """
 
     lazy: bool = True
+    certificate: Certificate = "marginal"
 
     name: ClassVar[str] = "greedy"
     guarantee: ClassVar[Guarantee] = _HALF
+
+    def __post_init__(self) -> None:
+        check_certificate(self.certificate)
 
     def guarantee_for(self, problem: ExpertCaching) -> Guarantee:
         """Return 1/2 for equal sizes and modular sets."""
@@ -66,7 +72,7 @@ class Greedy:
                 facility = Facility.of(problem)
             run.offer(Placement(greedy_placement(run, facility, per_byte=False, lazy=self.lazy)))
             offer_popular(run, problem)
-            certify(run, problem, facility)
+            certify_by(self.certificate, run, problem, facility)
         return run.result()
 
 
@@ -79,13 +85,17 @@ class DensityGreedy:
 
     Parameters
     ----------
-    lazy : as in `Greedy`.
+    lazy, certificate : as in `Greedy`.
     """
 
     lazy: bool = True
+    certificate: Certificate = "marginal"
 
     name: ClassVar[str] = "density-greedy"
     guarantee: ClassVar[Guarantee] = _HALF
+
+    def __post_init__(self) -> None:
+        check_certificate(self.certificate)
 
     def guarantee_for(self, problem: ExpertCaching) -> Guarantee:
         """Return 1/2 for equal sizes and modular sets."""
@@ -104,7 +114,7 @@ class DensityGreedy:
             run.offer(Placement(_best_singletons(facility)))
             run.offer(Placement(greedy_placement(run, facility, per_byte=True, lazy=self.lazy)))
             offer_popular(run, problem)
-            certify(run, problem, facility)
+            certify_by(self.certificate, run, problem, facility)
         return run.result()
 
 
@@ -136,11 +146,12 @@ def greedy_placement(
     gain = np.ascontiguousarray(facility.gain.transpose(0, 2, 1))
     heap = build_heap(key)
     remaining = heap.size
+    picks = min(PICKS_PER_STEP, max(1, WORK_PER_STEP // max(1, weight.size)))
     is_due = has_nothing(run)
     while remaining and (is_due or not run.stopped()):
         is_due = False
         remaining = lazy_greedy(
-            heap, remaining, key, cached, left, weight, gain, facility.model, size, best, per_byte, PICKS_PER_STEP
+            heap, remaining, key, cached, left, weight, gain, facility.model, size, best, per_byte, picks
         )
         run.step()
     return cached

@@ -1,5 +1,6 @@
 """`lagrangian`: price each server's storage, read off a bound and nearly optimal placements, close the gap between."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,7 +23,7 @@ from edgeopt.solvers.expert_caching.greedy import greedy_placement
 from edgeopt.solvers.expert_caching.groups import Groups
 from edgeopt.solvers.expert_caching.max_bound import bound_max
 from edgeopt.solvers.expert_caching.max_convolution import MaxConvolution
-from edgeopt.solvers.expert_caching.pricing import AscentPricing, Prices, Pricing, pricing_for, start_prices
+from edgeopt.solvers.expert_caching.pricing import AscentPricing, Prices, Pricing, Stopped, pricing_for, start_prices
 from edgeopt.solvers.expert_caching.successive import respond, sweep
 from edgeopt.solvers.kernels.facility import best_of
 
@@ -112,7 +113,7 @@ class Lagrangian:
     def _close_gap(self, run: Run[Placement], facility: Facility, start: NDArray[np.bool_]) -> tuple[bool, str]:
         """Bring bound and incumbent together; return whether the incumbent is proved optimal, and what HiGHS had to say."""
         with run.building():
-            pricing, price = _prepare(facility, start)
+            pricing, price = _prepare(facility, start, run.stopped)
 
         def on_step(step: int, _: Prices, best: Prices) -> float | None:
             run.tighten(best.bound)
@@ -121,10 +122,13 @@ class Lagrangian:
                 pricing.restrict(best, _gap(run, best))
             return _value(run) if run.step() else None
 
-        prices = minimise_dual(facility, pricing, price, self.max_steps, on_step)
-        if run.stopped():
+        try:
+            prices = minimise_dual(facility, pricing, price, self.max_steps, on_step)
+        except Stopped:
             return False, ""
         run.tighten(prices.bound)
+        if run.stopped():
+            return False, ""
         cached = _round_down(run, facility, prices.choice)
         run.offer(Placement(cached))
         if pricing.near(prices, 0.0) is None:
@@ -177,10 +181,13 @@ class Lagrangian:
     ) -> None:
         """For sets that are not modular: round the surrogate's dual, search the true objective, bound it."""
         with run.building():
-            (pricing, price), groups = _prepare(facility, start), Groups(problem)
+            (pricing, price), groups = _prepare(facility, start, run.stopped), Groups(problem)
             bound = DistinctBound(groups) if self.bound_steps and DistinctBound.supports(groups) else None
         lower = float(np.einsum("eu,eu->", facility.weight, best_of(start, facility.gain, facility.model)))
-        prices = minimise_dual(facility, pricing, price, self.max_steps, lambda *_: lower if run.step() else None)
+        try:
+            prices = minimise_dual(facility, pricing, price, self.max_steps, lambda *_: lower if run.step() else None)
+        except Stopped:
+            return
         run.offer(Placement(_round_down(run, facility, prices.choice)))
         if bound is not None:
             bound.descend(run, self.bound_steps // 2)
@@ -192,9 +199,11 @@ class Lagrangian:
             bound_max(run, groups, iterations=self.bound_steps)
 
 
-def _prepare(facility: Facility, start: NDArray[np.bool_]) -> tuple[Pricing, NDArray[np.float64]]:
+def _prepare(
+    facility: Facility, start: NDArray[np.bool_], stopped: Callable[[], bool]
+) -> tuple[Pricing, NDArray[np.float64]]:
     """Return the pricing of a facility, and prices [N] to start from, both warm from a placement."""
-    pricing = pricing_for(facility)
+    pricing = pricing_for(facility, stopped)
     if isinstance(pricing, AscentPricing):
         pricing.start_from(start)
     return pricing, start_prices(facility, start)

@@ -15,7 +15,7 @@ Bools = NDArray[np.bool_]
 
 MAX_ENUMERATED = 10  # a layer of up to so many experts is bounded subset by subset
 MAX_ANCHORS = 8  # choices of shares kept per layer
-RATE = 0.5  # length of the first step of the shares
+RATE = 1.0  # length of the first step of the shares
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -41,14 +41,29 @@ class MilpModel:
 
     Parameters
     ----------
-    lp : the programme as HiGHS takes it.
-    columns : what its columns are.
-    objective_scale : the objective of `lp` is this times the problem's: a power of two.
+    cost, upper : float64 [columns], what is maximised, and upper bounds.
+    rows, row_upper : float64 [rows, columns], sparse, and [rows]: at most that.
+    columns : what the columns are; the x are whole.
+    objective_scale : `cost` is this times the problem's: a power of two.
     """
 
-    lp: "highspy.HighsLp"
+    cost: NDArray[np.float64]
+    upper: NDArray[np.float64]
+    rows: sparse.csr_array
+    row_upper: NDArray[np.float64]
     columns: Columns
     objective_scale: float
+
+    def arguments(self, *, relaxed: bool = False) -> tuple[Any, ...]:
+        """Return the programme, or its linear relaxation, as HiGHS takes it."""
+        highspy, (num_rows, num_columns) = highs_module(), self.rows.shape
+        whole = 0 if relaxed else self.columns.first_z
+        return (
+            num_columns, num_rows, self.rows.nnz, highspy.MatrixFormat.kRowwise.value, highspy.ObjSense.kMaximize.value, 0.0,
+            self.cost, np.zeros(num_columns), self.upper, np.full(num_rows, -np.inf), self.row_upper,
+            self.rows.indptr.astype(np.int32), self.rows.indices.astype(np.int32), self.rows.data,
+            (np.arange(num_columns) < whole).astype(np.int32),
+        )  # fmt: skip
 
 
 def build_model(problem: ExpertCaching) -> MilpModel:
@@ -58,16 +73,14 @@ def build_model(problem: ExpertCaching) -> MilpModel:
     scale = 2.0 ** round(math.log2(LARGEST_COST / cost.max())) if cost.any() else 1.0
     links = columns.links()
     storage, capacity = _storage(problem, columns.num_columns)
-    highspy = highs_module()
-    lp = highspy.HighsLp()
-    lp.sense_ = highspy.ObjSense.kMaximize
-    lp.col_cost_ = cost * scale
-    lp.col_lower_, lp.col_upper_ = np.zeros(columns.num_columns), _upper(problem, cost, links)
-    _set_rows(lp, sparse.vstack([storage, links], format="csr"), np.append(capacity, np.zeros(links.shape[0])))
-    kinds = highspy.HighsVarType
-    rest = columns.num_columns - columns.first_z
-    lp.integrality_ = [kinds.kInteger] * columns.first_z + [kinds.kContinuous] * rest
-    return MilpModel(lp, columns, scale)
+    return MilpModel(
+        cost=cost * scale,
+        upper=_upper(problem, cost, links),
+        rows=sparse.csr_array(sparse.vstack([storage, links], format="csr")),
+        row_upper=np.append(capacity, np.zeros(links.shape[0])),
+        columns=columns,
+        objective_scale=scale,
+    )
 
 
 def _upper(problem: ExpertCaching, cost: NDArray[np.float64], links: sparse.csr_array) -> NDArray[np.float64]:
@@ -91,14 +104,6 @@ def _storage(problem: ExpertCaching, num_columns: int) -> tuple[sparse.csr_array
     server, expert = np.divmod(np.arange(capacity.size * size.size), size.size)
     shape = (capacity.size, num_columns)
     return sparse.csr_array((size[expert], (server, np.arange(expert.size))), shape=shape), capacity
-
-
-def _set_rows(lp: "highspy.HighsLp", rows: sparse.csr_array, upper: NDArray[np.float64]) -> None:
-    lp.num_row_, lp.num_col_ = rows.shape
-    lp.row_lower_, lp.row_upper_ = np.full(upper.size, -np.inf), upper
-    lp.a_matrix_.format_ = highs_module().MatrixFormat.kRowwise
-    lp.a_matrix_.num_row_, lp.a_matrix_.num_col_ = rows.shape
-    lp.a_matrix_.start_, lp.a_matrix_.index_, lp.a_matrix_.value_ = rows.indptr, rows.indices, rows.data
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +153,7 @@ class Milp:
                 model = build_model(problem)
                 if mailbox.stopping:
                     return None
-                highs = new_highs(model.lp, settings)
+                highs = new_highs(model.arguments(), settings)
                 _warm_start(highs, model, start)
                 return model, highs
 
@@ -183,9 +188,8 @@ class Milp:
 
 def _warm_start(highs: "highspy.Highs", model: MilpModel, start: Placement | None) -> None:
     if start is not None and start.cached.any():
-        solution = highs_module().HighsSolution()
-        solution.col_value = model.columns.values(start.cached).astype(np.float64).tolist()
-        highs.setSolution(solution)
+        values = model.columns.values(start.cached).astype(np.float64)
+        highs.setSolution(values.size, np.arange(values.size, dtype=np.int32), values)
 
 
 class _Reporter:

@@ -10,8 +10,8 @@ from edgeopt.problem import Problem
 from edgeopt.problems import ExpertCaching, Placement
 from edgeopt.result import Guarantee, Heuristic, Result
 from edgeopt.solve import Run, SolveOptions
+from edgeopt.solvers.expert_caching.certificates import Certificate, certify_by, check_certificate
 from edgeopt.solvers.expert_caching.common import (
-    certify,
     empty_placement,
     fill_in_order,
     has_nothing,
@@ -30,12 +30,17 @@ class Popularity:
     Parameters
     ----------
     per_byte : order by uses per byte.
+    certificate : ``marginal`` bounds the optimum by marginal values, quick and loose; ``dual`` by steps of the dual after that.
     """
 
     per_byte: bool = False
+    certificate: Certificate = "marginal"
 
     name: ClassVar[str] = "popularity"
     guarantee: ClassVar[Guarantee] = Heuristic("baseline")
+
+    def __post_init__(self) -> None:
+        check_certificate(self.certificate)
 
     def guarantee_for(self, problem: ExpertCaching) -> Guarantee:
         """Return that nothing is promised."""
@@ -52,7 +57,7 @@ class Popularity:
             if not run.stopped() or has_nothing(run):
                 run.offer(popular_placement(problem, per_byte=self.per_byte))
                 run.step()
-            certify(run, problem)
+            certify_by(self.certificate, run, problem)
         return run.result()
 
 

@@ -1,5 +1,6 @@
 """The Lagrangian subproblem: with a price on every server's storage, each expert picks its own subset of servers."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +22,11 @@ from edgeopt.solvers.kernels.subsets import (
 
 MAX_TABLE = 1 << 26  # entries of a table of subsets: half a gigabyte
 MOVES = 3  # changes of an expert's subset per dual step
+CHUNK = 1 << 26  # experts x users x servers between two looks at the clock: some tens of milliseconds
+
+
+class Stopped(Exception):
+    """Leaves an evaluation that takes longer than a limit allows."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,11 +90,11 @@ class Pricing(Protocol):
         ...
 
 
-def pricing_for(facility: Facility) -> Pricing:
-    """Return the exact pricing if its table is small enough, else the one by dual ascent."""
+def pricing_for(facility: Facility, stopped: Callable[[], bool] = lambda: False) -> Pricing:
+    """Return the exact pricing if its table is small enough, else the one by dual ascent, which looks whether it is stopped."""
     if facility.num_servers < 32 and facility.num_experts * 2**facility.num_servers <= MAX_TABLE:
         return SubsetPricing(facility)
-    return AscentPricing(facility)
+    return AscentPricing(facility, stopped)
 
 
 def start_prices(facility: Facility, cached: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -155,8 +161,9 @@ class AscentPricing:
 
     round_every = 6
 
-    def __init__(self, facility: Facility) -> None:
+    def __init__(self, facility: Facility, stopped: Callable[[], bool] = lambda: False) -> None:
         self.facility = facility
+        self._stopped = stopped
         self._order = np.argsort(-facility.gain, axis=2, kind="stable")
         self._held = np.zeros((facility.num_experts, facility.num_servers), bool)
 
@@ -165,10 +172,17 @@ class AscentPricing:
         self._held = cached.T.copy()
 
     def evaluate(self, price: NDArray[np.float64]) -> Prices:
-        """Return the dual point at some prices [N]."""
+        """Return the dual point at some prices [N]; raise `Stopped` if a limit is reached meanwhile."""
         facility, held = self.facility, self._held
-        improve_subsets(facility.weight, facility.gain, facility.model, facility.size, price, held, MOVES)
-        value = ascent_bounds(facility.weight, facility.gain, self._order, facility.model, facility.size, price, held)
+        value = np.empty(facility.num_experts)
+        chunk = max(1, CHUNK // (facility.weight.shape[1] * facility.num_servers))
+        for start in range(0, facility.num_experts, chunk):
+            if self._stopped():
+                raise Stopped
+            some = slice(start, start + chunk)
+            weight, model, size = facility.weight[some], facility.model[some], facility.size[some]
+            improve_subsets(weight, facility.gain, model, size, price, held[some], MOVES)
+            value[some] = ascent_bounds(weight, facility.gain, self._order, model, size, price, held[some])
         bound = float(value.sum() + price @ facility.capacity)
         return Prices(price, bound, value, held.T.copy())
 

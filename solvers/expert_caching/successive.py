@@ -11,7 +11,8 @@ from edgeopt.problem import Problem
 from edgeopt.problems import ExpertCaching, Placement
 from edgeopt.result import Guarantee, Heuristic, Ratio, Result
 from edgeopt.solve import Run, SolveOptions
-from edgeopt.solvers.expert_caching.common import certify, empty_placement, supports_expert_caching
+from edgeopt.solvers.expert_caching.certificates import Certificate, certify_by, check_certificate
+from edgeopt.solvers.expert_caching.common import empty_placement, supports_expert_caching
 from edgeopt.solvers.expert_caching.facility import Facility
 from edgeopt.solvers.expert_caching.greedy import offer_something
 from edgeopt.solvers.expert_caching.popularity import offer_popular
@@ -34,9 +35,11 @@ class Successive:
     Parameters
     ----------
     max_sweeps : best-response sweeps after the first pass; 0 gives plain successive decomposition.
+    certificate : ``marginal`` bounds the optimum by marginal values, quick and loose; ``dual`` by steps of the dual after that.
     """
 
     max_sweeps: int = 20
+    certificate: Certificate = "marginal"
 
     name: ClassVar[str] = "successive"
     guarantee: ClassVar[Guarantee] = Ratio(
@@ -45,6 +48,7 @@ class Successive:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
+        check_certificate(self.certificate)
         if self.max_sweeps < 0:
             raise EdgeOptError(f"max_sweeps = {self.max_sweeps}: expected an integer >= 0")
 
@@ -72,7 +76,7 @@ class Successive:
                 sweep(run, facility, np.array(options.initial_solution.cached), self.max_sweeps)
             offer_something(run, problem, facility)
             offer_popular(run, problem)
-            certify(run, problem, facility)
+            certify_by(self.certificate, run, problem, facility)
         return run.result()
 
 

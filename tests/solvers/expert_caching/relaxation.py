@@ -9,8 +9,7 @@ from edgeopt.solvers.highs import end_of_run, new_highs, own_scheduler
 def lp_bound(problem: ExpertCaching) -> float:
     """Return the value of the relaxation of `MilpModel`, an upper bound on the optimum for every K and latency."""
     model = build_model(problem)
-    model.lp.integrality_ = []
-    highs = new_highs(model.lp, {})
+    highs = new_highs(model.arguments(relaxed=True), {})
     with own_scheduler():
         ending = end_of_run(highs)
     assert ending.end is End.OPTIMAL, ending.message

@@ -65,16 +65,10 @@ def test_columns_of_a_placement_fit_the_programme(seed):
     best = brute_force(problem)[1]
     model = build_model(problem)
     values = model.columns.values(best.cached).astype(float)
-    used = np.asarray(model.lp.col_upper_)
+    used = model.upper
     values[: used.size] = np.minimum(values, used)  # experts that save nothing are not placed
-    cost = np.asarray(model.lp.col_cost_) @ values
-    assert cost == pytest.approx(model.objective_scale * problem.objective(best), rel=1e-12)
-    matrix = model.lp.a_matrix_
-    rows = np.repeat(np.arange(model.lp.num_row_), np.diff(np.asarray(matrix.start_)))
-    activity = np.bincount(
-        rows, weights=np.asarray(matrix.value_) * values[np.asarray(matrix.index_)], minlength=model.lp.num_row_
-    )
-    assert (activity <= np.asarray(model.lp.row_upper_) + 1e-9).all()
+    assert model.cost @ values == pytest.approx(model.objective_scale * problem.objective(best), rel=1e-12)
+    assert (model.rows @ values <= model.row_upper + 1e-9).all()
 
 
 @given(seeds)
@@ -82,7 +76,7 @@ def test_columns_of_a_placement_fit_the_programme(seed):
 def test_count_bounds_the_nonzeros(seed):
     """The count made beforehand is never below the nonzeros of the model."""
     problem = any_problem(seed, pairs=24)
-    assert len(build_model(problem).lp.a_matrix_.value_) <= count_nonzeros(problem)
+    assert build_model(problem).rows.nnz <= count_nonzeros(problem)
 
 
 @given(seeds)
@@ -226,8 +220,8 @@ def test_users_with_one_ranking_share_variables():
     gain, weight = np.tile([[1.0, 0.5]], (100, 1)), np.random.default_rng(0).random((100, 4))
     many = ExpertCaching.from_facility(gain, weight, np.ones(4), [2, 1])
     one = ExpertCaching.from_facility(gain[:1], weight.sum(axis=0, keepdims=True), np.ones(4), [2, 1])
-    models = [build_model(problem).lp for problem in (many, one)]
-    assert models[0].num_col_ == models[1].num_col_ == 2 * 4 + 4  # x, and z for {0, 1}; {0} alone is an x
+    models = [build_model(problem).rows.shape for problem in (many, one)]
+    assert models[0][1] == models[1][1] == 2 * 4 + 4  # x, and z for {0, 1}; {0} alone is an x
     assert optimum(many) == pytest.approx(optimum(one), rel=1e-12)
 
 
