@@ -1,6 +1,6 @@
 """A recording, and how sure a model is of each modality while it goes on."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -50,7 +50,7 @@ def plot_uncertainty(
             raise EdgeOptError(f"{name}: shape {list(part.shape)}: expected {list(shape)}, of modalities and steps")
     ax = new_axes(ax, height=1.0 + 0.9 * len(given))
     steps = np.arange(shape[1])
-    drawn = {}
+    drawn: dict[str, Any] = {}
     for row in range(len(given)):
         m = len(given) - 1 - row
         line = row + _HEIGHT / 3 * np.clip(values[m], -4, 4)
