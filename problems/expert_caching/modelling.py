@@ -11,7 +11,7 @@ from edgeopt.problems.expert_caching.placement import Placement
 from edgeopt.problems.expert_caching.terms import Columns
 
 if TYPE_CHECKING:
-    from edgeopt.problems.expert_caching.problem import ExpertCaching
+    from edgeopt.problems import ExpertCaching
 
 
 def generic_model(problem: "ExpertCaching") -> GenericModel[Placement]:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 if TYPE_CHECKING:
-    from edgeopt.problems.expert_caching.problem import ExpertCaching
+    from edgeopt.problems import ExpertCaching
 
 
 @dataclass(frozen=True, slots=True, eq=False)

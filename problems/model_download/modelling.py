@@ -10,7 +10,7 @@ from edgeopt.modelling import GenericModel, cvxpy_module, power_of_two
 from edgeopt.problems.model_download.plan import DownloadPlan
 
 if TYPE_CHECKING:
-    from edgeopt.problems.model_download.problem import ModelDownload
+    from edgeopt.problems import ModelDownload
 
 Ints = NDArray[np.int64]
 

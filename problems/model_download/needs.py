@@ -12,7 +12,7 @@ from edgeopt.modelling import GenericModel, cvxpy_module, power_of_two
 from edgeopt.mps import LinearProgramme
 
 if TYPE_CHECKING:
-    from edgeopt.problems.model_download.problem import ModelDownload
+    from edgeopt.problems import ModelDownload
 
 Floats = NDArray[np.float64]
 ROUNDING = 1e-9  # relative: a need is a whole number of blocks within this

@@ -10,7 +10,7 @@ from edgeopt.modelling import GenericModel, cvxpy_module, power_of_two
 from edgeopt.problems.split_training.plan import SplitPlan
 
 if TYPE_CHECKING:
-    from edgeopt.problems.split_training.problem import SplitTraining
+    from edgeopt.problems import SplitTraining
 
 
 def generic_model(problem: "SplitTraining", interval: int, deepest: int, ratio: float) -> GenericModel[SplitPlan]:
