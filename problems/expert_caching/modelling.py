@@ -1,6 +1,6 @@
 """Expert caching as a mixed-integer linear programme: in cvxpy under its own names, and as an MPS file."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -10,11 +10,8 @@ from edgeopt.mps import LinearProgramme
 from edgeopt.problems.expert_caching.placement import Placement
 from edgeopt.problems.expert_caching.terms import Columns
 
-if TYPE_CHECKING:
-    from edgeopt.problems.expert_caching.problem import ExpertCaching
 
-
-def generic_model(problem: "ExpertCaching") -> GenericModel[Placement]:
+def generic_model(problem: Any) -> GenericModel[Placement]:
     """Return the programme in cvxpy, see `ExpertCaching.to_cvxpy`."""
     cp: Any = cvxpy_module()
     columns = Columns.of(problem)
@@ -40,7 +37,7 @@ def generic_model(problem: "ExpertCaching") -> GenericModel[Placement]:
     return GenericModel(task, variables, constraints, unit, lambda: Placement(np.asarray(cached.value) > 0.5))
 
 
-def linear_programme(problem: "ExpertCaching") -> LinearProgramme:
+def linear_programme(problem: Any) -> LinearProgramme:
     """Return the programme by rows and columns, see `ExpertCaching.write_mps`."""
     columns = Columns.of(problem)
     num_servers, num_experts = problem.num_servers, problem.num_experts

@@ -1,14 +1,11 @@
 """The objective of expert caching as a sum of products of "some server of this set holds this expert"."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-
-if TYPE_CHECKING:
-    from edgeopt.problems.expert_caching.problem import ExpertCaching
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,7 +37,7 @@ class Terms:
     num_experts: int
 
     @classmethod
-    def of(cls, problem: "ExpertCaching") -> "Terms":
+    def of(cls, problem: Any) -> "Terms":
         """Return the terms of a problem, for every K and latency."""
         parts = [_terms_of_model(problem, m) for m in range(len(problem.models))]
         first_set = np.cumsum([0, *(holds.shape[0] for *_, holds in parts)])
@@ -85,7 +82,7 @@ class Columns:
     of_term: NDArray[np.int64]
 
     @classmethod
-    def of(cls, problem: "ExpertCaching") -> "Columns":
+    def of(cls, problem: Any) -> "Columns":
         """Return the numbered variables of a problem's terms."""
         terms, num_experts = Terms.of(problem), problem.num_experts
         is_alone = (terms.holds.sum(axis=1) == 1)[terms.server_set][:, None]
@@ -143,9 +140,9 @@ class Columns:
         return np.concatenate([xz, (xz[literal] | (literal < 0)).all(axis=1)])
 
 
-def count_nonzeros(problem: "ExpertCaching") -> int:
+def count_nonzeros(problem: Any) -> int:
     """Return how many nonzeros a model of these terms has at most, without building them."""
-    total = problem.num_servers * problem.num_experts
+    total: int = problem.num_servers * problem.num_experts
     for m, model in enumerate(problem.models):
         levels = _Levels.of(problem, m)
         total += int((levels.holds.sum(axis=1) + 1).sum()) * model.num_experts
@@ -155,7 +152,7 @@ def count_nonzeros(problem: "ExpertCaching") -> int:
             levels_per_class = np.diff((levels.full @ classes.weight).tocsc().indptr)
             pairs = min(int(sets_per_class @ levels_per_class), model.sets.shape[0] * levels.holds.shape[0])
             total += 2 * model.top_k * pairs
-    return total
+    return int(total)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -173,7 +170,7 @@ class _Levels:
     capped: sparse.csr_array
 
     @classmethod
-    def of(cls, problem: "ExpertCaching", m: int) -> "_Levels":
+    def of(cls, problem: Any, m: int) -> "_Levels":
         gain = problem.gain_s[m]  # (U, N)
         num_users, num_servers = gain.shape
         order = np.argsort(-gain, axis=1, kind="stable")
@@ -214,7 +211,7 @@ class _Classes:
     weight: sparse.csr_array
 
     @classmethod
-    def of(cls, problem: "ExpertCaching", m: int) -> "_Classes":
+    def of(cls, problem: Any, m: int) -> "_Classes":
         device = problem.device_mask()[:, problem.first_expert[m] : problem.first_expert[m + 1]]
         profile = problem.profile[:, m].astype(np.int64)
         rows = np.column_stack([profile, np.packbits(device, axis=1)])
@@ -226,7 +223,7 @@ class _Classes:
         return cls(profile=profile[first], device=device[first], weight=table)
 
 
-def _shares(problem: "ExpertCaching", top_k: int) -> tuple[float, float]:
+def _shares(problem: Any, top_k: int) -> tuple[float, float]:
     """Return the factors of the sum and of the maximum in the latency of a set of K experts."""
     if problem.latency == "sum" or top_k == 1:
         return 1.0, 0.0
@@ -234,7 +231,7 @@ def _shares(problem: "ExpertCaching", top_k: int) -> tuple[float, float]:
 
 
 def _terms_of_model(
-    problem: "ExpertCaching", m: int
+    problem: Any, m: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]:
     """Return experts, server set and value of each term of one model, and its server sets."""
     top_k = problem.models[m].top_k
@@ -263,7 +260,7 @@ def _terms_of_model(
 _Entries = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]
 
 
-def _sum_entries(problem: "ExpertCaching", m: int, classes: _Classes, share: float) -> _Entries:
+def _sum_entries(problem: Any, m: int, classes: _Classes, share: float) -> _Entries:
     """Return class, experts, weight and whether the cap applies: one expert each, summed over its sets."""
     model = problem.models[m]
     uses = np.where(classes.device, 0.0, share * model.uses[classes.profile])
@@ -271,7 +268,7 @@ def _sum_entries(problem: "ExpertCaching", m: int, classes: _Classes, share: flo
     return group, _widen(expert[:, None], model.top_k), uses[group, expert], np.zeros(group.size, bool)
 
 
-def _max_entries(problem: "ExpertCaching", m: int, classes: _Classes, share: float) -> _Entries:
+def _max_entries(problem: Any, m: int, classes: _Classes, share: float) -> _Entries:
     """Return the same for the maximum: the experts of each set that the device lacks."""
     model = problem.models[m]
     start, length = model.indptr[classes.profile], np.diff(model.indptr)[classes.profile]

@@ -1,6 +1,6 @@
 """Model download as a mixed-integer conic programme in cvxpy, and the part of one user with one model."""
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,9 +8,6 @@ from numpy.typing import NDArray
 from edgeopt.errors import InvalidProblemError
 from edgeopt.modelling import GenericModel, cvxpy_module, power_of_two
 from edgeopt.problems.model_download.plan import DownloadPlan
-
-if TYPE_CHECKING:
-    from edgeopt.problems.model_download.problem import ModelDownload
 
 Ints = NDArray[np.int64]
 
@@ -28,7 +25,7 @@ class DownloadPart(NamedTuple):
     frequency_hz: NDArray[np.float64]
 
 
-def generic_model(problem: "ModelDownload") -> GenericModel[DownloadPlan]:
+def generic_model(problem: Any) -> GenericModel[DownloadPlan]:
     """Return the whole programme, see `ModelDownload.to_cvxpy`."""
     cp: Any = cvxpy_module()
     user, model = (part.astype(np.int64) for part in np.nonzero(problem.allowed))
@@ -75,7 +72,7 @@ def generic_model(problem: "ModelDownload") -> GenericModel[DownloadPlan]:
     return GenericModel(task, variables, constraints, unit, read)
 
 
-def part_model(problem: "ModelDownload", user: int, model: int) -> GenericModel[DownloadPart]:
+def part_model(problem: Any, user: int, model: int) -> GenericModel[DownloadPart]:
     """Return the part of one user with one model, see `ModelDownload.to_cvxpy`."""
     cp: Any = cvxpy_module()
     for name, index, count in (("user", user, problem.num_users), ("model", model, problem.num_models)):
@@ -101,7 +98,7 @@ class _Parts:
     Times are shares of the deadline, energies shares of the limit.
     """
 
-    def __init__(self, cp: Any, problem: "ModelDownload", user: Ints, model: Ints, serve: Any) -> None:
+    def __init__(self, cp: Any, problem: Any, user: Ints, model: Ints, serve: Any) -> None:
         self._problem, self._user, self._model = problem, user, model
         count = problem.num_layers[model]
         self._first = np.concatenate([[0], np.cumsum(count)])

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,15 +11,12 @@ from scipy import optimize, sparse
 from edgeopt.modelling import GenericModel, cvxpy_module, power_of_two
 from edgeopt.mps import LinearProgramme
 
-if TYPE_CHECKING:
-    from edgeopt.problems.model_download.problem import ModelDownload
-
 Floats = NDArray[np.float64]
 ROUNDING = 1e-9  # relative: a need is a whole number of blocks within this
 
 
 def least_rates(
-    problem: "ModelDownload", check: Callable[[], object] = lambda: None
+    problem: Any, check: Callable[[], object] = lambda: None
 ) -> tuple[Floats, dict[tuple[int, int], Floats]]:
     """Return the least rate in bit/s [K, I] of each pair by its programme in cvxpy, inf where there is none, and the Hz of its layers.
 
@@ -44,7 +41,7 @@ def least_rates(
     return rate, frequency
 
 
-def bandwidths(problem: "ModelDownload", rate: Floats) -> Floats:
+def bandwidths(problem: Any, rate: Floats) -> Floats:
     """Return the Hz [K, I] that carry some rates, whole blocks if there are any, inf where nothing does."""
     hz = np.full(rate.shape, np.inf)
     if problem.snr_hz is None:
@@ -58,7 +55,7 @@ def bandwidths(problem: "ModelDownload", rate: Floats) -> Floats:
     return np.where(hz <= problem.bandwidth_limit_hz, hz, np.inf)
 
 
-def choice_model(problem: "ModelDownload", hz: Floats) -> GenericModel[NDArray[np.int32]]:
+def choice_model(problem: Any, hz: Floats) -> GenericModel[NDArray[np.int32]]:
     """Return the choice of the most valuable pairs whose bandwidths fit; its solution is a model [K] for each user, -1 for none."""
     cp: Any = cvxpy_module()
     user, model = np.nonzero(np.isfinite(hz))
@@ -81,7 +78,7 @@ def choice_model(problem: "ModelDownload", hz: Floats) -> GenericModel[NDArray[n
     return GenericModel(task, {"serve": serve}, limits, unit, read)
 
 
-def linear_programme(problem: "ModelDownload") -> LinearProgramme:
+def linear_programme(problem: Any) -> LinearProgramme:
     """Return that choice by rows and columns."""
     hz = bandwidths(problem, least_rates(problem)[0])
     user, model = np.nonzero(np.isfinite(hz))

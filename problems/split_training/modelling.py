@@ -1,6 +1,6 @@
 """Split training for one aggregation interval and one limit on the deepest cut, as a mixed-integer linear programme in cvxpy."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -9,11 +9,8 @@ from edgeopt.errors import InvalidProblemError
 from edgeopt.modelling import GenericModel, cvxpy_module, power_of_two
 from edgeopt.problems.split_training.plan import SplitPlan
 
-if TYPE_CHECKING:
-    from edgeopt.problems.split_training.problem import SplitTraining
 
-
-def generic_model(problem: "SplitTraining", interval: int, deepest: int, ratio: float) -> GenericModel[SplitPlan]:
+def generic_model(problem: Any, interval: int, deepest: int, ratio: float) -> GenericModel[SplitPlan]:
     """Return the programme, see `SplitTraining.to_cvxpy`."""
     for name, value, low, high in (
         ("interval", interval, problem.min_interval, problem.max_interval),
@@ -69,7 +66,7 @@ def generic_model(problem: "SplitTraining", interval: int, deepest: int, ratio: 
     return model
 
 
-def aim(model: GenericModel[SplitPlan], problem: "SplitTraining", interval: int, deepest: int, ratio: float) -> None:
+def aim(model: GenericModel[SplitPlan], problem: Any, interval: int, deepest: int, ratio: float) -> None:
     """Set the parameters of a model for `deepest` to an interval and a ratio, without building it again."""
     left = 1 - problem.drift(deepest, interval) / problem.target
     parameters = model.problem.param_dict
