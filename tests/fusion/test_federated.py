@@ -1,5 +1,7 @@
 """The model under FedAvg and SplitFed: subjects are clients, of which some lack modalities."""
 
+from functools import cache
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -44,18 +46,19 @@ def test_clients_lack_what_they_lack():
     assert (len(own.train), len(own.test)) == (3 * 6, 3 * 2)
 
 
-@pytest.mark.parametrize("cut", [0, 1, 2, 3])
-def test_training_cut_anywhere(cut: int):
-    """Without a cut, and cut after each block, training finds the same, up to rounding: what crosses is all there is."""
+@cache
+def trained(cut: int):
+    """Return the row of one round of two steps, without a cut for 0."""
     algorithm = FedAvg(optimizer=Adam(lr=0.02)) if cut == 0 else SplitFed(optimizer=Adam(lr=0.02))
-    planner = StaticPlanner(small_plan(local_steps=3, batch_size=4, **({"cut_layer": cut} if cut else {})))
-    history = train(task(), algorithm, planner, small_timing(), rounds=1)
-    reference = train(
-        task(), FedAvg(optimizer=Adam(lr=0.02)), StaticPlanner(small_plan(local_steps=3, batch_size=4)), small_timing(),
-        rounds=1,
-    )  # fmt: skip
-    assert history.rows[0]["test_loss"] == pytest.approx(reference.rows[0]["test_loss"], rel=1e-3)
-    assert history.rows[0]["bytes_up"] > 0
+    plan = small_plan(local_steps=2, batch_size=4, **({"cut_layer": cut} if cut else {}))
+    return train(task(), algorithm, StaticPlanner(plan), small_timing(), rounds=1).rows[0]
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_training_cut_anywhere(cut: int):
+    """Cut after each block, training finds what it finds without a cut, up to rounding: what crosses is all there is."""
+    assert trained(cut)["test_loss"] == pytest.approx(trained(0)["test_loss"], rel=1e-3)
+    assert trained(cut)["bytes_up"] > 0
 
 
 def test_federated_training_learns():
@@ -63,7 +66,7 @@ def test_federated_training_learns():
     own = task()
     before = own.evaluate(own.initial_weights()).accuracy
     planner = StaticPlanner(small_plan(local_steps=4, batch_size=6))
-    history = train(own, FedAvg(optimizer=Adam(lr=0.02)), planner, small_timing(), rounds=8, evaluate_every=8)
+    history = train(own, FedAvg(optimizer=Adam(lr=0.02)), planner, small_timing(), rounds=6, evaluate_every=6)
     assert history.rows[-1]["accuracy"] > max(before, 0.6)
     personal = [own.evaluate(history.models[0], client=client).accuracy for client in range(3)]
     assert sum(personal) / 3 == pytest.approx(history.rows[-1]["accuracy"], abs=1e-6)  # as many windows each
