@@ -18,7 +18,8 @@ from edgeopt.evaluation.benchmarks.held_out_selection import difference, play_he
 from edgeopt.evaluation.benchmarks.selection_quality import NAMES, QUICK, cell, values
 from edgeopt.evaluation.statistics import intervals
 from edgeopt.problems import ClientSelection
-from edgeopt.solvers.client_selection import Reservation, RlCrp
+from edgeopt.solve import Solver
+from edgeopt.solvers.client_selection import Reservation, RlCrp, TrainedPolicy
 
 SHOWN = ("conflict_rate", "collision_rate", "busy_rate", "jain_index", "mean_reward")
 LARGE: Row = {"num_servers": 20, "num_clients": 1000, "picks": 10}
@@ -30,7 +31,7 @@ def make_rows(options: argparse.Namespace) -> Iterator[Row]:
     small = ClientSelection.random(**(QUICK if options.quick else {}))
     large = ClientSelection.random(**({**QUICK, "num_clients": 12} if options.quick else LARGE))
     for seed in range(options.seeds):
-        players = {"reservation": Reservation()}
+        players: dict[str, Solver | TrainedPolicy] = {"reservation": Reservation()}
         for shown in options.demonstrations:
             learner = RlCrp(iterations=2, episodes=2) if options.quick else RlCrp()
             common.say(f"rl-crp, {shown} iterations with demonstrations, seed {seed}")
