@@ -1,6 +1,7 @@
 """`GenericModel`: a problem as a cvxpy programme under its own names, for constraints that the problem does not know."""
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
@@ -66,6 +67,13 @@ def cvxpy_module() -> Any:
     import highspy  # noqa: F401
 
     return cvxpy
+
+
+def solve_quietly(programme: "cp.Problem", **options: Any) -> None:
+    """Solve a programme without cvxpy's warning that a solution may be inaccurate: its status says so, for whoever asks."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Solution may be inaccurate")
+        programme.solve(**options)
 
 
 def power_of_two(value: float) -> float:

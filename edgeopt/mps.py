@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from edgeopt import storage
+from edgeopt.display import one_line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -31,6 +32,8 @@ class LinearProgramme:
     is_integer: NDArray[np.bool_]
     columns: list[str]
     rows: list[str]
+
+    __repr__ = one_line
 
     def to_mps(self) -> str:
         """Return the programme in free MPS format, numbers to the last bit.

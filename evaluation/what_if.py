@@ -163,7 +163,7 @@ def what_if(
     >>> from edgeopt.problems import ModelDownload
     >>> rows, _ = what_if(ModelDownload.random(num_users=9, seed=1), "bandwidth=20,100MHz")
     >>> [(row["values"], row["objective"]) for row in rows]
-    [([20000000.0], 2.0), ([100000000.0], 6.0)]
+    [([20000000.0], 2.0), ([100000000.0], 5.0)]
     """
     from edgeopt.solvers import get_solver
 

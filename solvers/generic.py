@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from edgeopt.modelling import GenericModel, cvxpy_module
+from edgeopt.modelling import GenericModel, cvxpy_module, solve_quietly
 from edgeopt.solvers.highs import own_scheduler
 
 TOLERANCE = 1e-9  # of HiGHS on rows and integers
@@ -21,7 +21,8 @@ def solve_by_highs(model: GenericModel[Any], seconds: float = math.inf) -> str:
     for presolve in ("choose", "off"):
         try:
             with own_scheduler():
-                model.problem.solve(
+                solve_quietly(
+                    model.problem,
                     solver=cp.HIGHS,
                     mip_rel_gap=0.0,
                     mip_abs_gap=0.0,

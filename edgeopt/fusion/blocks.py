@@ -1,23 +1,20 @@
 """DUAL-Health as blocks that can be cut apart: one tensor crosses each boundary, what is added to the loss among it."""
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from edgeopt.fusion.uncertainty import forecast_loss, log_uncertainty
-
-if TYPE_CHECKING:
-    from edgeopt.fusion.dual_health import DualHealth
+from edgeopt.fusion.calibration import Calibration
+from edgeopt.fusion.recovery import Recovery, recovery_loss
+from edgeopt.fusion.uncertainty import Uncertainty, forecast_loss, log_uncertainty
 
 
 class Doubts(nn.Module):
     """Tokens [B, M, T, d + 1] to beliefs [B, M, T, 2 d + 2]: mu, log v, present, and what is added to the loss."""
 
-    def __init__(self, model: "DualHealth") -> None:
+    def __init__(self, doubt: Uncertainty, weight: float) -> None:
         super().__init__()
-        self.doubt, self.weight = model.doubt, model.parts.forecast
+        self.doubt, self.weight = doubt, weight
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """Return (B, M, T, 2 d + 2) of z (B, M, T, d + 1)."""
@@ -30,15 +27,13 @@ class Doubts(nn.Module):
 class Recovers(nn.Module):
     """Beliefs to means with log weights [B, M, T, d + 2]: mu, those of missing modalities recovered, log w, and the loss."""
 
-    def __init__(self, model: "DualHealth") -> None:
+    def __init__(self, recovery: Recovery, calibration: Calibration, kappa: float, weight: float) -> None:
         super().__init__()
-        self.recovery, self.calibration = model.recovery, model.calibration
-        self.kappa, self.weight = model.kappa, model.parts.recover
+        self.recovery, self.calibration = recovery, calibration
+        self.kappa, self.weight = kappa, weight
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """Return (B, M, T, d + 2) of z (B, M, T, 2 d + 2)."""
-        from edgeopt.fusion.dual_health import recovery_loss
-
         own, there, added = z[..., :-2], z[..., -2:-1], z[..., -1:]  # (B, M, T, 2 d), then (B, M, T, 1)
         mean, log_variance = own.chunk(2, -1)  # (B, M, T, d) each
         common = self.recovery.common(mean, log_variance)
@@ -52,9 +47,9 @@ class Recovers(nn.Module):
 class Fuses(nn.Module):
     """Means with log weights to class scores [B, T, K]; in training [B, T, K + 1], the last what is added to the loss."""
 
-    def __init__(self, model: "DualHealth") -> None:
+    def __init__(self, token: nn.Module, layers: nn.ModuleList, head: nn.Module) -> None:
         super().__init__()
-        self.token, self.layers, self.head = model.token, model.layers, model.head
+        self.token, self.layers, self.head = token, layers, head
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """Return (B, T, K) or (B, T, K + 1) of z (B, M, T, d + 2)."""

@@ -13,11 +13,12 @@ import torch
 from torch import nn
 
 from edgeopt.errors import InvalidProblemError
+from edgeopt.fusion.blocks import Doubts, Fuses, Recovers
 from edgeopt.fusion.calibration import Calibration
 from edgeopt.fusion.layers import BiasedAttention, Encode, Memory, PerModality
 from edgeopt.fusion.recordings import Modality
-from edgeopt.fusion.recovery import Common, Recovery, alignment_loss
-from edgeopt.fusion.uncertainty import Course, Doubt, Uncertainty, forecast_loss, gaussian_loss, log_uncertainty
+from edgeopt.fusion.recovery import Common, Recovery, alignment_loss, recovery_loss
+from edgeopt.fusion.uncertainty import Course, Doubt, Uncertainty, forecast_loss, log_uncertainty
 from edgeopt.validate import integer, real, seed_number
 
 
@@ -258,10 +259,13 @@ class DualHealth(nn.Module):
         `edgeopt.fusion.fusion_loss`; outside of training it is left out. What needs labels or copies of windows is not
         among it, nor is the temperature.
         """
-        from edgeopt.fusion.blocks import Doubts, Fuses, Recovers
-
         return nn.Sequential(
-            OrderedDict(encode=self.encode, doubt=Doubts(self), recover=Recovers(self), fuse=Fuses(self))
+            OrderedDict(
+                encode=self.encode,
+                doubt=Doubts(self.doubt, self.parts.forecast),
+                recover=Recovers(self.recovery, self.calibration, self.kappa, self.parts.recover),
+                fuse=Fuses(self.token, self.layers, self.head),
+            )
         )
 
 
@@ -299,18 +303,3 @@ def calibration_loss(log_u: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
         target, found = error.log_softmax(axis), log_u.log_softmax(axis)
         total = total + (target.exp() * (target - found)).sum(axis).mean()
     return total
-
-
-def recovery_loss(
-    recovered: tuple[torch.Tensor, torch.Tensor], mean: torch.Tensor, present: torch.Tensor
-) -> torch.Tensor:
-    """Return the loss [B, M, T] of each modality that is there, as the others have it, see `gaussian_loss`.
-
-    Parameters
-    ----------
-    recovered : mean and log variance [B, M, T, d].
-    mean : [B, M, T, d], what they should be; it takes no gradient.
-    present : [B, M, T], 1 or 0.
-    """
-    guess, log_v = recovered
-    return gaussian_loss(mean.detach() - guess, log_v) * present

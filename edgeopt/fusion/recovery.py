@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from edgeopt.fusion.layers import PerModality
-from edgeopt.fusion.uncertainty import LOG_LEAST, LOG_MOST
+from edgeopt.fusion.uncertainty import LOG_LEAST, LOG_MOST, gaussian_loss
 
 
 class Common(NamedTuple):
@@ -112,3 +112,18 @@ def alignment_loss(
     found = scores.log_softmax(-1).diagonal(dim1=-2, dim2=-1)  # (M, M, B)
     asked = (there.T[:, None] & there.T[None]) & ~torch.eye(m, dtype=torch.bool, device=there.device)[..., None]
     return near - (found * asked).sum() / asked.sum().clamp_min(1)
+
+
+def recovery_loss(
+    recovered: tuple[torch.Tensor, torch.Tensor], mean: torch.Tensor, present: torch.Tensor
+) -> torch.Tensor:
+    """Return the loss [B, M, T] of each modality that is there, as the others have it, see `gaussian_loss`.
+
+    Parameters
+    ----------
+    recovered : mean and log variance [B, M, T, d].
+    mean : [B, M, T, d], what they should be; it takes no gradient.
+    present : [B, M, T], 1 or 0.
+    """
+    guess, log_v = recovered
+    return gaussian_loss(mean.detach() - guess, log_v) * present

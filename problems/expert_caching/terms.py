@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from edgeopt.display import one_line
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Terms:
@@ -35,6 +37,8 @@ class Terms:
     value: NDArray[np.float64]
     holds: NDArray[np.bool_]
     num_experts: int
+
+    __repr__ = one_line
 
     @classmethod
     def of(cls, problem: Any) -> "Terms":
@@ -80,6 +84,8 @@ class Columns:
     joint: NDArray[np.int64]
     literal: NDArray[np.int64]
     of_term: NDArray[np.int64]
+
+    __repr__ = one_line
 
     @classmethod
     def of(cls, problem: Any) -> "Columns":

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, sparse
 
-from edgeopt.modelling import GenericModel, cvxpy_module, power_of_two
+from edgeopt.modelling import GenericModel, cvxpy_module, power_of_two, solve_quietly
 from edgeopt.mps import LinearProgramme
 
 Floats = NDArray[np.float64]
@@ -32,7 +32,7 @@ def least_rates(
         try:
             # Clarabel's own tolerances, tightened: rates are compared with what has closed forms
             options = {"tol_gap_abs": 1e-11, "tol_gap_rel": 1e-11, "tol_feas": 1e-11} if conic else {}
-            part.problem.solve(solver=cp.CLARABEL if conic else cp.HIGHS, **options)
+            solve_quietly(part.problem, solver=cp.CLARABEL if conic else cp.HIGHS, **options)
         except cp.error.SolverError:
             continue
         if part.problem.status in (cp.OPTIMAL, cp.OPTIMAL_INACCURATE) and part.value > 0:

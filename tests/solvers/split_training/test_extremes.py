@@ -34,5 +34,5 @@ def test_target_just_in_reach(solver):
 
 def test_names():
     """The solvers and their order on the command line."""
-    names = "hasfl exact batch-only cut-only adaptsfl fixed random-batch random-cut"
+    names = "hasfl exact generic batch-only cut-only adaptsfl fixed random-batch random-cut"
     assert [solver.name for solver in SOLVERS] == names.split()
