@@ -48,16 +48,21 @@ def transforms_loss(
     Half of the pictures have all bits decoded; for the others a bit's extrinsic ratio is N(mu, 2 mu), mu random.
     """
     generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
-    numbers, hyper = network.analyse(pictures)
-    hyper = hyper + torch.rand(hyper.shape, generator=generator) - 0.5
-    side = network.side(hyper)
-    residual = numbers - side.mean
-    bits = BITS[cells_of(residual.detach())]
+    side, hyper, residual, bits = _analysed(network, pictures, generator)
     count = len(pictures)
     quality = torch.exp(math.log(0.05) + math.log(8 / 0.05) * torch.rand(count, generator=generator))
     quality = torch.where(torch.arange(count) % 2 == 0, 36.0, quality).view(-1, 1, 1, 1, 1)
     extrinsic = (1 - 2 * bits) * quality + (2 * quality).sqrt() * torch.randn(bits.shape, generator=generator)
     return _loss(network, pictures, side, hyper, residual, extrinsic, rng, weights)
+
+
+def _analysed(network: Network, pictures: Tensor, generator: torch.Generator) -> tuple[Side, Tensor, Tensor, Tensor]:
+    """Return side information by noisy hyper numbers, these, what numbers differ from their means by, and their bits."""
+    numbers, hyper = network.analyse(pictures)
+    hyper = hyper + torch.rand(hyper.shape, generator=generator) - 0.5
+    side = network.side(hyper)
+    residual = numbers - side.mean
+    return side, hyper, residual, BITS[cells_of(residual.detach())]
 
 
 def _loss(
@@ -159,11 +164,7 @@ def joint_loss(
     step : share of the stage that is done, by which the temperature of the degrees falls from 1 to 0.3.
     """
     generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
-    numbers, hyper = network.analyse(pictures)
-    hyper = hyper + torch.rand(hyper.shape, generator=generator) - 0.5
-    side = network.side(hyper)
-    residual = numbers - side.mean
-    bits = BITS[cells_of(residual.detach())]
+    side, hyper, residual, bits = _analysed(network, pictures, generator)
     count, size = len(pictures), bits[0].numel()
     symbols = max(1, round(size * rng.uniform(*_LOADS)))
     rounds = int(rng.choice(_ROUNDS[:3]))
