@@ -40,7 +40,7 @@ run: $(VENV)/.stamp-run  ## solve bundled instances with every solver, then trai
 	@echo "report: $(OUT)/report.html   pictures: $(OUT)/plots   one file per run: $(OUT)/rows   a trained model: $(OUT)/expert-caching"
 
 test: $(VENV)/.stamp-test  ## the fast tests, WORKERS processes at once; ARGS="-k name" to choose
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)  # threads of two workers would wait for each other
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/.stamp-test  ## every test, the slow ones included
 	$(PY) -m pytest -m "not peers" $(ARGS)

@@ -15,6 +15,7 @@ settings.load_profile("repeat")
 
 
 def pytest_configure():
-    """Let worker processes hear Ctrl-C, which they are started to ignore: tests interrupt themselves."""
+    """Prepare worker processes: a thread each, as they wait for each other's, and Ctrl-C, which they are started to ignore."""
     if "PYTEST_XDIST_WORKER" in os.environ:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.environ.update(dict.fromkeys(("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # tests interrupt themselves
