@@ -392,7 +392,7 @@ class EdgeNetwork:
             raise InvalidProblemError(f"graph: expected an undirected networkx.Graph, got {type(graph).__name__}")
         nodes: dict[str, dict[Hashable, int]] = {"server": {}, "device": {}, "cloud": {}}
         for node, data in graph.nodes(data=True):
-            if (kind := data.get("kind")) not in nodes:
+            if not isinstance(kind := data.get("kind"), str) or kind not in nodes:
                 raise InvalidProblemError(
                     f"node {quoted(node)}: kind = {quoted(kind)}: expected 'server', 'device' or 'cloud'"
                 )

@@ -27,7 +27,7 @@ MAX_CELLS = 8 << 20
 """Lines of a trace, or cells of a table: each takes some hundred bytes while it is read."""
 PACKET_BITS = 1500 * 8
 """What one line of a Mahimahi trace lets through."""
-BIN_S = 0.1
+BIN_MS = 100
 """Packets of a Mahimahi trace are counted over so long."""
 
 Fields = dict[str, Any]
@@ -204,22 +204,23 @@ def _is_number(word: str) -> bool:
 
 def _mahimahi(path: Path, lines: Sequence[str], quantity: Quantity, hints: Hints) -> list[Column]:
     """Lines of milliseconds, each lets a packet of 1500 bytes through; the trace begins again after the last."""
-    times = np.empty(len(lines))
+    times = np.empty(len(lines), np.int64)
     for i, line in enumerate(lines):
         word = line.strip()
         if not (word.isascii() and word.isdecimal() and len(word) < 13) or (i and int(word) < times[i - 1]):
             raise InvalidFileError(f"{path}: line {i + 1}: {quoted(word)}: expected milliseconds that do not go down")
         times[i] = int(word)
-    period = times[-1] / 1000
-    if period <= 0:
+    last = int(times[-1])
+    if last <= 0:
         raise InvalidFileError(f"{path}: line {len(lines)}: 0: expected a time after the start")
-    bins = math.ceil(period / BIN_S)
-    if bins > MAX_TEXT:
-        raise InvalidFileError(f"{path}: {period:g} s: expected at most {MAX_TEXT * BIN_S:g}")
-    at = np.minimum(times / 1000 // BIN_S, bins - 1).astype(np.int64)
-    start = BIN_S * np.arange(bins)
-    bits = PACKET_BITS * np.bincount(at, minlength=bins)
-    return [Column(path.stem, start, bits / np.diff(start, append=period), period)]
+    bins = -(-last // BIN_MS)
+    full, packets = np.unique(np.minimum(times // BIN_MS, bins - 1), return_counts=True)
+    start = np.unique(np.concatenate([[0], full, full + 1]))  # bins with packets, and those where nothing begins
+    start = start[start < bins]
+    bits = np.zeros(start.size)
+    bits[np.searchsorted(start, full)] = PACKET_BITS * packets
+    milliseconds = np.minimum(BIN_MS, last - BIN_MS * start)
+    return [Column(path.stem, BIN_MS * start / 1000, 1000 * bits / milliseconds, last / 1000)]
 
 
 def _pensieve(path: Path, lines: Sequence[str], quantity: Quantity, hints: Hints) -> list[Column]:

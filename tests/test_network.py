@@ -396,6 +396,10 @@ def spoil_kind(graph):
     graph.nodes["device-1"]["kind"] = "phone"
 
 
+def spoil_kind_by_list(graph):
+    graph.nodes["device-1"]["kind"] = []
+
+
 def spoil_cloud(graph):
     graph.add_node("cloud-2", kind="cloud", flops=1)
 
@@ -424,6 +428,7 @@ def spoil_value(graph):
     ("spoil", "message"),
     [
         (spoil_kind, "^node 'device-1': kind = 'phone': expected 'server', 'device' or 'cloud'$"),
+        (spoil_kind_by_list, r"^node 'device-1': kind = \[\]: expected 'server', 'device' or 'cloud'$"),
         (spoil_cloud, "^graph: expected exactly one node of kind 'cloud', got 2$"),
         (spoil_servers, "^graph: expected at least one node of kind 'server', got 0$"),
         (spoil_edge, r"^edge \('device-0', 'device-1'\): expected a server at one end at least$"),

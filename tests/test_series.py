@@ -200,6 +200,14 @@ def test_mahimahi(tmp_path: Path):
     assert series.names == ("link",)
 
 
+def test_mahimahi_with_long_gaps(tmp_path: Path):
+    """A trace takes memory for its packets, not for its years; what a last bin lacks of 0.1 s counts."""
+    series = read(tmp_path, "0\n5\n60250\n60320\n999999999999\n", "link.up")
+    np.testing.assert_allclose(series.time_s, [0, 0.1, 60.2, 60.3, 60.4, 999999999.9], rtol=1e-12)
+    np.testing.assert_allclose(series.value, [2.4e5, 0, 1.2e5, 1.2e5, 0, 12000 / 0.099], rtol=1e-5)
+    assert series.period_s == 999999999.999
+
+
 def test_pensieve(tmp_path: Path):
     """A line is the rate since the line before."""
     series = read(tmp_path, "0.5 9.0\n1.5 2.0\n3.5 0.5\n", "norway_bus_1")
