@@ -28,6 +28,7 @@ STUDIES = (
     "client-selection",
     "codecs",
     "deer",
+    "download-regret",
     "dual-health",
     "expert-caching",
     "fedalign-moe",

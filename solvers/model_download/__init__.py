@@ -1,6 +1,7 @@
 """Solvers of model download, one algorithm per file."""
 
 from edgeopt.solve import Solver
+from edgeopt.solvers.model_download.clairvoyant_bound import clairvoyant_bound as clairvoyant_bound
 from edgeopt.solvers.model_download.download_then_infer import DownloadThenInfer as DownloadThenInfer
 from edgeopt.solvers.model_download.equal_bandwidth import EqualBandwidth as EqualBandwidth
 from edgeopt.solvers.model_download.fixed_frequency import FixedFrequency as FixedFrequency

@@ -105,9 +105,18 @@ def rolling_horizon(
     >>> result.num_done + result.num_refused
     50
     """
+    arrival = check_requests(problem, arrival_s, rates)
+    chosen = get_solver(problem.kind, solver) if isinstance(solver, str) else solver
+    with _one_thread():
+        state = _State(problem, arrival, chosen, seed, rates)
+        _serve(state)
+    return state.result()
+
+
+def check_requests(problem: ModelDownload, arrival_s: ArrayLike, rates: TimeSeries | None) -> NDArray[np.float64]:
+    """Return the arrivals, float64 [K], or raise `InvalidProblemError` if they or the rates do not fit the requests."""
     if not isinstance(problem, ModelDownload):
         raise InvalidProblemError(f"problem: expected a ModelDownload, got {type(problem).__name__}")
-    chosen = get_solver(problem.kind, solver) if isinstance(solver, str) else solver
     arrival = float_array("arrival_s", arrival_s, (problem.num_users,), nonnegative=True, unit="s")
     if rates is not None and (not isinstance(rates, TimeSeries) or rates.quantity != "rate"):
         raise InvalidProblemError(f"rates: expected a TimeSeries of the quantity rate, got {quoted(rates)}")
@@ -115,10 +124,7 @@ def rolling_horizon(
         raise InvalidProblemError(
             f"rates: {rates.num_columns} columns, expected {problem.num_users}: one for each request"
         )
-    with _one_thread():
-        state = _State(problem, arrival, chosen, seed, rates)
-        _serve(state)
-    return state.result()
+    return arrival
 
 
 def _serve(state: "_State") -> None:
