@@ -292,7 +292,7 @@ def pictures(found: Found[Setting]) -> dict[str, Picture]:
 
 
 def draw(found: Found[Setting], task: str) -> Any:
-    """Draw the curves of the variants of a task, mean over seeds; the ablations are left out."""
+    """Draw the curves of the variants of a task, medians over seeds; the ablations are left out."""
     from edgeopt.evaluation.plots.training.curves import plot_training_curves
 
     shown = (STUDY.system, *BASELINES)
