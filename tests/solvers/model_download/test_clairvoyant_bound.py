@@ -15,6 +15,8 @@ from edgeopt.errors import InvalidProblemError
 from edgeopt.problems import ModelDownload
 from edgeopt.series import KINDS, TimeSeries
 from edgeopt.solvers.model_download import SOLVERS, clairvoyant_bound, poisson_arrivals, rolling_horizon
+from edgeopt.solvers.model_download.clairvoyant_bound import TANGENTS, _Intervals, _pieces
+from tests.solvers.model_download.instances import TINY
 from tests.solvers.model_download.test_rolling_horizon import VARIANTS, drawn, one_layer
 
 SLOW = ("milp", "generic")  # once each
@@ -120,11 +122,10 @@ def test_another_programme(seed: int, traced: bool):
         latest[k, i] = arrival[k] + problem.deadline_s[k] - left
     pairs = [(k, i) for k, i in pairs if latest[k, i][0] > arrival[k]]
     changes = np.arange(9.0) if traced else np.zeros(0)
-    urgent = [
-        due[(problem.prefix_bits[problem.layer_indptr[i] :][: due.size] / (due - arrival[k])).argmax()]
-        for (k, i), due in latest.items()
-        if (k, i) in pairs
-    ]
+    urgent = []
+    for k, i in pairs:
+        bits = problem.prefix_bits[problem.layer_indptr[i] : problem.layer_indptr[i + 1]]
+        urgent.append(latest[k, i][(bits / (latest[k, i] - arrival[k])).argmax()])
     cuts = np.unique(np.concatenate([arrival, changes, urgent, [latest[pair][-1] for pair in pairs]]))
     cuts = cuts[cuts >= arrival.min()]
     spans, columns = list(pairwise(cuts)), len(pairs) * len(cuts)
@@ -154,10 +155,27 @@ def test_another_programme(seed: int, traced: bool):
     assert bound < 0.99 * total  # the band is short
 
 
+@pytest.mark.parametrize("snr_db", [-20.0, 5.0, 40.0])
+def test_concave_rates_by_tangents(snr_db: float):
+    """What the pieces carry, filled in turn, is never below the rate, and is the rate at shares of the band of 1, 1/2, 1/4, ..."""
+    problem = ModelDownload.random(num_users=1, fixed_power=True, snr_db=snr_db)
+    intervals = _Intervals.between(np.array([0.0, 1.0]), np.zeros(1), np.ones(1))
+    pieces = _pieces(problem, None, np.array([0]), intervals, np.array([0.5]), np.array([1.0]))
+    bps, most = pieces.bps[0], pieces.most[0]
+    assert (np.diff(bps[1:]) <= 0).all()  # so that filling them in turn is best
+    for share in [0.0, *np.geomspace(1e-6, 1.0, 40), *0.5 ** np.arange(TANGENTS)]:
+        left = np.maximum(share - np.concatenate([[0.0, 0.0], np.cumsum(most[1:-1])]), 0.0)
+        carried = bps @ np.where(pieces.cost > 0, np.minimum(left, most), most)
+        rate = problem.rate_bps(share * problem.bandwidth_hz)[0]
+        assert carried >= rate * (1 - 1e-9)
+        if np.log2(share or 0.3).is_integer() and share > 0.5**TANGENTS:
+            assert carried == pytest.approx(rate, rel=1e-9)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_all_at_once(variant: str):
     """Where all arrive at the same time, no plan of one moment is worth more: the optimum of `slide`."""
-    for seed in range(3):
+    for seed in range(2):
         problem, _ = drawn(40, seed=seed, **VARIANTS[variant])
         once = edgeopt.solve(problem, "slide")
         bound = clairvoyant_bound(problem, 2.0)
@@ -167,7 +185,15 @@ def test_all_at_once(variant: str):
             assert clairvoyant_bound(problem, 2.0, rates=rates) == pytest.approx(bound, rel=1e-6)
 
 
-@settings(max_examples=8)
+@pytest.mark.parametrize("tiny", TINY, ids=lambda tiny: tiny.name)
+def test_known_optima(tiny: Any):
+    """The same of the tiny instances whose optima are known by brute force, and with a hundred times the band."""
+    assert tiny.optimum <= clairvoyant_bound(tiny.problem, 0.0)
+    wide = tiny.problem.replace(bandwidth_hz=100 * tiny.problem.bandwidth_hz)
+    assert clairvoyant_bound(wide, 0.0) >= clairvoyant_bound(tiny.problem, 0.0) * (1 - 1e-8)
+
+
+@settings(max_examples=5)
 @given(
     seed=st.integers(0, 10**6),
     per_s=st.floats(2.0, 500.0),
