@@ -211,7 +211,7 @@ def all_rounded_up(values: NDArray[np.float64], digits: int = 6) -> NDArray[np.f
     power = 10.0 ** np.abs(exponent)
 
     def as_floats(whole: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.where(exponent >= 0, whole / power, whole * power)
+        return np.asarray(np.where(exponent >= 0, whole / power, whole * power))
 
     whole = np.ceil(np.where(exponent >= 0, exact * power, exact / power)) - 1  # products are rounded, to either side
     for _ in range(2):
