@@ -1,9 +1,13 @@
 """Why there is no solution, or why somebody is left out: what `Problem.explain` returns."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from edgeopt.display import one_line
 
@@ -130,7 +134,7 @@ class Explanation:
     verdict : whether it has a solution at all: ``feasible``, ``infeasible``, or ``unknown`` where that was not decided.
     message : one sentence.
     conflict : limits that cannot hold together, of an infeasible problem.
-    refused : who cannot take part, though the problem has solutions.
+    refused : who cannot take part, though the problem has solutions: a sequence, whose entries may be made as they are asked for.
 
     Examples
     --------
@@ -144,7 +148,7 @@ class Explanation:
     verdict: Verdict
     message: str
     conflict: Conflict | None = None
-    refused: tuple[Refused, ...] = ()
+    refused: Sequence[Refused] = ()
 
     __repr__ = one_line
 
@@ -188,6 +192,34 @@ def rounded_up(value: float, digits: int = 6) -> float:
     (1.23457, 2000000000.0)
     """
     return float(Context(prec=digits, rounding=ROUND_CEILING).create_decimal_from_float(value))
+
+
+def all_rounded_up(values: NDArray[np.float64], digits: int = 6) -> NDArray[np.float64]:
+    """Return for each value the least number of so many digits, at most nine, that is not less, as floats compare.
+
+    Those that are very large or very small go one by one; what is not finite stays.
+
+    Examples
+    --------
+    >>> all_rounded_up(np.array([1.23456789, 2e9, 0.1, np.inf])).tolist()
+    [1.23457, 2000000000.0, 0.1, inf]
+    """
+    rounded = values.copy()
+    usual = (values >= 1e-12) & (values < 1e22)  # then all powers of ten are exact
+    exact = values[usual]
+    exponent = digits - 1 - np.floor(np.log10(exact))
+    power = 10.0 ** np.abs(exponent)
+
+    def as_floats(whole: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(np.where(exponent >= 0, whole / power, whole * power))
+
+    whole = np.ceil(np.where(exponent >= 0, exact * power, exact / power)) - 1  # products are rounded, to either side
+    for _ in range(2):
+        whole += as_floats(whole) < exact
+    rounded[usual] = as_floats(whole)
+    for at in np.flatnonzero(np.isfinite(values) & ~usual).tolist():
+        rounded[at] = rounded_up(float(values[at]), digits)
+    return rounded
 
 
 def rounded_down(value: float, digits: int = 6) -> float:

@@ -1,7 +1,8 @@
 """Calling HiGHS: options checked, bounds and solutions reported while it runs, and how it ended checked and mapped."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ from edgeopt.solvers.ending import End, Ending
 if TYPE_CHECKING:
     import highspy
 
+PIECE = 1 << 19  # nonzeros that HiGHS is given at a time: some ten milliseconds
 AGREE, AGREE_RELATIVE = 1e-6, 1e-9  # objectives that differ by less, the latter of the sum of their terms, are the same
 
 
@@ -30,20 +32,42 @@ class Reporter(Protocol):
         ...
 
 
-def new_highs(lp: "highspy.HighsLp | tuple[Any, ...]", options: dict[str, Any]) -> "highspy.Highs":
+def new_highs(
+    lp: "highspy.HighsLp | tuple[Any, ...]", options: dict[str, Any], check: Callable[[], object] = lambda: None
+) -> "highspy.Highs":
     """Return HiGHS with a programme and options.
 
-    Large programmes are given as the arguments of ``passModel``: HiGHS takes arrays as they are, while each array of an
-    ``HighsLp`` is copied number by number, and nothing else runs in Python meanwhile.
+    Large programmes are given as the arguments of ``passModel``, row by row: HiGHS takes arrays as they are, while each array
+    of an ``HighsLp`` is copied number by number. Nothing else runs in Python while it takes them, so it gets the rows in pieces;
+    `check` is called before each, and may leave by raising.
     """
     highspy = highs_module()
     highs = highs_class()()
     for name, value in options.items():
         if highs.setOptionValue(name, value) != highspy.HighsStatus.kOk:
             raise SolverError(f"HiGHS refused {name} = {value!r}")
-    if highs.passModel(*(lp if isinstance(lp, tuple) else (lp,))) == highspy.HighsStatus.kError:
+    said = _in_pieces(highs, lp, check) if isinstance(lp, tuple) else iter((highs.passModel(lp),))
+    if any(status == highspy.HighsStatus.kError for status in said):
         raise SolverError("HiGHS refused the model")
     return highs
+
+
+def _in_pieces(highs: "highspy.Highs", lp: tuple[Any, ...], check: Callable[[], object]) -> Iterator[Any]:
+    """Pass a programme, given by rows, without its rows and then these some at a time, and yield what HiGHS says to each."""
+    num_columns, num_rows, nonzeros, *form, cost, low, high, row_low, row_high, start, index, value, whole = lp
+    none, nowhere = np.zeros(0), np.zeros(0, np.int32)
+    yield highs.passModel(
+        num_columns, 0, 0, *form, cost, low, high, none, none, nowhere, nowhere, none, whole
+    )  # fmt: skip
+    ends = np.searchsorted(start[: num_rows + 1], np.arange(0, nonzeros, PIECE))
+    ends = np.unique(np.append(ends, num_rows))
+    for first, last in pairwise(ends.tolist()):
+        check()
+        entries = slice(start[first], start[last])
+        yield highs.addRows(
+            last - first, row_low[first:last], row_high[first:last], entries.stop - entries.start,
+            start[first:last] - entries.start, index[entries], value[entries],
+        )  # fmt: skip
 
 
 @contextmanager

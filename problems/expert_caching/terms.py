@@ -1,5 +1,6 @@
 """The objective of expert caching as a sum of products of "some server of this set holds this expert"."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,9 +42,9 @@ class Terms:
     __repr__ = one_line
 
     @classmethod
-    def of(cls, problem: Any) -> "Terms":
-        """Return the terms of a problem, for every K and latency."""
-        parts = [_terms_of_model(problem, m) for m in range(len(problem.models))]
+    def of(cls, problem: Any, check: Callable[[], object] = lambda: None) -> "Terms":
+        """Return the terms of a problem, for every K and latency; `check` is called before each model, and may leave by raising."""
+        parts = [_terms_of_model(problem, m, check) for m in range(len(problem.models))]
         first_set = np.cumsum([0, *(holds.shape[0] for *_, holds in parts)])
         width = problem.top_k
         return cls(
@@ -88,12 +89,14 @@ class Columns:
     __repr__ = one_line
 
     @classmethod
-    def of(cls, problem: Any) -> "Columns":
-        """Return the numbered variables of a problem's terms."""
-        terms, num_experts = Terms.of(problem), problem.num_experts
+    def of(cls, problem: Any, check: Callable[[], object] = lambda: None) -> "Columns":
+        """Return the numbered variables of a problem's terms; `check` is called between parts, and may leave by raising."""
+        terms, num_experts = Terms.of(problem, check), problem.num_experts
+        check()
         is_alone = (terms.holds.sum(axis=1) == 1)[terms.server_set][:, None]
         pair = terms.server_set[:, None] * num_experts + terms.experts
         pairs = np.unique(pair[(terms.experts >= 0) & ~is_alone])
+        check()
         num_x = terms.holds.shape[1] * num_experts
         server = terms.holds.argmax(axis=1)[terms.server_set][:, None] if terms.holds.size else terms.experts
         literal = np.where(is_alone, server * num_experts + terms.experts, num_x + np.searchsorted(pairs, pair))
@@ -237,11 +240,12 @@ def _shares(problem: Any, top_k: int) -> tuple[float, float]:
 
 
 def _terms_of_model(
-    problem: Any, m: int
+    problem: Any, m: int, check: Callable[[], object]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]:
     """Return experts, server set and value of each term of one model, and its server sets."""
     top_k = problem.models[m].top_k
     of_sum, of_max = _shares(problem, top_k)
+    check()
     levels, classes = _Levels.of(problem, m), _Classes.of(problem, m)
     found = []
     if of_sum > 0:
@@ -249,11 +253,13 @@ def _terms_of_model(
     if of_max > 0:
         found.append(_max_entries(problem, m, classes, of_max))
     group, experts, probability, is_capped = (np.concatenate(column) for column in zip(*found, strict=True))
-    distinct, ids = np.unique(experts, axis=0, return_inverse=True)
+    check()
+    distinct, ids = distinct_rows(experts, problem.models[m].num_experts)
     shape = (classes.profile.size, distinct.shape[0])
     value = sparse.csr_array((levels.full.shape[0], distinct.shape[0]))
     for chosen, height in ((~is_capped, levels.full), (is_capped, levels.capped)):
-        use = sparse.csr_array((probability[chosen], (group[chosen], ids.ravel()[chosen])), shape=shape)
+        use = sparse.csr_array((probability[chosen], (group[chosen], ids[chosen])), shape=shape)
+        check()
         value = value + height @ classes.weight @ use
     table = value.tocoo()
     keep = table.data > 0
@@ -287,6 +293,20 @@ def _max_entries(problem: Any, m: int, classes: _Classes, share: float) -> _Entr
     probability = share * model.probability[entry]
     keep = (experts[:, 0] >= 0) & (probability > 0)
     return group[keep], experts[keep], probability[keep], ~remote.all(axis=1)[keep]
+
+
+def distinct_rows(experts: NDArray[np.int64], num_experts: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the distinct rows of experts [any, K], -1 for none, and for each row which of them it is.
+
+    Rows as single numbers sort much faster, and let other threads run meanwhile; where those get too large, rows do.
+    """
+    base, width = num_experts + 1, experts.shape[1]
+    if base**width >= 2**62:
+        distinct, ids = np.unique(experts, axis=0, return_inverse=True)
+        return distinct, ids.ravel()
+    place = base ** np.arange(width)[::-1]
+    number, ids = np.unique((experts + 1) @ place, return_inverse=True)
+    return number[:, None] // place % base - 1, ids
 
 
 def _widen(experts: NDArray[np.int64], width: int) -> NDArray[np.int64]:

@@ -88,6 +88,24 @@ def refusals(problem: DownloadInstance) -> tuple[Refusal, ...]:
     return tuple(_refusal(problem, *refused) for refused in _merged(_refused(problem)))
 
 
+class RefusalOfUser:
+    """The refusals of `refusals`, user by user; messages are made when they are asked for."""
+
+    def __init__(self, problem: DownloadInstance) -> None:
+        self._problem, self._groups = problem, _refused(problem)
+        self._group, self._place = np.full((2, problem.num_users), -1)
+        for number, group in enumerate(self._groups):
+            self._group[group.users], self._place[group.users] = number, np.arange(group.users.size)
+
+    def __call__(self, user: int) -> Refusal | None:
+        """Return why a user cannot be served even if alone, None for one who can."""
+        if self._group[user] < 0:
+            return None
+        reason, _, models, needs, there = self._groups[self._group[user]]
+        at = self._place[user]
+        return _refusal(self._problem, reason, user, int(models[at]), float(needs[at]), float(there[at]))
+
+
 def count_refusals(problem: DownloadInstance) -> dict[Reason, int]:
     """See `ModelDownload.count_refusals`."""
     return _counts(_refused(problem))

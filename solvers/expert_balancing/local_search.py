@@ -38,9 +38,9 @@ class LocalSearch:
 
     How many replicas there are and where they are is thus decided together, unlike by `eplb`, where the descent starts. It
     starts again from the best placement, with a few slots changed at random. Where there is a present placement, it starts
-    from that as well, devices are given the new placement so that as few replicas move as possible, and of all placements
-    on the way the one is kept whose load and moves together are least. Ours. One iteration is one layer; limits count between
-    descents as well. A step of a descent takes O(S D (S D + E)) time.
+    from that first, devices are given the new placement so that as few replicas move as possible, and of all placements
+    on the way the one is kept whose load and moves together are least; so it does from an initial solution. Ours. One iteration
+    is one layer; limits count between descents as well. A step of a descent takes O(S D (S D + E)) time.
 
     Parameters
     ----------
@@ -73,32 +73,35 @@ class LocalSearch:
 
 
 def improve(run: Run[Replicas], problem: ExpertBalancing, kicks: int) -> None:
-    """Offer what is packed and what is there, then the best of descents from each, layer by layer."""
+    """Offer what is packed and what is there, then the best of descents from each, kicked, layer by layer."""
     starts = _starts(run, problem)
     for start in starts:
         run.offer(start)
     if run.solution is None:
         return
     present = problem.present_counts()
-    board = _arranged(problem, run.solution)
+    first = starts if len(starts) > 1 else []  # descended from once, before the best of them is kicked
+    boards = [(_arranged(problem, start), groups_as_placed(problem, start)) for start in (*first, run.solution)]
+    board, groups = boards[-1]
     counts = run.solution.counts(problem.num_experts)
-    value = [layer_value(problem, layer, counts[layer], present[layer]) for layer in range(problem.num_layers)]
     for layer in range(problem.num_layers):
         if run.stopped():
             return
-        for start in starts:
-            found = _arranged(problem, start)[layer]
-            groups = groups_as_placed(problem, start)[layer]
-            least = _improve_layer(run, problem, layer, groups, found, present[layer], kicks)
-            if least < value[layer]:
-                value[layer], board[layer] = least, found
-        run.offer(Replicas(board))
+        value = layer_value(problem, layer, counts[layer], present[layer])
+        for other, other_groups in boards:  # the last is by then the best of them
+            found, own_groups = other[layer].copy(), other_groups[layer].copy()
+            least = _improve_layer(
+                run, problem, layer, own_groups, found, present[layer], kicks if other is board else 0
+            )
+            if least < value:
+                value, board[layer], groups[layer] = least, found, own_groups
+                run.offer(Replicas(board))
         run.step()
 
 
 def _starts(run: Run[Replicas], problem: ExpertBalancing) -> list[Replicas]:
-    """Return the feasible placements to descend from, each once."""
-    given = [all_packed(problem), run.solution, None if problem.present is None else Replicas(problem.present)]
+    """Return the feasible placements to descend from, what is there before what is packed: it is nearer to its end."""
+    given = [run.solution, None if problem.present is None else Replicas(problem.present), all_packed(problem)]
     return [start for start in given if start is not None and problem.is_feasible(start)]
 
 

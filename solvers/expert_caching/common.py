@@ -10,6 +10,8 @@ from edgeopt.solve import Run
 from edgeopt.solvers.expert_caching.facility import Facility, certificate
 from edgeopt.stop import Limit
 
+QUICK = 1 << 28  # servers x experts x users whose values take a tenth of a second or less
+
 
 def supports_expert_caching(problem: Problem) -> str | None:
     """Return None for an `ExpertCaching` problem, else what was expected."""
@@ -33,11 +35,12 @@ def has_nothing(run: Run[Placement]) -> bool:
 
 
 def certify(run: Run[Placement], problem: ExpertCaching, facility: Facility | None = None) -> None:
-    """Report the marginal certificate of the incumbent as a bound, also when a limit has been reached.
+    """Report the marginal certificate of the incumbent as a bound, also when a limit has been reached, unless it takes long.
 
     It costs one pass over weights and gains. `facility` spares building it when it is at hand.
     """
-    if run.solution is None or run.limit is Limit.INTERRUPT:
+    work = problem.num_servers * problem.num_experts * problem.num_users
+    if run.solution is None or run.limit is Limit.INTERRUPT or (work > QUICK and run.stopped()):
         return
     if facility is None or not problem.is_modular_per_set:
         facility = Facility.of(problem, bound=True)

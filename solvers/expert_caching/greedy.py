@@ -13,6 +13,7 @@ from edgeopt.solve import Run, SolveOptions
 from edgeopt.solvers.expert_caching.certificates import Certificate, certify_by, check_certificate
 from edgeopt.solvers.expert_caching.common import (
     empty_placement,
+    fill_in_order,
     has_equal_sizes,
     has_nothing,
     supports_expert_caching,
@@ -22,7 +23,8 @@ from edgeopt.solvers.expert_caching.popularity import offer_popular
 from edgeopt.solvers.kernels.facility import build_heap, lazy_greedy, marginals
 
 PICKS_PER_STEP = 20_000  # between two looks at the clock, and
-WORK_PER_STEP = 1 << 37  # picks x experts x users: fewer picks where each takes longer
+WORK_PER_STEP = 1 << 36  # picks x experts x users: fewer picks where each takes longer
+CHUNK = 1 << 27  # experts x users x servers, of first values, between two looks at the clock
 
 _HALF = Ratio(
     0.5,
@@ -111,7 +113,8 @@ class DensityGreedy:
             run.offer(empty_placement(problem))
             with run.building():
                 facility = Facility.of(problem)
-            run.offer(Placement(_best_singletons(facility)))
+            if not run.stopped():
+                run.offer(Placement(_best_singletons(facility)))
             run.offer(Placement(greedy_placement(run, facility, per_byte=True, lazy=self.lazy)))
             offer_popular(run, problem)
             certify_by(self.certificate, run, problem, facility)
@@ -133,14 +136,25 @@ def greedy_placement(
 ) -> NDArray[np.bool_]:
     """Return the greedy placement [N, E]; what has been placed so far if the run is stopped.
 
-    That is one step in any case if nothing has been found before: the first picks take a few milliseconds.
+    That is one step in any case if nothing has been found before: the first picks take a few milliseconds. Of a problem so large
+    that the first values alone take longer than there is, each server takes the best of those at hand.
     """
     weight, size = facility.weight, facility.size
     cached = np.zeros((facility.num_servers, facility.num_experts), bool)
     left = np.array(facility.capacity)
     best = np.zeros_like(weight)
-    values = marginals(weight, facility.gain, facility.model, best).T
-    key = np.ascontiguousarray(values / size if per_byte else values).ravel()
+    values, stopped = np.zeros(cached.shape), False
+    chunk = max(1, CHUNK // max(1, weight.shape[1] * left.size))
+    for start in range(0, size.size, chunk):
+        if stopped := start > 0 and run.stopped():
+            break
+        some = slice(start, start + chunk)
+        values[:, some] = marginals(weight[some], facility.gain, facility.model[some], best[some]).T
+    key = np.ascontiguousarray(values / size if per_byte else values)
+    if stopped:
+        assert isinstance(run.problem, ExpertCaching)  # greedy solvers support no other
+        return fill_in_order(np.argsort(-key, axis=1, kind="stable"), run.problem)
+    key = key.ravel()
     if not lazy:
         return _plain_greedy(run, facility, key, cached, left, best, per_byte)
     gain = np.ascontiguousarray(facility.gain.transpose(0, 2, 1))

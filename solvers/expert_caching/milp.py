@@ -1,6 +1,7 @@
 """`milp`: the exact mixed-integer linear programme, solved by HiGHS."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,7 +12,7 @@ from scipy import sparse
 from edgeopt.errors import EdgeOptError
 from edgeopt.problem import Problem
 from edgeopt.problems import ExpertCaching, Placement
-from edgeopt.problems.expert_caching.terms import Columns
+from edgeopt.problems.expert_caching.terms import Columns, count_nonzeros
 from edgeopt.result import Exact, Guarantee, Result
 from edgeopt.solve import Run, SolveOptions
 from edgeopt.solvers.back_ends import highs_module
@@ -21,12 +22,14 @@ from edgeopt.solvers.expert_caching.common import supports_expert_caching
 from edgeopt.solvers.expert_caching.exact import offer_bound, offer_feasible, offer_start, supports_size
 from edgeopt.solvers.expert_caching.facility import storage_units
 from edgeopt.solvers.highs import new_highs, run_highs
+from edgeopt.stop import Limit
 
 if TYPE_CHECKING:
     import highspy
 
 LARGEST_COST = 100.0  # the objective is scaled so that its largest coefficient is about this
 LARGEST_SIZE = 1000.0  # sizes that are not whole storage units are scaled to this
+SECONDS_PER_NONZERO = 2e-7  # that building takes at least: with less time left it is not begun
 TOLERANCE = 1e-6  # of HiGHS on rows and on the objective, both as scaled
 
 
@@ -66,12 +69,14 @@ class MilpModel:
         )  # fmt: skip
 
 
-def build_model(problem: ExpertCaching) -> MilpModel:
-    """Return the programme of a problem."""
-    columns = Columns.of(problem)
+def build_model(problem: ExpertCaching, check: Callable[[], object] = lambda: None) -> MilpModel:
+    """Return the programme of a problem; `check` is called between its parts, and may leave by raising."""
+    columns = Columns.of(problem, check)
     cost = columns.cost()
     scale = 2.0 ** round(math.log2(LARGEST_COST / cost.max())) if cost.any() else 1.0
+    check()
     links = columns.links()
+    check()
     storage, capacity = _storage(problem, columns.num_columns)
     return MilpModel(
         cost=cost * scale,
@@ -112,7 +117,8 @@ class Milp:
 
     Guarantee: exact; exponential time in the worst case. Optimal means within HiGHS's tolerance: 1e-6 where the
     largest coefficient of the objective is 70 to 142, about 1e-8 of it. Bounds are reported with that tolerance
-    added. One iteration is one report of HiGHS. Only the time limit depends on the clock.
+    added. One iteration is one report of HiGHS. Only the time limit depends on the clock; where it is too short to build the
+    model, the greedy placement is returned at once.
 
     Parameters
     ----------
@@ -149,14 +155,17 @@ class Milp:
             offer_start(run, problem, greedy=self.greedy_start)
             start, settings = run.solution, self._options(run)
 
-            def build(mailbox: Mailbox) -> "tuple[MilpModel, highspy.Highs] | None":
-                model = build_model(problem)
-                if mailbox.stopping:
-                    return None
-                highs = new_highs(model.arguments(), settings)
+            def build(mailbox: Mailbox) -> "tuple[MilpModel, highspy.Highs]":
+                model = build_model(problem, mailbox.check)
+                mailbox.check()
+                highs = new_highs(model.arguments(), settings, mailbox.check)
                 _warm_start(highs, model, start)
                 return model, highs
 
+            nonzeros = count_nonzeros(problem)
+            if run.remaining < SECONDS_PER_NONZERO * nonzeros and not run.stopped():
+                run.limit = Limit.TIME
+                message = f"the model may have {nonzeros:,} nonzeros, more than can be put together in the time left"
             with run.building():
                 built = None if run.stopped() else Background(run, build).wait()
             if built is not None and not run.stopped():

@@ -48,27 +48,35 @@ def values_of_subsets(base: Floats, joint: Floats) -> Floats:
     """Return [2^E]: for every set T of experts, the sum over e in T of the best over s of base[e, s] + joint[e, s, T].
 
     base [E, S], joint [E, S, E] with zeros for the pair of an expert with itself; a best below zero counts as zero.
-    Subsets are visited in the order of a Gray code, one partner at a time: O(2^E E S).
+    For each e the sets of the others are visited in the order of a Gray code, one partner at a time: O(2^E E S).
     """
     num_experts, num_sets = base.shape
+    width = -(-num_sets // 4) * 4  # four maxima at once, which do not wait for each other
     values = np.zeros(1 << num_experts)
+    now, change = np.full(width, -np.inf), np.zeros((num_experts, width))
     for e in range(num_experts):
-        now = base[e].copy()
-        mask = 0
-        for step in range(1 << num_experts):
+        now[:num_sets] = base[e]
+        for s in range(num_sets):
+            for h in range(num_experts):
+                change[h, s] = joint[e, s, h]
+        mask = 1 << e
+        for step in range(1 << (num_experts - 1)):
             if step:
                 h = 0
                 while not step >> h & 1:
                     h += 1
+                h += int(h >= e)
                 sign = -1.0 if mask >> h & 1 else 1.0
                 mask ^= 1 << h
-                for s in range(num_sets):
-                    now[s] += sign * joint[e, s, h]
-            if mask >> e & 1:
-                best = 0.0
-                for s in range(num_sets):
-                    best = max(best, now[s])
-                values[mask] += best
+                for s in range(width):
+                    now[s] += sign * change[h, s]
+            a = b = c = d = 0.0
+            for s in range(0, width, 4):
+                a = max(a, now[s])
+                b = max(b, now[s + 1])
+                c = max(c, now[s + 2])
+                d = max(d, now[s + 3])
+            values[mask] += max(max(a, b), max(c, d))
     return values
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numba import prange
 
 from edgeopt.jit import kernel, parallel_kernel
-from edgeopt.solvers.kernels import Floats, Ints
+from edgeopt.solvers.kernels import Bools, Floats, Ints
 
 Index = int | np.integer[Any]
 
@@ -260,6 +260,98 @@ def level_rates(rates: Floats, prune: bool, users: Users, layers: Layers, levels
     """
     for k in prange(rates.shape[0]):
         level_rates_of(np.int64(k), rates, prune, users, layers, levels)
+
+
+@kernel
+def full_speed_deadline(k: Index, i: Index, x: float, users: Users, layers: Layers) -> float:
+    """Return the least deadline in s of user k with model i at x seconds per bit and the highest frequency."""
+    longest = 0.0
+    for l in range(layers.indptr[i], layers.indptr[i + 1]):
+        compute = layers.suffix_fixed[l] + users.cycles[k] * layers.suffix_flops[l] / users.high[k]
+        longest = max(longest, x * layers.prefix_bits[l] + compute)
+    return longest
+
+
+@kernel
+def least_deadline(
+    k: Index, i: Index, x: float, best: float, users: Users, layers: Layers, left: Floats, work: Floats, layer: Ints
+) -> float:
+    """Return the least deadline in s of user k with model i at x seconds per bit, inf if it is none below `best`.
+
+    With the least energy E of a deadline, E^(-1/2) is concave in it, as in `energy_rate`, and only the last stretch of one
+    speed gets longer with it: Newton's method from below never passes the root. The user's deadline is where it tries.
+    """
+    start = layers.indptr[i]
+    seconds = full_speed_deadline(k, i, x, users, layers)
+    if seconds >= best:
+        return np.inf
+    joules = users.coefficient[k] * users.cycles[k] * layers.suffix_flops[start]  # at a speed of 1
+    budget = users.energy[k] - users.receive[k] * layers.prefix_bits[layers.indptr[i + 1] - 1]
+    if joules * users.high[k] ** 2 <= budget:
+        return seconds
+    if budget <= 0.0 or joules * users.low[k] ** 2 > budget * (1.0 + FIT):
+        return np.inf
+    target = budget * (1.0 - FIT)
+    for _ in range(STEPS):
+        users.deadline[k] = seconds
+        energy, _ = least_energy(k, i, x, users, layers, left, work, layer)
+        if energy <= budget * (1.0 + FIT):
+            return seconds
+        speed = work[1] / left[1]
+        if speed <= users.low[k]:
+            break
+        slope = 2.0 * users.coefficient[k] * speed**3
+        seconds += max(2.0 * energy * (np.sqrt(energy / target) - 1.0) / slope, FIT * seconds)
+        if seconds >= best:
+            break
+    return np.inf
+
+
+@kernel
+def least_deadline_of(k: Index, x: float, allowed: Bools, users: Users, layers: Layers) -> float:
+    """Do the work of `least_deadlines` for user k."""
+    left, work, layer = corners(layers)
+    best = np.inf
+    for i in range(allowed.size):
+        if allowed[i]:
+            best = min(best, least_deadline(k, i, x, best, users, layers, left, work, layer))
+    return best
+
+
+@parallel_kernel
+def least_deadlines(x: Floats, allowed: Bools, users: Users, layers: Layers) -> Floats:
+    """Return the least deadlines [K] in s at which users can have a model at x [K] seconds per bit, inf for never.
+
+    Frequencies are free. The deadlines of `users` are overwritten. A few hulls for each pair with an energy limit that matters.
+    """
+    found = np.empty(x.size)
+    for k in prange(x.size):
+        found[k] = least_deadline_of(np.int64(k), x[k], allowed[k], users, layers)
+    return found
+
+
+@kernel
+def least_energy_of(k: Index, x: float, allowed: Bools, users: Users, layers: Layers) -> float:
+    """Do the work of `least_energies` for user k."""
+    left, work, layer = corners(layers)
+    best = np.inf
+    for i in range(allowed.size):
+        if allowed[i] and full_speed_deadline(k, i, x, users, layers) <= users.deadline[k] * (1.0 + FIT):
+            energy, _ = least_energy(k, i, x, users, layers, left, work, layer)
+            best = min(best, energy + users.receive[k] * layers.prefix_bits[layers.indptr[i + 1] - 1])
+    return best
+
+
+@parallel_kernel
+def least_energies(x: Floats, allowed: Bools, users: Users, layers: Layers) -> Floats:
+    """Return the least energy limits [K] in J with which users can have a model in time at x [K] seconds per bit, inf for never.
+
+    Frequencies are free. One hull for each pair.
+    """
+    found = np.empty(x.size)
+    for k in prange(x.size):
+        found[k] = least_energy_of(np.int64(k), x[k], allowed[k], users, layers)
+    return found
 
 
 @kernel

@@ -1,27 +1,31 @@
 """Why users of model download are refused: which of their limits would have to give, and by how much."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import combinations
+from typing import NamedTuple, overload
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import InvalidProblemError
-from edgeopt.explain import Change, Explanation, Refused, Way, rounded_up
+from edgeopt.explain import Change, Explanation, Refused, Way, all_rounded_up
 from edgeopt.problems import DownloadPlan, ModelDownload
-from edgeopt.solvers.kernels.download import energy_rates, level_rates
+from edgeopt.problems.model_download.checks import RefusalOfUser
+from edgeopt.solvers.kernels.download import FIT, energy_rates, least_deadlines, least_energies, level_rates
 from edgeopt.solvers.model_download.common import FILL, bandwidth_needed
 from edgeopt.solvers.model_download.rates import Tables
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 DOUBLINGS = 40
 """How often a limit is doubled until it is enough; one that is not enough then never is."""
 PRECISION = 1e-8  # relative, to which the least limit is found before it is rounded up to six digits
+SLOWEST = 1e-280  # bit/s that stand for none, so that seconds per bit stay finite
 THREADED = 2000  # refused users from which kernels use all threads
 OF_USERS = (
     "task", "min_accuracy", "memory_bytes", "deadline_s", "samples", "cycles_per_flop", "min_frequency_hz", "max_frequency_hz",
@@ -40,8 +44,9 @@ def explain(problem: ModelDownload, plan: DownloadPlan | None = None) -> Explana
     For each of accuracy, memory, deadline, energy and bandwidth the least value is found that is enough, all else unchanged; ways
     are sorted by the largest relative change. Where no limit is enough alone, sets of two are tried, then of three and so on, each
     limit at the least value with those after it lifted; what is listed is enough, and no smaller set is. In a set with others,
-    the lifted bandwidth is the whole one. All users are looked at together: about fifty times the work of finding the least
-    rates of the refused users.
+    the lifted bandwidth is the whole one. All users are looked at together, and entries of `refused` are made when they are asked
+    for. Deadlines and energies are found in closed form or by Newton's method at the rate that the bandwidth carries; with
+    energy limits and levels of frequencies by bisection, about fifty times the work of finding least rates.
     """
     needs = least_bandwidth(problem)
     if plan is None:
@@ -57,18 +62,12 @@ def explain(problem: ModelDownload, plan: DownloadPlan | None = None) -> Explana
     if who.size == 0:
         served_all = "every user is served" if plan is not None else "every user can be served alone"
         return _explanation(problem, f"never infeasible: all may be refused; {served_all}")
-    reasons = {refusal.user: refusal.message for refusal in problem.refusals()}
     with _few_threads(who.size):
-        refused = _Refusals(users_of(problem, who), room)
-        ways = refused.ways()
-    entries = []
-    for place, user in enumerate(who.tolist()):
-        message = reasons.get(user) or refused.message(place, user)
-        entries.append(Refused(what="user", index=user, message=message, ways=_named(ways[place], user)))
+        refused = RefusedUsers(problem, who, room)
     how = "even alone" if plan is None else f"by this plan, which leaves {room:.6g} of {problem.bandwidth_hz:.6g} Hz"
     verb = "cannot be served" if plan is None else "are refused"
     message = f"never infeasible: all may be refused; {who.size} of {problem.num_users} users {verb} {how}"
-    return _explanation(problem, message, tuple(entries))
+    return _explanation(problem, message, refused)
 
 
 @contextmanager
@@ -99,76 +98,134 @@ def users_of(problem: ModelDownload, who: NDArray[np.int64]) -> ModelDownload:
     return problem.replace(**{name: value[who] for name, value in fields.items() if value is not None})
 
 
-class _Refusals:
-    """Refused users, and what is left of the bandwidth for one of them."""
+class _Found(NamedTuple):
+    """Ways of several users that change the same limits."""
 
-    def __init__(self, users: ModelDownload, room: float) -> None:
-        self.users, self.room = users, room
-        self.needs = least_bandwidth(users).min(axis=1)
+    names: tuple[str, ...]
+    places: Ints
+    """int64 [R], which of the refused users."""
+    values: Floats
+    """float64 [R, n], what the limits are."""
+    needed: Floats
+    """float64 [R, n], what they would have to be."""
 
-    def message(self, place: int, user: int) -> str:
+    @property
+    def relative(self) -> Floats:
+        """float64 [R], the largest relative change of each."""
+        change = np.abs(self.needed - self.values)
+        share = np.divide(change, np.abs(self.values), out=np.full_like(change, np.inf), where=self.values != 0)
+        return np.asarray(np.where(change == 0, 0.0, share).max(axis=1, initial=0.0))
+
+
+class RefusedUsers(Sequence[Refused]):
+    """Refused users, and what would let each of them in. Entries are made when they are asked for: there may be many.
+
+    Parameters
+    ----------
+    problem : the problem.
+    who : int64 [R], who is refused, ascending.
+    room : what is left of the bandwidth for one of them.
+    """
+
+    def __init__(self, problem: ModelDownload, who: Ints, room: float) -> None:
+        self._users, self._room, self._who = users_of(problem, who), room, who
+        self._alone = RefusalOfUser(problem)
+        self._needs = least_bandwidth(self._users).min(axis=1)
+        found = self._ways()
+        of_user = np.concatenate([ways.places for ways in found])
+        order = np.lexsort((np.concatenate([ways.relative for ways in found]), of_user))  # stable
+        rows = [np.arange(ways.places.size) for ways in found]
+        numbers = [np.full(ways.places.size, number) for number, ways in enumerate(found)]
+        self._rows, self._numbers = (np.concatenate(parts)[order] for parts in (rows, numbers))
+        self._first = np.searchsorted(of_user[order], np.arange(who.size + 1))
+        self._found = found
+
+    def __len__(self) -> int:
+        return len(self._who)
+
+    @overload
+    def __getitem__(self, index: int) -> Refused: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Refused, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> Refused | tuple[Refused, ...]:
+        if isinstance(index, slice):
+            return tuple(self[place] for place in range(*index.indices(len(self))))
+        place = range(len(self))[index]
+        user = int(self._who[place])
+        ways = tuple(self._way(at, user) for at in range(self._first[place], self._first[place + 1]))
+        alone = self._alone(user)
+        message = self._message(place, user) if alone is None else alone.message
+        return Refused(what="user", index=user, message=message, ways=ways)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    def _way(self, at: int, user: int) -> Way:
+        found, row = self._found[self._numbers[at]], self._rows[at]
+        return Way(
+            tuple(
+                Change(name=name if name == "bandwidth_hz" else f"{name}[{user}]", value=value, needed=enough)
+                for name, value, enough in zip(
+                    found.names, found.values[row].tolist(), found.needed[row].tolist(), strict=True
+                )
+            )
+        )
+
+    def _message(self, place: int, user: int) -> str:
         """Return why a user is refused that `ModelDownload.refusals` does not have."""
-        needed = self.needs[place]
+        users, needed, room = self._users, self._needs[place], self._room
         if not np.isfinite(needed):
-            return f"user {user}: deadline_s = {self.users.deadline_s[place]:.6g} and energy_j = {self.users.energy_j[place]:.6g} cannot both be met"
-        if needed <= self.room * (1 + FILL):
-            return f"user {user}: needs {needed:.6g} Hz, {self.room:.6g} are left: it could be served as things are"
-        return f"user {user}: needs {needed:.6g} Hz, {self.room:.6g} are left"
+            return f"user {user}: deadline_s = {users.deadline_s[place]:.6g} and energy_j = {users.energy_j[place]:.6g} cannot both be met"
+        served = ": it could be served as things are" if needed <= room * (1 + FILL) else ""
+        return f"user {user}: needs {needed:.6g} Hz, {room:.6g} are left{served}"
 
-    def ways(self) -> list[tuple[Way, ...]]:
-        """Return the ways of every user, with fields that still lack the index of the user."""
-        found: list[list[Way]] = [[] for _ in range(self.users.num_users)]
-        waiting = self.needs > self.room * (1 + FILL)
-        for place in np.flatnonzero(~waiting).tolist():  # the plan has merely left them out
-            found[place].append(Way(()))
+    def _ways(self) -> list[_Found]:
+        """Return the ways of all users, the fewest limits first."""
+        waiting = self._needs > self._room * (1 + FILL)
+        merely_left_out = np.flatnonzero(~waiting)
+        nothing = np.zeros((merely_left_out.size, 0))
+        found = [_Found((), merely_left_out, nothing, nothing)]
         for count in range(1, len(LIMITS) + 1):
-            for names in combinations(LIMITS, count):
-                for place, way in self._together(names, np.flatnonzero(waiting)):
-                    found[place].append(way)
-            waiting &= np.array([not own for own in found])
+            together = [self._together(names, np.flatnonzero(waiting)) for names in combinations(LIMITS, count)]
+            found += [ways for ways in together if ways is not None]
+            for ways in found:
+                waiting[ways.places] = False
             if not waiting.any():
                 break
-        return [tuple(sorted(own, key=lambda way: way.relative)) for own in found]
+        return found
 
-    def _together(self, names: tuple[str, ...], places: NDArray[np.int64]) -> list[tuple[int, Way]]:
+    def _together(self, names: tuple[str, ...], places: Ints) -> _Found | None:
         """Return the users among these whom giving way in all of `names` lets in, with how far each has to."""
         for name in {"memory_bytes", "energy_j"}.intersection(names):  # no limit, nothing to give
-            places = places[np.isfinite(getattr(self.users, name)[places])]
+            places = places[np.isfinite(getattr(self._users, name)[places])]
         if places.size == 0:
-            return []
-        users = before = users_of(self.users, places)
-        room = self.room
+            return None
+        users = users_of(self._users, places)
+        room = self._room
         if "bandwidth_hz" in names:
             room = users.bandwidth_hz if "deadline_s" in names else np.inf
-        lifted = _lifted(users, names)
-        able = np.flatnonzero(self._served(users.replace(**lifted), room))
+        able = np.flatnonzero(self._served(users.replace(**_lifted(users, names)), room))
         if able.size == 0:
-            return []
-        places, users, before = places[able], users_of(users, able), users_of(before, able)
+            return None
+        places, users = places[able], users_of(users, able)
+        values = [np.broadcast_to(getattr(users, name), places.size) for name in names]
         lifted = _lifted(users, names)
         needed: list[Floats] = []
         for name in names:
             lifted.pop(name, None)
             if name == "bandwidth_hz":
-                extra = np.maximum(least_bandwidth(users).min(axis=1) - self.room, 0.0)
-                needed.append(np.array([rounded_up(users.bandwidth_hz + hertz, 9) for hertz in extra]))
+                extra = np.maximum(least_bandwidth(users).min(axis=1) - self._room, 0.0)
+                needed.append(all_rounded_up(users.bandwidth_hz + extra, 9))
             else:
                 needed.append(self._least(name, users, users.replace(**lifted), room))
                 users = users.replace(**{name: needed[-1]})
         whole = needed[-1] if names[-1] == "bandwidth_hz" else users.bandwidth_hz
-        enough = self._served(users, self.room + whole - users.bandwidth_hz)
-        found = []
-        for row in np.flatnonzero(enough).tolist():
-            old = [
-                before.bandwidth_hz if name == "bandwidth_hz" else getattr(before, name)[row].item() for name in names
-            ]
-            changes = [
-                Change(name=name, value=value, needed=values[row].item())
-                for name, value, values in zip(names, old, needed, strict=True)
-            ]
-            if all(change.needed != change.value for change in changes):  # else a smaller set is enough
-                found.append((int(places[row]), Way(tuple(changes))))
-        return found
+        enough = self._served(users, self._room + whole - users.bandwidth_hz)
+        was, is_needed = np.column_stack(values), np.column_stack(needed)
+        enough &= (is_needed != was).all(axis=1)  # else a smaller set is enough
+        return _Found(names, places[enough], was[enough], is_needed[enough])
 
     def _least(self, name: str, users: ModelDownload, lifted: ModelDownload, room: float) -> Floats:
         """Return the least value [K] of a limit of `users` that is enough where those after it are lifted."""
@@ -180,7 +237,18 @@ class _Refusals:
             fits = _fits(least_bandwidth(lifted.replace(memory_bytes=np.inf)), room)
             least = np.where(fits, users.model_bits / 8, np.inf).min(axis=1)
             return np.asarray(np.maximum(users.memory_bytes, least))
-        return self._bisected(lifted, name, room)
+        if users.frequency_levels is not None and lifted.is_energy_limited:
+            return self._bisected(lifted, name, room)
+        return self._solved(lifted, name, room)
+
+    def _solved(self, users: ModelDownload, name: str, room: float) -> Floats:
+        """Return the least deadlines or energy limits [K] with which users fit, at the rate of the room; never lowered."""
+        tables = Tables.of(users)
+        seconds = 1.0 / np.maximum(_rate(users, room), SLOWEST)
+        least = least_deadlines if name == "deadline_s" else least_energies
+        value = least(seconds, np.array(users.allowed), tables.users, tables.layers)
+        as_it_is = self._served(users, room) | ~np.isfinite(value)
+        return np.where(as_it_is, getattr(users, name), all_rounded_up(value * (1 + PRECISION)))
 
     def _bisected(self, users: ModelDownload, name: str, room: float) -> Floats:
         """Return the least values [K] of a limit with which users fit, found by doubling and halving; it is never lowered."""
@@ -198,7 +266,7 @@ class _Refusals:
             middle = (low + high) / 2
             enough = self._served(users.replace(**{name: middle}), room)
             low, high = np.where(enough, low, middle), np.where(enough, middle, high)
-        return np.where(same, value, [rounded_up(number) for number in high.tolist()])
+        return np.where(same, value, all_rounded_up(high))
 
     @staticmethod
     def _served(users: ModelDownload, room: float | Floats) -> Bools:
@@ -221,13 +289,15 @@ def _lifted(users: ModelDownload, names: tuple[str, ...]) -> dict[str, float | F
     return {name: none[name] for name in names if name in none}
 
 
-def _named(ways: tuple[Way, ...], user: int) -> tuple[Way, ...]:
-    def named(change: Change) -> Change:
-        of_user = change.name != "bandwidth_hz"
-        return Change(name=f"{change.name}[{user}]", value=change.value, needed=change.needed) if of_user else change
+def _rate(users: ModelDownload, room: float) -> Floats:
+    """Return what so many Hz carry for each user, in bit/s; of infinitely many, what no bandwidth exceeds."""
+    if room == np.inf:
+        return users.rate_ceiling_bps
+    room *= 1 + FILL
+    if (block := users.resource_block_hz) is not None:
+        room = block * math.floor(room / block * (1 + FIT))
+    return users.rate_bps(room)
 
-    return tuple(Way(tuple(map(named, way.changes))) for way in ways)
 
-
-def _explanation(problem: ModelDownload, message: str, refused: tuple[Refused, ...] = ()) -> Explanation:
+def _explanation(problem: ModelDownload, message: str, refused: Sequence[Refused] = ()) -> Explanation:
     return Explanation(problem=problem.kind, verdict="feasible", message=message, refused=refused)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import edgeopt
-from edgeopt.explain import Change, Explanation, Limit, Way, rounded_down, rounded_up
+from edgeopt.explain import Change, Explanation, Limit, Way, all_rounded_up, rounded_down, rounded_up
 from edgeopt.problems import (
     PROBLEMS,
     ClientSelection,
@@ -361,6 +361,20 @@ def test_a_plan_that_leaves_out_whom_it_could_serve():
     assert "it could be served as things are" in explanation.refused[0].message
 
 
+def test_entries_are_those_of_any_order():
+    """Those refused are a sequence: from the end, in slices, and again, entries are the same."""
+    problem = random_problem(np.random.default_rng(0), num_users=6, band=0.2)
+    plan = DownloadPlan.refuse_all(6)
+    explanation = problem.explain(plan)
+    entries = list(explanation.refused)
+    assert [entry.index for entry in entries] == list(range(6))
+    assert [explanation.refused[place] for place in range(-1, -7, -1)] == entries[::-1]
+    assert explanation.refused[1:5:2] == (entries[1], entries[3])
+    assert explanation == problem.explain(plan)
+    with pytest.raises(IndexError):
+        explanation.refused[6]
+
+
 def test_nothing_helps_a_task_without_a_model():
     """No limit that gives brings a model for the task."""
     (refused,) = hand_made(task=[0, 1]).explain().refused
@@ -446,6 +460,16 @@ def test_rounding(value: float):
     """Up is never less, down never more, and neither by more than a unit of the sixth digit."""
     assert value <= rounded_up(value) <= value * (1 + 1e-5)
     assert value * (1 - 1e-5) <= rounded_down(value) <= value
+
+
+@pytest.mark.parametrize("digits", [6, 9])
+def test_many_are_rounded_as_each(digits: int):
+    """Together, and one by one, but for numbers of so few digits, which stay."""
+    rng = np.random.default_rng(digits)
+    values = np.concatenate([10.0 ** rng.uniform(-25, 25, 500), [0.0, 1e-300, 1e300, -1.23456789e3]])
+    assert all_rounded_up(values, digits).tolist() == [rounded_up(value, digits) for value in values.tolist()]
+    short = np.array([0.1, 1.1, 123.0, 0.007, 5e12, np.inf])
+    assert all_rounded_up(short, digits).tolist() == short.tolist()
 
 
 def test_long_lists_are_cut():

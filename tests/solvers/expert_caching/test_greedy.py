@@ -9,6 +9,7 @@ import edgeopt
 from edgeopt.problems import ExpertCaching, Placement
 from edgeopt.result import Heuristic, Ratio
 from edgeopt.solve import Run, SolveOptions
+from edgeopt.solvers.expert_caching import common, greedy
 from edgeopt.solvers.expert_caching.facility import Facility
 from edgeopt.solvers.expert_caching.greedy import DensityGreedy, Greedy, greedy_placement
 from edgeopt.stop import Limit, MaxIterations
@@ -119,3 +120,25 @@ def test_half_of_the_optimum_despite_rounding() -> None:
     optimum, _ = brute_force(problem)
     assert optimum == pytest.approx(5.0)
     assert edgeopt.solve(problem, Greedy()).objective >= 0.5 * optimum
+
+
+def test_first_values_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Expert by expert they are what they are at once; a limit on the way leaves what the values at hand fill the servers with."""
+    problem = ExpertCaching.random(num_servers=4, num_users=10, num_layers=2, experts_per_layer=8, seed=2)
+    whole = edgeopt.solve(problem, Greedy())
+    monkeypatch.setattr(greedy, "CHUNK", 1)
+    assert edgeopt.solve(problem, Greedy()).solution == whole.solution
+    for solver in (Greedy(), DensityGreedy()):
+        stopped = edgeopt.solve(problem, solver, time_limit=0)
+        assert stopped.limit is Limit.TIME
+        assert stopped.feasible
+        assert 0 < stopped.objective <= whole.bound
+
+
+def test_no_certificate_where_it_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit that is reached ends a run without it, unless it is quick."""
+    problem = ExpertCaching.random(num_servers=4, num_users=10, num_layers=2, experts_per_layer=8, seed=2)
+    assert np.isfinite(edgeopt.solve(problem, Greedy(), time_limit=0).bound)
+    monkeypatch.setattr(common, "QUICK", 1)
+    assert not np.isfinite(edgeopt.solve(problem, Greedy(), time_limit=0).bound)
+    assert np.isfinite(edgeopt.solve(problem, Greedy()).bound)

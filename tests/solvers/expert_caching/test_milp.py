@@ -8,9 +8,12 @@ from hypothesis import strategies as st
 import edgeopt
 from edgeopt.errors import EdgeOptError, UnsupportedProblemError
 from edgeopt.problems import ExpertCaching, Placement, RoutedModel
-from edgeopt.problems.expert_caching.terms import Columns, Terms, count_nonzeros
+from edgeopt.problems.expert_caching.terms import Columns, Terms, count_nonzeros, distinct_rows
 from edgeopt.result import Status
+from edgeopt.solvers import highs
+from edgeopt.solvers.expert_caching import milp
 from edgeopt.solvers.expert_caching.milp import Milp, build_model
+from edgeopt.stop import Limit
 from tests.solvers.expert_caching.instances import brute_force, device_caps, instance, max_trap, random_problem
 from tests.solvers.expert_caching.relaxation import lp_bound
 
@@ -261,6 +264,50 @@ def test_refuses_large_models():
     problem = instance("K = 2, mix").problem
     with pytest.raises(UnsupportedProblemError, match=r"may have \d+ nonzeros, expected at most max_nonzeros = 10$"):
         edgeopt.solve(problem, Milp(max_nonzeros=10))
+
+
+def test_a_model_in_pieces_is_the_same(monkeypatch):
+    """HiGHS given a few nonzeros at a time has the rows of the model, and finds the optimum."""
+    monkeypatch.setattr(highs, "PIECE", 7)
+    problem = instance("K = 2, mix").problem
+    model = build_model(problem)
+    given = highs.new_highs(model.arguments(), {}).getLp().a_matrix_
+    assert (given.start_, given.index_) == (model.rows.indptr.tolist(), model.rows.indices.tolist())
+    assert given.value_ == model.rows.data.tolist()
+    assert edgeopt.solve(problem, Milp()).objective == pytest.approx(brute_force(problem)[0])
+
+
+@pytest.mark.parametrize("looks", range(1, 8))
+def test_building_is_left_between_parts(monkeypatch, looks):
+    """Whoever has to stop is asked often, whether terms, rows or HiGHS have their turn."""
+    monkeypatch.setattr(highs, "PIECE", 30)
+    left = iter(range(looks))
+
+    def check():
+        if next(left, None) is None:
+            raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        highs.new_highs(build_model(instance("K = 2, mix").problem, check).arguments(), {}, check)
+
+
+def test_too_little_time_to_build(monkeypatch):
+    """Where building would take longer than there is, the greedy placement comes at once, and the message says why."""
+    monkeypatch.setattr(milp, "SECONDS_PER_NONZERO", 1e6)
+    monkeypatch.setattr(milp, "build_model", None)
+    result = edgeopt.solve(instance("K = 2, mix").problem, Milp(), time_limit=1000)
+    assert (result.status, result.limit) == (Status.FEASIBLE, Limit.TIME)
+    assert "nonzeros, more than can be put together in the time left" in result.message
+
+
+@given(st.integers(0, 1000), st.integers(1, 4), st.sampled_from([3, 200, 2**31]))
+def test_distinct_rows(seed, width, num_experts):
+    """As numbers and as rows, in the same order."""
+    rng = np.random.default_rng(seed)
+    experts = rng.choice([-1, 0, 1, num_experts - 1], (int(rng.integers(0, 9)), width))
+    distinct, ids = distinct_rows(experts, num_experts)
+    assert list(map(tuple, distinct.tolist())) == sorted(set(map(tuple, experts.tolist())))
+    assert (distinct[ids] == experts).all()
 
 
 @pytest.mark.parametrize("field", ["threads", "max_nonzeros"])

@@ -15,6 +15,8 @@ from edgeopt.solvers.kernels.download import (
     energy_rate,
     frequencies,
     hull,
+    least_deadlines,
+    least_energies,
     least_energy,
     round_to_levels,
 )
@@ -199,3 +201,32 @@ def test_bandwidth_of_rate_is_lambert_w():
     expected = snr_hz / (-lambertw(-share * np.exp(-share), -1).real / share - 1)
     assert bandwidth_of_rate(share * snr_hz / np.log(2), snr_hz) == pytest.approx(expected, rel=1e-10)
     assert bandwidth_of_rate(np.array([3.0, 4.0, np.inf]) / np.log(2), np.full(3, 3.0)).tolist() == [np.inf] * 3
+
+
+@given(st.integers(0, 10_000), st.sampled_from([0.0, 0.5]), st.sampled_from([0.5, 0.9, 1.0]))
+@settings(max_examples=40)
+def test_least_energy_limit_and_least_deadline(seed: int, low: float, share: float) -> None:
+    """A deadline's least energy is the least limit; with a limit, the least deadline is where its least energy is the limit."""
+    case = Case(seed, low=low)
+    x, all_of_it = np.array([case.x]), np.ones((1, 1), bool)
+    budget, _ = case.energy(case.x)
+    assert least_energies(x, all_of_it, case.users, case.layers)[0] == pytest.approx(budget, rel=1e-12)
+    case.limited(share * budget)
+    found = float(least_deadlines(x, all_of_it, case.users, case.layers)[0])
+    if found == math.inf:  # not even at the lowest frequency
+        assert share * budget < case.layers.suffix_flops[0] * low**2
+        return
+    assert found <= case.deadline * (1 + 1e-9) or share < 1.0
+    case.users.deadline[0] = found
+    assert case.energy(case.x)[0] <= share * budget * (1 + 1e-9)
+    case.users.deadline[0] = found * (1 - 1e-6)
+    assert case.energy(case.x)[0] > share * budget
+
+
+def test_without_an_energy_limit_the_least_deadline_is_that_of_full_speed() -> None:
+    """The largest of arrival and computing over the layers."""
+    case = Case(3)
+    found = least_deadlines(np.array([case.x]), np.ones((1, 1), bool), case.users, case.layers)[0]
+    layers = case.layers
+    assert found == pytest.approx((case.x * layers.prefix_bits + layers.suffix_fixed + layers.suffix_flops / 1e9).max())
+    assert least_deadlines(np.array([case.x]), np.zeros((1, 1), bool), case.users, layers)[0] == math.inf
