@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from edgeopt import fusion as fusion
     from edgeopt import inference as inference
     from edgeopt import models as models
+    from edgeopt import privacy as privacy
     from edgeopt import problems as problems
     from edgeopt import rl as rl
     from edgeopt import solvers as solvers
@@ -71,6 +72,7 @@ _PACKAGES = (
     "fusion",
     "inference",
     "models",
+    "privacy",
     "problems",
     "rl",
     "solvers",

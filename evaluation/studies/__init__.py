@@ -41,6 +41,7 @@ STUDIES = (
     "model-download",
     "ntrscc",
     "rate-regret",
+    "sider",
     "split-training",
     "svdecode",
 )
