@@ -35,8 +35,8 @@ class _Coupling(nn.Module):
         self.first = nn.Conv2d(given + 1, width, 3, padding=1, padding_mode="replicate")
         self.second = nn.Conv2d(width, width, 3, padding=1, padding_mode="replicate")
         self.last = nn.Conv2d(width, made, 1)
-        nn.init.zeros_(self.last.weight)  # the plain Haar transform at first
-        nn.init.zeros_(self.last.bias)
+        for weights in self.last.parameters():  # the plain Haar transform at first
+            nn.init.zeros_(weights)
 
     def forward(self, known: Tensor, step: Tensor) -> Tensor:
         """Return [B, made, h, w] of what is known [B, given, h, w] and the step [B, 1, 1, 1] that it was rounded with."""
@@ -98,7 +98,9 @@ class HaarNetwork(nn.Module):
             bright = self._foreseen(self.brightness, x, None, level, step)  # (B, 3, h, h)
             left = rest[:, :, 0] - bright
             known = (_restored(_rounded(left, step), step) + bright).detach()
-            colour = self._foreseen(self.colours, x, known, level, step).unflatten(1, (3, 2))  # (B, 3, 2, h, h)
+            colour = self._foreseen(self.colours, x, known, level, step).reshape(
+                len(x), 3, 2, *x.shape[2:]
+            )  # (B, 3, 2, h, h)
             lefts = rest[:, :, 1:] - colour
             made.append(torch.cat([left[:, :, None], lefts], 2))
             x = self._joined(x, known, (_restored(_rounded(lefts, step), step) + colour).detach())
@@ -109,7 +111,7 @@ class HaarNetwork(nn.Module):
         x = _restored(sums, step)
         for level, made in zip(reversed(range(len(differences))), differences, strict=True):
             known = _restored(made[:, :, 0], step) + self._foreseen(self.brightness, x, None, level, step)
-            colour = self._foreseen(self.colours, x, known, level, step).unflatten(1, (3, 2))
+            colour = self._foreseen(self.colours, x, known, level, step).reshape(len(x), 3, 2, *x.shape[2:])
             x = self._joined(x, known, _restored(made[:, :, 1:], step) + colour)
         return torch.einsum("dc,bdhw->bchw", sums.new_tensor(_COLOURS), x)
 

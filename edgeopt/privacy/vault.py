@@ -238,7 +238,7 @@ def _room(values: int, planes: int) -> int:
 
 
 def _low_bits(values: Bits, planes: int) -> Bits:
-    return (values[_SALTED:, None] >> np.arange(planes, dtype=np.uint8) & 1).ravel()
+    return (values[_SALTED:, None] >> np.arange(planes, dtype=np.uint8) & np.uint8(1)).ravel()
 
 
 def _put(values: Bits, planes: int, sealed: bytes) -> None:
