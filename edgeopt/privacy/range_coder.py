@@ -11,7 +11,7 @@ WHOLE = 1 << 16
 START = 12
 """Bits that a context counts as seen when it starts: how much what was learnt is trusted."""
 _MOST_SEEN = 60  # so that chances keep adapting
-_LEAST = 96  # of a chance, so that no bit is impossible
+_LEAST = 64  # of a chance at the start, so that no bit is impossible
 _TOP = 1 << 24
 
 
@@ -26,8 +26,8 @@ class _Chances:
         seen, zero = self.seen[context], self.zero[context]
         if seen < _MOST_SEEN:
             self.seen[context] = seen + 1
-        zero += -(zero // seen) if bit else (WHOLE - zero) // seen
-        self.zero[context] = min(max(zero, _LEAST), WHOLE - _LEAST)
+        # rounded down: neither 0 nor WHOLE is ever reached
+        self.zero[context] = zero - zero // seen if bit else zero + (WHOLE - zero) // seen
 
 
 class Encoder(_Chances):

@@ -17,8 +17,10 @@ from edgeopt.tensors import load_tensors, save_tensors
 def pictures(count: int, size: int) -> np.ndarray:
     """Return smooth pictures with some noise, uint8 [count, size, size, 3]."""
     rng = np.random.default_rng(size)
-    coarse = rng.integers(0, 256, (count, 4, 4, 3)).repeat(size // 4, 1).repeat(size // 4, 2)
-    return np.clip(coarse + rng.integers(-9, 10, coarse.shape), 0, 255).astype(np.uint8)
+    at = np.arange(size) / size
+    y, x = 6 * rng.uniform(-1, 1, (2, count, 1, 1, 1))
+    waves = np.cos(y * at[:, None, None] + x * at[:, None] + rng.uniform(0, 6, (count, 1, 1, 3)))
+    return np.clip(128 + 90 * waves + rng.integers(-5, 6, waves.shape), 0, 255).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +104,7 @@ def test_any_bytes_are_read_or_refused(code: PictureCode, data: bytes):
 def test_training_helps_and_repeats(monkeypatch: pytest.MonkeyPatch):
     """Of pictures it has not seen it takes fewer bytes than the plain transform with chances learnt alike; a seed repeats itself."""
     monkeypatch.setattr("edgeopt.privacy.hiding_training._CHANCES_OF", 6)
+    monkeypatch.setattr("edgeopt.privacy.hiding_training._BATCH", 4)
     known, unseen = list(pictures(8, 64)), pictures(3, 32)
     one, other = (pretrain_hiding(known, steps=10, width=4, seed=2) for _ in range(2))
     assert (one.chances == other.chances).all()
