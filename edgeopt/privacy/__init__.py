@@ -8,6 +8,8 @@ with needs("edgeopt.privacy", "train"):
     from edgeopt.privacy.diffusion import Denoiser as Denoiser
     from edgeopt.privacy.diffusion import Diffusion as Diffusion
     from edgeopt.privacy.diffusion import FaceCoder as FaceCoder
+    from edgeopt.privacy.edge import EdgeFaces as EdgeFaces
+    from edgeopt.privacy.edge import edge_faces as edge_faces
     from edgeopt.privacy.face_models import FaceModels as FaceModels
     from edgeopt.privacy.face_sets import FACE_SETS as FACE_SETS
     from edgeopt.privacy.face_sets import FaceSet as FaceSet
@@ -18,6 +20,8 @@ with needs("edgeopt.privacy", "train"):
     from edgeopt.privacy.faces import View as View
     from edgeopt.privacy.faces import random_numbers as random_numbers
     from edgeopt.privacy.faces import render as render
+    from edgeopt.privacy.hiding_training import pretrain_hiding as pretrain_hiding
+    from edgeopt.privacy.picture_code import PictureCode as PictureCode
     from edgeopt.privacy.pictures import as_face as as_face
     from edgeopt.privacy.pictures import ssim as ssim
     from edgeopt.privacy.pictures import to_array as to_array
@@ -33,3 +37,4 @@ with needs("edgeopt.privacy", "train"):
     from edgeopt.privacy.sider import Sider as Sider
     from edgeopt.privacy.training import Training as Training
     from edgeopt.privacy.training import train_faces as train_faces
+    from edgeopt.privacy.vault import Vault as Vault

@@ -54,7 +54,11 @@ def edge_faces(models: FaceModels, *, people: int = 20, looks: int = 50, seed: i
         known.append({"identity": _numbers(models.faces.traits(shown[who])), "appearance": _numbers(appearance)})
     layers = OrderedDict(encode=_Encode(models.coder), flatten=nn.Flatten(), classify=nn.Linear(256, people))
     task = Task(
-        model=nn.Sequential(layers), train=parts[0], partition=iid(len(parts[0]), 2, seed=seed), test=parts[1], seed=seed
+        model=nn.Sequential(layers),
+        train=parts[0],
+        partition=iid(len(parts[0]), 2, seed=seed),
+        test=parts[1],
+        seed=seed,
     )
     return EdgeFaces(task, {name: (known[0][name], known[1][name]) for name in known[0]})
 
