@@ -56,7 +56,7 @@ class PixelPgd:
 
 
 def appearance_swap(
-    models: FaceModels, faces: Tensor, targets: Tensor | None = None, *, seed: int = 0, guidance: float = 3.0
+    models: FaceModels, faces: Tensor, targets: Tensor | None = None, *, seed: int = 0, guidance: float = 2.0
 ) -> Protected:
     """Return what the diffusion makes of faces under another appearance: `Sider` before its first step."""
     faces = check_faces(faces)

@@ -81,22 +81,24 @@ class FaceModels:
         InvalidFileError
             If it is no such file, or damaged.
         """
-        found = untrained("synthetic")
+
+        def empty(header: dict[str, Any]) -> FaceModels:
+            return untrained(Fields(header).choice("faces", tuple(FACE_SETS)))
 
         def layout(header: dict[str, Any], shapes: Shapes) -> Layout:
-            return layout_of(found._whole().state_dict(), shapes)
+            return layout_of(empty(header)._whole().state_dict(), shapes)
 
         header, arrays = load_tensors(path, _KIND, layout)
         with in_file(path):
             fields = Fields(header)
             fields.expect("schema_version", _SCHEMA_VERSION)
-            faces = FACE_SETS[fields.choice("faces", tuple(FACE_SETS))]
+            found = empty(header)
             given = fields.table("thresholds")
             thresholds = {name: _threshold(given.table(name)) for name in RECOGNISERS}
         weights = {name: torch.from_numpy(array.astype(np.float32)) for name, array in arrays.items()}
         found._whole().load_state_dict(weights)
         return FaceModels(
-            faces=faces, recognisers=found.recognisers, thresholds=thresholds, reader=found.reader, judge=found.judge,
+            faces=found.faces, recognisers=found.recognisers, thresholds=thresholds, reader=found.reader, judge=found.judge,
             coder=found.coder, denoiser=found.denoiser,
         ).frozen()  # fmt: skip
 
@@ -111,10 +113,10 @@ class FaceModels:
 
 
 def untrained(name: str) -> FaceModels:
-    """Return networks with weights as they are drawn."""
+    """Return networks with weights as they are drawn; of few photographs the diffusion is smaller."""
     return FaceModels(
         faces=FACE_SETS[name], recognisers={shape: Recogniser(shape) for shape in RECOGNISERS}, thresholds={},
-        reader=AppearanceReader(), judge=AppearanceReader(), coder=FaceCoder(), denoiser=Denoiser(),
+        reader=AppearanceReader(), judge=AppearanceReader(), coder=FaceCoder(), denoiser=Denoiser(40 if name == "synthetic" else 32),
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Train the networks that come with the package: ``python -m edgeopt.privacy.pretrain synthetic --out synthetic.safetensors``.
 
-On rendered faces, or with ``lfw`` on the photographs of scikit-image's wheel.
+On rendered faces, or with ``lfw`` on the photographs of faces in scikit-image's wheel. ``hiding`` trains the network of the vault, on
+rendered faces and photographs.
 """
 
 import argparse
@@ -12,13 +13,14 @@ import torch
 
 from edgeopt.errors import EdgeOptError
 from edgeopt.privacy.face_sets import FACE_SETS
+from edgeopt.privacy.hiding_training import pretrain_hiding
 from edgeopt.privacy.training import Row, train_faces
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Train and write the file; rows go to standard error, a line each."""
     parser = argparse.ArgumentParser(prog="python -m edgeopt.privacy.pretrain", description=__doc__)
-    parser.add_argument("faces", choices=tuple(FACE_SETS))
+    parser.add_argument("what", choices=(*FACE_SETS, "hiding"))
     parser.add_argument("--out", required=True, metavar="FILE.safetensors")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="of torch; another number may change the last digits")
@@ -32,7 +34,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(spent | said), file=sys.stderr, flush=True)
 
     try:
-        train_faces(options.faces, seed=options.seed, on_row=tell).save(options.out)
+        if options.what == "hiding":
+            pretrain_hiding(seed=options.seed, on_row=tell).save(options.out)
+        else:
+            train_faces(options.what, seed=options.seed, on_row=tell).save(options.out)
     except EdgeOptError as error:
         print(error, file=sys.stderr)
         return 2

@@ -83,7 +83,9 @@ def reduced(pictures: Tensor) -> Tensor:
     return F.avg_pool2d(pictures, ratio) if (ratio := pictures.shape[-1] // SEEN) > 1 else pictures
 
 
-class _Residual(nn.Module):
+class Residual(nn.Module):
+    """Two convolutions around which the input is passed on."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.inner = nn.Sequential(
@@ -91,6 +93,7 @@ class _Residual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the sum [B, C, H, W]."""
         found: Tensor = x + self.inner(x)
         return found
 
@@ -125,7 +128,7 @@ def _separable() -> list[nn.Module]:
 
 def _residual() -> list[nn.Module]:
     return [
-        _conv(3, 24, 3, 2), _Residual(24), nn.AvgPool2d(2), _conv(24, 48, 1), _Residual(48), nn.AvgPool2d(2), _conv(48, 48, 1),
+        _conv(3, 24, 3, 2), Residual(24), nn.AvgPool2d(2), _conv(24, 48, 1), Residual(48), nn.AvgPool2d(2), _conv(48, 48, 1),
         _norm(48), nn.SiLU(),
     ]  # fmt: skip
 

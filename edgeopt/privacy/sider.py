@@ -47,8 +47,8 @@ class Goals:
     read : least cosine of the appearance that is read and the target.
     """
 
-    margin: float = 0.1
-    unlike: float = 0.65
+    margin: float = 0.2
+    unlike: float = 0.6
     read: float = 0.8
 
 
@@ -152,10 +152,10 @@ class Sider:
     balance: float = 0.5
     momentum: float = 0.9
     step: float = 0.05
-    share: float = 0.7
-    guidance: float = 3.0
-    variety: float = 0.2
-    through: int = 3
+    share: float = 0.5
+    guidance: float = 2.0
+    variety: float = 0.1
+    through: int = 2
     recognisers: tuple[str, ...] = ()
     goals: Goals = Goals()
     stop: bool = True
@@ -228,7 +228,7 @@ class Sider:
         return Protected(pictures=best, targets=objective.targets, iterations=iterations, reached=least <= 0)
 
     def first(self, diffusion: Diffusion, faces: Tensor, seed: int) -> Tensor:
-        """Return the noisy latents that optimisation starts from, [B, 4, 8, 8]."""
+        """Return the noisy latents that optimisation starts from, [B, 8, 8, 8]."""
         with torch.no_grad():
             start = diffusion.invert(self.models.coder.encode(faces))
         shape = start.shape[1:]

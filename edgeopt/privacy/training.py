@@ -23,6 +23,8 @@ OnRow = Callable[[Row], object]
 
 VIEWS = 30
 """Pictures of each person that recognisers are trained on."""
+NOISE = 0.02
+"""Standard deviation of the camera's noise."""
 FAR = 0.01
 """Share of pairs of two persons that thresholds let pass."""
 
@@ -44,14 +46,14 @@ class Training:
     checked: int = 150
     recogniser: int = 900
     reader: int = 400
-    coder: int = 700
+    coder: int = 1000
     sharpen: int = 150
     denoiser: int = 900
     batch: int = 64
     bank: int = 6000
 
 
-TRAININGS = {"synthetic": Training(), "lfw": Training(recogniser=400, reader=250, coder=450, denoiser=600)}
+TRAININGS = {"synthetic": Training(), "lfw": Training(recogniser=400, reader=250, coder=600, denoiser=600)}
 """How the networks that come with the package were trained, by set of faces."""
 
 
@@ -146,20 +148,29 @@ def train_reader(
 
 
 def train_coder(found: FaceModels, seed: int, training: Training, loop: "_Loop") -> None:
-    """Code and decode, by absolute errors and a weak pull of latents to normal ones; then draw the larger of smaller faces."""
+    """Code and decode; then draw the larger of smaller faces.
+
+    What shall come out is the picture without the camera's noise, by absolute and squared errors of its values and of their
+    differences to the right and down, and as the recognisers of the ensemble see it; latents are pulled weakly to normal ones.
+    """
     faces, coder = found.faces, found.coder
     people = faces.people("train", people_of(faces, 2000), seed)
     half = training.batch // 2
+    for network in found.ensemble.values():
+        network.requires_grad_(False)
 
     def loss(rng: np.random.Generator) -> Tensor:
-        pictures, _ = views(faces, people[rng.integers(len(people), size=half)], rng)
-        mean, log_variance = coder.moments(pictures)
+        who = people[rng.integers(len(people), size=half)]
+        clean = faces.show(who, random_numbers(half, rng), View.random(half, rng), 32, None)
+        grain = torch.from_numpy(rng.standard_normal(tuple(clean.shape), dtype=np.float32))
+        mean, log_variance = coder.moments((clean + NOISE * grain).clamp(0, 1))
         noise = torch.from_numpy(rng.standard_normal(tuple(mean.shape), dtype=np.float32))
-        made = coder.vae.decode(mean + noise * (0.5 * log_variance).exp()).sample / 2 + 0.5
+        made = coder.decoder(mean + noise * (0.5 * log_variance).exp()) / 2 + 0.5
         pull = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-        return (made - pictures).abs().mean() + 3 * (made - pictures).square().mean() + 2e-4 * pull
+        wrong = torch.stack([1 - (net(made) * net(clean)).sum(1) for net in found.ensemble.values()]).mean()
+        return _errors(made, clean) + 0.05 * wrong + 2e-4 * pull
 
-    loop.run("coder", [*coder.vae.parameters()], training.coder, 2e-3, loss)
+    loop.run("coder", [*coder.encoder.parameters(), *coder.decoder.parameters()], training.coder, 2e-3, loss)
     with torch.no_grad():
         coder.spread.copy_(coder.moments(_bank(faces, people, seed, 256)[0])[0].std())
     if 64 not in faces.sizes:
@@ -167,11 +178,10 @@ def train_coder(found: FaceModels, seed: int, training: Training, loop: "_Loop")
 
     def sharper(rng: np.random.Generator) -> Tensor:
         who = people[rng.integers(len(people), size=half // 2)]
-        pictures, _ = views(faces, who, rng, 64)
+        clean = faces.show(who, random_numbers(len(who), rng), View.random(len(who), rng), 64, None)
         with torch.no_grad():
-            small = coder.decode(coder.encode(pictures))
-        made = coder.enlarged(small)
-        return (made - pictures).abs().mean() + 3 * (made - pictures).square().mean()
+            small = coder.decode(coder.encode(clean))
+        return _errors(coder.enlarged(small), clean)
 
     loop.run("sharpen", [*coder.sharpen.parameters()], training.sharpen, 2e-3, sharper)
 
@@ -235,6 +245,14 @@ def verified(network: nn.Module, faces: FaceSet, threshold: Threshold, part: Par
     genuine, impostor = pairs(network, faces, part, seed, count)
     passes = {"genuine": genuine, "impostor": impostor}
     return {name: float((cosines > threshold.cosine).float().mean()) for name, cosines in passes.items()}
+
+
+def _errors(made: Tensor, wanted: Tensor) -> Tensor:
+    """Return the mean absolute and squared error of values, and that of their differences to the right and down."""
+    total = (made - wanted).abs().mean() + 3 * (made - wanted).square().mean()
+    for axis in (2, 3):
+        total = total + (made.diff(dim=axis) - wanted.diff(dim=axis)).abs().mean()
+    return total
 
 
 def _bank(faces: FaceSet, people: Tensor, seed: int, count: int) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ def faces(models: FaceModels) -> torch.Tensor:
 
 
 def test_schedule():
-    """What is left of a latent falls from all of it to nothing; DDIM takes every tenth time."""
+    """What is left of a latent falls from all of it to nothing; DDIM takes every twentieth time."""
     kept = noising()
     assert kept.shape == (TIMES,)
     assert (kept.diff() < 0).all()
@@ -38,7 +38,7 @@ def test_schedule():
 def test_steps_by_hand(models: FaceModels):
     """Every step is DDIM's formula with guided noise, written down anew; without noise of its own."""
     rng = np.random.default_rng(0)
-    start = torch.from_numpy(rng.standard_normal((2, 4, 8, 8), np.float32))
+    start = torch.from_numpy(rng.standard_normal((2, 8, 8, 8), np.float32))
     look, diffusion = random_numbers(2, rng), Diffusion(models.denoiser, 0.3)
     kept = noising()
     z = start
@@ -69,9 +69,9 @@ def test_inversion(models: FaceModels, faces: torch.Tensor):
 def test_gradients_pass_straight(models: FaceModels):
     """Fewer steps of gradients change no value; all steps give the derivative; one step and the straight pass give that of the last step."""
     rng = np.random.default_rng(0)
-    start, look = torch.from_numpy(rng.standard_normal((1, 4, 8, 8), np.float32)), random_numbers(1, rng)
-    diffusion = Diffusion(models.denoiser, 0.2)
-    weights = torch.from_numpy(rng.standard_normal((1, 4, 8, 8), np.float32))
+    start, look = torch.from_numpy(rng.standard_normal((1, 8, 8, 8), np.float32)), random_numbers(1, rng)
+    diffusion = Diffusion(models.denoiser, 0.3)
+    weights = torch.from_numpy(rng.standard_normal((1, 8, 8, 8), np.float32))
 
     def gradient(last: int | None) -> tuple[torch.Tensor, torch.Tensor]:
         at = start.clone().requires_grad_()
@@ -80,7 +80,7 @@ def test_gradients_pass_straight(models: FaceModels):
 
     (whole, exact), (short, straight) = gradient(None), gradient(1)
     torch.testing.assert_close(whole, short)
-    direction = torch.from_numpy(rng.standard_normal((1, 4, 8, 8), np.float32))
+    direction = torch.from_numpy(rng.standard_normal((1, 8, 8, 8), np.float32))
     with torch.no_grad():
         ends = [diffusion.denoise(start + h * direction, look, 2.0) for h in (1e-2, -1e-2)]
     difference = float((weights * (ends[0] - ends[1])).sum()) / 2e-2
@@ -98,7 +98,7 @@ def test_gradients_pass_straight(models: FaceModels):
 def test_coder(models: FaceModels, faces: torch.Tensor):
     """Faces come back as they looked; 64 pixels have the latents of their average; latents have variance about 1."""
     latents = models.coder.encode(faces)
-    assert latents.shape == (6, 4, 8, 8)
+    assert latents.shape == (6, 8, 8, 8)
     assert 0.5 < latents.var() < 2
     assert ssim(models.coder.decode(latents).clamp(0, 1), faces).min() > 0.7
     large = faces.repeat_interleave(2, 2).repeat_interleave(2, 3)

@@ -111,7 +111,7 @@ def test_training_and_files(tmp_path, capsys):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InvalidFileError, match=r"faces\.safetensors: not a safetensors file"):
         FaceModels.load(path)
-    with pytest.raises(InvalidProblemError, match="faces = 'mine': expected one of synthetic, lfw"):
+    with pytest.raises(InvalidProblemError, match="no faces 'mine': expected one of synthetic, lfw"):
         FaceModels.pretrained("mine")
     with pytest.raises(SystemExit):
         main(["mine", "--out", str(path)])

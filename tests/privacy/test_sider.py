@@ -15,6 +15,7 @@ from edgeopt.privacy import (
     HELD_OUT,
     Diffusion,
     FaceModels,
+    Goals,
     Objective,
     PixelPgd,
     Sider,
@@ -45,7 +46,7 @@ def test_one_face_end_to_end(models: FaceModels, size: int):
     """What is returned as reached is: recognised by all that were optimised with, another look, the appearance aimed at."""
     people = models.faces.people("test", 2, 1)
     original = to_tensor(to_array(views(models.faces, people, stream(1, "faces"), size)[0]))
-    sider = Sider(models=models, iterations=12)
+    sider = Sider(models=models, iterations=12, goals=Goals(margin=0.05))
     made = sider.protect(original)
     assert made.pictures.shape == original.shape
     assert 0 <= made.pictures.min() <= made.pictures.max() <= 1
@@ -73,7 +74,7 @@ def test_faces_of_a_batch_are_apart(models: FaceModels, faces: torch.Tensor):
 def test_steps_by_hand(models: FaceModels, faces: torch.Tensor):
     """Two steps written down anew: balanced gradients, momentum, length; all latents of the result follow from them."""
     face, targets = faces[:1], other_appearances(models, faces[:1], 5)
-    sider = Sider(models=models, iterations=2, balance=0.7, momentum=0.8, step=0.03, stop=False, through=14)
+    sider = Sider(models=models, iterations=2, balance=0.7, momentum=0.8, step=0.03, stop=False, through=5)
     diffusion = Diffusion(models.denoiser, sider.share)
     first = sider.first(diffusion, face, 5)
     z, g = first.clone(), torch.zeros_like(first)
@@ -118,10 +119,10 @@ def test_losses_by_hand(models: FaceModels, faces: torch.Tensor):
     identity = sum(1 - (a * c).sum(1) for a, _, c in seen.values())
     aim = objective.targets.numpy()
     read = (said * aim).sum(1) / np.linalg.norm(said, axis=1) / np.linalg.norm(aim, axis=1)
-    alike = np.maximum(ssim(made, faces).numpy() - 0.35, 0)
+    alike = np.maximum(ssim(made, faces).numpy() - 0.4, 0)
     np.testing.assert_allclose(losses.identity.detach(), identity, atol=1e-5)
     np.testing.assert_allclose(losses.semantic.detach(), 1 - read + alike, atol=1e-5)
-    short = [np.maximum(models.thresholds[name].cosine + 0.1 - (b * c).sum(1), 0) for name, (_, b, c) in seen.items()]
+    short = [np.maximum(models.thresholds[name].cosine + 0.2 - (b * c).sum(1), 0) for name, (_, b, c) in seen.items()]
     np.testing.assert_allclose(losses.shortfall, np.sum(short, 0) + alike + np.maximum(0.8 - read, 0), atol=1e-5)
 
 
