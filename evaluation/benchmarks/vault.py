@@ -2,7 +2,7 @@
 
 Seconds of hiding and restoring with the defaults, one thread, how close what comes back is, and how close containers are to carriers. And
 what the network inside is worth: the same room of one low bit of each value, filled by the plain Haar transform with chances learnt in the
-same way, and by WebP less its header, at the best quality that fits. Faces are rendered, photographs those that were not trained on.
+same way, and by WebP less its header, at the best quality that fits. And what a network alone does in place of cipher and low bits. Faces are rendered, photographs those that were not trained on.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from edgeopt.extras import needs
 from edgeopt.privacy.faces import SIZES, View, random_numbers, render
 from edgeopt.privacy.hiding import HaarNetwork
 from edgeopt.privacy.hiding_training import learn_chances, training_pictures, training_squares
+from edgeopt.privacy.nested import NestedNetwork, train_nested
 from edgeopt.privacy.picture_code import STEPS, PictureCode
 from edgeopt.privacy.vault import Vault
 from edgeopt.rng import stream
@@ -95,6 +96,29 @@ def webp_db(picture: Pictures, room: int) -> float:
     return best
 
 
+def without_a_key(known: list[Pictures], count: int, steps: int) -> list[Row]:
+    """Return what a network alone does: with faces, which anybody then restores, and with bits by chance, as enciphered ones are."""
+    both = faces(2 * count, SIZES[0])
+    rng = stream(1, "vault", "bits")
+    bits = 255 * rng.integers(0, 2, both[:count].shape, dtype=np.uint8)
+    rows = []
+    for hidden, network, secrets in (
+        ("a face", NestedNetwork.pretrained(), both[count:]),
+        ("random bits", train_nested(known, steps=steps, noise=True), bits),
+    ):
+        found = []
+        for carrier, secret in zip(both[:count], secrets, strict=True):
+            container = network.hide(carrier, secret)
+            revealed = network.reveal(container)
+            wrong = ((revealed > 127) != (secret > 127)).mean()
+            found.append((psnr_db(container, carrier), psnr_db(revealed, secret), float(wrong)))
+        container_db, revealed_db, wrong_bits = np.mean(found, axis=0).tolist()
+        rows.append(
+            {"hidden": hidden, "container_db": container_db, "revealed_db": revealed_db, "wrong_bits": wrong_bits}
+        )
+    return rows
+
+
 def measure(options: argparse.Namespace) -> Row:
     """Measure everything on one thread."""
     if options.quick:
@@ -107,11 +131,12 @@ def measure(options: argparse.Namespace) -> Row:
             common.say(f"{size} pixels")
             rows.append(hiding(size, options.pairs))
         network = HaarNetwork().requires_grad_(False)
-        learnt = learn_chances(network, training_pictures(0), 4 if options.quick else 400, stream(0, "vault", "plain"))
+        known = list(photographs("train").values()) if options.quick else training_pictures(0)
+        learnt = learn_chances(network, known, 4 if options.quick else 400, stream(0, "vault", "plain"))
         codes = {"network": PictureCode.pretrained(), "plain": PictureCode(network, learnt)}
         worth = []
         for kind, made in (("faces", faces), ("photographs", squares)):
-            for size in SIZES:
+            for size in SIZES[:1] if options.quick else SIZES:
                 common.say(f"{kind}, {size} pixels")
                 room = (3 * size**2 - 256) // 8 - 1
                 pictures = made(options.pictures, size)
@@ -120,6 +145,8 @@ def measure(options: argparse.Namespace) -> Row:
                 }
                 webp = [webp_db(x, room) for x in pictures]
                 worth.append({"pictures": kind, "size": size, **found, "webp": float(np.nanmean(webp))})
+        common.say("networks alone")
+        alone = without_a_key(known, options.pairs, 1 if options.quick else 300)
     finally:
         torch.set_num_threads(before)
     goals = []
@@ -129,7 +156,8 @@ def measure(options: argparse.Namespace) -> Row:
         goals.append(
             common.goal(f"restored, {row['size']} pixels, least", LEAST_DB, row["least_db"], "dB", at_least=True)
         )
-    return {"rows": rows, "worth": worth, "valid": all(row["least_db"] >= LEAST_DB for row in rows), "goals": goals}
+    valid = all(row["least_db"] >= LEAST_DB for row in rows)
+    return {"rows": rows, "worth": worth, "alone": alone, "valid": valid, "goals": goals}
 
 
 def show(report: Row, console: Console) -> None:
@@ -151,6 +179,13 @@ def show(report: Row, console: Console) -> None:
         [
             [row["pictures"], str(row["size"]), *(f"{row[name]:.1f}" for name in ("network", "plain", "webp"))]
             for row in report["worth"]
+        ],
+    )  # fmt: skip
+    common.show_table(
+        console, "A network alone, 32 pixels: nobody is asked for a password", ("hidden", "container dB", "revealed dB", "wrong bits"),
+        [
+            [row["hidden"], f"{row['container_db']:.1f}", f"{row['revealed_db']:.1f}", f"{row['wrong_bits']:.4f}"]
+            for row in report["alone"]
         ],
     )  # fmt: skip
 
