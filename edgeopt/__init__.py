@@ -6,6 +6,7 @@ The packages load on first use, so that ``import edgeopt`` stays light; each say
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from edgeopt.errors import AuthenticationError as AuthenticationError
 from edgeopt.errors import EdgeOptError as EdgeOptError
 from edgeopt.errors import InvalidFileError as InvalidFileError
 from edgeopt.errors import InvalidProblemError as InvalidProblemError

@@ -21,6 +21,8 @@ with needs("edgeopt.privacy", "train"):
     from edgeopt.privacy.faces import random_numbers as random_numbers
     from edgeopt.privacy.faces import render as render
     from edgeopt.privacy.hiding_training import pretrain_hiding as pretrain_hiding
+    from edgeopt.privacy.nested import NestedNetwork as NestedNetwork
+    from edgeopt.privacy.nested import train_nested as train_nested
     from edgeopt.privacy.picture_code import PictureCode as PictureCode
     from edgeopt.privacy.pictures import as_face as as_face
     from edgeopt.privacy.pictures import ssim as ssim

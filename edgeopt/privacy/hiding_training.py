@@ -50,7 +50,7 @@ def pretrain_hiding(
         If there are no pictures, or one is too small.
     """
     steps = integer("steps", steps, low=1)
-    known = _photographs_and_faces(seed) if pictures is None else list(pictures)
+    known = training_pictures(seed) if pictures is None else list(pictures)
     if not known or (least := min(min(picture.shape[:2]) for picture in known)) < _SIDES[0]:
         told = f"one of {least} pixels along a side" if known else "none"
         raise InvalidProblemError(f"pictures: expected some, at least {_SIDES[0]} pixels along a side, got {told}")
@@ -62,7 +62,7 @@ def pretrain_hiding(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     mean = 0.0
     for done in range(1, steps + 1):
-        batch = _squares(known, _BATCH, _SIDES[0], rng)
+        batch = training_squares(known, _BATCH, _SIDES[0], rng)
         sizes = torch.from_numpy((2.0 ** rng.uniform(1, 5.5, _BATCH)).astype(np.float32))
         loss = _bits(network, batch, sizes)
         optimizer.zero_grad()
@@ -75,10 +75,11 @@ def pretrain_hiding(
             on_row({"step": done, "bits": mean})
     for parameter in network.parameters():  # as they are kept in the file
         parameter.data = parameter.data.half().float()
-    return PictureCode(network.requires_grad_(False), _chances(network, known, rng))
+    return PictureCode(network.requires_grad_(False), learn_chances(network, known, _CHANCES_OF, rng))
 
 
-def _photographs_and_faces(seed: int) -> list[Picture]:
+def training_pictures(seed: int) -> list[Picture]:
+    """Return the photographs of scikit-image that are there to train on, and as many rendered faces, repeated to be as many each."""
     from edgeopt.privacy.faces import SIZES, View, random_numbers, render
 
     rng, faces = stream(seed, "hiding", "faces"), []
@@ -99,7 +100,7 @@ def _bits(network: HaarNetwork, batch: Tensor, sizes: Tensor) -> Tensor:
     return total / batch.numel()
 
 
-def _squares(pictures: Sequence[Picture], count: int, size: int, rng: np.random.Generator) -> Tensor:
+def training_squares(pictures: Sequence[Picture], count: int, size: int, rng: np.random.Generator) -> Tensor:
     """Return squares float32 [count, 3, size, size] from 0 to 255, of means of as many pixels along a side as are drawn."""
     found = []
     for _ in range(count):
@@ -117,15 +118,16 @@ def _squares(pictures: Sequence[Picture], count: int, size: int, rng: np.random.
     return torch.from_numpy(np.stack(found))
 
 
-def _chances(network: HaarNetwork, pictures: Sequence[Picture], rng: np.random.Generator) -> Integers:
+def learn_chances(network: HaarNetwork, pictures: Sequence[Picture], count: int, rng: np.random.Generator) -> Integers:
+    """Return the chances of a range coder, int64 [CONTEXTS], from the numbers of as many squares cut out of pictures."""
     zeros, ones = (np.zeros(CONTEXTS, np.int64) for _ in range(2))
     code = PictureCode(network.requires_grad_(False), zeros)
-    for k in range(_CHANCES_OF):
+    for k in range(count):
         size = _SIDES[k % len(_SIDES)]
         large = [picture for picture in pictures if min(picture.shape[:2]) >= size] or None
         if large is None:
             size, large = _SIDES[0], list(pictures)
-        square = _squares(large, 1, size, rng)[0].permute(1, 2, 0).numpy().astype(np.uint8)
+        square = training_squares(large, 1, size, rng)[0].permute(1, 2, 0).numpy().astype(np.uint8)
         step = int(rng.integers(6, len(STEPS) - 4))
         count_bits(code.numbers(square, step), zeros, ones)
     return ((zeros + 1) * WHOLE // (zeros + ones + 2)).astype(np.int64)

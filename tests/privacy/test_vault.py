@@ -44,7 +44,7 @@ def test_hide_and_restore(size: int):
 
 
 @given(st.integers(0, 2**32), st.floats(0, 1), st.integers(1, 255))
-@settings(max_examples=5)
+@settings(max_examples=4)
 def test_any_picture_is_hidden(seed: int, noise: float, contrast: int):
     """From flat to nothing but noise, black and white, in a carrier at the ends of its range."""
     rng = np.random.default_rng(seed)
@@ -75,7 +75,7 @@ def test_no_two_containers_are_alike():
 
 
 @given(st.integers(0, CONTAINER.size - 1), st.integers(0, 7))
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_one_flipped_bit(place: int, bit: int):
     """Any bit of any value: of the salt, of what is enciphered, of its tag, and of all that is only the carrier's."""
     wrong = CONTAINER.copy()
@@ -263,7 +263,7 @@ class TestFiles:
         CHEAP.restore_file(folder / "again.png", folder / "restored.png")
 
     @given(data=st.data())
-    @settings(max_examples=40)
+    @settings(max_examples=25)
     def test_damaged(self, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory):
         """Cut anywhere, or with any bit flipped, it is refused, and nothing is written."""
         folder = tmp_path_factory.mktemp("damaged")
