@@ -1,5 +1,6 @@
 """Protecting a face as split work: the encoder on the device, everything else on the server. What crosses is a latent."""
 
+import math
 from collections import OrderedDict
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from edgeopt.data.arrays import ArrayData
 from edgeopt.data.partition import iid
-from edgeopt.privacy.diffusion import FaceCoder
+from edgeopt.privacy.diffusion import LATENT, FaceCoder
 from edgeopt.privacy.face_models import FaceModels
 from edgeopt.privacy.training import views
 from edgeopt.rng import stream
@@ -52,7 +53,7 @@ def edge_faces(models: FaceModels, *, people: int = 20, looks: int = 50, seed: i
         pictures, appearance = views(models.faces, shown[who], rng)
         parts.append(ArrayData(pictures, torch.from_numpy(who), people, f"{models.faces.name} faces"))
         known.append({"identity": _numbers(models.faces.traits(shown[who])), "appearance": _numbers(appearance)})
-    layers = OrderedDict(encode=_Encode(models.coder), flatten=nn.Flatten(), classify=nn.Linear(256, people))
+    layers = OrderedDict(encode=_Encode(models.coder), flatten=nn.Flatten(), classify=nn.Linear(math.prod(LATENT), people))
     task = Task(
         model=nn.Sequential(layers),
         train=parts[0],
@@ -68,10 +69,12 @@ class _Encode(nn.Module):
 
     def __init__(self, coder: FaceCoder) -> None:
         super().__init__()
-        self.coder = coder
+        self.encoder = coder.encoder
+        self.register_buffer("spread", coder.spread)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        return self.coder.encode(pictures)
+        found: Tensor = self.encoder(2 * pictures - 1).chunk(2, 1)[0] / self.spread
+        return found
 
 
 def _numbers(values: Tensor) -> Floats:
