@@ -39,6 +39,7 @@ class FaceCoder(nn.Module):
             nn.Conv2d(3, 24, 3, padding=1), nn.SiLU(), nn.Conv2d(24, 24, 3, padding=1), nn.SiLU(), nn.Conv2d(24, 12, 3, padding=1),
             nn.PixelShuffle(2),
         )  # fmt: skip
+        self.spread: Tensor
         self.register_buffer("spread", torch.ones(()))
 
     def moments(self, pictures: Tensor) -> tuple[Tensor, Tensor]:

@@ -53,7 +53,9 @@ def edge_faces(models: FaceModels, *, people: int = 20, looks: int = 50, seed: i
         pictures, appearance = views(models.faces, shown[who], rng)
         parts.append(ArrayData(pictures, torch.from_numpy(who), people, f"{models.faces.name} faces"))
         known.append({"identity": _numbers(models.faces.traits(shown[who])), "appearance": _numbers(appearance)})
-    layers = OrderedDict(encode=_Encode(models.coder), flatten=nn.Flatten(), classify=nn.Linear(math.prod(LATENT), people))
+    layers = OrderedDict(
+        encode=_Encode(models.coder), flatten=nn.Flatten(), classify=nn.Linear(math.prod(LATENT), people)
+    )
     task = Task(
         model=nn.Sequential(layers),
         train=parts[0],

@@ -54,8 +54,10 @@ def check_faces(pictures: Tensor) -> Tensor:
         got = list(pictures.shape) if isinstance(pictures, Tensor) else type(pictures).__name__
         raise InvalidProblemError(f"faces: expected a tensor [B, 3, S, S], got {got}")
     if pictures.shape[2] != pictures.shape[3] or pictures.shape[2] not in SIZES:
-        got = " x ".join(map(str, pictures.shape[2:]))
-        raise InvalidProblemError(f"faces: {got} pixels: expected {' or '.join(f'{side} x {side}' for side in SIZES)}")
+        sides = " x ".join(map(str, pictures.shape[2:]))
+        raise InvalidProblemError(
+            f"faces: {sides} pixels: expected {' or '.join(f'{side} x {side}' for side in SIZES)}"
+        )
     pictures = pictures.detach().float()
     wrong = ~((pictures >= 0) & (pictures <= 1))  # NaN among them
     if wrong.any():

@@ -233,7 +233,8 @@ class Sider:
             start = diffusion.invert(self.models.coder.encode(faces))
         shape = start.shape[1:]
         noise = [stream(seed, "first", i).standard_normal(shape, np.float32) for i in range(len(faces))]
-        return (1 - self.variety**2) ** 0.5 * start + self.variety * torch.from_numpy(np.stack(noise))
+        found: Tensor = (1 - self.variety**2) ** 0.5 * start + self.variety * torch.from_numpy(np.stack(noise))
+        return found
 
     def direction(self, losses: Losses, away: Tensor, at: Tensor) -> Tensor:
         """Return the balanced sum of both gradients."""
@@ -269,11 +270,12 @@ def shifted(pictures: Tensor, rng: np.random.Generator) -> Tensor:
     scale, x, y = 1 + 0.05 * rng.uniform(-1, 1), *(0.08 * rng.uniform(-1, 1, 2))
     affine = torch.tensor([[scale, 0, x], [0, scale, y]], dtype=pictures.dtype).repeat(len(pictures), 1, 1)
     grid = F.affine_grid(affine, list(pictures.shape), align_corners=False)
-    return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
+    found: Tensor = F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
+    return found
 
 
 def _length(x: Tensor) -> Tensor:
-    return x.flatten(1).norm(dim=1)[:, None, None, None]
+    return torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True)
 
 
 def _evened(gradient: Tensor) -> Tensor:

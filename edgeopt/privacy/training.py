@@ -127,7 +127,8 @@ def train_recogniser(
         vectors = network.features(pictures)
         cosines = F.normalize(vectors, dim=1) @ F.normalize(centres, dim=1).T
         wrong = F.cross_entropy(16 * (cosines - 0.15 * F.one_hot(who, len(people))), who)
-        return wrong + 5 * (estimate(vectors) - traits[who]).square().mean()
+        found: Tensor = wrong + 5 * (estimate(vectors) - traits[who]).square().mean()
+        return found
 
     network.train()
     loop.run(network.shape, [*network.parameters(), *estimate.parameters(), centres], steps, 3e-3, loss)
@@ -142,7 +143,8 @@ def train_reader(
 
     def loss(rng: np.random.Generator) -> Tensor:
         pictures, appearance = views(faces, people[rng.integers(len(people), size=batch)], rng)
-        return (network(pictures) - appearance).square().mean()
+        found: Tensor = (network(pictures) - appearance).square().mean()
+        return found
 
     loop.run(stage, [*network.parameters()], steps, 3e-3, loss)
 
@@ -192,7 +194,7 @@ def train_denoiser(found: FaceModels, seed: int, training: Training, loop: "_Loo
     people = faces.people("train", people_of(faces, 2000), seed)
     pictures, appearance = _bank(faces, people, seed, training.bank)
     with torch.no_grad():
-        latents = torch.cat([found.coder.encode(part) for part in pictures.split(500)])
+        latents = torch.cat([found.coder.encode(part) for part in torch.split(pictures, 500)])
     kept = noising()
     mean = [weight.detach().clone() for weight in network.parameters()]
 
@@ -203,7 +205,8 @@ def train_denoiser(found: FaceModels, seed: int, training: Training, loop: "_Loo
         left = kept[times][:, None, None, None]
         known = torch.from_numpy((rng.random(training.batch) > 1 / 7).astype(np.float32))
         said = network(left.sqrt() * latents[which] + (1 - left).sqrt() * noise, times, appearance[which], known)
-        return (said - noise).square().mean()
+        found: Tensor = (said - noise).square().mean()
+        return found
 
     def average(step: int) -> None:
         torch._foreach_lerp_(mean, [*network.parameters()], max(0.005, 1 / (step + 1)))

@@ -352,7 +352,7 @@ STUDY = Study(
     tasks=("synthetic", "lfw"),
     seeds=5,
     full=Setting(),
-    quick=Setting(faces=2, iterations=3),
+    quick=Setting(faces=2, iterations=1),
     measure=run,
     claims=CLAIMS,
     tables=tables,

@@ -24,5 +24,5 @@ def test_what_latents_give_away():
     assert found.leaks["labels"].chance < 0.2
     assert found.leaks["labels"].linear > 0.3
     assert found.leaks["appearance"].linear > 0.5
-    coded = leakage(task, 1, codec=Quantise(), attributes=attributes, samples=160, steps=20)
+    coded = leakage(task, 1, codec=Quantise(bits=4), attributes=attributes, samples=160, steps=20)
     assert coded.bytes_per_sample < found.bytes_per_sample / 4

@@ -57,9 +57,11 @@ def test_networks_that_come_along(name: str):
     if name == "lfw":
         pytest.importorskip("skimage")
     models = FaceModels.pretrained(name)
+    # with 15 photographs to set a threshold, about one pair of two persons decides
+    least = 0.04 if name == "synthetic" else 0.1
     for shape, network in models.recognisers.items():
-        passes = verified(network, models.faces, models.thresholds[shape], "test", 7)
-        assert passes["impostor"] < 0.04, shape
+        passes = verified(network, models.faces, models.thresholds[shape], "test", 7, 60)
+        assert passes["impostor"] < least, shape
         assert passes["genuine"] > 0.4, shape
     if 64 in models.faces.sizes:  # though edges are half as wide there
         who, look = models.faces.people("test", 40, 5), random_numbers(40, stream(5, "looks"))
