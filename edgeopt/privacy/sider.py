@@ -275,7 +275,8 @@ def shifted(pictures: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def _length(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True)
+    found: Tensor = torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True)
+    return found
 
 
 def _evened(gradient: Tensor) -> Tensor:
