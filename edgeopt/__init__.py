@@ -6,6 +6,7 @@ The packages load on first use, so that ``import edgeopt`` stays light; each say
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from edgeopt.errors import AuthenticationError as AuthenticationError
 from edgeopt.errors import EdgeOptError as EdgeOptError
 from edgeopt.errors import InvalidFileError as InvalidFileError
 from edgeopt.errors import InvalidProblemError as InvalidProblemError
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from edgeopt import fusion as fusion
     from edgeopt import inference as inference
     from edgeopt import models as models
+    from edgeopt import privacy as privacy
     from edgeopt import problems as problems
     from edgeopt import rl as rl
     from edgeopt import solvers as solvers
@@ -71,6 +73,7 @@ _PACKAGES = (
     "fusion",
     "inference",
     "models",
+    "privacy",
     "problems",
     "rl",
     "solvers",

@@ -19,6 +19,10 @@ class InvalidFileError(InvalidProblemError):
     """A file that is truncated, corrupt, oversized, of an unknown kind or version, or not data at all."""
 
 
+class AuthenticationError(InvalidProblemError):
+    """What was sealed with a password does not open: the password is another, or what was sealed is not as it was."""
+
+
 class UnsupportedProblemError(EdgeOptError, TypeError):
     """The solver cannot handle this problem; the message says what is missing."""
 

@@ -14,6 +14,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "flower": ("flwr",),
     "rl": ("pettingzoo", "gymnasium", "mpe2"),
     "images": ("scikit-image", "pillow"),
+    "faces": ("diffusers", "scikit-image", "cryptography"),
     "health": ("neurokit2",),
 }
 """Packages by extra, those of pyproject.toml that a user installs for a feature."""

@@ -28,6 +28,7 @@ from edgeopt import (
     fusion,
     inference,
     models,
+    privacy,
     problems,
     rl,
     schedule,
@@ -130,7 +131,7 @@ def public_names(module: types.ModuleType) -> Iterator[str]:
 
 
 MODULES = [
-    edgeopt, convergence, schedule, problems, solvers, evaluation, studies, data, models, training, inference, rl, coding, fusion, experiment,
+    edgeopt, convergence, schedule, problems, solvers, evaluation, studies, data, models, training, inference, rl, coding, fusion, privacy, experiment,
     *(importlib.import_module("edgeopt.solvers." + kind.replace("-", "_")) for kind in KINDS),
 ]  # fmt: skip
 

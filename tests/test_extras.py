@@ -31,7 +31,7 @@ def test_installed_names_are_known():
         assert importlib.metadata.version(package)
 
 
-@pytest.mark.parametrize("package", ["coding", "data", "fusion", "inference", "models", "rl", "training"])
+@pytest.mark.parametrize("package", ["coding", "data", "fusion", "inference", "models", "privacy", "rl", "training"])
 def test_packages_without_torch_name_the_extra(package: str):
     """Reached as an attribute of edgeopt or imported, a package that needs torch says so in one sentence."""
     code = (

@@ -24,6 +24,9 @@ with needs("edgeopt.training", "train"):
     from edgeopt.training.costs.timing import EdgeTiming as EdgeTiming
     from edgeopt.training.history import History as History
     from edgeopt.training.history import RoundRecord as RoundRecord
+    from edgeopt.training.leakage import Leak as Leak
+    from edgeopt.training.leakage import Leakage as Leakage
+    from edgeopt.training.leakage import leakage as leakage
     from edgeopt.training.loop import train as train
     from edgeopt.training.messages import Batches as Batches
     from edgeopt.training.messages import Message as Message

@@ -42,6 +42,7 @@ STUDIES = (
     "model-download",
     "ntrscc",
     "rate-regret",
+    "sider",
     "split-training",
     "svdecode",
 )
