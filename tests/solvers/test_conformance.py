@@ -172,7 +172,7 @@ TABLE = {
 
 
 BRIEF: dict[str, dict[str, Any]] = {
-    "rl-crp": {"iterations": 1, "episodes": 1},
+    "rl-crp": {"iterations": 2, "episodes": 2},
     "lagrangian": {"bound_steps": 8},
     "max-convolution": {"bound_steps": 4},
 }
