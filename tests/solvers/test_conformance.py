@@ -15,7 +15,6 @@ from edgeopt.problems import PROBLEMS, DownloadPlan, Placement, Problem, Replica
 from edgeopt.result import Exact, Ratio, Result, Status
 from edgeopt.solve import Solver, configure
 from edgeopt.solvers import KINDS, get_solver, solvers_of
-from edgeopt.solvers.client_selection import RlCrp
 from edgeopt.solvers.client_selection.policy import cyclic_plan
 from edgeopt.stop import Limit, MaxIterations
 from tests.solvers.client_selection import instances as client_selection
@@ -172,13 +171,17 @@ TABLE = {
 }
 
 
+BRIEF: dict[str, dict[str, Any]] = {
+    "rl-crp": {"iterations": 2, "episodes": 2},
+    "lagrangian": {"bound_steps": 8},
+    "max-convolution": {"bound_steps": 4},
+}
+
+
 @functools.cache
 def solvers(kind: str) -> tuple[Any, ...]:
-    """Return the registered solvers; those that learn do so for a moment: what must hold does not depend on how long."""
-    return tuple(
-        configure(solver, iterations=2, episodes=2) if isinstance(solver, RlCrp) else solver
-        for solver in solvers_of(kind)
-    )
+    """Return the registered solvers; those that learn or bound step by step do so for a moment: what must hold does not depend on how long."""
+    return tuple(configure(solver, **BRIEF.get(solver.name, {})) for solver in solvers_of(kind))
 
 
 def pairs(instances: Callable[[Kind], Iterable[Any]]) -> Any:
