@@ -151,7 +151,7 @@ class Sider:
     iterations: int = 40
     balance: float = 0.5
     momentum: float = 0.9
-    step: float = 0.02
+    step: float = 0.05
     share: float = 0.5
     guidance: float = 2.0
     variety: float = 0.1

