@@ -1,7 +1,7 @@
 """Train the networks that come with the package: ``python -m edgeopt.privacy.pretrain synthetic --out synthetic.safetensors``.
 
 On rendered faces, or with ``lfw`` on the photographs of faces in scikit-image's wheel. ``hiding`` trains the network of the vault, on
-rendered faces and photographs.
+rendered faces and photographs, and ``nested`` the one that hides without a key.
 """
 
 import argparse
@@ -14,13 +14,14 @@ import torch
 from edgeopt.errors import EdgeOptError
 from edgeopt.privacy.face_sets import FACE_SETS
 from edgeopt.privacy.hiding_training import pretrain_hiding
+from edgeopt.privacy.nested import train_nested
 from edgeopt.privacy.training import Row, train_faces
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Train and write the file; rows go to standard error, a line each."""
     parser = argparse.ArgumentParser(prog="python -m edgeopt.privacy.pretrain", description=__doc__)
-    parser.add_argument("what", choices=(*FACE_SETS, "hiding"))
+    parser.add_argument("what", choices=(*FACE_SETS, "hiding", "nested"))
     parser.add_argument("--out", required=True, metavar="FILE.safetensors")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="of torch; another number may change the last digits")
@@ -36,6 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.what == "hiding":
             pretrain_hiding(seed=options.seed, on_row=tell).save(options.out)
+        elif options.what == "nested":
+            train_nested(seed=options.seed, on_row=tell).save(options.out)
         else:
             train_faces(options.what, seed=options.seed, on_row=tell).save(options.out)
     except EdgeOptError as error:
