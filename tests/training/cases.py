@@ -202,5 +202,4 @@ every_case = pytest.mark.parametrize(
     ("kind", "codec"), CASES, ids=[kind.name + (f" with {codec.name}" if codec else "") for kind, codec in CASES]
 )
 """Every algorithm as it is, and with a codec where it has a cut."""
-every_planner = pytest.mark.parametrize("planner", PLANNERS)
 every_runner = pytest.mark.parametrize("runner", RUNNERS)

@@ -32,7 +32,6 @@ from tests.training.cases import (
     every_algorithm,
     every_case,
     every_coded,
-    every_planner,
     every_runner,
     exact_task,
     fitted,
@@ -124,13 +123,17 @@ def assert_every_cut_is_the_long_run(case: Case, long: LongRun, folder: Path) ->
 # --- properties -----------------------------------------------------------------------------------------------------
 
 
-@every_runner
-@every_planner
+@pytest.mark.parametrize(
+    ("planner", "runner"), [*((planner, "batched") for planner in PLANNERS), ("static", "sequential")]
+)
 @every_algorithm
 def test_resumed_after_any_round_is_the_long_run(
     kind: type[Algorithm], planner: str, runner: str, long_run: LongRuns, tmp_path: Path
 ):
-    """Cut before the first round or after any other, and continued from the file: the last file has the same bytes."""
+    """Cut before the first round or after any other, and continued from the file: the next file has the same bytes.
+
+    Every planner with one runner and every runner with one planner: neither knows of the other.
+    """
     case = Case(kind, planner, runner)
     assert_every_cut_is_the_long_run(case, long_run(case), tmp_path)
 
