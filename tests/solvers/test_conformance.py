@@ -15,7 +15,9 @@ from edgeopt.problems import PROBLEMS, DownloadPlan, Placement, Problem, Replica
 from edgeopt.result import Exact, Ratio, Result, Status
 from edgeopt.solve import Solver, configure
 from edgeopt.solvers import KINDS, get_solver, solvers_of
+from edgeopt.solvers.client_selection import RlCrp
 from edgeopt.solvers.client_selection.policy import cyclic_plan
+from edgeopt.solvers.expert_caching import Lagrangian, MaxConvolution
 from edgeopt.stop import Limit, MaxIterations
 from tests.solvers.client_selection import instances as client_selection
 from tests.solvers.doubles import Foreign, Stop
@@ -171,17 +173,20 @@ TABLE = {
 }
 
 
-BRIEF: dict[str, dict[str, Any]] = {
-    "rl-crp": {"iterations": 2, "episodes": 2},
-    "lagrangian": {"bound_steps": 8},
-    "max-convolution": {"bound_steps": 4},
+BRIEF: dict[type[Solver], dict[str, Any]] = {
+    RlCrp: {"iterations": 2, "episodes": 2},
+    Lagrangian: {"bound_steps": 8},
+    MaxConvolution: {"bound_steps": 4},
 }
 
 
 @functools.cache
 def solvers(kind: str) -> tuple[Any, ...]:
     """Return the registered solvers; those that learn or bound step by step do so for a moment: what must hold does not depend on how long."""
-    return tuple(configure(solver, **BRIEF.get(solver.name, {})) for solver in solvers_of(kind))
+    return tuple(
+        configure(solver, **next((options for cls, options in BRIEF.items() if isinstance(solver, cls)), {}))
+        for solver in solvers_of(kind)
+    )
 
 
 def pairs(instances: Callable[[Kind], Iterable[Any]]) -> Any:
