@@ -17,12 +17,10 @@ from edgeopt.coding.ntrscc import Tiles
 from edgeopt.coding.pictures import Picture, as_picture
 from edgeopt.coding.training import OnRow, check_pictures
 from edgeopt.coding.transforms import down, up
-from edgeopt.coding.weight_files import layout_of
-from edgeopt.fields import Fields, in_file
+from edgeopt.fields import Fields
+from edgeopt.models.weight_files import load_weights, save_weights
 from edgeopt.progress import TrainingBar
 from edgeopt.rng import stream
-from edgeopt.storage import Layout
-from edgeopt.tensors import Shapes, load_tensors, save_tensors
 from edgeopt.validate import integer, real, seed_number
 
 _KIND, _SCHEMA_VERSION = "deep-jscc", 1
@@ -90,8 +88,7 @@ class DeepJscc(nn.Module):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write what was learnt to a ``.safetensors`` file."""
-        arrays = {name: value.numpy() for name, value in self.state_dict().items()}
-        save_tensors(path, {"kind": _KIND, "schema_version": _SCHEMA_VERSION, "shape": asdict(self.shape)}, arrays)
+        save_weights(path, {"kind": _KIND, "schema_version": _SCHEMA_VERSION, "shape": asdict(self.shape)}, self)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "DeepJscc":
@@ -103,19 +100,11 @@ class DeepJscc(nn.Module):
             If it is no such file, or damaged.
         """
 
-        def empty(header: dict[str, Any]) -> DeepJscc:
-            given = Fields(header).table("shape")
+        def build(header: Fields) -> DeepJscc:
+            given = header.table("shape")
             return DeepJscc(DeepShape(**{name: given.integer(name, low=1, high=512) for name in ("width", "symbols")}))
 
-        def layout(header: dict[str, Any], shapes: Shapes) -> Layout:
-            return layout_of(empty(header).state_dict(), shapes)
-
-        header, arrays = load_tensors(path, _KIND, layout)
-        with in_file(path):
-            Fields(header).expect("schema_version", _SCHEMA_VERSION)
-            found = empty(header)
-        found.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
-        return found.requires_grad_(False)
+        return load_weights(path, _KIND, _SCHEMA_VERSION, build)[0]
 
 
 def train_deep_jscc(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from edgeopt.coding.channels import Awgn
+from edgeopt.display import one_line
 from edgeopt.errors import InvalidProblemError
 from edgeopt.validate import integer
 
@@ -29,6 +30,8 @@ class Evolution:
 
     error: Tensor
     mean: Tensor
+
+    __repr__ = one_line
 
 
 def density_evolution(

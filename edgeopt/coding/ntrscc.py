@@ -22,11 +22,9 @@ from edgeopt.coding.channels import Awgn
 from edgeopt.coding.lt_code import DEGREES, MAX_BITS, Bits, Graph, LtCode
 from edgeopt.coding.pictures import Picture, as_picture
 from edgeopt.coding.transforms import SHRINK, Network, Shape, Side
-from edgeopt.coding.weight_files import layout_of
 from edgeopt.errors import InvalidFileError, InvalidProblemError, quoted
-from edgeopt.fields import Fields, in_file
-from edgeopt.storage import Layout
-from edgeopt.tensors import Shapes, load_tensors, save_tensors
+from edgeopt.fields import Fields
+from edgeopt.models.weight_files import load_weights, save_weights
 from edgeopt.validate import float_array, int_array, integer, seed_number
 
 TILE = 128
@@ -333,10 +331,8 @@ class Ntrscc:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write what was learnt to a ``.safetensors`` file."""
-        arrays = {name: value.numpy() for name, value in self.network.state_dict().items()}
-        save_tensors(
-            path, {"kind": _KIND, "schema_version": _SCHEMA_VERSION, "shape": asdict(self.network.shape)}, arrays
-        )
+        header = {"kind": _KIND, "schema_version": _SCHEMA_VERSION, "shape": asdict(self.network.shape)}
+        save_weights(path, header, self.network)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -347,22 +343,11 @@ class Ntrscc:
         InvalidFileError
             If it is no such file, or damaged.
         """
-
-        def layout(header: dict[str, Any], shapes: Shapes) -> Layout:
-            return layout_of(_network(header).state_dict(), shapes)
-
-        header, arrays = load_tensors(path, _KIND, layout)
-        with in_file(path):
-            Fields(header).expect("schema_version", _SCHEMA_VERSION)
-            if wrong := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
-                raise InvalidFileError(f"{wrong[0]}: expected finite numbers")
-            network = _network(header)
-            network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
-        return cls(network.requires_grad_(False))
+        return cls(load_weights(path, _KIND, _SCHEMA_VERSION, _network)[0])
 
 
-def _network(header: dict[str, Any]) -> Network:
-    given = Fields(header).table("shape")
+def _network(header: Fields) -> Network:
+    given = header.table("shape")
     return Network(Shape(**{name: given.integer(name, low=1, high=512) for name in ("width", "channels", "hyper")}))
 
 

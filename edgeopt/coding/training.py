@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from edgeopt.coding.losses import Weights, batch_of, code_loss, importance, joint_loss, transforms_loss
 from edgeopt.coding.transforms import Network, Shape
-from edgeopt.coding.weight_files import layout_of
 from edgeopt.display import one_line
 from edgeopt.errors import InvalidFileError, InvalidProblemError, quoted
 from edgeopt.fields import Fields, in_file
+from edgeopt.models.weight_files import layout_of
 from edgeopt.npz import Form
 from edgeopt.progress import TrainingBar
 from edgeopt.rng import stream

@@ -37,6 +37,7 @@ class PixelPgd:
         integer("iterations", self.iterations, low=0)
         if not 0 < real("radius", self.radius) <= 1:
             raise InvalidProblemError(f"radius = {self.radius:g}: expected above 0 and at most 1")
+        real("balance", self.balance, nonnegative=True)
 
     def protect(self, faces: Tensor, targets: Tensor | None = None, *, seed: int = 0) -> Protected:
         """Protect a batch of faces, see `Sider.protect`."""

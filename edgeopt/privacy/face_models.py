@@ -1,23 +1,20 @@
 """`FaceModels`: all networks of one set of faces, in one file of half-precision weights."""
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgeopt.coding.weight_files import layout_of
-from edgeopt.fields import Fields, in_file
+from edgeopt.display import one_line
+from edgeopt.fields import Fields
+from edgeopt.models.weight_files import load_weights, save_weights
 from edgeopt.privacy.diffusion import Denoiser, FaceCoder
 from edgeopt.privacy.face_sets import FACE_SETS, FaceSet
 from edgeopt.privacy.recognisers import HELD_OUT, RECOGNISERS, AppearanceReader, Recogniser, Threshold
-from edgeopt.storage import Layout
-from edgeopt.tensors import Shapes, load_tensors, save_tensors
 from edgeopt.validate import by_name
 
 _KIND, _SCHEMA_VERSION = "faces", 1
@@ -46,6 +43,8 @@ class FaceModels:
     coder: FaceCoder
     denoiser: Denoiser
 
+    __repr__ = one_line
+
     @property
     def ensemble(self) -> dict[str, Recogniser]:
         """The recognisers that are optimised with."""
@@ -68,9 +67,7 @@ class FaceModels:
         """Write what was learnt to a ``.safetensors`` file, in half precision."""
         thresholds = {name: asdict(found) for name, found in self.thresholds.items()}
         header = {"kind": _KIND, "schema_version": _SCHEMA_VERSION, "faces": self.faces.name, "thresholds": thresholds}
-        save_tensors(
-            path, header, {name: value.numpy().astype(np.float16) for name, value in self._whole().state_dict().items()}
-        )
+        save_weights(path, header, self._whole(), half=True)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "FaceModels":
@@ -82,25 +79,12 @@ class FaceModels:
             If it is no such file, or damaged.
         """
 
-        def empty(header: dict[str, Any]) -> FaceModels:
-            return untrained(Fields(header).choice("faces", tuple(FACE_SETS)))
+        def build(header: Fields) -> FaceModels:
+            given = header.table("thresholds")
+            found = untrained(header.choice("faces", tuple(FACE_SETS)))
+            return replace(found, thresholds={name: _threshold(given.table(name)) for name in RECOGNISERS})
 
-        def layout(header: dict[str, Any], shapes: Shapes) -> Layout:
-            return layout_of(empty(header)._whole().state_dict(), shapes)
-
-        header, arrays = load_tensors(path, _KIND, layout)
-        with in_file(path):
-            fields = Fields(header)
-            fields.expect("schema_version", _SCHEMA_VERSION)
-            found = empty(header)
-            given = fields.table("thresholds")
-            thresholds = {name: _threshold(given.table(name)) for name in RECOGNISERS}
-        weights = {name: torch.from_numpy(array.astype(np.float32)) for name, array in arrays.items()}
-        found._whole().load_state_dict(weights)
-        return FaceModels(
-            faces=found.faces, recognisers=found.recognisers, thresholds=thresholds, reader=found.reader, judge=found.judge,
-            coder=found.coder, denoiser=found.denoiser,
-        ).frozen()  # fmt: skip
+        return load_weights(path, _KIND, _SCHEMA_VERSION, build, FaceModels._whole)[0].frozen()
 
     def frozen(self) -> "FaceModels":
         """Return it, without any gradient of weights."""

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgeopt.display import one_line
 from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.validate import integer
 
@@ -38,6 +39,8 @@ class View:
     turn: Tensor
     smile: Tensor
     noise: float = 0.02
+
+    __repr__ = one_line
 
     @staticmethod
     def frontal(count: int) -> "View":

@@ -8,20 +8,17 @@ import os
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgeopt.coding.weight_files import layout_of
-from edgeopt.errors import InvalidFileError
-from edgeopt.fields import Fields, in_file
+from edgeopt.fields import Fields
+from edgeopt.models.weight_files import load_weights, save_weights
 from edgeopt.privacy.haar import haar, unhaar
 from edgeopt.privacy.hiding_training import Row, training_pictures, training_squares
 from edgeopt.privacy.picture_code import Picture
 from edgeopt.rng import stream
-from edgeopt.tensors import load_tensors, save_tensors
 from edgeopt.validate import integer
 
 _BANDS = 12  # four of three colours
@@ -97,8 +94,7 @@ class NestedNetwork(nn.Module):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write what was learnt to a ``.safetensors`` file, in 16 bits."""
-        arrays: dict[str, Any] = {name: value.numpy().astype(np.float16) for name, value in self.state_dict().items()}
-        save_tensors(path, {"kind": _KIND, "schema_version": _SCHEMA_VERSION, **self.shape}, arrays)
+        save_weights(path, {"kind": _KIND, "schema_version": _SCHEMA_VERSION, **self.shape}, self, half=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "NestedNetwork":
@@ -110,21 +106,10 @@ class NestedNetwork(nn.Module):
             If it is no such file, or damaged.
         """
 
-        def network_of(header: dict[str, Any]) -> NestedNetwork:
-            return cls(**{name: Fields(header).integer(name, low=1, high=512) for name in ("blocks", "width")})
+        def build(header: Fields) -> NestedNetwork:
+            return cls(**{name: header.integer(name, low=1, high=512) for name in ("blocks", "width")})
 
-        header, arrays = load_tensors(
-            path, _KIND, lambda header, shapes: layout_of(network_of(header).state_dict(), shapes)
-        )
-        with in_file(path):
-            Fields(header).expect("schema_version", _SCHEMA_VERSION)
-            if wrong := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
-                raise InvalidFileError(f"{wrong[0]}: expected finite numbers")
-            network = network_of(header)
-            network.load_state_dict(
-                {name: torch.from_numpy(array.astype(np.float32)) for name, array in arrays.items()}
-            )
-        return network.requires_grad_(False)
+        return load_weights(path, _KIND, _SCHEMA_VERSION, build)[0]
 
     @classmethod
     def pretrained(cls) -> "NestedNetwork":

@@ -10,20 +10,18 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgeopt.coding.weight_files import layout_of
 from edgeopt.errors import InvalidFileError, InvalidProblemError
 from edgeopt.fields import Fields, in_file
+from edgeopt.models.weight_files import load_weights, save_weights
 from edgeopt.npz import Form
 from edgeopt.privacy.hiding import HaarNetwork, levels_of
 from edgeopt.privacy.range_coder import WHOLE, Decoder, Encoder
-from edgeopt.storage import Layout
-from edgeopt.tensors import Shapes, load_tensors, save_tensors
 
 Picture = NDArray[np.uint8]
 Integers = NDArray[np.int64]
@@ -102,11 +100,8 @@ class PictureCode:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write what was learnt to a ``.safetensors`` file, in 16 bits."""
-        arrays: dict[str, Any] = {
-            name: value.numpy().astype(np.float16) for name, value in self.network.state_dict().items()
-        }
         header = {"kind": _KIND, "schema_version": _SCHEMA_VERSION, "width": self.network.width}
-        save_tensors(path, header, arrays | {"chances": self.chances.astype(np.float32)})
+        save_weights(path, header, self.network, {"chances": self.chances.astype(np.float32)}, half=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -118,28 +113,17 @@ class PictureCode:
             If it is no such file, or damaged.
         """
 
-        def network_of(header: dict[str, Any]) -> HaarNetwork:
-            return HaarNetwork(Fields(header).integer("width", low=1, high=512))
+        def build(header: Fields) -> HaarNetwork:
+            return HaarNetwork(header.integer("width", low=1, high=512))
 
-        def layout(header: dict[str, Any], shapes: Shapes) -> Layout:
-            own = {name: shape for name, shape in shapes.items() if name != "chances"}
-            return {**layout_of(network_of(header).state_dict(), own), "chances": Form("f", (1,))}
-
-        header, arrays = load_tensors(path, _KIND, layout)
+        network, others = load_weights(path, _KIND, _SCHEMA_VERSION, build, others={"chances": Form("f", (1,))})
+        chances = others["chances"]
         with in_file(path):
-            Fields(header).expect("schema_version", _SCHEMA_VERSION)
-            if wrong := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
-                raise InvalidFileError(f"{wrong[0]}: expected finite numbers")
-            if arrays.get("chances", np.zeros(0)).shape != (CONTEXTS,):
+            if chances.shape != (CONTEXTS,):
                 raise InvalidFileError(f"chances: expected shape [{CONTEXTS}]")
-            chances = arrays.pop("chances")
             if ((chances < 0) | (chances > WHOLE)).any():
                 raise InvalidFileError(f"chances: expected numbers from 0 to {WHOLE}")
-            network = network_of(header)
-            network.load_state_dict(
-                {name: torch.from_numpy(array.astype(np.float32)) for name, array in arrays.items()}
-            )
-        return cls(network.requires_grad_(False), chances.astype(np.int64))
+        return cls(network, chances.astype(np.int64))
 
     @classmethod
     def pretrained(cls) -> "PictureCode":

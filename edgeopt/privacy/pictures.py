@@ -58,6 +58,12 @@ def check_faces(pictures: Tensor) -> Tensor:
         raise InvalidProblemError(
             f"faces: {sides} pixels: expected {' or '.join(f'{side} x {side}' for side in SIZES)}"
         )
+    if not len(pictures):
+        raise InvalidProblemError("faces: expected at least one, got none")
+    if not pictures.is_floating_point():
+        raise InvalidProblemError(
+            f"faces: expected floating-point numbers from 0 to 1, got {pictures.dtype}: to_tensor makes them of 8-bit pictures"
+        )
     pictures = pictures.detach().float()
     wrong = ~((pictures >= 0) & (pictures <= 1))  # NaN among them
     if wrong.any():

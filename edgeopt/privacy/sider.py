@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from edgeopt.display import one_line
 from edgeopt.errors import InvalidProblemError
 from edgeopt.privacy.diffusion import Diffusion
 from edgeopt.privacy.face_models import FaceModels
@@ -34,6 +35,8 @@ class Protected:
     targets: Tensor
     iterations: Tensor
     reached: Tensor
+
+    __repr__ = one_line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +83,8 @@ class Objective:
     known: dict[str, Tensor]
     goals: Goals
     seed: int
+
+    __repr__ = one_line
 
     @staticmethod
     def of(

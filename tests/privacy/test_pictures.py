@@ -40,6 +40,12 @@ def test_what_is_no_face(tmp_path):
         check_faces(torch.zeros(3, 32, 32))
     with pytest.raises(InvalidProblemError, match=r"faces: expected a tensor \[B, 3, S, S\], got ndarray"):
         check_faces(np.zeros((1, 3, 32, 32)))
+    with pytest.raises(InvalidProblemError, match="faces: expected at least one, got none"):
+        check_faces(torch.zeros(0, 3, 32, 32))
+    with pytest.raises(
+        InvalidProblemError, match=r"faces: expected floating-point numbers from 0 to 1, got torch\.uint8"
+    ):
+        check_faces(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
     with pytest.raises(InvalidProblemError, match="faces: 48 x 48 pixels: expected 32 x 32 or 64 x 64"):
         check_faces(torch.zeros(1, 3, 48, 48))
     wrong = torch.zeros(2, 3, 32, 32)

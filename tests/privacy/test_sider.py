@@ -164,6 +164,8 @@ def test_bad_parameters(models: FaceModels, changes: dict[str, Any], message: st
         Sider(models=models, **changes)
     with pytest.raises(InvalidProblemError, match="radius = 0: expected above 0 and at most 1"):
         PixelPgd(models=models, radius=0.0)
+    with pytest.raises(InvalidProblemError, match="balance = -1"):
+        PixelPgd(models=models, balance=-1.0)
 
 
 def test_bad_faces_and_targets(models: FaceModels, faces: torch.Tensor):

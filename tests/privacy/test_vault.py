@@ -261,6 +261,7 @@ class TestFiles:
         """Another program may write the same pixels anew: palettes aside, a PNG file keeps every bit."""
         Image.open(folder / "container.png").save(folder / "again.png", optimize=True)
         CHEAP.restore_file(folder / "again.png", folder / "restored.png")
+        assert (np.asarray(Image.open(folder / "restored.png")) == CHEAP.restore(CONTAINER)).all()
 
     @given(data=st.data())
     @settings(max_examples=25)
