@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edgeopt.display import one_line
 from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.fusion.recordings import Modality, Windows
 
@@ -34,6 +35,8 @@ class Packing:
     mean: dict[str, NDArray[np.float32]]
     spread: dict[str, NDArray[np.float32]]
     fill: Fill = "mark"
+
+    __repr__ = one_line
 
     @classmethod
     def of(cls, windows: Windows, *, fill: Fill = "mark") -> "Packing":
