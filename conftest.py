@@ -1,8 +1,11 @@
 """Keep pytest from importing the root folders a second time, and say how property tests draw their examples."""
 
+import gc
 import os
 import signal
+from zlib import crc32
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 collect_ignore = ["problems", "solvers", "evaluation"]  # they are edgeopt.problems, edgeopt.solvers, ...
@@ -19,3 +22,16 @@ def pytest_configure():
     if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.update(dict.fromkeys(("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
         signal.signal(signal.SIGINT, signal.default_int_handler)  # tests interrupt themselves
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest looks at what is slow
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of the cases of a test marked ``sampled(n)``, call all slow but about one in n: the same ones every time."""
+    for item in items:
+        if (sampled := item.get_closest_marker("sampled")) and crc32(item.name.encode()) % sampled.args[0]:
+            item.add_marker("slow")
+
+
+def pytest_collection_finish():
+    """Keep the collector of garbage from looking at twelve thousand tests, and at all that they import, time and again."""
+    gc.freeze()

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeopt import AvailableOnly, Feedback, RoundPlan, StaticPlanner
@@ -85,6 +85,7 @@ def play(planner: Any, joules: np.ndarray, rounds: int, step_s: float = 1.0) -> 
     return picks
 
 
+@settings(max_examples=30)
 @given(st.integers(0, 1000))
 def test_batteries_are_never_overdrawn(seed: int):
     """Where rounds take what was expected, nobody spends more than there is, and nobody waits who could be picked."""

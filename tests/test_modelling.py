@@ -164,7 +164,8 @@ def test_split_programmes_bound_the_ratio() -> None:
         problem.to_cvxpy(interval=problem.min_interval, deepest=9, ratio=1.0)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("seed", range(6))
 def test_generic_agrees_with_our_exact_solvers(seed: int) -> None:
     """To 1e-6, on random problems of all three kinds."""
     for problem, ours in (

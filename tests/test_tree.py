@@ -2,7 +2,6 @@
 
 import ast
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -43,22 +42,25 @@ def imports() -> dict[str, set[str]]:
     A name that a package only hands on is taken from the file that defines it.
     """
     files = modules()
-    trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in files.items()}
-
-    def lines(module: str) -> Iterator[tuple[str, str]]:
-        for node in ast.walk(trees[module]):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                yield from ((node.module, alias.name) for alias in node.names)
+    lines = {
+        name: [
+            (node.module, alias.name)
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.ImportFrom) and node.module
+            for alias in node.names
+        ]
+        for name, path in files.items()
+    }
 
     def home(package: str, name: str) -> str:
         if f"{package}.{name}" in files:
             return f"{package}.{name}"
         if package in files and files[package].name == "__init__.py":
-            handed_on = [origin for origin, imported in lines(package) if imported == name and origin != package]
+            handed_on = [origin for origin, imported in lines[package] if imported == name and origin != package]
             return home(handed_on[0], name) if handed_on else package
         return package
 
-    return {name: {home(*line) for line in lines(name)} & files.keys() - {name} for name in files}
+    return {name: {home(*line) for line in lines[name]} & files.keys() - {name} for name in files}
 
 
 def circles(arrows: dict[str, set[str]]) -> list[set[str]]:

@@ -105,6 +105,7 @@ def test_the_fork_learns_from_what_came_after():
     assert replay.changes == [(201, 0, 200)]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("deer", [Deer(), Deer(fork=False), Deer(discrepancy=False), Deer(fork_updates=50)])
 def test_resumed_is_one_long_run(deer: Deer, tmp_path):
     """To the bit, whether the checkpoint is from before or after the change."""

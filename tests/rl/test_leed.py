@@ -229,6 +229,7 @@ def assert_same(one: TeamHistory, other: TeamHistory) -> None:
         torch.testing.assert_close(value, other.state["parameters"][name], rtol=0, atol=0)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("learner", VARIANTS.values(), ids=VARIANTS)
 def test_same_seed_same_run_and_resumed_is_one_long_run(learner: Leed, tmp_path):
     """To the bit: weights, returns, rows, and the demonstrations that are asked for later."""

@@ -282,6 +282,7 @@ def test_no_time_still_gives_a_result(kind: Kind, solver: Any, tiny: Any):
         assert result.limit is Limit.TIME or (kind.done_at_once and result.limit is None)
 
 
+@pytest.mark.sampled(4)
 @on_every_pair
 def test_warm_start_is_never_worse(kind: Kind, solver: Any, tiny: Any):
     """Starting from the optimum returns the optimum, starting from another solution at least its value."""
@@ -296,6 +297,7 @@ def test_warm_start_is_never_worse(kind: Kind, solver: Any, tiny: Any):
     assert sign * result.objective >= sign * tiny.problem.objective(start)
 
 
+@pytest.mark.sampled(2)
 @on_few_pairs
 @pytest.mark.parametrize("event", ["best", "iteration"])
 @pytest.mark.parametrize("interrupt", [False, True], ids=["stop", "Ctrl-C"])

@@ -123,6 +123,7 @@ def assert_every_cut_is_the_long_run(case: Case, long: LongRun, folder: Path) ->
 # --- properties -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("planner", "runner"), [*((planner, "batched") for planner in PLANNERS), ("static", "sequential")]
 )
@@ -138,6 +139,7 @@ def test_resumed_after_any_round_is_the_long_run(
     assert_every_cut_is_the_long_run(case, long_run(case), tmp_path)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("task", [noisy_task, turned_task, adapted_task])
 @every_algorithm
 def test_resumed_whatever_the_layers(
@@ -148,6 +150,7 @@ def test_resumed_whatever_the_layers(
     assert_every_cut_is_the_long_run(case, long_run(case), tmp_path)
 
 
+@pytest.mark.sampled(2)
 @every_coded
 def test_resumed_with_a_codec(kind: type[Algorithm], codec: type[Codec], long_run: LongRuns, tmp_path: Path):
     """The same with what codecs remember on both sides of a cut, and what they draw."""
@@ -164,6 +167,7 @@ def test_same_seed_same_run(kind: type[Algorithm], runner: str, long_run: LongRu
     assert_same_files(tmp_path / "again", long_run(case).files[ROUNDS])
 
 
+@pytest.mark.sampled(2)
 @every_coded
 def test_same_seed_same_run_with_a_codec(kind: type[Algorithm], codec: type[Codec], long_run: LongRuns, tmp_path: Path):
     """The same with what codecs draw."""
@@ -172,6 +176,7 @@ def test_same_seed_same_run_with_a_codec(kind: type[Algorithm], codec: type[Code
     assert_same_files(tmp_path / "again", long_run(case).files[ROUNDS])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("kind", "codec"),
     [(kind, None) for kind in ALGORITHMS] + every_coded.args[1],
@@ -186,6 +191,7 @@ def test_batched_is_one_after_another(kind: type[Algorithm], codec: type[Codec] 
         assert row == pytest.approx(other, rel=1e-9, nan_ok=True)
 
 
+@pytest.mark.sampled(2)
 @every_case
 def test_a_failure_in_the_middle_of_a_round(
     kind: type[Algorithm], codec: type[Codec] | None, long_run: LongRuns, tmp_path: Path

@@ -219,6 +219,7 @@ def test_memory_of_clients_is_in_the_rows(kind: type[Algorithm], codec: type[Cod
         assert row["client_peak_bytes"] == max(message.peak_bytes for _, message, _ in runner.sent[first:last]) > 0
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("layers", [(0, 1), (1, 2), (0, 1, 2)])
 @every_case
 def test_frozen_layers_are_nowhere(kind: type[Algorithm], codec: type[Codec] | None, layers: tuple[int, ...]):

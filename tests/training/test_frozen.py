@@ -45,6 +45,7 @@ def plans(**options: Any) -> RoundPlan:
     return RoundPlan(**({"client": [0, 1, 2], "batch_size": [4, 3, 4], "cut_layer": CUT, "local_steps": 2} | options))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("algorithm", [FedAvg(Sgd(0.3)), *SPLIT], ids=lambda algorithm: algorithm.name)
 @pytest.mark.parametrize("layers", [(0, 1), (1,), (2, 3)])
 def test_training_is_that_of_a_model_whose_gradients_are_zero_there(algorithm: Algorithm, layers: tuple[int, ...]):

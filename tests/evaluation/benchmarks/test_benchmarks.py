@@ -217,6 +217,7 @@ def test_scale_runs():
     assert report["memory_gib"]["import"] <= report["memory_gib"]["build"] <= report["memory_gib"][scale.SOLVER]
 
 
+@pytest.mark.slow
 def test_experts_run():
     pytest.importorskip("torch")
     report = in_own_process("experts")

@@ -8,6 +8,7 @@ import pytest
 from edgeopt.evaluation.benchmarks import client_selection
 
 
+@pytest.mark.slow
 def test_it_runs_and_everything_agrees(capsys: pytest.CaptureFixture[str]):
     """A quick run is valid: equal rewards, hmmlearn's parameters, SciPy's values."""
     assert client_selection.main(["--quick", "--json"]) == 0

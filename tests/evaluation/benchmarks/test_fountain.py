@@ -6,6 +6,7 @@ pytest.importorskip("torch")
 from tests.evaluation.benchmarks.test_benchmarks import assert_well_formed, in_own_process
 
 
+@pytest.mark.slow
 def test_quick_run():
     report = in_own_process("fountain")
     assert_well_formed(report, "fountain")

@@ -118,6 +118,7 @@ def test_forecasts_help_where_there_is_memory():
 # --- the benchmark ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """A quick run is valid and keeps its rows; a second makes none anew and reports the same."""
     pytest.importorskip("torch")

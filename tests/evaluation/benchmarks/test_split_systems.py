@@ -11,6 +11,7 @@ from tests.evaluation.benchmarks.test_benchmarks import assert_well_formed
 from tests.one_thread import one_thread  # noqa: F401 - a fixture of all tests here
 
 
+@pytest.mark.slow
 def test_split_systems(capsys: pytest.CaptureFixture[str]):
     """A row and a goal for each system; the table can be printed."""
     assert split_systems.main(["--quick", "--json"]) == 0

@@ -39,6 +39,7 @@ def test_a_worse_objective_has_no_ratio(monkeypatch: pytest.MonkeyPatch):
     assert row["exact_ratio"] > 0
 
 
+@pytest.mark.slow
 def test_split_training_runs(capsys: pytest.CaptureFixture[str]):
     """The quick run measures every part, and its numbers agree with one another."""
     assert split_training.main(["--quick", "--json"]) == 0

@@ -7,6 +7,7 @@ from edgeopt.evaluation.benchmarks import teams
 from tests.evaluation.benchmarks.test_benchmarks import assert_well_formed, in_own_process
 
 
+@pytest.mark.slow
 def test_quick_run():
     report = in_own_process_even_if_goals_are_missed()
     assert_well_formed(report, "teams")

@@ -70,6 +70,7 @@ def check(drawn: Axes) -> None:
             assert not overlaps(legend.get_window_extent(), ax.get_window_extent()), "the legend covers data"
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("draw", COUNTED, ids=lambda draw: draw.__name__)
 @pytest.mark.parametrize("count", [1, 10, 30])
 def test_any_number(draw: Callable[..., Any], count: int):
@@ -77,6 +78,7 @@ def test_any_number(draw: Callable[..., Any], count: int):
     check(draw(short_names(count)))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("draw", NAMED, ids=lambda draw: draw.__name__)
 @pytest.mark.parametrize(
     "names", [short_names(1), odd_names(10), long_names(30)], ids=["one", "ten odd", "thirty long"]

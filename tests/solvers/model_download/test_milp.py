@@ -204,6 +204,7 @@ def test_equals_slide(options: dict[str, Any]) -> None:
 LARGE = ("deadline_s", "energy_j", "bandwidth_hz", "max_frequency_hz", "memory_bytes", "snr_hz", "spectral_efficiency")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "options",
     [{"energy": None}, {}, {"fixed_power": True}, {"resource_block_hz": 1e6}, {"frequency_levels": [0.4, 1.0]}],

@@ -158,6 +158,7 @@ def anew(own: Task, plans: list[RoundPlan], momentum: float, head: int = 0, **op
     return models
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("momentum", [0.0, 0.8])
 @pytest.mark.parametrize("head", [0, 1])
 @pytest.mark.parametrize("name", VARIANTS)

@@ -165,6 +165,7 @@ def assert_is_the_oracle(algorithm: Any, plans: Sequence[RoundPlan]) -> None:
     assert_near(history.models[0], oracle.weights, 2e-6)  # numbers cross in single precision
 
 
+@pytest.mark.sampled(3)
 @both
 @pytest.mark.parametrize("distribution", DRAWS)
 @pytest.mark.parametrize("optimizer", [Sgd(0.1, 0.9), Adam(0.01)], ids=["sgd", "adam"])
