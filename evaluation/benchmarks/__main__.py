@@ -17,7 +17,8 @@ NAMES = (
     "greedy", "kernels", "top_k", "scale", "caching", "model_download", "split_training", "client_selection",
     "expert_balancing",
     "federated_rounds", "codecs", "split_systems", "experts", "unequal_ranks", "steering", "selection_quality",
-    "selection_training", "time_limits", "rounds", "rounds_choice", "teams", "warm_start", "fountain", "fusion", "vault", "peers",
+    "selection_training", "time_limits", "rounds", "rounds_choice", "teams", "warm_start", "fountain", "fusion", "vault", "sider",
+    "peers",
 )  # fmt: skip
 # an hour to minutes: only where they are named
 LONG = ("selection_quality", "selection_training", "time_limits", "rounds", "rounds_choice")
