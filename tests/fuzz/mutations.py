@@ -18,7 +18,7 @@ import numpy as np
 Arrays = dict[str, np.ndarray]
 
 VALUES: list[Any] = [
-    None, True, False, 0, 1, -1, 2, 255, 2**31, 2**63, -(2**63), 2**64, 10**400, 0.5, -0.0, 1e-300, 1e300, -1e300, 5e-324,
+    None, True, False, 0, 1, -1, 2, 255, 2**31, 2**63, -(2**63), 2**64, 10**400, 0.5, -0.0, 1e-300, 1e300, -1e300, 1.7e308, 5e-324,
     float("nan"), float("inf"), float("-inf"), "", "x", "0", "1e999", "nan", "x" * 5000, "a\nb", "\x00", "\ud800", "é/../", [],
     {}, [[]], [3, []], [None], [1, 2.5], ["a"], [[1], [2, 3]], {"a": 1}, {"": {}}, {"format": 1}, list(range(300)),
     [[0.0] * 40] * 40, {str(i): i for i in range(50)},
@@ -27,18 +27,18 @@ VALUES: list[Any] = [
 DTYPES = (
     "?", "i1", "u1", "<i2", ">i4", "<i8", "<u8", "<f2", "<f4", ">f8", "<c8", "<U3", "S2", "M8[D]", "O", "i4,f8", "V3",
 )  # fmt: skip
-NUMBERS = (0, 1, -1, 2, 127, 2**31, 2**62, 0.5, 1e-300, 1e300, float("nan"), float("inf"), float("-inf"))
+NUMBERS = (0, 1, -1, 2, 127, 2**31, 2**62, 0.5, 1e-300, 1e300, 1.7e308, float("nan"), float("inf"), float("-inf"))
 SHAPES = ((2**40,), (2**20, 2**20), (2**62, 2**62), (0, 2**63), (10**9, 1), (-1,), (-1, 3), (True,), (1,) * 40)
 """What the header of an array claims."""
 LITERALS = (
-    "0", "-1", "1e300", "nan", "inf", "-inf", "true", '""', '"x"', "[]", "[1, 2]", '["a", []]', "{}", "{ name = 1 }",
+    "0", "-1", "1e300", "1.7e308", "nan", "inf", "-inf", "true", '""', '"x"', "[]", "[1, 2]", '["a", []]', "{}", "{ name = 1 }",
     "1" * 400, "10" + "0" * 30, "2000-01-01", "07:00:00", "'''a\nb'''", "[[[[[[1]]]]]]", "[1, 1.5, 'a']", '"\\u0000"',
     "9223372036854775807", "1_000_000_000_000", '"no/such/file.npz"',
 )  # fmt: skip
 """What stands in for any value of a TOML file."""
 NUMBER = re.compile(rb"[-+]?[0-9]+(?:[.,][0-9]+)?")
 IN_TEXT = (
-    b"0", b"0", b"0.0", b"-0", b"1", b"-1", b"0.5", b"1e300", b"-1e300", b"1e-300", b"1e999", b"nan", b"inf", b"-inf", b"",
+    b"0", b"0", b"0.0", b"-0", b"1", b"-1", b"0.5", b"1e300", b"-1e300", b"1.7e308", b"1e-300", b"1e999", b"nan", b"inf", b"-inf", b"",
     b"x", b"2147483648", b"9223372036854775808", b"1" + b"0" * 400,
 )  # fmt: skip
 """What stands in for any number of a table or another text; sizes and counts are as often 0."""
@@ -173,8 +173,10 @@ def _array(rng: Random, array: np.ndarray) -> np.ndarray:
                 changed.flat[rng.randrange(array.size)] = number
             elif array.dtype.kind == "f":
                 changed.flat[0] = number
-            else:
+            elif array.dtype.kind in "biufc":
                 changed.flat[0] = 0
+            else:  # texts, dates, records
+                return np.zeros_like(array)
     return changed
 
 
