@@ -4,6 +4,8 @@ A new reader is covered by one line in `READERS`. The suffix of its name says ho
 """
 
 import json
+import shutil
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -39,7 +41,7 @@ from edgeopt.inference import run_while_receiving, send_model
 from edgeopt.inference.routing import RoutingRecord
 from edgeopt.inference.steered import load_steering, save_steering
 from edgeopt.inference.steering import SteeringVector
-from edgeopt.models import add_lora, from_transformers, to_transformers
+from edgeopt.models import add_lora, from_transformers, load_language_model, to_transformers, unpack_gguf
 from edgeopt.network import EdgeNetwork
 from edgeopt.places import read_backhaul, read_places
 from edgeopt.privacy import face_models
@@ -599,6 +601,35 @@ def use_tensors(path: Path) -> None:
     tensor_list(problem(ExpertCaching), result(ExpertCaching).solution, first, server=0)
 
 
+# --- language models ----------------------------------------------------------------------------------------------
+
+
+def write_language_model(path: Path) -> None:
+    with warnings.catch_warnings(action="ignore"):  # of their own future
+        from tests.models.test_gguf import written
+
+        written(path.with_name("lm.gguf"))
+        if path.suffix != ".gguf":
+            folder = unpack_gguf(path.with_name("lm.gguf"), cache=path.parent / "cache").rename(path.parent / "model")
+            path.write_bytes((folder / path.name.removeprefix("lm-")).read_bytes())
+
+
+def use_language_model(path: Path) -> None:
+    """Read a model whose file has gone over to its folder."""
+    with warnings.catch_warnings(action="ignore"):
+        (path.parent / "model" / path.name.removeprefix("lm-")).write_bytes(path.read_bytes())
+        load_language_model(path.parent / "model")
+
+
+def use_language_model_of_one_file(path: Path) -> None:
+    with warnings.catch_warnings(action="ignore"):
+        shutil.rmtree(path.parent / "cache", ignore_errors=True)
+        unpack_gguf(path, cache=path.parent / "cache")
+
+
+LANGUAGE_MODEL = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")
+
+
 # --- adapters ------------------------------------------------------------------------------------------------------
 
 
@@ -661,6 +692,8 @@ READERS = (
     Reader("record.json", lambda path: record().save(path), lambda path: RoutingRecord.load(path).to_trace()),
     Reader("adapter_config.json", write_adapters, use_adapters),
     Reader("adapter_model.safetensors", write_adapters, use_adapters),
+    *(Reader(f"lm-{name}", write_language_model, use_language_model) for name in LANGUAGE_MODEL),
+    Reader("lm.gguf", write_language_model, use_language_model_of_one_file),
     Reader("steering.json", write_steering, lambda path: load_steering(path, StandIn(), base=StandIn())),
     Reader("ntrscc.safetensors", lambda path: SYSTEM().save(path), Ntrscc.load),
     Reader("ntrscc-run.safetensors", train_stream, train_stream),
