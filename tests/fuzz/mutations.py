@@ -50,7 +50,7 @@ def spoilt(rng: Random, name: str, data: bytes) -> bytes:
     if suffix in _BY_SUFFIX and rng.randrange(5):
         return _BY_SUFFIX[suffix](rng, data)
     if suffix == ".gz" and rng.random() < 0.5:
-        return gzip.compress(_bytes(rng, gzip.decompress(data)))
+        return gzip.compress(_bytes(rng, gzip.decompress(data)), mtime=0)
     return _bytes(rng, data)
 
 
@@ -208,7 +208,9 @@ def _npz(rng: Random, data: bytes) -> bytes:
     file_ = io.BytesIO()
     with zipfile.ZipFile(file_, "w", rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))) as archive:
         for name, array in arrays.items():
-            archive.writestr(f"{name}.npy", _written(rng, array))
+            archive.writestr(
+                zipfile.ZipInfo(f"{name}.npy"), _written(rng, array), archive.compression
+            )  # without the time
     return file_.getvalue()
 
 

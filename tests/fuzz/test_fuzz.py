@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pytest
 
 from edgeopt.errors import EdgeOptError
@@ -12,7 +13,7 @@ from tests.fuzz.readers import READERS, Reader
 
 INPUTS = int(os.environ.get("EDGEOPT_FUZZ_INPUTS", "20000"))
 SEED = os.environ.get("EDGEOPT_FUZZ_SEED", "0")
-FEW = 25
+FEW = 20
 LONGEST = 1500  # characters of a message: every quoted value is cut, paths and lists of names are not
 
 
@@ -59,6 +60,15 @@ def test_many_spoilt_files(reader, tmp_path):
     seed = int.from_bytes(os.urandom(4), "big") if SEED == "random" else int(SEED)
     print(f"EDGEOPT_FUZZ_SEED={seed}")
     explore(reader, tmp_path, -(-INPUTS // len(READERS)), seed)
+
+
+def test_a_file_follows_from_its_seed(tmp_path):
+    """So that a failure can be repeated."""
+    np.savez(tmp_path / "a.npz", n=np.arange(9))
+    valid = (tmp_path / "a.npz").read_bytes()
+    files = [spoilt(Random(f"{number}"), "a.npz", valid) for number in (*range(50), *range(50))]
+    assert files[:50] == files[50:]
+    assert len(set(files)) > 25
 
 
 @pytest.mark.parametrize(
