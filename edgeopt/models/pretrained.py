@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.errors import InvalidFileError, quoted
+from edgeopt.files import open_file
 
 MOST_LAYERS = 1000
 """Of a model. A number in a file would otherwise have millions built, without a weight for any of them."""
@@ -38,6 +39,9 @@ def pretrained(
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    for file in folder.iterdir() if gguf is None else ():
+        if not file.is_dir():
+            open_file(file).close()  # what is a pipe or a device is refused
     given: dict[str, Any] = {"local_files_only": True} | ({} if gguf is None else {"gguf_file": gguf})
     try:
         config: Any = AutoConfig.from_pretrained(folder, **given)

@@ -159,6 +159,10 @@ def test_a_folder_with_something_else_is_refused(tmp_path: Path):
         load_language_model(tmp_path)
     assert str(caught.value).startswith(f"{tmp_path}: ")
     assert "\n" not in str(caught.value)
+    (tmp_path / "config.json").unlink()
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(InvalidFileError, match=r"config\.json: a pipe, expected a regular file"):
+        load_language_model(tmp_path)
 
 
 @pytest.mark.parametrize(
