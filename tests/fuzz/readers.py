@@ -252,10 +252,11 @@ def _learn(path: Path, steps: int, *, resume: bool) -> None:
 
 
 def write_agents(path: Path) -> None:
-    _learn(path, 40, resume=False)
+    _learn(path, 45, resume=False)
 
 
 def resume_agents(path: Path) -> None:
+    """Take all over; nothing is left to learn, as numbers that are finite and absurd may overflow there."""
     _learn(path, 45, resume=True)
 
 
