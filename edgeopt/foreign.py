@@ -84,7 +84,7 @@ def _from_list(name: str, value: list[Any] | tuple[Any, ...]) -> NDArray[Any]:
         array = np.array(plain)
     except ValueError:
         _refuse_ragged(name, plain, ())
-        raise
+        raise _no_numbers(name, "lists inside each other, more than NumPy takes") from None
     return np.array(plain, object) if array.dtype.kind in "US" else array
 
 

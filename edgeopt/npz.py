@@ -105,7 +105,7 @@ class Archive:
                 f"{path}: {name}: expected plain or deflated data, not encrypted or packed otherwise"
             )
         with self._archive.open(member) as file:
-            shape, fortran, dtype = _read_array_header(path, name, file)
+            shape, fortran, dtype = read_array_header(f"{path}: {name}", file)
             start = file.tell()
         if min(shape, default=0) < 0 or start + math.prod(shape) * dtype.itemsize != member.file_size:
             raise InvalidFileError(f"{path}: {name}: shape {quoted(shape)} does not fit {member.file_size} bytes")
@@ -117,8 +117,7 @@ class Archive:
             file.read(declared.start)
             if len(data := file.read(size)) != size:
                 raise InvalidFileError(f"{self._path}: {name}: {len(data)} bytes of data, expected {size}")
-        array = np.frombuffer(data, declared.dtype)
-        return array.reshape(declared.shape[::-1]).T if declared.fortran else array.reshape(declared.shape)
+        return shaped(f"{self._path}: {name}", data, declared.shape, declared.fortran, declared.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,9 +194,14 @@ def _write_archive(file: BinaryIO, arrays: Mapping[str, NDArray[Any]], compressi
                 np.lib.format.write_array(member, np.asanyarray(array), version=(1, 0), allow_pickle=False)
 
 
-def _read_array_header(
-    path: str | os.PathLike[str], name: str, file: IO[bytes]
-) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def read_array_header(where: str, file: IO[bytes] | io.RawIOBase) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return what the header of an array in the format of NumPy says: shape, whether in Fortran's order, and type.
+
+    Raises
+    ------
+    InvalidFileError
+        If it is none, or of anything but booleans and numbers; the message starts with `where`.
+    """
     try:
         if (version := np.lib.format.read_magic(file)) != (1, 0):  # later versions allow headers of gigabytes
             raise ValueError(f"version {version}, expected (1, 0)")
@@ -205,7 +209,22 @@ def _read_array_header(
             warnings.simplefilter("error")
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
     except Exception as error:  # noqa: BLE001 - on hostile text NumPy's parser raises half a dozen kinds
-        raise InvalidFileError(f"{path}: {name}: not a plain array: {quoted(str(error))[1:-1]}") from None
+        raise InvalidFileError(f"{where}: not a plain array: {quoted(str(error))[1:-1]}") from None
     if dtype.hasobject or dtype.kind not in "biuf":
-        raise InvalidFileError(f"{path}: {name}: expected numbers, got dtype {dtype}")
+        raise InvalidFileError(f"{where}: expected numbers, got dtype {dtype}")
     return shape, fortran, dtype
+
+
+def shaped(where: str, data: bytes, shape: tuple[int, ...], fortran: bool, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return the array of bytes that are as many as its shape says.
+
+    Raises
+    ------
+    InvalidFileError
+        If NumPy has no such shape: truth values, too many dimensions, or too long ones beside one of 0.
+    """
+    array = np.frombuffer(data, dtype)
+    try:
+        return array.reshape(shape[::-1]).T if fortran else array.reshape(shape)
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidFileError(f"{where}: shape {quoted(shape)} does not fit an array") from None

@@ -229,15 +229,18 @@ def _pensieve(path: Path, lines: Sequence[str], quantity: Quantity, hints: Hints
     factor = factor_of(hints.unit or "Mbit/s", quantity)
     for i, line in enumerate(lines):
         words = line.split()
-        if len(words) != 2 or not all(_is_number(word) for word in words) or float(words[1]) < 0:
+        if len(words) == 2 and all(_is_number(word) for word in words):
+            rows[i] = [float(word) for word in words]
+        else:
+            rows[i] = math.nan
+        if not (abs(rows[i, 0]) <= _MOST_S and rows[i, 1] >= 0):
             raise InvalidFileError(f"{path}: line {i + 1}: {quoted(line.strip())}: expected seconds and a rate")
-        rows[i] = [float(word) for word in words]
         if i and rows[i, 0] <= rows[i - 1, 0]:
             raise InvalidFileError(f"{path}: line {i + 1}: {words[0]} s: expected a time after {rows[i - 1, 0]:g}")
     if len(rows) < 2:
         raise InvalidFileError(f"{path}: one line: expected two, as a rate is that since the line before")
     time = rows[:, 0] - rows[0, 0]
-    return [Column(path.stem, time[:-1], factor * rows[1:, 1], float(time[-1]))]
+    return [Column(path.stem, time[:-1], _scaled(rows[1:, 1], factor), float(time[-1]))]
 
 
 # --- tables --------------------------------------------------------------------------------------------------------
@@ -251,6 +254,7 @@ _VALUES: dict[Quantity, tuple[str, ...]] = {
     "availability": ("available", "availability", "charging", "wifi", "wi-fi", "plugged in", "idle", "free"),
 }
 _MISSING = ("", "nan", "na", "n/a", "null", "none", "-")
+_MOST_S = 1e15
 _TRUE, _FALSE = ("1", "true", "yes", "y", "on"), ("0", "false", "no", "n", "off")
 _TIME_UNITS = {"s": 1.0, "sec": 1.0, "seconds": 1.0, "ms": 1e-3, "us": 1e-6, "min": 60.0, "minutes": 60.0, "h": 3600.0, "hours": 3600.0}  # fmt: skip
 _PREFIX = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "ki": 2.0**10, "mi": 2.0**20, "gi": 2.0**30}
@@ -404,6 +408,12 @@ def _cells(path: Path, column: _Header, cells: Sequence[str], decimal: str) -> F
     return found
 
 
+def _scaled(values: Floats, factor: float) -> Floats:
+    """Return values in another unit: infinite where floating-point numbers end, which is refused later."""
+    with np.errstate(over="ignore"):
+        return values * factor
+
+
 def _times(path: Path, column: _Header, cells: Sequence[str], decimal: str) -> Floats:
     """Return seconds: numbers in the unit of the header, or dates with times."""
     texts = [cell.strip() for cell in cells]
@@ -424,8 +434,8 @@ def _times(path: Path, column: _Header, cells: Sequence[str], decimal: str) -> F
             f"{path}: column {quoted(column.full)}: expected times in one of {', '.join(_TIME_UNITS)}"
         )
     mark = decimal if decimal == "," and not any("." in text for text in texts) else "."
-    found = _cells(path, column, cells, mark) * _TIME_UNITS[unit.lower()]
-    if (bad := np.flatnonzero(~np.isfinite(found) | (np.abs(found) > 1e15))).size:
+    found = _scaled(_cells(path, column, cells, mark), _TIME_UNITS[unit.lower()])
+    if (bad := np.flatnonzero(~np.isfinite(found) | (np.abs(found) > _MOST_S))).size:
         raise InvalidFileError(f"{path}: row {bad[0] + 1}: {column.full} = {quoted(cells[bad[0]])}: expected a time")
     return found
 
@@ -444,7 +454,7 @@ def _values(
             f"{path}: column {quoted(column.full)} does not say its unit: expected one such as 'rate (Mbit/s)', or a unit"
         )
     factor = factor_of(told or UNITS[quantity], quantity)
-    found = _cells(path, column, cells, decimal) * factor
+    found = _scaled(_cells(path, column, cells, decimal), factor)
     if (bad := np.flatnonzero((found < 0) | np.isinf(found))).size:
         raise InvalidFileError(
             f"{path}: row {bad[0] + 1}: {column.full} = {quoted(cells[bad[0]])}: expected a number >= 0"

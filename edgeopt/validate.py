@@ -242,7 +242,8 @@ def probabilities(
     edgeopt.errors.InvalidProblemError: start sums to 0.9999: expected probabilities that sum to 1
     """
     array = float_array(name, value, shape, nonnegative=True, ranged=ranged)
-    sums = array.sum(axis=-1, keepdims=True)
+    with np.errstate(over="ignore"):  # an infinite sum is not 1 either
+        sums = array.sum(axis=-1, keepdims=True)
     off = np.abs(sums - 1) > tolerance
     if not off.any():
         return array
@@ -256,7 +257,8 @@ def probabilities(
 
 def float32_rounding(array: NDArray[np.float64], terms: int) -> float:
     """Return by how much a sum of `terms` shares may miss 1 because they were computed in float32; 0 if they were not."""
-    rounded = array.astype(np.float32)
+    with np.errstate(over="ignore"):  # numbers beyond float32 are none of it
+        rounded = array.astype(np.float32)
     return terms * float(np.finfo(np.float32).eps) if np.array_equal(rounded, array) else 0.0
 
 

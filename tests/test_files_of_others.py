@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import edgeopt
 from edgeopt import json_text, npz, storage
+from edgeopt.coding import as_picture
 from edgeopt.errors import MAX_SHOWN, EdgeOptError, InvalidFileError, quoted
 from edgeopt.evaluation.compare.rows import read_row, read_rows
 from edgeopt.evaluation.compare.solutions import read_solution
@@ -39,6 +40,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "run.toml": Experiment.load,
     "run.json": Experiment.load,
     "policy.safetensors": lambda path: load_tensors(path, "selection-policy"),
+    "picture.png": as_picture,
 }
 
 

@@ -1,5 +1,6 @@
 """Values of other packages: what comes out is what NumPy would say of the same numbers, or a refusal that names the entry."""
 
+import functools
 import re
 import subprocess
 import sys
@@ -121,6 +122,7 @@ def test_strings_take_the_memory_of_their_characters():
         ([[1, 2], 3], "x[1]: expected shape [2] as in x[0], got []"),
         ([[[1], [2]], [[3], [4, 5]]], "x[1, 1]: expected 1 entries as in x[1, 0], got 2"),
         ([torch.ones(2), torch.ones(3)], "x[1]: expected 2 entries as in x[0], got 3"),
+        (functools.reduce(lambda inner, _: [inner], range(70), 1), "x: expected an array of numbers: got lists inside each other, more than NumPy takes"),
         ([1, "b"], "x[1] = 'b': expected a number"),
         (["a", 2], "x[1] = 2: expected a string, as before"),
         ([1, b"b"], "x[1] = b'b': expected a number"),

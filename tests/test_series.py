@@ -291,6 +291,10 @@ def test_units():
         ("1 2\n1 3\n", {}, "line 2: 1 s: expected a time after 1"),
         ("1 2\n2 x\n", {}, "line 2: '2 x': expected seconds and a rate"),
         ("1 2\n2 3\n", {"quantity": "carbon"}, "a trace of pensieve: expected a table, for carbon"),
+        ("time (h),bps\n1.7e308,1\n", {}, "row 1: time \\(h\\) = '1.7e308': expected a time"),
+        ("time,kbit/s\n0,1.7e308\n", {}, "row 1: kbit/s = '1.7e308': expected a number >= 0"),
+        ("1 2\n2 1.7e308\n", {}, "value\\[0\\] = inf: expected a non-negative number \\(bit/s\\)"),
+        ("-1.7e308 2\n1.7e308 3\n", {}, "line 1: '-1.7e308 2': expected seconds and a rate"),
         ("time,bps\n0,1\x00\n", {}, "null characters"),
     ],
 )  # fmt: skip

@@ -224,7 +224,19 @@ def test_member_that_is_a_pickle(tmp_path):
 
 @pytest.mark.parametrize(
     "shape",
-    ["(1000000000000,)", "(4,)", "(2,)", "(-1,)", "(-1, 0)", "(-1, -3)", "(0, -1)", "(1 << 70,)", f"({10**30},)"],
+    [
+        "(1000000000000,)",
+        "(4,)",
+        "(2,)",
+        "(-1,)",
+        "(-1, 0)",
+        "(-1, -3)",
+        "(0, -1)",
+        "(1 << 70,)",
+        f"({10**30},)",
+        "(3, True)",
+        str((3, *[1] * 70)),
+    ],
 )
 def test_shape_that_does_not_fit_is_refused_before_memory_is_taken(tmp_path, shape):
     """A header that declares more, less or negative data than the member's three numbers is refused."""

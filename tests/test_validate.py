@@ -240,6 +240,8 @@ def test_exact_probabilities_keep_their_bits():
         ([[0.5, 0.5], [0.5, 0.50000001]], "p[1] sums to 1.00000001: expected probabilities that sum to 1"),
         ([[0.5, 0.5], [0.5, 0.5000000002]], "p[1] sums to 1.0000000002: expected probabilities that sum to 1"),
         (np.float32([[0.5, 0.5], [0.5, 0.25]]), "p[1] sums to 0.75: expected probabilities that sum to 1"),
+        ([[0.5, 0.5], [1e300, 0.5]], "p[1] sums to 1e+300: expected probabilities that sum to 1"),
+        ([[0.5, 0.5], [1.7e308, 1.7e308]], "p[1] sums to inf: expected probabilities that sum to 1"),
         ([[0.5, 0.5], [1.5, -0.5]], "p[1, 1] = -0.5: expected a non-negative number"),
     ],
 )  # fmt: skip

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edgeopt.errors import EdgeOptError, InvalidFileError, InvalidProblemError, quoted
 from edgeopt.extras import needs
+from edgeopt.files import open_file
 from edgeopt.rng import stream
 from edgeopt.validate import integer
 
@@ -22,6 +23,7 @@ TRAINING_PHOTOGRAPHS = ("astronaut.png", "coffee.png", "rocket.jpg", "ihc.png", 
 TEST_PHOTOGRAPHS = ("chelsea.png", "retina.jpg", "motorcycle_right.png")
 """Files of scikit-image that are tested on; the last is the other half of a stereo pair of which one is trained on."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM", "GIF")  # of pillow; for PostScript it would start a program
 _MOST_PIXELS = 1 << 26  # of a file: checked before its pixels are decoded
 
 
@@ -32,7 +34,7 @@ def as_picture(value: Any) -> Picture:
 
     Parameters
     ----------
-    value : path of a file that pillow reads, or an array [H, W], [H, W, 1], [H, W, 2], [H, W, 3] or [H, W, 4] of booleans, uint8,
+    value : path of a PNG, JPEG, WebP, BMP, TIFF, PPM or GIF file, whatever its name, or an array [H, W], [H, W, 1], [H, W, 2], [H, W, 3] or [H, W, 4] of booleans, uint8,
         uint16 or floating-point numbers; the second or fourth channel is opacity.
 
     Raises
@@ -143,7 +145,8 @@ def _read(path: Path) -> Picture:
     try:
         with (
             warnings.catch_warnings(action="ignore"),
-            Image.open(path) as file,
+            open_file(path) as raw,
+            Image.open(raw, formats=_FORMATS) as file,
         ):  # of tags that say nothing about pixels
             if file.width * file.height > _MOST_PIXELS:
                 raise InvalidFileError(f"{path}: {file.width} x {file.height} pixels: expected at most {_MOST_PIXELS}")

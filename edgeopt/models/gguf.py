@@ -5,11 +5,11 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from edgeopt.errors import InvalidFileError, quoted
+from edgeopt.errors import InvalidFileError
 from edgeopt.extras import needs
 from edgeopt.files import open_file
+from edgeopt.models.pretrained import pretrained
 from edgeopt.storage import open_folder
 
 _MAGIC = b"GGUF"
@@ -60,19 +60,10 @@ def _unpack(path: Path, folder: Path) -> None:
     with needs("a GGUF file", "llm"):
         import gguf  # noqa: F401 - without it transformers tells of something else
         import torch
+        import transformers  # noqa: F401
         from safetensors.torch import save_file
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-    options: Any = {"gguf_file": path.name, "local_files_only": True}
-    try:
-        model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **options)
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, **options)
-    except OSError:
-        raise
-    except Exception as error:  # whatever their readers meet in a damaged file
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InvalidFileError(
-            f"{path}: not a complete GGUF file of a language model: {quoted(said[:200])[1:-1]}"
-        ) from error
+    expected = "a complete GGUF file of a language model"
+    model, tokenizer = pretrained(path, expected, path.parent, tokeniser=True, gguf=path.name, dtype=torch.float32)
     own = {id(value): name for name, value in reversed(model.state_dict(keep_vars=True).items())}  # tied ones once
     save_file(
         {name: model.get_parameter(name).detach() for name in own.values()},

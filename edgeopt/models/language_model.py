@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 from torch import nn
 
-from edgeopt.errors import InvalidFileError, InvalidProblemError, quoted
+from edgeopt.errors import InvalidProblemError, quoted
 from edgeopt.extras import needs
 from edgeopt.models.gguf import unpack_gguf
+from edgeopt.models.pretrained import pretrained
 
 _TOKENISERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
@@ -46,15 +47,9 @@ def load_language_model(folder: str | os.PathLike[str]) -> LanguageModel:
             f"folder = {quoted(os.fspath(folder))}: expected a folder of transformers, or a GGUF file"
         )
     with needs("a model of transformers", "llm"):
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-    try:
-        model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager", local_files_only=True)
-        there = any((path / name).exists() for name in _TOKENISERS)
-        tokeniser = AutoTokenizer.from_pretrained(path, local_files_only=True) if there else None
-    except Exception as error:  # whatever their readers meet
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InvalidFileError(
-            f"{path}: not a causal language model of transformers: {quoted(said[:200])[1:-1]}"
-        ) from error
+        import transformers  # noqa: F401
+    there = any((path / name).exists() for name in _TOKENISERS)
+    expected = "a causal language model of transformers"
+    model, tokeniser = pretrained(path, expected, path, tokeniser=there, attn_implementation="eager")
     encode = None if tokeniser is None else lambda text: list(tokeniser(text).input_ids)
     return LanguageModel(model, model.config.vocab_size, encode)

@@ -72,13 +72,15 @@ def load_weights(
         return {**layout_of(network.state_dict(), shapes), **others}
 
     header, arrays = load_tensors(path, kind, layout)
+    with np.errstate(over="ignore"):  # what is infinite in the precision of networks is refused
+        arrays = {name: array if name in others else array.astype(np.float32) for name, array in arrays.items()}
     with in_file(path):
         if wrong := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
             raise InvalidFileError(f"{wrong[0]}: expected finite numbers")
         if lost := [name for name in others if name not in arrays]:
             raise InvalidFileError(f"{lost[0]}: array is missing")
         found, network = built(header)
-    network.load_state_dict({name: torch.from_numpy(arrays[name].astype(np.float32)) for name in network.state_dict()})
+    network.load_state_dict({name: torch.from_numpy(arrays[name]) for name in network.state_dict()})
     network.requires_grad_(False)
     return found, {name: arrays[name] for name in others}
 

@@ -19,7 +19,7 @@ _END = b"IEND\xaeB`\x82"  # the last chunk of a PNG file, and its checksum
 
 
 def read_picture(path: str | os.PathLike[str]) -> Picture:
-    """Return the picture of any file that pillow reads, uint8 [H, W, 3]."""
+    """Return the picture of a file, uint8 [H, W, 3]; see `as_picture`."""
     return as_picture(os.fspath(path))
 
 

@@ -264,7 +264,7 @@ class Replay:
         wanted = Replay.arrays(self)  # the form of a buffer with so many transitions
         refuse_other_forms(arrays, {name: wanted[name] for name in ("change", *_STORED)})
         told = arrays.get("changes", wanted["changes"])
-        refuse_other_forms({"changes": told[:0]}, {"changes": wanted["changes"]})
+        refuse_other_forms({"changes": told[:0] if told.ndim else told}, {"changes": wanted["changes"]})
         if isinstance(self._actions, Discrete) and not _within(arrays["action"], 0, self._actions.count):
             raise InvalidFileError(f"action: expected integers from 0 to {self._actions.count - 1}")
         self.change = arrays["change"].copy()

@@ -20,7 +20,7 @@ with warnings.catch_warnings():
 from edgeopt import cli
 from edgeopt.cli.train import configured
 from edgeopt.data import token_text
-from edgeopt.errors import EdgeOptError
+from edgeopt.errors import EdgeOptError, InvalidFileError
 from edgeopt.experiment import Experiment
 from edgeopt.experiment.folder import RunFolder
 from edgeopt.models import from_transformers, load_language_model, lora_layers
@@ -159,6 +159,25 @@ def test_a_folder_with_something_else_is_refused(tmp_path: Path):
         load_language_model(tmp_path)
     assert str(caught.value).startswith(f"{tmp_path}: ")
     assert "\n" not in str(caught.value)
+    (tmp_path / "config.json").unlink()
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(InvalidFileError, match=r"config\.json: a pipe, expected a regular file"):
+        load_language_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (3, "not a causal language model of transformers: 'model.layers.2.input_layernorm.weight' is missing"),
+        (10**9, "1000000000 layers: expected at most 1000"),
+    ],
+)
+def test_layers_without_weights_are_refused(layers: int, message: str, model: Path):
+    """They are not drawn at random, and millions of them are not built first."""
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}))
+    with pytest.raises(InvalidFileError, match=f"^{re.escape(f'{model}: {message}')}$"):
+        load_language_model(model)
 
 
 def test_tokens_beyond_the_vocabulary_are_refused():

@@ -66,6 +66,13 @@ def test_files_that_are_refused(tmp_path: Path):
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(InvalidFileError, match="not a picture that can be read"):
         as_picture(tmp_path / "text.png")
+    (tmp_path / "postscript.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n"
+    )
+    with pytest.raises(
+        InvalidFileError, match="not a picture that can be read: cannot identify"
+    ):  # no program is started
+        as_picture(tmp_path / "postscript.png")
     Image.fromarray(np.tile(RGB, (20, 20, 1))).save(tmp_path / "whole.png")
     whole = (tmp_path / "whole.png").read_bytes()
     (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])

@@ -4,19 +4,23 @@ A new reader is covered by one line in `READERS`. The suffix of its name says ho
 """
 
 import json
+import shutil
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import networkx as nx
 import numpy as np
+from torch import nn
 
 import edgeopt
 from edgeopt import storage
 from edgeopt.cli.train import configured
-from edgeopt.coding import Header, Network, Ntrscc, Shape, Training, as_picture, train_ntrscc
+from edgeopt.coding import DeepJscc, DeepShape, Header, Network, Ntrscc, Shape, Training, as_picture, train_ntrscc
 from edgeopt.data import byte_text, cifar10, mnist
 from edgeopt.device_profiles import assign_devices, read_device_profiles
 from edgeopt.errors import EdgeOptError
@@ -33,12 +37,23 @@ from edgeopt.evaluation.what_if import check_point
 from edgeopt.evaluation.what_if_page import decided
 from edgeopt.experiment import Experiment
 from edgeopt.fusion import health_recordings
+from edgeopt.inference import run_while_receiving, send_model
 from edgeopt.inference.routing import RoutingRecord
 from edgeopt.inference.steered import load_steering, save_steering
 from edgeopt.inference.steering import SteeringVector
-from edgeopt.models import add_lora, from_transformers, to_transformers
+from edgeopt.models import add_lora, from_transformers, load_language_model, to_transformers, unpack_gguf
 from edgeopt.network import EdgeNetwork
 from edgeopt.places import read_backhaul, read_places
+from edgeopt.privacy import face_models
+from edgeopt.privacy.face_models import FaceModels
+from edgeopt.privacy.face_sets import FACE_SETS
+from edgeopt.privacy.hiding import HaarNetwork
+from edgeopt.privacy.nested import NestedNetwork
+from edgeopt.privacy.picture_code import CONTEXTS, PictureCode
+from edgeopt.privacy.range_coder import WHOLE
+from edgeopt.privacy.recognisers import RECOGNISERS, Threshold
+from edgeopt.privacy.vault import Vault
+from edgeopt.privacy.vault_files import write_png
 from edgeopt.problems import (
     ClientSelection,
     CostFactors,
@@ -237,10 +252,11 @@ def _learn(path: Path, steps: int, *, resume: bool) -> None:
 
 
 def write_agents(path: Path) -> None:
-    _learn(path, 40, resume=False)
+    _learn(path, 45, resume=False)
 
 
 def resume_agents(path: Path) -> None:
+    """Take all over; nothing is left to learn, as numbers that are finite and absurd may overflow there."""
     _learn(path, 45, resume=True)
 
 
@@ -489,6 +505,67 @@ def train_stream(path: Path) -> None:
 DEVICES = "name;flops;memory_bytes;memory_bytes_per_s;power_w\nphone;1e11;6e9;3e10;2\npad;2e11;8e9;5e10;3\n"
 
 
+# --- weights of pictures and faces, and vaults --------------------------------------------------------------------
+
+
+def drawn_code() -> PictureCode:
+    return PictureCode(HaarNetwork(2).requires_grad_(False), np.full(CONTEXTS, WHOLE // 2))
+
+
+def use_code(path: Path) -> None:
+    """Hide with a code what then opens, if it is one."""
+    code = PictureCode.load(path)
+    vault = Vault("right", cost=10, code=code)
+    vault.restore(vault.hide(*PICTURES))
+
+
+PICTURES = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+VAULT = cache(lambda: Vault("right", cost=10))
+
+
+def write_vault(path: Path) -> None:
+    write_png(path, VAULT().hide(*PICTURES))
+
+
+def small_faces(name: str) -> FaceModels:
+    """Stand in for the networks of a face set, whose sizes are fixed."""
+    names = ("reader", "judge", "coder", "denoiser")
+    recognisers = {name: nn.Linear(2, 1) for name in RECOGNISERS}
+    return FaceModels(
+        faces=FACE_SETS[name], recognisers=recognisers, thresholds={}, **{name: nn.Linear(1, 1) for name in names}
+    )
+
+
+def write_faces(path: Path) -> None:
+    found = small_faces("synthetic")
+    found.thresholds.update(dict.fromkeys(RECOGNISERS, Threshold(0.5, 0.01)))
+    found.save(path)
+
+
+def use_faces(path: Path) -> None:
+    with patch.object(face_models, "untrained", small_faces):
+        repr(FaceModels.load(path).thresholds)
+
+
+# --- weights that arrive while they are used ----------------------------------------------------------------------
+
+
+def streamed() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+
+
+def write_stream(path: Path) -> None:
+    with open(path, "wb") as file:
+        send_model(streamed(), file.write)
+
+
+def use_stream(path: Path) -> None:
+    import torch
+
+    with open(path, "rb") as file:
+        run_while_receiving(streamed(), file, torch.ones(1, 2))
+
+
 # --- placements for others ---------------------------------------------------------------------------------------
 
 
@@ -523,6 +600,35 @@ def use_tensors(path: Path) -> None:
     tensors = ExpertTensors.read(path)
     first = tensors._replace(layers=tensors.layers[:2])
     tensor_list(problem(ExpertCaching), result(ExpertCaching).solution, first, server=0)
+
+
+# --- language models ----------------------------------------------------------------------------------------------
+
+
+def write_language_model(path: Path) -> None:
+    with warnings.catch_warnings(action="ignore"):  # of their own future
+        from tests.models.test_gguf import written
+
+        written(path.with_name("lm.gguf"))
+        if path.suffix != ".gguf":
+            folder = unpack_gguf(path.with_name("lm.gguf"), cache=path.parent / "cache").rename(path.parent / "model")
+            path.write_bytes((folder / path.name.removeprefix("lm-")).read_bytes())
+
+
+def use_language_model(path: Path) -> None:
+    """Read a model whose file has gone over to its folder."""
+    with warnings.catch_warnings(action="ignore"):
+        (path.parent / "model" / path.name.removeprefix("lm-")).write_bytes(path.read_bytes())
+        load_language_model(path.parent / "model")
+
+
+def use_language_model_of_one_file(path: Path) -> None:
+    with warnings.catch_warnings(action="ignore"):
+        shutil.rmtree(path.parent / "cache", ignore_errors=True)
+        unpack_gguf(path, cache=path.parent / "cache")
+
+
+LANGUAGE_MODEL = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")
 
 
 # --- adapters ------------------------------------------------------------------------------------------------------
@@ -587,9 +693,17 @@ READERS = (
     Reader("record.json", lambda path: record().save(path), lambda path: RoutingRecord.load(path).to_trace()),
     Reader("adapter_config.json", write_adapters, use_adapters),
     Reader("adapter_model.safetensors", write_adapters, use_adapters),
+    *(Reader(f"lm-{name}", write_language_model, use_language_model) for name in LANGUAGE_MODEL),
+    Reader("lm.gguf", write_language_model, use_language_model_of_one_file),
     Reader("steering.json", write_steering, lambda path: load_steering(path, StandIn(), base=StandIn())),
     Reader("ntrscc.safetensors", lambda path: SYSTEM().save(path), Ntrscc.load),
     Reader("ntrscc-run.safetensors", train_stream, train_stream),
+    Reader("deep-jscc.safetensors", lambda path: DeepJscc(DeepShape(width=2, symbols=1)).save(path), DeepJscc.load),
+    Reader("nested.safetensors", lambda path: NestedNetwork(blocks=1, width=2).save(path), NestedNetwork.load),
+    Reader("code.safetensors", lambda path: drawn_code().save(path), use_code),
+    Reader("faces.safetensors", write_faces, use_faces),
+    Reader("vault.png", write_vault, lambda path: VAULT().restore_file(path, path.parent / "found.png")),
+    Reader("stream.bin", write_stream, use_stream),
     Reader("header.bin", lambda path: path.write_bytes(SYSTEM().encode(np.zeros((40, 40, 3), np.uint8), 0).header.to_bytes()), use_header),
     Reader("picture.png", write_picture, as_picture),
     Reader("picture.jpg", write_picture, as_picture),

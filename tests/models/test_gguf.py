@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import struct
 import warnings
 from pathlib import Path
 
@@ -76,6 +77,11 @@ def test_a_file_is_unpacked_once(tmp_path: Path):
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
+def _with_layers(whole: bytes, count: int) -> bytes:
+    at = whole.index(name := b"llama.block_count") + len(name) + 4
+    return whole[:at] + struct.pack("<I", count) + whole[at + 4 :]
+
+
 def test_damaged_files_are_refused_in_one_line(tmp_path: Path):
     """Other content, and a file that was cut anywhere; nothing is left in the cache."""
     path = tmp_path / "tiny.gguf"
@@ -87,6 +93,12 @@ def test_damaged_files_are_refused_in_one_line(tmp_path: Path):
         (whole[:4], "not a complete GGUF file of a language model: "),
         (whole[: len(whole) // 2], "not a complete GGUF file of a language model: "),
         (whole[:-200], "not a complete GGUF file of a language model: "),
+        (
+            whole.replace(b"llama.block_count", b"llama.block_c\x00unt"),
+            "not a complete GGUF file of a language model: ",
+        ),
+        (_with_layers(whole, 2), "not a complete GGUF file of a language model: 'model.layers.1."),
+        (_with_layers(whole, 2**31), "2147483648 layers: expected at most 1000"),
     ):
         path.write_bytes(content)
         with pytest.raises(InvalidFileError) as caught:

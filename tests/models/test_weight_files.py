@@ -70,15 +70,15 @@ def test_headers_that_do_not_fit(tmp_path: Path, change: dict[str, Any], message
 
 def test_numbers_that_are_not_finite(tmp_path: Path) -> None:
     """They are refused by name, whether weights or not."""
-    network = nn.Linear(2, 3)
-    save_weights(tmp_path / "file", HEADER, network, {"chances": np.array([np.inf])})
+    save_weights(tmp_path / "file", HEADER, nn.Linear(2, 3), {"chances": np.array([np.inf])})
     with pytest.raises(InvalidFileError, match="chances: expected finite numbers"):
         load_weights(tmp_path / "file", "small", 1, Builder(), others=OTHERS)
-    with torch.no_grad():
-        network.bias[1] = torch.nan
-    save_weights(tmp_path / "file", HEADER, network)
-    with pytest.raises(InvalidFileError, match="bias: expected finite numbers"):
-        load_weights(tmp_path / "file", "small", 1, Builder())
+    for network, number in ((nn.Linear(2, 3), torch.nan), (nn.Linear(2, 3).double(), 1e300)):  # beyond float32
+        with torch.no_grad():
+            network.bias[1] = number
+        save_weights(tmp_path / "file", HEADER, network)
+        with pytest.raises(InvalidFileError, match="bias: expected finite numbers"):
+            load_weights(tmp_path / "file", "small", 1, Builder())
 
 
 def test_arrays_are_exactly_those_asked_for(file: Path, tmp_path: Path) -> None:

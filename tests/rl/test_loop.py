@@ -10,6 +10,7 @@ from edgeopt.errors import EdgeOptError, InvalidFileError
 from edgeopt.rl import Dqn, LearningHistory, PrioritisedReplay, Replay, StepRecord, learn
 from edgeopt.rl.environments import CartPole
 from edgeopt.rl.loop import returns_of
+from edgeopt.tensors import load_tensors, save_tensors
 
 DQN = Dqn(hidden=(16,), explore_steps=200)
 REPLAYS = {
@@ -102,5 +103,10 @@ def test_bad_input(tmp_path):
         run(Replay(50), [1], checkpoint=path, resume=True)
     with pytest.raises(InvalidFileError, match=r"observation: expected float32 \[1, 40, 4\], got float32 \[1, 50, 4\]"):
         run(Replay(40), [0], steps=150, checkpoint=path, resume=True)
+    header, arrays = load_tensors(path, "learning")
+    for changes in (np.zeros((), np.int64), np.zeros(3, np.int64), np.zeros((1, 3))):
+        save_tensors(path, header, arrays | {"replay/changes": changes})
+        with pytest.raises(InvalidFileError, match=r"changes: expected int64 \[0, 3\]"):
+            run(Replay(50), [0], steps=150, checkpoint=path, resume=True)
     with pytest.raises(EdgeOptError, match="there is no folder"):
         run(Replay(50), [1], checkpoint=tmp_path / "none" / "run.safetensors")

@@ -1,12 +1,13 @@
 """Arrays of NumPy: ``.npy`` with int [tokens, layers, K]; ``.npz`` with it as ``ids``, and ``user`` and ``mask`` [tokens] beside it."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 
 from edgeopt.errors import InvalidFileError, quoted
 from edgeopt.files import open_file
-from edgeopt.npz import Form
+from edgeopt.npz import Form, read_array_header, shaped
 from edgeopt.problems.expert_caching.recorded.content import MAX_BYTES, Choices, Hints, RoutingFormat
 from edgeopt.storage import read_arrays
 
@@ -31,19 +32,13 @@ def read(path: Path, hints: Hints) -> Choices:
 
 def _array(path: Path) -> np.ndarray:
     with open_file(path) as file:
-        try:
-            if np.lib.format.read_magic(file) != (1, 0):  # later versions allow headers of gigabytes
-                raise ValueError("expected version (1, 0)")
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-        except Exception as error:  # noqa: BLE001 - on hostile text NumPy's parser raises half a dozen kinds
-            raise InvalidFileError(f"{path}: not an array of NumPy: {quoted(str(error))[1:-1]}") from None
-        if dtype.kind not in "iu" or dtype.hasobject or len(shape) != 3 or min(shape) < 0:
+        shape, fortran, dtype = read_array_header(os.fspath(path), file)
+        if dtype.kind not in "iu" or len(shape) != 3 or min(shape) < 0:
             raise InvalidFileError(f"{path}: expected integers [tokens, layers, K], got {dtype} {quoted(list(shape))}")
         size = shape[0] * shape[1] * shape[2] * dtype.itemsize
         if size > MAX_BYTES or len(data := file.read(size + 1)) != size:
             raise InvalidFileError(f"{path}: shape {quoted(list(shape))} does not fit the file")
-    array = np.frombuffer(data, dtype)
-    return array.reshape(shape[::-1]).T if fortran else array.reshape(shape)
+    return shaped(os.fspath(path), data, shape, fortran, dtype)
 
 
 EXPERT_IDS = RoutingFormat(

@@ -214,7 +214,7 @@ BAD: dict[str, tuple[str, Any, str]] = {
     "uneven": (
         "a.csv", "token,layer,expert\n0,0,0\n0,0,1\n0,0,2\n1,0,0\n", "row 3: token 0, layer 0: expected as many experts for each token",
     ),
-    "no array": ("a.npy", "x", "not an array of NumPy"),
+    "no array": ("a.npy", "x", "not a plain array"),
     "unknown": ("a.bin", "x", "expected a name that ends in one of .pt"),
 }  # fmt: skip
 
@@ -236,9 +236,12 @@ def test_bad_arrays(tmp_path: Path):
     (tmp_path / "short.npy").write_bytes((tmp_path / "short.npy").read_bytes()[:-1])
     np.save(tmp_path / "float.npy", IDS * 0.5)
     np.save(tmp_path / "object.npy", np.array([[[{}]]], object))
+    with open(tmp_path / "truth.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": (True, 1, 1)})
+        file.write(bytes(8))
     np.savez(tmp_path / "user.npz", ids=IDS, user=[0])
     for name, message in (
-        ("short.npy", "does not fit the file"), ("float.npy", "expected integers"), ("object.npy", "expected integers"),
+        ("short.npy", "does not fit the file"), ("float.npy", "expected integers"), ("object.npy", "expected numbers, got dtype object"), ("truth.npy", "does not fit an array"),
         ("user.npz", r"user: shape \[1\], expected \[40\]"),
     ):  # fmt: skip
         with pytest.raises(InvalidFileError, match=message):
