@@ -13,7 +13,7 @@ from tests.fuzz.readers import READERS, Reader
 
 INPUTS = int(os.environ.get("EDGEOPT_FUZZ_INPUTS", "20000"))
 SEED = os.environ.get("EDGEOPT_FUZZ_SEED", "0")
-FEW = 20
+FEW = 12
 LONGEST = 1500  # characters of a message: every quoted value is cut, paths and lists of names are not
 
 
