@@ -68,6 +68,11 @@ class NearColumns:
         """int64 [C], the expert of each column."""
         return np.repeat(np.arange(self.first.size - 1), np.diff(self.first))
 
+    def kept(self, keep: NDArray[np.bool_]) -> "NearColumns":
+        """Return the columns chosen by a mask [C]."""
+        count = np.bincount(self.expert[keep], minlength=self.first.size - 1)
+        return NearColumns(np.concatenate([[0], np.cumsum(count)]), self.mask[keep], self.value[keep])
+
 
 class Pricing(Protocol):
     """One way to solve the subproblem.
