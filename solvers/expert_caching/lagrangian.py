@@ -15,7 +15,7 @@ from edgeopt.rng import stream
 from edgeopt.solve import Run, SolveOptions
 from edgeopt.solvers.expert_caching.common import empty_placement, supports_expert_caching
 from edgeopt.solvers.expert_caching.distinct_bound import DistinctBound
-from edgeopt.solvers.expert_caching.dual import minimise_dual
+from edgeopt.solvers.expert_caching.dual import FIRST_STEP, NEAR_STEP, minimise_dual, sampled_prices
 from edgeopt.solvers.expert_caching.exchange import exchange_round
 from edgeopt.solvers.expert_caching.facility import Facility
 from edgeopt.solvers.expert_caching.finish import Finish
@@ -128,16 +128,24 @@ class Lagrangian:
         """Bring bound and incumbent together; return whether the incumbent is proved optimal, and what HiGHS had to say."""
         with run.building():
             pricing, price = _prepare(facility, start, run.stopped)
+        first, sampled = price, False
 
         def on_step(step: int, _: Prices, best: Prices) -> float | None:
             run.tighten(best.bound)
-            if step % pricing.round_every == 0:
+            if step % pricing.round_every == 0 or (step == 2 and sampled):
                 run.offer(Placement(_round_down(run, facility, best.choice)))
                 pricing.restrict(best, _gap(run, best))
+                if step == 2 and isinstance(pricing, AscentPricing):
+                    pricing.sharpen(best, run.tighten)
             return _value(run) if run.step() else None
 
         try:
-            prices = minimise_dual(facility, pricing, price, self.max_steps, on_step)
+            if isinstance(pricing, AscentPricing):
+                price = sampled_prices(facility, price, start, run.stopped, lambda: _value(run) if run.step() else None)
+            sampled = price is not first
+            prices = minimise_dual(
+                facility, pricing, price, self.max_steps, on_step, NEAR_STEP if sampled else FIRST_STEP
+            )
         except Stopped:
             return False, ""
         run.tighten(prices.bound)
@@ -145,7 +153,8 @@ class Lagrangian:
             return False, ""
         cached = _round_down(run, facility, prices.choice)
         run.offer(Placement(cached))
-        if pricing.near(prices, 0.0) is None:
+        if isinstance(pricing, AscentPricing):
+            pricing.sharpen(prices, run.tighten)
             sweep(run, facility, cached, max_sweeps=self.rounds)
             return False, ""
         return self._close_columns(run, facility, pricing, prices)
