@@ -333,7 +333,7 @@ class ExpertCaching(Problem):
     def _saving_per_user(self, solution: Placement) -> NDArray[np.float64]:
         saved = np.zeros(self.num_users)
         mask = self.device_mask()
-        for m, model in enumerate(self.models):
+        for m in range(len(self.models)):
             device = mask[:, self.first_expert[m] : self.first_expert[m + 1]]
             if self.is_modular_per_set:
                 per_user = self._modular_saving(m, solution, device)
