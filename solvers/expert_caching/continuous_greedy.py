@@ -109,7 +109,13 @@ class ContinuousGreedy:
                         return mixture
                     some = slice(start, start + chunk)
                     values[some] = server_gradient(
-                        n, y[:, some], facility.weight[some], facility.gain, facility.model[some], order, rank
+                        n,
+                        np.ascontiguousarray(y[:, some]),
+                        facility.weight[some],
+                        facility.gain,
+                        facility.model[some],
+                        order,
+                        rank,
                     )
                 configuration[n] = knapsack(values, facility.units, int(facility.capacity_units[n]))[1]
                 y[n] += configuration[n] / self.steps
