@@ -12,19 +12,45 @@ Ints = NDArray[np.int64]
 
 @parallel_kernel
 def best_gain(holders_ptr: Ints, holders: Ints, gain: Floats) -> Floats:
-    """Return [U, E]: the largest gain[n, u] over the servers n that hold expert e, 0 if none does.
+    """Return [U, E]: the largest gain[u, n] over the servers n that hold expert e, 0 if none does.
 
-    ``holders[holders_ptr[e]:holders_ptr[e + 1]]`` are the servers that hold expert e; gain is [N, U].
+    ``holders[holders_ptr[e]:holders_ptr[e + 1]]`` are the servers that hold expert e; gain is [U, N], so that one user's
+    gains lie side by side.
     """
-    num_experts, num_users = holders_ptr.size - 1, gain.shape[1]
+    num_experts, num_users = holders_ptr.size - 1, gain.shape[0]
     best = np.zeros((num_users, num_experts))
     for u in prange(num_users):
+        own = gain[u]
         for e in range(num_experts):
             value = 0.0
             for k in range(holders_ptr[e], holders_ptr[e + 1]):
-                value = max(value, gain[holders[k], u])
+                value = max(value, own[holders[k]])
             best[u, e] = value
     return best
+
+
+@parallel_kernel
+def modular_saving(
+    holders_ptr: Ints, holders: Ints, gain: Floats, uses: Floats, profile: Ints, device: NDArray[np.bool_]
+) -> Floats:
+    """Return [U]: the sum of ``uses[profile[u], e]`` times what `best_gain` says, over the experts that the device lacks.
+
+    Without a table of users and experts, which would take longer to write than the sums. device is [U, E].
+    """
+    num_experts, num_users = holders_ptr.size - 1, gain.shape[0]
+    total = np.zeros(num_users)
+    for u in prange(num_users):
+        own, row = gain[u], uses[profile[u]]
+        saved = 0.0
+        for e in range(num_experts):
+            if holders_ptr[e] == holders_ptr[e + 1] or device[u, e]:
+                continue
+            value = 0.0
+            for k in range(holders_ptr[e], holders_ptr[e + 1]):
+                value = max(value, own[holders[k]])
+            saved += row[e] * value
+        total[u] = saved
+    return total
 
 
 @parallel_kernel

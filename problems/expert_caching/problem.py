@@ -333,26 +333,39 @@ class ExpertCaching(Problem):
     def _saving_per_user(self, solution: Placement) -> NDArray[np.float64]:
         saved = np.zeros(self.num_users)
         mask = self.device_mask()
-        for m, model in enumerate(self.models):
+        for m in range(len(self.models)):
             device = mask[:, self.first_expert[m] : self.first_expert[m + 1]]
-            saving = self._best_gain(m, solution)
-            saving[device] = 0.0
             if self.is_modular_per_set:
-                per_user = np.einsum("ue,ue->u", model.uses[self.profile[:, m]], saving)
+                per_user = self._modular_saving(m, solution, device)
             else:
+                saving = self._best_gain(m, solution)
+                saving[device] = 0.0
                 per_user = self._expected_saving(m, self._base_latency(m, device), saving)
             saved += self.request[:, m] * per_user
         return saved
 
+    def _holders(self, m: int, solution: Placement) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the servers that hold each expert of a model, in CSR form."""
+        cached = solution.cached[:, self.first_expert[m] : self.first_expert[m + 1]]
+        experts, servers = np.nonzero(cached.T)
+        return np.searchsorted(experts, np.arange(cached.shape[1] + 1)), servers
+
     def _best_gain(self, m: int, solution: Placement, gain: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
         from edgeopt.problems.expert_caching.kernels import best_gain  # late: numba takes 0.3 s to import
 
-        cached = solution.cached[:, self.first_expert[m] : self.first_expert[m + 1]]
-        experts, servers = np.nonzero(cached.T)
-        ptr = np.searchsorted(experts, np.arange(cached.shape[1] + 1))
         gain = self.gain_s[m] if gain is None else gain
-        best: NDArray[np.float64] = best_gain(ptr, servers, np.ascontiguousarray(gain.T))
+        best: NDArray[np.float64] = best_gain(*self._holders(m, solution), np.ascontiguousarray(gain))
         return best
+
+    def _modular_saving(self, m: int, solution: Placement, device: NDArray[np.bool_]) -> NDArray[np.float64]:
+        from edgeopt.problems.expert_caching.kernels import modular_saving  # late, as above
+
+        gain, profile = np.ascontiguousarray(self.gain_s[m]), self.profile[:, m].astype(np.int64)
+        uses = np.ascontiguousarray(self.models[m].uses)
+        saved: NDArray[np.float64] = modular_saving(
+            *self._holders(m, solution), gain, uses, profile, np.ascontiguousarray(device)
+        )
+        return saved
 
     def _base_latency(self, m: int, device: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Return [U, E_m]: seconds per expert with no edge cache."""

@@ -44,7 +44,7 @@ def certify(run: Run[Placement], problem: ExpertCaching, facility: Facility | No
         return
     if facility is None or not problem.is_modular_per_set:
         facility = Facility.of(problem, bound=True)
-    run.tighten(certificate(problem, facility, run.solution))
+    run.tighten(certificate(problem, facility, run.solution, run.stopped if work > QUICK else lambda: False))
 
 
 def fill_in_order(order: NDArray[np.int64], problem: ExpertCaching) -> NDArray[np.bool_]:

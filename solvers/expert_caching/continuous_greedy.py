@@ -19,6 +19,8 @@ from edgeopt.solvers.expert_caching.successive import sweep
 from edgeopt.solvers.kernels.facility import server_gradient
 from edgeopt.solvers.kernels.knapsack import knapsack
 
+CHUNK = 1 << 23  # experts x users x servers between two looks at the clock: some tens of milliseconds
+
 
 @dataclass(frozen=True, slots=True)
 class ContinuousGreedy:
@@ -97,12 +99,24 @@ class ContinuousGreedy:
         """Return the T configurations [N, E] of the mixture; fewer if the run is stopped."""
         y = np.zeros((facility.num_servers, facility.num_experts))
         mixture: list[NDArray[np.bool_]] = []
+        values = np.empty(facility.num_experts)
+        chunk = max(1, CHUNK // (facility.weight.shape[1] * facility.num_servers))
         for _ in range(self.steps):
             configuration = np.zeros(y.shape, bool)
             for n in range(facility.num_servers):
-                if run.stopped():  # an unfinished step is worth nothing to the guarantee
-                    return mixture
-                values = server_gradient(n, y, facility.weight, facility.gain, facility.model, order, rank)
+                for start in range(0, values.size, chunk):
+                    if run.stopped():  # an unfinished step is worth nothing to the guarantee
+                        return mixture
+                    some = slice(start, start + chunk)
+                    values[some] = server_gradient(
+                        n,
+                        np.ascontiguousarray(y[:, some]),
+                        facility.weight[some],
+                        facility.gain,
+                        facility.model[some],
+                        order,
+                        rank,
+                    )
                 configuration[n] = knapsack(values, facility.units, int(facility.capacity_units[n]))[1]
                 y[n] += configuration[n] / self.steps
             mixture.append(configuration)

@@ -18,6 +18,7 @@ MAX_PROPOSALS = 200_000  # of one annealing run
 CHUNK = 20_000  # proposals between two looks at the clock
 HOT, COLD = 0.2, 0.01  # temperatures, and
 TOUCH = 0.25  # what touching another server is expected to cost, all in units of the largest loss kept
+PAIRED = 0.3  # share of changes that another server makes the other way round
 SCAN = 20  # experts looked at to find a cheap part of an exchange
 
 
@@ -28,6 +29,7 @@ def exchange_round(
     prices: Prices,
     rng: np.random.Generator,
     spread: float = 1.0,
+    share: float = 1.0,
 ) -> None:
     """Anneal once from a rounding of a dual point in random server order; offer what is found.
 
@@ -37,6 +39,7 @@ def exchange_round(
     facility, columns, prices : the problem, the columns within the gap, and the dual point they are near to.
     rng : draws the order of the servers and the proposals.
     spread : how far from the best column an expert may stray, relative to the usual.
+    share : of the usual proposals.
     """
     cached = prices.choice.copy()
     respond(run, facility, cached, rng.permutation(facility.num_servers))
@@ -65,12 +68,12 @@ def exchange_round(
     if not bucket.size:
         return
     delta = deltas(units, group)
-    proposals = min(MAX_PROPOSALS, 100 * mask.size)
+    proposals = int(share * min(MAX_PROPOSALS, 100 * mask.size))
     cooling = (COLD / HOT) ** (1 / proposals)
     for done in range(0, proposals, CHUNK):
         energy, lowest = exchange(
             rng, mask, loss, first, current, bucket_first, bucket, units, group, unit_price, slack, *delta,
-            allowed * HOT * cooling**done, cooling, allowed * TOUCH, SCAN, min(CHUNK, proposals - done), energy, lowest,
+            allowed * HOT * cooling**done, cooling, allowed * TOUCH, PAIRED, SCAN, min(CHUNK, proposals - done), energy, lowest,
             best,
         )  # fmt: skip
         if not run.step():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from edgeopt.solvers.kernels.facility import best_of, marginals
 from edgeopt.solvers.kernels.knapsack import fractional_knapsack
 
 MAX_UNITS = 1 << 20  # finest grid of storage units that a dynamic programme is run on
+CHUNK = 1 << 26  # experts x users x servers between two looks at the clock: some tens of milliseconds
 NEAR = 1e-9  # of the largest size: a smaller remainder is rounding
 
 
@@ -183,16 +185,25 @@ def _shared(
     return np.bincount(sets.ravel(), weights=np.repeat(per_set, top_k), minlength=remote.size).astype(np.float64)
 
 
-def certificate(problem: ExpertCaching, facility: Facility, placement: Placement) -> float:
-    """Return an upper bound on the optimum from the marginal values at a placement S.
+def certificate(
+    problem: ExpertCaching, facility: Facility, placement: Placement, stopped: Callable[[], bool] = lambda: False
+) -> float:
+    """Return an upper bound on the optimum from the marginal values at a placement S; inf if stopped before it is there.
 
     OPT <= F(S) + sum over servers of the fractional knapsack of the marginal values at S: by submodularity the
     optimum adds to S at most the sum of its own marginal values, and those fit each server's storage. `facility` is
     the bounding form of the problem, ``Facility.of(problem, bound=True)`` (the form itself when sets are modular).
     """
-    best = best_of(placement.cached, facility.gain, facility.model)
-    value = float(np.einsum("eu,eu->", facility.weight, best))
-    values = marginals(facility.weight, facility.gain, facility.model, best)
+    value, values = 0.0, np.empty((facility.num_experts, facility.num_servers))
+    chunk = max(1, CHUNK // max(1, facility.weight.shape[1] * facility.num_servers))
+    for start in range(0, facility.num_experts, chunk):
+        if stopped():
+            return math.inf
+        some = slice(start, start + chunk)
+        weight, model = facility.weight[some], facility.model[some]
+        best = best_of(np.ascontiguousarray(placement.cached[:, some]), facility.gain, model)
+        value += float(np.einsum("eu,eu->", weight, best))
+        values[some] = marginals(weight, facility.gain, model, best)
     return value + sum(
         fractional_knapsack(values[:, n], facility.size, float(facility.capacity[n]))[0]
         for n in range(facility.num_servers)

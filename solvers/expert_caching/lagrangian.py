@@ -15,22 +15,35 @@ from edgeopt.rng import stream
 from edgeopt.solve import Run, SolveOptions
 from edgeopt.solvers.expert_caching.common import empty_placement, supports_expert_caching
 from edgeopt.solvers.expert_caching.distinct_bound import DistinctBound
-from edgeopt.solvers.expert_caching.dual import minimise_dual
+from edgeopt.solvers.expert_caching.dual import FIRST_STEP, NEAR_STEP, minimise_dual, sampled_prices
 from edgeopt.solvers.expert_caching.exchange import exchange_round
 from edgeopt.solvers.expert_caching.facility import Facility
 from edgeopt.solvers.expert_caching.finish import Finish
 from edgeopt.solvers.expert_caching.greedy import greedy_placement
 from edgeopt.solvers.expert_caching.groups import Groups
+from edgeopt.solvers.expert_caching.linking import Linking
 from edgeopt.solvers.expert_caching.max_bound import bound_max
 from edgeopt.solvers.expert_caching.max_convolution import MaxConvolution
-from edgeopt.solvers.expert_caching.pricing import AscentPricing, Prices, Pricing, Stopped, pricing_for, start_prices
+from edgeopt.solvers.expert_caching.pricing import (
+    AscentPricing,
+    NearColumns,
+    Prices,
+    Pricing,
+    Stopped,
+    pricing_for,
+    start_prices,
+)
 from edgeopt.solvers.expert_caching.successive import respond, sweep
 from edgeopt.solvers.kernels.facility import best_of
+from edgeopt.solvers.kernels.subsets import cached_to_masks
 
 SPREAD = (1.0, 0.5, 2.0)  # how wide the exchange search looks, in turn
 PATIENCE = 12  # exchange rounds without a better placement before it is given up
-TRIALS, LEFT_OVER = 3, 0.6  # branch and bound is tried early if so many rounds leave more than this share of the gap
-FINISH_FIRST = 3000  # columns up to which branch and bound comes before exchange
+TRIALS, LEFT_OVER = 1, 0.6  # branch and bound is tried early if so many rounds leave more than this share of the gap
+NEAREST = 4000  # columns that it then looks at
+FIRST_ROUND = 0.25  # of the proposals of a round: a first good placement soon, so that bounds can work
+LINK_STEPS, LINK_COLUMNS = 200, 60_000  # steps of the linking dual before the second round, and most columns for it
+FINISH_FIRST = 1500  # columns up to which branch and bound comes before exchange
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,23 +54,24 @@ class Lagrangian:
 
     .. math:: OPT \le L(\lambda) = \sum_e \max_S [v_e(S) - s_e \lambda(S)] + \sum_n \lambda_n Q_n
 
-    for every price. The steps: (1) greedy by value per byte; (2) minimise L by a deflected subgradient method, rounding on
+    for every price. The steps: (1) greedy by value per byte; (2) minimise L by Shor's r-algorithm, rounding on
     the way: each server in turn gets its exact best knapsack given the others; (3) forget every column (expert, subset)
     whose loss, L's term less its own, exceeds the gap, since no better placement can use it; (4) exchange search:
     a placement falls short of L by exactly the sum of its columns' losses plus the price of its free storage, which is
-    what chains of exchanges between experts anneal; (5) branch and bound by HiGHS over the columns left, if
-    they are few.
+    what chains of exchanges between experts anneal; (5) between its rounds the linking dual (`Linking`), which prices single copies so that every server
+    keeps its whole knapsack: it lowers the bound and forgets more columns; (6) branch and bound by HiGHS over the columns
+    left, if they are few.
 
     Guarantee: none beforehand; the bound certifies each result, and small instances whose sizes are whole storage units are solved to
     proven optimality.
     Subsets are tabulated up to about 15 servers (O(E (U N^2 + N 2^N)) once, then O(columns) per step). Beyond, they come from local
-    search and the bound from dual ascent (Erlenkotter 1978), O(E U N) per step, and steps 3 to 5 are replaced by
+    search and the bound from dual ascent (Erlenkotter 1978), O(E U N) per step, and steps 3 to 6 are replaced by
     best-response sweeps. For ``max`` and ``mix`` with K >= 2 the relaxation of the sum surrogate gives a start, the search of `MaxConvolution`
     works on the true objective, and the bound counts the distinct experts of each layer (`distinct_bound`), beyond its sizes
     shares each set's saving out among its experts (`max_bound`).
 
     Sources: Geoffrion 1974 (relaxation), Dyer 1980 and others (fixing by reduced cost); combination and exchange
-    search ours. One iteration is one dual step, one server's knapsack, 20,000 exchange proposals, or one report of HiGHS.
+    search ours. One iteration is one step of a dual, one server's knapsack, 20,000 exchange proposals, or one report of HiGHS.
 
     Parameters
     ----------
@@ -114,16 +128,24 @@ class Lagrangian:
         """Bring bound and incumbent together; return whether the incumbent is proved optimal, and what HiGHS had to say."""
         with run.building():
             pricing, price = _prepare(facility, start, run.stopped)
+        first, sampled = price, False
 
         def on_step(step: int, _: Prices, best: Prices) -> float | None:
             run.tighten(best.bound)
-            if step % pricing.round_every == 0:
+            if step % pricing.round_every == 0 or (step == 2 and sampled):
                 run.offer(Placement(_round_down(run, facility, best.choice)))
                 pricing.restrict(best, _gap(run, best))
+                if step == 2 and isinstance(pricing, AscentPricing):
+                    pricing.sharpen(best, run.tighten)
             return _value(run) if run.step() else None
 
         try:
-            prices = minimise_dual(facility, pricing, price, self.max_steps, on_step)
+            if isinstance(pricing, AscentPricing):
+                price = sampled_prices(facility, price, start, run.stopped, lambda: _value(run) if run.step() else None)
+            sampled = price is not first
+            prices = minimise_dual(
+                facility, pricing, price, self.max_steps, on_step, NEAR_STEP if sampled else FIRST_STEP
+            )
         except Stopped:
             return False, ""
         run.tighten(prices.bound)
@@ -131,7 +153,8 @@ class Lagrangian:
             return False, ""
         cached = _round_down(run, facility, prices.choice)
         run.offer(Placement(cached))
-        if pricing.near(prices, 0.0) is None:
+        if isinstance(pricing, AscentPricing):
+            pricing.sharpen(prices, run.tighten)
             sweep(run, facility, cached, max_sweeps=self.rounds)
             return False, ""
         return self._close_columns(run, facility, pricing, prices)
@@ -139,20 +162,28 @@ class Lagrangian:
     def _close_columns(
         self, run: Run[Placement], facility: Facility, pricing: Pricing, prices: Prices
     ) -> tuple[bool, str]:
-        """Exchange search and branch and bound over the columns that are left; return as `_close_gap` does."""
-        message, rng = "", stream(run.seed, self.name)
+        """Exchange search, linking dual and branch and bound over the columns that are left; return as `_close_gap` does."""
+        message, rng, links = "", stream(run.seed, self.name), None
         finished, stale, best = self.finish_seconds == 0, 0, _value(run)
         first_gap = _gap(run, prices)
         for k in range(self.rounds + 1):
-            columns = pricing.near(prices, _gap(run, prices))
-            if columns is None or run.stopped() or prices.bound - _value(run) <= 1e-9 * abs(prices.bound):
+            columns = pricing.near(prices, _gap(run, prices)) if links is None else links.columns
+            if columns is None or run.stopped() or run.bound - _value(run) <= 1e-9 * abs(prices.bound):
                 break  # listed no columns, or a limit, or nothing left to close
+            if k and facility.exact_units and columns.mask.size <= LINK_COLUMNS:
+                if links is None:
+                    with run.building():
+                        links = Linking(facility, prices, columns)
+                links.close(run, LINK_STEPS if k == 1 else 2 * LINK_STEPS)
+                columns = links.columns
+                if run.stopped():
+                    break
             last = k == self.rounds or stale == PATIENCE
             useless = k == TRIALS and _gap(run, prices) > LEFT_OVER * first_gap  # branch and bound may do better
             if not finished and (last or useless) and columns.mask.size > self.finish_columns:
-                self._search_nearest(run, facility, pricing, prices)  # a smaller gap leaves fewer columns
-                columns = pricing.near(prices, _gap(run, prices)) or columns
-            if not finished and columns.mask.size <= (self.finish_columns if last or useless else FINISH_FIRST):
+                self._search_nearest(run, facility, prices, columns)
+                columns = pricing.near(prices, _gap(run, prices)) or columns  # a smaller gap leaves fewer columns
+            if not finished and columns.mask.size <= (self.finish_columns if last else FINISH_FIRST):
                 finished = True
                 finish = Finish.of(facility, prices, columns)
                 if facility.exact_units:
@@ -161,20 +192,23 @@ class Lagrangian:
                         return True, ""
             if last:
                 break
-            exchange_round(run, facility, columns, prices, rng, SPREAD[k % len(SPREAD)])
+            exchange_round(run, facility, columns, prices, rng, SPREAD[k % len(SPREAD)], 1.0 if k else FIRST_ROUND)
             stale, best = (0, _value(run)) if _value(run) > best else (stale + 1, best)
         return False, message
 
-    def _search_nearest(self, run: Run[Placement], facility: Facility, pricing: Pricing, prices: Prices) -> None:
-        """Branch and bound over as many of the nearest columns as it can take: for a better placement, not a proof."""
-        allowed = _gap(run, prices)
-        columns = pricing.near(prices, allowed)
-        while columns is not None and columns.mask.size > self.finish_columns // 3:
-            allowed *= 0.8
-            columns = pricing.near(prices, allowed)
-        if columns is not None and facility.exact_units and not run.stopped():
-            finish = Finish.of(facility, prices, columns)
-            finish.solve(run, _gap(run, prices), self.finish_seconds / 2, exact=False)
+    def _search_nearest(self, run: Run[Placement], facility: Facility, prices: Prices, columns: NearColumns) -> None:
+        """Branch and bound over the nearest columns alone: for a better placement, not a proof.
+
+        Beside them each expert may be dropped or stay as it is in the incumbent.
+        """
+        if not facility.exact_units or run.stopped():
+            return
+        assert run.solution is not None
+        loss = Finish.of(facility, prices, columns).loss
+        near = loss <= np.partition(loss, NEAREST)[NEAREST] if loss.size > NEAREST else np.ones(loss.size, bool)
+        near |= (columns.mask == 0) | (columns.mask == cached_to_masks(run.solution.cached)[columns.expert])
+        finish = Finish.of(facility, prices, columns.kept(near))
+        finish.solve(run, _gap(run, prices), self.finish_seconds / 2, exact=False)
 
     def _search_true_objective(
         self, run: Run[Placement], problem: ExpertCaching, facility: Facility, start: NDArray[np.bool_]

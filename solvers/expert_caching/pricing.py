@@ -1,6 +1,6 @@
 """The Lagrangian subproblem: with a price on every server's storage, each expert picks its own subset of servers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,7 +22,8 @@ from edgeopt.solvers.kernels.subsets import (
 
 MAX_TABLE = 1 << 26  # entries of a table of subsets: half a gigabyte
 MOVES = 3  # changes of an expert's subset per dual step
-CHUNK = 1 << 26  # experts x users x servers between two looks at the clock: some tens of milliseconds
+SHARP_STEPS = 10  # steps on the thresholds of each expert when its bound is sharpened
+CHUNK = 1 << 24  # experts x users x servers between two looks at the clock: some tens of milliseconds
 
 
 class Stopped(Exception):
@@ -67,6 +68,11 @@ class NearColumns:
     def expert(self) -> NDArray[np.int64]:
         """int64 [C], the expert of each column."""
         return np.repeat(np.arange(self.first.size - 1), np.diff(self.first))
+
+    def kept(self, keep: NDArray[np.bool_]) -> "NearColumns":
+        """Return the columns chosen by a mask [C]."""
+        count = np.bincount(self.expert[keep], minlength=self.first.size - 1)
+        return NearColumns(np.concatenate([[0], np.cumsum(count)]), self.mask[keep], self.value[keep])
 
 
 class Pricing(Protocol):
@@ -175,16 +181,33 @@ class AscentPricing:
         """Return the dual point at some prices [N]; raise `Stopped` if a limit is reached meanwhile."""
         facility, held = self.facility, self._held
         value = np.empty(facility.num_experts)
-        chunk = max(1, CHUNK // (facility.weight.shape[1] * facility.num_servers))
-        for start in range(0, facility.num_experts, chunk):
+        for some in self._chunks():
             if self._stopped():
                 raise Stopped
-            some = slice(start, start + chunk)
             weight, model, size = facility.weight[some], facility.model[some], facility.size[some]
             improve_subsets(weight, facility.gain, model, size, price, held[some], MOVES)
-            value[some] = ascent_bounds(weight, facility.gain, self._order, model, size, price, held[some])
+            value[some] = ascent_bounds(weight, facility.gain, self._order, model, size, price, held[some], 0)
         bound = float(value.sum() + price @ facility.capacity)
         return Prices(price, bound, value, held.T.copy())
+
+    def sharpen(self, at: Prices, tell: Callable[[float], object]) -> None:
+        """Tell the bound at a point's prices once each expert's bound is improved, as far as no limit is reached."""
+        facility, value, held = self.facility, at.value.copy(), at.choice.T
+        for some in self._chunks():
+            if self._stopped():
+                break
+            sharp = ascent_bounds(
+                facility.weight[some], facility.gain, self._order, facility.model[some], facility.size[some],
+                at.price, np.ascontiguousarray(held[some]), SHARP_STEPS,
+            )  # fmt: skip
+            value[some] = np.minimum(value[some], sharp)
+        tell(float(value.sum() + at.price @ facility.capacity))
+
+    def _chunks(self) -> Iterator[slice]:
+        """Yield slices of experts, each some tens of milliseconds of work."""
+        chunk = max(1, CHUNK // (self.facility.weight.shape[1] * self.facility.num_servers))
+        for start in range(0, self.facility.num_experts, chunk):
+            yield slice(start, start + chunk)
 
     def restrict(self, at: Prices, allowed: float) -> None:
         """Do nothing: there is no table to shrink."""

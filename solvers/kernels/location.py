@@ -14,6 +14,8 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
+MOMENTUM, AIM = 0.7, 0.3  # of subgradient steps: share of the last direction, and of what is left to aim at
+
 
 @kernel
 def _served(held: Bools, gain: Floats) -> tuple[Floats, Floats, Ints]:
@@ -112,7 +114,7 @@ def improve_subsets(
 
 @parallel_kernel
 def ascent_bounds(
-    weight: Floats, gain: Floats, order: Ints, model: Ints, size: Floats, price: Floats, held: Bools
+    weight: Floats, gain: Floats, order: Ints, model: Ints, size: Floats, price: Floats, held: Bools, steps: int
 ) -> Floats:
     """Return [E]: an upper bound on every expert's best value less price, by dual ascent (Erlenkotter 1978, warm).
 
@@ -120,6 +122,7 @@ def ascent_bounds(
     c[n] = sum of w max(0, gain[u, n] - t[u]). They start between the best and the second best gain of a good subset
     `held`, so that each of its servers just collects its price; servers that collect too much are brought down by
     raising thresholds; then thresholds are lowered one by one as far as no server collects more than its price.
+    Then so many subgradient steps on all thresholds at once; a step takes about a quarter of the time of the rest.
     order [M, U, N] lists each user's servers by falling gain.
     """
     num_experts, num_users = weight.shape
@@ -182,15 +185,63 @@ def ascent_bounds(
                 if active == num_servers or threshold[u] > floor:
                     break
                 active += 1
-        # the bound is taken from the thresholds alone, so that rounding along the way cannot make it invalid
+        bounds[e] = _descend(w, reach, cost, best, held[e], threshold, steps)
+    return bounds
+
+
+@kernel
+def _descend(
+    weight: Floats, gain: Floats, cost: Floats, best: Floats, held: Bools, threshold: Floats, steps: int
+) -> float:
+    """Return the least bound that thresholds [U] prove on the way of so many subgradient steps, which change them.
+
+    A step has Polyak's length towards the value of `held`, less each time four steps in a row found nothing. The bound is
+    taken from the thresholds alone, so that rounding along the way cannot make it invalid.
+    """
+    num_users, num_servers = gain.shape
+    target = 0.0
+    for u in range(num_users):
+        target += weight[u] * best[u]
+    for n in range(num_servers):
+        if held[n]:
+            target -= cost[n]
+    least, scale, stale = np.inf, 1.0, 0
+    kept, direction = threshold.copy(), np.zeros(num_users)
+    collected, open_now = np.zeros(num_servers), np.zeros(num_servers)
+    for step in range(steps + 1):
         total = 0.0
         collected[:] = 0.0
         for u in range(num_users):
-            total += w[u] * threshold[u]
-            if w[u] > 0.0:
+            total += weight[u] * threshold[u]
+            if weight[u] > 0.0:
                 for n in range(num_servers):
-                    collected[n] += w[u] * max(0.0, reach[u, n] - threshold[u])
+                    collected[n] += weight[u] * max(0.0, gain[u, n] - threshold[u])
         for n in range(num_servers):
             total += max(0.0, collected[n] - cost[n])
-        bounds[e] = total
-    return bounds
+            open_now[n] = 1.0 if collected[n] > cost[n] else 0.0
+        stale += 1
+        if total < least:
+            least, stale = total, 0
+            kept[:] = threshold
+        if step == steps or least - target <= 1e-6 * abs(target):
+            break
+        if stale == 4:
+            scale, stale = 0.5 * scale, 0
+            threshold[:] = kept
+            direction[:] = 0.0
+            continue
+        norm = 0.0
+        for u in range(num_users):
+            slope = 1.0
+            for n in range(num_servers):
+                slope -= open_now[n] * (gain[u, n] > threshold[u])
+            if threshold[u] <= 0.0 and slope > 0.0:
+                slope = 0.0
+            direction[u] = slope + MOMENTUM * direction[u]
+            norm += weight[u] * direction[u] * direction[u]
+        if norm <= 0.0:
+            break
+        move = scale * (total - least + AIM * (least - target)) / norm
+        for u in range(num_users):
+            threshold[u] = max(0.0, threshold[u] - move * direction[u])
+    return least

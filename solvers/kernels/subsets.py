@@ -194,6 +194,7 @@ def exchange(
     hot: float,
     cooling: float,
     penalty: float,
+    paired: float,
     scan: int,
     proposals: int,
     energy: float,
@@ -214,6 +215,7 @@ def exchange(
     num_servers = slack.size
     num_groups = (bucket_first.size - 1) // num_servers
     limit = 12  # columns changed in one chain
+    wanted = np.zeros((num_groups, 2), np.int64)  # servers at which the chain is to take out, or put in, a size
     changed_expert, changed_from = np.empty(limit, np.int64), np.empty(limit, np.int64)
     todo_server, todo_group, todo_up = np.empty(64, np.int64), np.empty(64, np.int64), np.empty(64, np.int64)
     temperature = hot
@@ -224,6 +226,14 @@ def exchange(
         for k in range(delta_first[delta], delta_first[delta + 1]):
             todo_server[todo], todo_group[todo], todo_up[todo] = server, delta_group[k], delta_up[k]
             todo += 1
+        if rng.random() < paired:
+            other = (server + 1 + rng.integers(0, num_servers - 1)) % num_servers
+            for k in range(delta_first[delta], delta_first[delta + 1]):
+                todo_server[todo], todo_group[todo], todo_up[todo] = other, delta_group[k], 1 - delta_up[k]
+                todo += 1
+        wanted[:, 0], wanted[:, 1] = 0, 0
+        for k in range(todo):
+            wanted[todo_group[k], todo_up[k]] |= 1 << todo_server[k]
         changes, difference, possible = 0, 0.0, True
         while todo > 0 and possible:
             todo -= 1
@@ -247,6 +257,7 @@ def exchange(
                         continue
                     cost = loss[c] - loss[current[e]]
                     others = (mask[c] ^ now) & ~bit
+                    others &= ~((mask[c] & wanted[g, 1]) | (now & wanted[g, 0]))
                     while others:
                         cost += penalty
                         others &= others - 1
@@ -279,8 +290,19 @@ def exchange(
                     slack[m] += -units[e] if holds else units[e]
                     difference += price[m] * (-units[e] if holds else units[e])
                     if m != n:
-                        todo_server[todo], todo_group[todo], todo_up[todo] = m, g, 1 - holds
-                        todo += 1
+                        at = todo - 1  # what was to be done there anyway is done
+                        while at >= 0 and (todo_server[at] != m or todo_group[at] != g or todo_up[at] != holds):
+                            at -= 1
+                        if at >= 0:
+                            todo -= 1
+                            todo_server[at], todo_group[at], todo_up[at] = (
+                                todo_server[todo],
+                                todo_group[todo],
+                                todo_up[todo],
+                            )
+                        else:
+                            todo_server[todo], todo_group[todo], todo_up[todo] = m, g, 1 - holds
+                            todo += 1
                 touched >>= 1
                 m += 1
         if possible:

@@ -16,7 +16,7 @@ from edgeopt.progress import Callback
 from edgeopt.result import Result, Status
 from edgeopt.solve import Run, SolveOptions
 from edgeopt.solvers.expert_caching import exchange, finish, lagrangian, pricing
-from edgeopt.solvers.expert_caching.dual import minimise_dual
+from edgeopt.solvers.expert_caching.dual import minimise_dual, sampled_prices
 from edgeopt.solvers.expert_caching.facility import Facility
 from edgeopt.solvers.expert_caching.finish import Finish
 from edgeopt.solvers.expert_caching.lagrangian import Lagrangian
@@ -214,6 +214,25 @@ def test_more_than_62_servers() -> None:
     result = edgeopt.solve(problem, Lagrangian(max_steps=40))
     check(result, problem)
     assert result.gap < 0.1
+
+
+def test_prices_of_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prices from a third of many experts give a better bound than those of the start; few experts need no sample."""
+    problem = ExpertCaching.random(num_servers=18, num_users=20, num_layers=2, experts_per_layer=60, seed=3)
+    facility = Facility.of(problem).in_units()
+    cached = np.zeros((18, problem.num_experts), bool)
+    start = start_prices(facility, cached)
+    assert sampled_prices(facility, start, cached, lambda: False, lambda: 0.0) is start
+    monkeypatch.setattr("edgeopt.solvers.expert_caching.dual.SAMPLE", problem.num_experts // 3)
+    price = sampled_prices(facility, start, cached, lambda: False, lambda: 0.0)
+    bounds = []
+    for at in (start, price):
+        ascent = AscentPricing(facility)
+        bounds.append([ascent.evaluate(at).bound for _ in range(4)][-1])
+    assert bounds[1] < bounds[0]
+    result = edgeopt.solve(problem, Lagrangian(max_steps=20))
+    check(result, problem)
+    assert result.gap < 0.02
 
 
 @pytest.mark.parametrize("no_table_first", [False, True])
