@@ -37,16 +37,23 @@ def pretrained(
     OSError
         If a file cannot be read.
     """
+    import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    for file in folder.iterdir() if gguf is None else ():
-        if not file.is_dir():
-            open_file(file).close()  # what is a pipe or a device is refused
+    files = [file for file in folder.iterdir() if not file.is_dir()] if gguf is None else [folder / gguf]
+    held = 0
+    for file in files:
+        open_file(file).close()  # what is a pipe or a device is refused
+        held += file.stat().st_size
     given: dict[str, Any] = {"local_files_only": True} | ({} if gguf is None else {"gguf_file": gguf})
     try:
         config: Any = AutoConfig.from_pretrained(folder, **given)
         if (layers := getattr(config.get_text_config(), "num_hidden_layers", 0)) > MOST_LAYERS:
             raise InvalidFileError(f"{path}: {quoted(layers)} layers: expected at most {MOST_LAYERS}")
+        with torch.device("meta"):  # shapes alone
+            weights = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
+        if weights > 8 * held:  # not even a bit for each: they would be drawn by chance
+            raise InvalidFileError(f"{path}: not {expected}: {weights:,} weights in {held:,} bytes")
         model, found = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **given, **options)
         if found["missing_keys"]:
             raise InvalidFileError(f"{path}: not {expected}: {quoted(min(found['missing_keys']))} is missing")

@@ -77,8 +77,8 @@ def test_a_file_is_unpacked_once(tmp_path: Path):
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
-def _with_layers(whole: bytes, count: int) -> bytes:
-    at = whole.index(name := b"llama.block_count") + len(name) + 4
+def _with(whole: bytes, name: bytes, count: int) -> bytes:
+    at = whole.index(name) + len(name) + 4
     return whole[:at] + struct.pack("<I", count) + whole[at + 4 :]
 
 
@@ -97,8 +97,12 @@ def test_damaged_files_are_refused_in_one_line(tmp_path: Path):
             whole.replace(b"llama.block_count", b"llama.block_c\x00unt"),
             "not a complete GGUF file of a language model: ",
         ),
-        (_with_layers(whole, 2), "not a complete GGUF file of a language model: 'model.layers.1."),
-        (_with_layers(whole, 2**31), "2147483648 layers: expected at most 1000"),
+        (_with(whole, b"llama.block_count", 2), "not a complete GGUF file of a language model: 'model.layers.1."),
+        (_with(whole, b"llama.block_count", 2**31), "2147483648 layers: expected at most 1000"),
+        (
+            _with(whole, b"llama.rope.dimension_count", 2**24),
+            "not a complete GGUF file of a language model: 1,073,742,",
+        ),
     ):
         path.write_bytes(content)
         with pytest.raises(InvalidFileError) as caught:
