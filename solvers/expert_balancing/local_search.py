@@ -84,10 +84,8 @@ def improve(run: Run[Replicas], problem: ExpertBalancing, kicks: int) -> None:
     boards = [(_arranged(problem, start), groups_as_placed(problem, start)) for start in (*first, run.solution)]
     board, groups = boards[-1]
     counts = run.solution.counts(problem.num_experts)
-    if (
-        run.options.initial_solution is None
-    ):  # which start leads furthest is not known: as many descents as if each were kicked
-        kicks *= len(starts)
+    if run.options.initial_solution is None:
+        kicks *= len(starts)  # which start leads furthest is not known: as many descents as if each were kicked
     for layer in range(problem.num_layers):
         if run.stopped():
             return
