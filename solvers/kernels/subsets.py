@@ -226,7 +226,7 @@ def exchange(
         for k in range(delta_first[delta], delta_first[delta + 1]):
             todo_server[todo], todo_group[todo], todo_up[todo] = server, delta_group[k], delta_up[k]
             todo += 1
-        if rng.random() < paired:
+        if num_servers > 1 and rng.random() < paired:
             other = (server + 1 + rng.integers(0, num_servers - 1)) % num_servers
             for k in range(delta_first[delta], delta_first[delta + 1]):
                 todo_server[todo], todo_group[todo], todo_up[todo] = other, delta_group[k], 1 - delta_up[k]

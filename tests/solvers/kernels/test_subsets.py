@@ -159,7 +159,7 @@ class Annealing:
         """Make so many proposals."""
         self.energy, self.lowest = kernel(
             self.rng, self.mask, self.loss, self.first, self.current, *self.bucket, self.units, self.group, self.price,
-            self.slack, *self.delta, 0.3, 0.999, 0.05, 5, proposals, self.energy, self.lowest, self.best,
+            self.slack, *self.delta, 0.3, 0.999, 0.05, 0.4, 5, proposals, self.energy, self.lowest, self.best,
         )  # fmt: skip
 
 
