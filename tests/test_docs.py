@@ -180,6 +180,7 @@ def examples() -> Iterator[Any]:
         yield pytest.param(["".join(cell["source"]) for cell in cells(notebook, "code")], id=f"docs/{notebook.name}")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("blocks", [*examples()])
 def test_examples_run(blocks: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The Python blocks of a page run one after another, with time limits as short as the machine lets them be."""

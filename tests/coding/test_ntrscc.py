@@ -75,6 +75,7 @@ def test_variants_decode(system: Ntrscc, changes: dict):
             system.receiver(sent.header, 1)
 
 
+@pytest.mark.slow
 def test_another_process_makes_the_same_graph_and_decodes(system: Ntrscc, tmp_path: Path):
     """With the file of the network, the header's bytes, what was heard, and the seed; a graph follows from the seed alone."""
     system.save(tmp_path / "net.safetensors")

@@ -85,6 +85,7 @@ def test_exploration_falls():
     assert np.mean(np.array(last) == best) == pytest.approx(0.9 + 0.1 / ACTIONS, abs=0.02)
 
 
+@pytest.mark.slow
 def test_learns_to_balance():
     """Agents hold the pole several times as long as chance, which is 22 steps."""
     seeds, learner = [0, 1, 2, 3], Dqn(hidden=(32, 32), explore_steps=1000)

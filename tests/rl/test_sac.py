@@ -95,6 +95,7 @@ def test_first_actions_are_even_draws():
     assert np.histogram(found, bins=4, range=(-1, 1))[0] / 4000 == pytest.approx(0.25, abs=0.03)
 
 
+@pytest.mark.slow
 def test_learns_to_hold_still():
     """With gravity nearly gone, agents learn in a few hundred updates to bring the pendulum up."""
     seeds = [0, 1]

@@ -292,6 +292,7 @@ def test_what_ran_before_in_the_thread_does_not_matter(threads: int):
     highs_module().Highs.resetGlobalScheduler(True)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("first", ["ortools.sat.python.cp_model", "cvxpy"])
 def test_whatever_is_loaded_first(first: str):
     """Back ends that share the name of a library: each may be imported first, and all of them then solve.

@@ -146,6 +146,7 @@ def assert_same_states(first: State, second: State) -> None:
 # --- one long run -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("cut", [1, 4, 6])
 @pytest.mark.parametrize("make", [static, Wandering])
 @pytest.mark.parametrize("algorithm", [FEDAVG, FedProx(0.3, Adam(0.02)), Counting()])
@@ -244,6 +245,7 @@ def test_without_a_file_resume_starts(tmp_path: Path):
 # --- interruptions ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("make", [static, Wandering])
 @pytest.mark.parametrize("where", ["callback", "client", "first client", "plan", "commit", "models"])
 def test_interrupted_and_resumed_is_one_long_run(

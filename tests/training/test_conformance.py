@@ -158,6 +158,7 @@ def test_resumed_with_a_codec(kind: type[Algorithm], codec: type[Codec], long_ru
     assert_every_cut_is_the_long_run(case, long_run(case), tmp_path)
 
 
+@pytest.mark.sampled(2)
 @every_runner
 @every_algorithm
 def test_same_seed_same_run(kind: type[Algorithm], runner: str, long_run: LongRuns, tmp_path: Path):

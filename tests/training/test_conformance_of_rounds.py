@@ -100,6 +100,7 @@ def charged(row: dict[str, Any], runner: Recording) -> dict[str, int]:
     return {name: row[name] for name in runner.crossed(1)}
 
 
+@pytest.mark.sampled(2)
 @every_case
 def test_an_empty_plan(kind: type[Algorithm], codec: type[Codec] | None):
     """Nothing is sent or charged, and neither server nor clients remember the round; the next one goes on."""
@@ -131,6 +132,7 @@ def losing(*clients: int) -> EdgeTiming:
     return Losing.from_problem(split_tasks.problem_of(exact_task()))
 
 
+@pytest.mark.sampled(2)
 @every_case
 def test_a_lost_client(kind: type[Algorithm], codec: type[Codec] | None):
     """Its update does not count and the others' do, as without it; what is sent to it in vain is charged.
@@ -154,6 +156,7 @@ def test_a_lost_client(kind: type[Algorithm], codec: type[Codec] | None):
     assert row["bytes_down"] == other["bytes_down"] + in_vain
 
 
+@pytest.mark.sampled(2)
 @every_case
 def test_all_clients_lost(kind: type[Algorithm], codec: type[Codec] | None):
     """The models stay, there is no loss, nothing comes up and time goes by; the next round has them all again."""
@@ -168,6 +171,7 @@ def test_all_clients_lost(kind: type[Algorithm], codec: type[Codec] | None):
         assert has_moved(second, task_of(kind))
 
 
+@pytest.mark.sampled(2)
 @every_case
 def test_a_client_with_one_sample(kind: type[Algorithm], codec: type[Codec] | None):
     """It trains on that; a batch larger than the data is all of it, to the bit and in what it costs."""

@@ -15,6 +15,7 @@ from tests.one_thread import one_thread
 __all__ = ["one_thread"]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", rounds.CASES)
 def test_every_case_is_the_plain_loop(name: str, tmp_path: Path):
     """The same weights from the same mini-batches, whichever way clients run."""

@@ -119,6 +119,7 @@ def test_other_runs_have_other_rows(tmp_path: Path, folder: Path, change: dict):
     assert len(list((tmp_path / "rows").iterdir())) == 3
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("mode", ["once-interrupt", "once-interrupt-inside"])
 @pytest.mark.parametrize("executor", ["serial", None])
 def test_interrupt_keeps_what_is_done(tmp_path: Path, folder: Path, mode: str, executor: str | None):

@@ -22,6 +22,7 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "library"
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", library_names())
 def test_every_entry_loads(name: str):
     """An entry's name, kind and recipe agree with the instance, which is the same each time."""

@@ -32,6 +32,7 @@ def found():
     return run_study(STUDY, quick=True, changes=changes, executor="serial", display=False)
 
 
+@pytest.mark.slow
 def test_every_variant_runs_on_both_kinds_of_links(found):
     """One row for each; what heeds budgets is never late but for those that have a least size; others are late."""
     assert found.complete

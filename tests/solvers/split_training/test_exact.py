@@ -65,6 +65,7 @@ def test_is_the_best_of_all_plans_of_another_algorithm(seed):
     assert found.objective == problem.objective(found.solution) >= optimum * (1 - 1e-9)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("seed", range(60))
 def test_needs_no_start(seed, monkeypatch):
     """From the plan with the largest batches alone the search finds the optimum by itself."""

@@ -242,6 +242,7 @@ def test_with_everything_switched_off_it_is_fedavg():
     assert history.personal == {}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "changes",
     [

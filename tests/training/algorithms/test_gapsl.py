@@ -38,6 +38,7 @@ def plain(of: Task, algorithm: Gapsl, cuts: Any, rounds: int) -> PlainGapsl:
     return other
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("cuts", CUTS)
 @pytest.mark.parametrize(
     "changes",

@@ -369,6 +369,7 @@ def assert_up_to_date(of: Task, algorithm: Any, history: History) -> None:
             np.testing.assert_array_equal(array, expected[name], err_msg=name, strict=True)
 
 
+@pytest.mark.sampled(3)
 @both
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("optimizer", [Sgd(0.1), Sgd(0.1, 0.9), Adam(0.01)], ids=["sgd", "momentum", "adam"])

@@ -30,6 +30,7 @@ def stored(history: Any) -> dict[str, Any]:
 # --- what it computes --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("momentum", "every"), [(0.0, 2), (0.9, 1), (0.9, 2)])
 @pytest.mark.parametrize(("kind", "cut"), [("mlp", c) for c in (1, 2, 3, 4)] + [("cnn", c) for c in (1, 2, 3)])
 def test_one_client_is_sgd(kind: str, cut: int, momentum: float, every: int):

@@ -69,6 +69,7 @@ def parts(tensors: Tensors, name: str = "outputs") -> Tensors:
 # --- whom it suits ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", SPLIT, ids=lambda kind: kind.name)
 @pytest.mark.parametrize("network", ["mlp", "cnn"])
 def test_identity_is_no_codec(kind: Any, network: str):
@@ -118,6 +119,7 @@ def test_a_cut_at_the_last_layer_has_nothing_to_code():
 # --- what crosses ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("report_errors", [False, True])
 @pytest.mark.parametrize("codec", LOSSY, ids=repr)
 def test_nothing_but_what_is_coded_crosses(codec: Codec, report_errors: bool):

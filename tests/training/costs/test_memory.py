@@ -137,6 +137,7 @@ def test_a_head_counts_as_a_part_of_its_own(name: str):
         client_peak_bytes(task, 3, cut=1, head=4)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("layers", [(0,), (1,), (0, 1), (1, 2), (3,)])
 @pytest.mark.parametrize("name", MODELS)
 def test_frozen_layers(name: str, layers: tuple[int, ...]):

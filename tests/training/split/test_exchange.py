@@ -121,6 +121,7 @@ def test_parts_without_weights(algorithm: type[Algorithm]):
 # --- one client --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("algorithm", [VanillaSplit, ParallelSplit, SplitFedV2])
 @pytest.mark.parametrize(("kind", "cut"), CUTS)
 def test_one_client_is_sgd(algorithm: type[Algorithm], kind: str, cut: int):
