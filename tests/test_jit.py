@@ -3,7 +3,10 @@
 import errno
 import importlib.util
 import logging
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -163,3 +166,59 @@ def test_another_release_compiles_anew(
     assert kernel(2) == 4
     assert not was_loaded(kernel)
     assert not caplog.records
+
+
+SUMS = """
+from edgeopt.jit import parallel_kernel
+from numba import prange
+import numpy as np
+
+
+@parallel_kernel
+def sums(values):
+    found = np.empty(values.shape[0])
+    for row in prange(values.shape[0]):
+        found[row] = values[row].sum()
+    return found
+"""
+
+
+def test_one_thread_has_a_kernel_of_its_own(tmp_path: Path):
+    """With one thread loops are plain, with two they are shared out; each loads what it compiled, and the numbers are the same to the bit."""
+    (tmp_path / "adding.py").write_text(SUMS)
+    code = (
+        "import numpy as np; from adding import sums\n"
+        "found = sums(np.random.default_rng(0).random((50, 7)))\n"
+        "print(sums.targetoptions['parallel'], sum(sums.stats.cache_hits.values()), found.tobytes().hex())"
+    )
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True,
+            env=os.environ | {"NUMBA_NUM_THREADS": threads, "EDGEOPT_CACHE_DIR": str(tmp_path / "cache")},
+        ).stdout.split()
+        for threads in ("1", "2", "1")
+    ]  # fmt: skip
+    assert [line[:2] for line in said] == [["False", "0"], ["True", "0"], ["False", "1"]]
+    assert len({line[2] for line in said}) == 1
+
+
+@pytest.mark.slow
+def test_solvers_find_the_same_with_one_thread_and_with_two():
+    """Solutions and bounds to the bit, of every kind: what is shared out are independent rows."""
+    code = (
+        "import edgeopt, json; from edgeopt.problems import PROBLEMS; from edgeopt.solvers import solvers_of\n"
+        "for kind in PROBLEMS:\n"
+        "    problem = kind.random(seed=0)\n"
+        "    for solver in solvers_of(kind.kind):\n"
+        "        if not solver.name.startswith('rl-') and solver.supports(problem) is None:\n"
+        "            found = edgeopt.solve(problem, solver, seed=0, deterministic=True, stop=edgeopt.MaxIterations(20))\n"
+        "            print(kind.kind, solver.name, json.dumps(found.solution.to_json()), found.bound)"
+    )
+    one, two = (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+            env=os.environ | {"NUMBA_NUM_THREADS": threads},
+        ).stdout.splitlines()
+        for threads in ("1", "2")
+    )  # fmt: skip
+    assert one == two
