@@ -114,7 +114,7 @@ def check(result: Result[Any], tiny: Any) -> None:
     assert result.objective == tiny.problem.objective(result.solution)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pairs
 def test_ctrl_c_at_many_statements(solver: Any, tiny: Any):
     """A signal before statements all over the solve, the first and the last among them: a solution every time.

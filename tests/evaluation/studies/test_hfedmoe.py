@@ -75,10 +75,8 @@ def test_samples_have_the_labels_of_the_client():
     assert {there[tuple(row.flatten().tolist())] for row in first} <= own
 
 
-@pytest.mark.parametrize(
-    ("study", "variant"),
-    [pytest.param("hfedmoe", "memory", marks=pytest.mark.slow), ("fedalign-moe", "fedalign-moe")],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("study", "variant"), [("hfedmoe", "memory"), ("fedalign-moe", "fedalign-moe")])
 def test_text_on_demand(study: str, variant: str, tmp_path: Path):
     """A decoder that was pre-trained on text read backwards: experts and routers learn, and caches are asked token by token."""
     of = load_study(study)
