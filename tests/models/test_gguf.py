@@ -90,9 +90,7 @@ def test_damaged_files_are_refused_in_one_line(tmp_path: Path):
     for content, message in (
         (b"", "not a GGUF file: expected it to start with GGUF"),
         (b"PK\x03\x04" + whole[4:], "not a GGUF file: expected it to start with GGUF"),
-        (whole[:4], "not a complete GGUF file of a language model: "),
         (whole[: len(whole) // 2], "not a complete GGUF file of a language model: "),
-        (whole[:-200], "not a complete GGUF file of a language model: "),
         (
             whole.replace(b"llama.block_count", b"llama.block_c\x00unt"),
             "not a complete GGUF file of a language model: ",

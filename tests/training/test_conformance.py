@@ -123,7 +123,7 @@ def assert_every_cut_is_the_long_run(case: Case, long: LongRun, folder: Path) ->
 # --- properties -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("planner", "runner"), [*((planner, "batched") for planner in PLANNERS), ("static", "sequential")]
 )
@@ -139,7 +139,7 @@ def test_resumed_after_any_round_is_the_long_run(
     assert_every_cut_is_the_long_run(case, long_run(case), tmp_path)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("task", [noisy_task, turned_task, adapted_task])
 @every_algorithm
 def test_resumed_whatever_the_layers(
