@@ -1,4 +1,4 @@
-"""What transformers reads of a folder or a file: whole, and of a size that is checked before memory is taken."""
+"""What transformers reads of a folder or a file: whole, of a size that is checked before memory is taken, and never its code."""
 
 import os
 from pathlib import Path
@@ -45,13 +45,16 @@ def pretrained(
     for file in files:
         open_file(file).close()  # what is a pipe or a device is refused
         held += file.stat().st_size
-    given: dict[str, Any] = {"local_files_only": True} | ({} if gguf is None else {"gguf_file": gguf})
+    given: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False} | (
+        {} if gguf is None else {"gguf_file": gguf}
+    )
     try:
         config: Any = AutoConfig.from_pretrained(folder, **given)
         if (layers := getattr(config.get_text_config(), "num_hidden_layers", 0)) > MOST_LAYERS:
             raise InvalidFileError(f"{path}: {quoted(layers)} layers: expected at most {MOST_LAYERS}")
         with torch.device("meta"):  # shapes alone
-            weights = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
+            built = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        weights = sum(weight.numel() for weight in built.parameters())
         if weights > 8 * held:  # not even a bit for each: they would be drawn by chance
             raise InvalidFileError(f"{path}: not {expected}: {weights:,} weights in {held:,} bytes")
         model, found = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **given, **options)

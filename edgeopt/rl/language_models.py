@@ -16,6 +16,7 @@ import torch
 
 from edgeopt.errors import EdgeOptError, InvalidFileError, quoted
 from edgeopt.extras import needs
+from edgeopt.models.pretrained import pretrained
 from edgeopt.rl.instructions import Request
 from edgeopt.validate import integer, real
 
@@ -68,12 +69,9 @@ class LocalModel:
             if not (Path(self.folder) / "config.json").is_file():
                 raise InvalidFileError(f"{self.folder}: expected a folder with a model of transformers: no config.json")
             with needs("a language model", "llm"):
-                from transformers import AutoModelForCausalLM, AutoTokenizer
-            try:
-                tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
-                model = AutoModelForCausalLM.from_pretrained(self.folder, local_files_only=True)
-            except (OSError, ValueError, KeyError) as error:
-                raise InvalidFileError(f"{self.folder}: {quoted(str(error))[1:-1]}") from None
+                import transformers  # noqa: F401
+            expected = "a causal language model of transformers"
+            model, tokenizer = pretrained(self.folder, expected, Path(self.folder), tokeniser=True)
             self._loaded = (model.to(self.device).eval(), tokenizer)
         return self._loaded
 

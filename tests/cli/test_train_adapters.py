@@ -1,5 +1,6 @@
 """`edgeopt train` with adapters: of a model by name, and of a model of transformers, whose checkpoint peft reads."""
 
+import io
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from edgeopt.errors import EdgeOptError, InvalidFileError
 from edgeopt.experiment import Experiment
 from edgeopt.experiment.folder import RunFolder
 from edgeopt.models import from_transformers, load_language_model, lora_layers
+from edgeopt.rl.language_models import LocalModel
 from edgeopt.training import Adam, Sgd
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:peft")
@@ -163,6 +165,22 @@ def test_a_folder_with_something_else_is_refused(tmp_path: Path):
     os.mkfifo(tmp_path / "config.json")
     with pytest.raises(InvalidFileError, match=r"config\.json: a pipe, expected a regular file"):
         load_language_model(tmp_path)
+
+
+@pytest.mark.parametrize("read", [load_language_model, lambda folder: LocalModel(str(folder)).instructions(None)])
+def test_code_that_comes_with_a_model_is_never_run(
+    read: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    """Nobody is asked whether it may be, either, so that a yes on standard input does nothing."""
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w').close()\n")
+    own = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": own}))
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    with pytest.raises(InvalidFileError, match="not a causal language model of transformers: ") as caught:
+        read(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path}: ")
+    assert not (tmp_path / "run").exists()
+    assert "[y/N]" not in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(
