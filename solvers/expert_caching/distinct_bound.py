@@ -26,6 +26,8 @@ subset by subset instead, with the same partners for all heads. Shares are moved
 prices by a subgradient method; every step's bound is valid. With shares for each user and level the bound is at least as good as the linear relaxation
 in the limit, since a share that does not look at the partner is one of the choices.
 
+`DistinctBound.close` lowers the profiles further, by how many of a layer's experts each server holds (`count_bound`).
+
 The constraint on distinct experts follows from the storages; it says something because it is kept whole while the storages are priced.
 """
 
@@ -36,6 +38,7 @@ from numpy.typing import NDArray
 
 from edgeopt.problems import Placement
 from edgeopt.solve import Run
+from edgeopt.solvers.expert_caching.count_bound import Counts
 from edgeopt.solvers.expert_caching.groups import Groups
 from edgeopt.solvers.expert_caching.layer_bound import Layer, Places
 from edgeopt.solvers.kernels.distinct import best_sizes
@@ -73,6 +76,7 @@ class DistinctBound:
         self.holds = places.holds
         first = groups.group_first
         self.layers = [Layer(groups, places, g, size[first[g] : first[g + 1]]) for g in range(groups.num_groups)]
+        self.groups, self.counts = groups, list[Counts]()
         self.first = np.cumsum([0, *(layer.num_experts + 1 for layer in self.layers)])
         total = float(self.capacity.sum())
         grain = 1.0 if groups.exact_units and total <= GRID else total / GRID
@@ -97,10 +101,13 @@ class DistinctBound:
         """Return the bound at some prices [N] and the storage that its choice uses [N]; with `learn`, move the shares."""
         of_set = subset_prices(price)[1:]
         profiles, found = zip(*(layer.profile(of_set) for layer in self.layers), strict=True)
-        value, sizes = best_sizes(np.concatenate(profiles), self.first, self._weight, self._room)
+        value, sizes, counted = self._choose(price, np.concatenate(profiles))
         used = np.zeros_like(price)
-        for layer, at_size, k in zip(self.layers, found, sizes.tolist(), strict=True):
+        for number, (layer, at_size, k) in enumerate(zip(self.layers, found, sizes.tolist(), strict=True)):
             if not k:
+                continue
+            if number in counted:
+                used += counted[number]
                 continue
             key, subset = at_size[k]
             at, partner = layer.choose(key, subset, k, of_set)
@@ -109,6 +116,39 @@ class DistinctBound:
             if learn:
                 layer.shift(key, subset, k, at, partner)
         return float(value + price @ self.capacity), used
+
+    def _choose(self, price: Floats, profile: Floats) -> tuple[float, Ints, dict[int, Floats]]:
+        """Return the best sum of the profiles, the sizes, and the storage [N] of the layers that their counts bound."""
+        for number, counts in enumerate(self.counts):
+            own = profile[self.first[number] : self.first[number + 1]]
+            np.minimum(own, counts.ceiling(price), out=own)
+        storage: dict[tuple[int, int], Floats | None] = {}
+        while True:
+            value, sizes = best_sizes(profile, self.first, self._weight, self._room)
+            chosen = [(number, k) for number, k in enumerate(sizes.tolist()) if k]
+            fresh = [key for key in chosen if key not in storage] if self.counts else []
+            if not fresh or self.counts[0].stop():
+                found = {number: storage.get((number, k)) for number, k in chosen}
+                return value, sizes, {number: used for number, used in found.items() if used is not None}
+            for number, k in fresh:
+                counts, at = self.counts[number], self.first[number] + k
+                counts.sharpen(k)
+                bound, used = counts.bound(k, price)
+                storage[number, k] = used if bound < profile[at] else None
+                profile[at] = min(profile[at], bound)
+
+    def close(self, run: Run[Placement], steps: int) -> None:
+        """Lower the bound by the counts of each layer, and by so many more steps of the prices."""
+        if self._best == math.inf:
+            self._start(run)
+        with run.building():
+            self.counts = [Counts(self.groups, layer, self.capacity, run.stopped) for layer in self.layers]
+        self._price, self._scale, self._stale = self._at, 1.0, 0
+        self._direction = np.zeros_like(self._price)
+        for _ in range(steps):
+            if not run.step() or run.gap < 1e-9:
+                break
+            self._step(run)
 
     def descend(self, run: Run[Placement], steps: int) -> None:
         """Lower the bound by so many more steps of prices and shares, and report it to the run.

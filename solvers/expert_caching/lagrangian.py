@@ -43,6 +43,7 @@ TRIALS, LEFT_OVER = 1, 0.6  # branch and bound is tried early if so many rounds 
 NEAREST = 4000  # columns that it then looks at
 FIRST_ROUND = 0.25  # of the proposals of a round: a first good placement soon, so that bounds can work
 LINK_STEPS, LINK_COLUMNS = 200, 60_000  # steps of the linking dual before the second round, and most columns for it
+CLOSE_STEPS = 20  # of prices with the bound by counts
 FINISH_FIRST = 1500  # columns up to which branch and bound comes before exchange
 
 
@@ -67,8 +68,8 @@ class Lagrangian:
     Subsets are tabulated up to about 15 servers (O(E (U N^2 + N 2^N)) once, then O(columns) per step). Beyond, they come from local
     search and the bound from dual ascent (Erlenkotter 1978), O(E U N) per step, and steps 3 to 6 are replaced by
     best-response sweeps. For ``max`` and ``mix`` with K >= 2 the relaxation of the sum surrogate gives a start, the search of `MaxConvolution`
-    works on the true objective, and the bound counts the distinct experts of each layer (`distinct_bound`), beyond its sizes
-    shares each set's saving out among its experts (`max_bound`).
+    works on the true objective, and the bound counts the distinct experts of each layer (`distinct_bound`) and how many each server holds
+    (`count_bound`), beyond its sizes shares each set's saving out among its experts (`max_bound`).
 
     Sources: Geoffrion 1974 (relaxation), Dyer 1980 and others (fixing by reduced cost); combination and exchange
     search ours. One iteration is one step of a dual, one server's knapsack, 20,000 exchange proposals, or one report of HiGHS.
@@ -229,6 +230,8 @@ class Lagrangian:
             MaxConvolution(surrogates=(), search_work=self.search_work).search(run, groups, run.options)
         if bound is not None:
             bound.descend(run, self.bound_steps - self.bound_steps // 2)
+            if not run.stopped():
+                bound.close(run, CLOSE_STEPS)
         elif not run.stopped():
             bound_max(run, groups, iterations=self.bound_steps)
 

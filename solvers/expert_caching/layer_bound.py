@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.solvers.expert_caching.groups import Groups
-from edgeopt.solvers.kernels.distinct import pair_weights, values_of_subsets
+from edgeopt.solvers.kernels.distinct import pair_weights, values_at_servers, values_of_subsets
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -93,8 +93,8 @@ class Layer:
         self.final = groups.final[slots].reshape(size.size, num_rows)
         held = np.where(self.final, groups.base[slots].reshape(size.size, num_rows), 0)
         self.held_level = np.asarray(held.max(axis=0, initial=0))
-        uses = np.where(self.final, 0.0, groups.bias[model] * groups.uses[slots].reshape(size.size, num_rows))
-        self.plain = uses @ places.seconds(groups, self.rows)
+        self.uses = np.where(self.final, 0.0, groups.bias[model] * groups.uses[slots].reshape(size.size, num_rows))
+        self.plain = self.uses @ places.seconds(groups, self.rows)
         self.weight = np.concatenate([[0.0], np.cumsum(np.sort(size))])
         self._bundle()
         self._classes(fine=False)
@@ -136,7 +136,7 @@ class Layer:
             entries = slice(g.entry_first[p], g.entry_first[p + 1])
             own = (g.entry_set[entries] >= low) & (g.entry_set[entries] < high)
             sets, chance = g.entry_set[entries][own] - low, g.entry_probability[entries][own]
-            rest = member[sets, : int(g.width[low]) if high > low else 0]
+            rest = member[sets, : int(g.width[low]) if high > low else 1]
             held = self.final[:, row][rest]
             order = np.argsort(held.any(axis=1), kind="stable")
             order = order[~held[order].all(axis=1) & (chance[order] > 0)]
@@ -170,6 +170,11 @@ class Layer:
         used = (self.last > self.first) & (self.gain[:, -1] > 0)
         self.first, self.last, self.gain = self.first[used], self.last[used], np.ascontiguousarray(self.gain[used])
 
+    def sets_of(self, bundle: int, *, with_held: bool) -> tuple[NDArray[np.int32], Floats]:
+        """Return the sets of a bundle of users and their probability, those with experts of the device if asked."""
+        sets = slice(int(self._starts[bundle]), int(self._starts[bundle + 1] if with_held else self._middles[bundle]))
+        return self.rest[sets], self.chance[sets]
+
     def refine(self) -> None:
         """Give every level of every user shares of its own, from where the common ones stand."""
         self._classes(fine=True)
@@ -182,9 +187,8 @@ class Layer:
         count, which = self.num_experts, np.arange(len(self.gain)) * (len(score) > 1)
         odds = np.exp(np.clip(score, -300.0, 300.0))
         pairs, alone = pair_weights(odds, which, self.first, self.last, self.rest, self.chance)
-        own = self.plain + alone.T @ self.gain
-        joint = (pairs.reshape(len(pairs), count * count).T @ self.gain).reshape(count, count, self.gain.shape[1])
-        joint = np.ascontiguousarray(joint.transpose(0, 2, 1))
+        own, joint = self.plain.copy(), np.zeros((count, self.gain.shape[1], count))
+        values_at_servers(pairs, alone, self.gain, own, joint)
         if self.is_enumerated:
             return own, joint, np.zeros((0, 0, 0))
         sums = np.zeros_like(joint)

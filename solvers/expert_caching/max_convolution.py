@@ -1,5 +1,6 @@
 """`max-convolution`: one server after another by (max,+) convolution of its groups' profiles, then local search."""
 
+import copy
 import itertools
 import math
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import EdgeOptError, quoted
+from edgeopt.jit import kernel
 from edgeopt.problem import Problem
 from edgeopt.problems import ExpertCaching, Placement
 from edgeopt.result import Guarantee, Heuristic, Ratio, Result
@@ -25,6 +27,8 @@ from edgeopt.solvers.expert_caching.popularity import offer_popular, popular_pla
 from edgeopt.solvers.kernels.max_plus import concave_envelope, is_concave, max_plus_strided, max_plus_strided_dense
 
 Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 Profiles = Literal["exact", "envelope"]
 Picks = list[tuple[int, int]]
 
@@ -46,8 +50,8 @@ class MaxConvolution:
     OPT / 3. For ``max`` and ``mix`` with K >= 2 let r be the smallest ratio of a later marginal value to an earlier
     one: the ratio would be alpha r / (1 + alpha r), but r = 0 for pure ``max``. With two experts that are always used
     together and two servers that hold one each, every single placement gains nothing, so no constant exists. The
-    sweeps therefore also start from the surrogate F + lam F_sum / K, which pays for a set's first expert, and from the
-    placement of `Popularity`; the best placement goes through local search, see `local_search.improve`. One iteration
+    sweeps therefore also start from the surrogate F + lam F_sum / K, which pays for a set's first expert, from the
+    placement of `Popularity`, and from `pooled_placement`; the best placement goes through local search, see `local_search.improve`. One iteration
     is one server's problem, one chunk of the local search, or one step of the bound.
 
     Parameters
@@ -133,6 +137,10 @@ class MaxConvolution:
             self.sweep(run, groups, cached)
         if joint and not plain:
             self.sweep(run, groups, np.array(popular_placement(problem).cached))
+            if not run.stopped():
+                cached = pooled_placement(groups)
+                run.offer(Placement(cached))
+                self.sweep(run, groups, cached)
         if options.initial_solution is not None:  # warm start: sweep from the given placement too
             self.sweep(run, groups, np.array(options.initial_solution.cached))
         certify(run, problem)
@@ -198,6 +206,43 @@ def best_response(
         chosen[parts[part].experts[parts[part].held_by(option)]] = True
         total += float(parts[part].value[option])
     return total, chosen, now if fits else -math.inf
+
+
+def pooled_placement(groups: Groups) -> Bools:
+    """Return the placement [N, E] of what one server with all storage, as near to each user as its nearest, would hold.
+
+    Which layers to cache whole is a matter of the sum of all storages, which server by server nobody sees: `best_response` for
+    that one server. Then the experts go, those first for which most depends on it, to the server that saves most by each
+    of them alone. Ours; nothing is proved of it.
+    """
+    pooled = copy.copy(groups)
+    pooled.server_level = np.ascontiguousarray(groups.server_level.min(axis=1, keepdims=True))
+    pooled.capacity_units = groups.capacity_units.sum(keepdims=True)
+    shape = (groups.capacity_units.size, groups.units.size)
+    _, chosen, _ = best_response(pooled, np.zeros((1, shape[1]), bool), 0)
+    level, _ = groups.levels(np.zeros(shape, bool))
+    value = np.array([groups.single_values(n, level) for n in range(shape[0])])
+    ranked = np.sort(value, axis=0)
+    regret = ranked[-1] - ranked[-2] if shape[0] > 1 else ranked[-1]
+    experts = np.flatnonzero(chosen)
+    cached = np.zeros(shape, bool)
+    _spread(
+        experts[np.argsort(-regret[experts], kind="stable")], value, groups.units, groups.capacity_units.copy(), cached
+    )
+    return cached
+
+
+@kernel
+def _spread(experts: Ints, value: Floats, units: Ints, left: Ints, cached: Bools) -> None:
+    """Give each expert in turn to the server that values it most among those with room for it; `left` [N] is used up."""
+    for e in experts:
+        best = -1
+        for n in range(left.size):
+            if units[e] <= left[n] and (best < 0 or value[n, e] > value[best, e]):
+                best = n
+        if best >= 0:
+            cached[best, e] = True
+            left[best] -= units[e]
 
 
 def _merged(experts: NDArray[np.int64], values: Any, units: NDArray[np.int64], capacity: int) -> list[Options]:

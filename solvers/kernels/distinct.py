@@ -43,6 +43,23 @@ def pair_weights(
     return pairs, alone
 
 
+@parallel_kernel
+def values_at_servers(pairs: Floats, alone: Floats, gain: Floats, own: Floats, joint: Floats) -> None:
+    """Add to own [E, S] and joint [E, S, E] what pairs [C, E, E] and single experts alone [C, E] save at servers, gain [C, S].
+
+    Matrix products, but the threads of a BLAS and those of the kernels, called in turn, wait for each other's idle ones.
+    """
+    num_classes, num_sets = gain.shape
+    for e in prange(own.shape[0]):
+        for c in range(num_classes):
+            for s in range(num_sets):
+                seconds = gain[c, s]
+                if seconds > 0.0:
+                    own[e, s] += seconds * alone[c, e]
+                    for h in range(pairs.shape[2]):
+                        joint[e, s, h] += seconds * pairs[c, e, h]
+
+
 @kernel
 def values_of_subsets(base: Floats, joint: Floats) -> Floats:
     """Return [2^E]: for every set T of experts, the sum over e in T of the best over s of base[e, s] + joint[e, s, T].
@@ -102,3 +119,21 @@ def best_sizes(profile: Floats, first: Ints, weight: Ints, capacity: int) -> tup
         chosen[g] = taken[g, left]
         left -= weight[first[g] + chosen[g]]
     return table[capacity], chosen
+
+
+@kernel
+def sets_inside(member: NDArray[np.int32], weight: Floats, first: Ints, num_experts: int) -> Floats:
+    """Return [B, 2^E]: the weight of the sets ``first[b]:first[b + 1]`` of member [T, K] inside every set of experts."""
+    table = np.zeros((first.size - 1, 1 << num_experts))
+    for b in range(first.size - 1):
+        for t in range(first[b], first[b + 1]):
+            mask = 0
+            for j in range(member.shape[1]):
+                if member[t, j] >= 0:
+                    mask |= 1 << member[t, j]
+            table[b, mask] += weight[t]
+        for e in range(num_experts):
+            for mask in range(1 << num_experts):
+                if mask >> e & 1:
+                    table[b, mask] += table[b, mask ^ (1 << e)]
+    return table

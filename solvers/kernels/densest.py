@@ -1,0 +1,229 @@
+"""Kernels of the bound by counts: sets of experts inside k of them, and how many copies a layer has on each server."""
+
+import math
+
+import numpy as np
+from numba import prange
+from numpy.typing import NDArray
+
+from edgeopt.jit import kernel, parallel_kernel
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@kernel
+def share_sets(
+    member: NDArray[np.int32], weight: Floats, low: int, high: int, seen: float, single: Floats, pair: Floats,
+    linear: Floats, joint: Floats,
+) -> float:  # fmt: skip
+    """Share the sets `low` to `high` out among quadratic majorants; return the constant, add to linear [E] and joint [E, E].
+
+    A set of m experts of which j are chosen counts at most C(j, 2) of its pairs, each pair by itself, or
+    (j - t) (j - t - 1) / ((m - t) (m - t - 1)) for t = 1 .. m - 2. The shares fall exponentially with what each
+    majorant has counted so far: seen in all, single [E] chosen, pair [E, E] chosen together. The pair of experts a < b is at [a, b].
+    """
+    constant, most = 0.0, member.shape[1]
+    odds = np.exp(-pair)
+    share = np.empty(most * (most + 1) // 2 + most)
+    for a in range(low, high):
+        m = 0
+        while m < most and member[a, m] >= 0:
+            m += 1
+        if m == 1:
+            linear[member[a, 0]] += weight[a]
+            continue
+        count, alone, together, total = 0, 0.0, 0.0, 0.0
+        for i in range(m):
+            alone += single[member[a, i]]
+            for j in range(i + 1, m):
+                together += pair[member[a, i], member[a, j]]
+                share[count] = odds[member[a, i], member[a, j]]
+                total += share[count]
+                count += 1
+        for t in range(1, m - 1):
+            counted = (t * (t + 1) * seen - 2 * t * alone + 2 * together) / ((m - t) * (m - t - 1))
+            share[count] = math.exp(-counted)
+            total += share[count]
+            count += 1
+        part, at, every = weight[a] / total, m * (m - 1) // 2, 0.0
+        for t in range(1, m - 1):
+            now = part * share[at] / ((m - t) * (m - t - 1))
+            constant += t * (t + 1) * now
+            for i in range(m):
+                linear[member[a, i]] -= 2 * t * now
+            every += 2 * now
+            at += 1
+        at = 0
+        for i in range(m):
+            for j in range(i + 1, m):
+                joint[member[a, i], member[a, j]] += part * share[at] + every
+                at += 1
+    return constant
+
+
+@parallel_kernel
+def densest_steps(
+    member: NDArray[np.int32], weight: Floats, first: Ints, k: int, start: int, stop: int, steps: int,
+    rate: float, length: Floats, seen: Floats, single: Floats, pair: Floats, skew: Floats, apart: Floats, best: Floats,
+) -> None:  # fmt: skip
+    """Take the steps `start` to `stop` of `steps` of the bound on the sets inside k experts, for each of B problems.
+
+    Problem b has the sets ``first[b]:first[b + 1]`` of member [T, K], -1 where there are fewer than K, with weight [T].
+    In place: seen [B], single [B, E] and pair [B, E, E] as in `share_sets`; skew [B, E, E], what a pair counts more for one
+    of its experts than for the other; apart [B, E, E], prices of pairs of which neither is chosen; best [B, E + 1], the least bound
+    for every number of experts up to now. length [B] is the first step of both multipliers, `rate` that of the scores.
+    """
+    num_experts = single.shape[1]
+    for b in prange(first.size - 1):
+        for step in range(start, stop):
+            linear, joint = np.zeros(num_experts), np.zeros((num_experts, num_experts))
+            constant = share_sets(
+                member, weight, first[b], first[b + 1], seen[b], single[b], pair[b], linear, joint
+            )  # fmt: skip
+            for e in range(num_experts):
+                for h in range(e):  # half to either
+                    joint[e, h] = joint[h, e] = 0.5 * joint[h, e]
+            for e in range(num_experts):
+                for h in range(num_experts):
+                    constant += apart[b, e, h]
+                    linear[e] -= 2.0 * apart[b, e, h]
+                    joint[e, h] += apart[b, e, h] + skew[b, e, h]
+                joint[e, e] = -np.inf  # comes last
+            sums, order = np.empty((num_experts, num_experts)), np.empty((num_experts, num_experts), np.int64)
+            for e in range(num_experts):
+                order[e] = np.argsort(-joint[e], kind="mergesort")
+                total = linear[e]
+                for j in range(num_experts):
+                    sums[e, j] = total  # with j partners
+                    total += joint[e, order[e, j]]
+            head = np.empty(0, np.int64)
+            for j in range(num_experts):
+                ranked = np.argsort(-sums[:, j], kind="mergesort")
+                bound = constant + sums[ranked[: j + 1], j].sum()
+                best[b, j + 1] = min(best[b, j + 1], bound)
+                if j + 1 == k:
+                    head = ranked[:k]
+            fall = 0.5 * (1.0 + math.cos(math.pi * step / steps))
+            chosen = np.zeros((num_experts, num_experts))
+            is_head = np.zeros(num_experts)
+            for i in range(head.size):
+                is_head[head[i]] = 1.0
+                for j in range(k - 1):
+                    chosen[head[i], order[head[i], j]] = 1.0
+            seen[b] += rate * fall
+            now = length[b] * fall
+            for e in range(num_experts):
+                single[b, e] += rate * fall * is_head[e]
+                for h in range(num_experts):
+                    if h == e:
+                        continue
+                    mean = 0.5 * (chosen[e, h] + chosen[h, e])
+                    pair[b, e, h] += rate * fall * mean
+                    skew[b, e, h] -= now * (chosen[e, h] - chosen[h, e])
+                    neither = 1.0 - is_head[e] - is_head[h] + mean
+                    apart[b, e, h] = max(0.0, apart[b, e, h] - now * neither)
+
+
+@kernel
+def chord_slope(curve: Floats, low: int, high: int) -> float:
+    """Return the slope of the lowest line from curve[low] that stays above a rising curve up to `high`."""
+    slope = 0.0
+    for j in range(low + 1, high + 1):
+        slope = max(slope, (curve[j] - curve[low]) / (j - low))
+    return slope
+
+
+@kernel
+def best_counts(
+    curve: Floats, mask: Ints, k: int, price: Floats, weight: Floats, most: Ints,
+    tolerance: float, max_nodes: int,
+) -> tuple[float, Ints]:  # fmt: skip
+    """Return an upper bound on, and counts c [N] that nearly attain, the largest sum of curves less prices.
+
+    Maximise ``sum_p curve[p, min(k, c(mask p))] - sum_n price[n] weight[c[n]]`` over ``0 <= c <= most``, ``sum c >= k``: branch and
+    bound over boxes. Over a box each curve lies below a chord, and each cost above its first slope, so that the bound is a
+    linear programme with one row. The bound is at most `tolerance` above the maximum,
+    unless `max_nodes` boxes were not enough.
+    """
+    num_servers, num_masks = most.size, mask.size
+    stack_low = np.zeros((max_nodes + 2, num_servers), np.int64)
+    stack_high = np.zeros((max_nodes + 2, num_servers), np.int64)
+    stack_bound = np.full(max_nodes + 2, np.inf)
+    stack_high[0] = np.minimum(most, k)
+    depth, nodes = 1, 0
+    top, found = -np.inf, np.minimum(most, k)
+    count, rise = np.zeros(num_servers, np.int64), np.zeros(num_servers)
+    while depth > 0 and nodes < max_nodes:
+        nodes += 1
+        depth -= 1
+        if stack_bound[depth] <= top + tolerance:
+            continue
+        low, high = stack_low[depth].copy(), stack_high[depth].copy()
+        value = 0.0
+        for n in range(num_servers):
+            value -= price[n] * weight[low[n]]
+            rise[n] = -price[n] * (weight[low[n] + 1] - weight[low[n]]) if high[n] > low[n] else 0.0
+        for p in range(num_masks):
+            fewest, largest, others = 0, 0, 0
+            for n in range(num_servers):
+                if mask[p] >> n & 1:
+                    fewest += low[n]
+                    largest += high[n]
+                else:
+                    others += high[n]
+            a = min(max(fewest, k - others), k)  # of k copies the other servers hold no more than fit
+            b = min(largest, k)
+            slope = chord_slope(curve[p], a, b)
+            value += curve[p, a] - slope * (a - fewest)
+            for n in range(num_servers):
+                if mask[p] >> n & 1:
+                    rise[n] += slope
+        short = k
+        for n in range(num_servers):
+            count[n] = high[n] if rise[n] > 0.0 else low[n]
+            value += rise[n] * (count[n] - low[n])
+            short -= count[n]
+        while short > 0:
+            at = -1
+            for n in range(num_servers):
+                if count[n] < high[n] and (at < 0 or rise[n] > rise[at]):
+                    at = n
+            if at < 0:
+                break
+            more = min(short, high[at] - count[at])
+            count[at] += more
+            value += rise[at] * more
+            short -= more
+        if short > 0 or value <= top + tolerance:
+            continue
+        exact = 0.0
+        for n in range(num_servers):
+            exact -= price[n] * weight[count[n]]
+        for p in range(num_masks):
+            a = 0
+            for n in range(num_servers):
+                if mask[p] >> n & 1:
+                    a += count[n]
+            exact += curve[p, min(a, k)]
+        if exact > top:
+            top = exact
+            found[:] = count
+        wide = 0
+        for n in range(num_servers):
+            if high[n] - low[n] > high[wide] - low[wide]:
+                wide = n
+        if high[wide] == low[wide] or value <= top + tolerance:
+            continue
+        middle = (low[wide] + high[wide]) // 2
+        for upper in range(2):
+            stack_low[depth], stack_high[depth], stack_bound[depth] = low, high, value
+            if upper:
+                stack_low[depth, wide] = middle + 1
+            else:
+                stack_high[depth, wide] = middle
+            depth += 1
+    bound = top + tolerance
+    for i in range(depth):
+        bound = max(bound, stack_bound[i])
+    return bound, found
