@@ -10,7 +10,7 @@ from edgeopt.solve import Run
 from edgeopt.solvers.expert_caching.facility import Facility
 from edgeopt.solvers.expert_caching.pricing import NearColumns, Prices
 from edgeopt.solvers.expert_caching.successive import respond
-from edgeopt.solvers.kernels.subsets import cached_to_masks, column_losses, exchange, masks_to_cached
+from edgeopt.solvers.kernels.subsets import cached_to_masks, exchange, masks_to_cached
 
 MAX_GROUPS = 6  # size groups; more distinct sizes than this share a group
 COLUMNS_PER_SERVER = 55  # alternatives beside each expert's best column
@@ -88,7 +88,7 @@ def _nearest(
 
     Each expert keeps its best column and, if it is listed, the one with mask ``keep[e]``.
     """
-    loss = column_losses(columns.first, columns.mask, columns.value, facility.size, prices.price, prices.value)
+    loss = columns.losses(facility.size, prices)
     most = facility.num_experts + int(COLUMNS_PER_SERVER * facility.num_servers * spread)
     allowed = float(np.partition(loss, most)[most]) if most < loss.size else float(loss.max())
     expert = columns.expert

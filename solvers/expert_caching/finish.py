@@ -17,7 +17,7 @@ from edgeopt.solvers.expert_caching.exact import offer_feasible
 from edgeopt.solvers.expert_caching.facility import Facility
 from edgeopt.solvers.expert_caching.pricing import NearColumns, Prices
 from edgeopt.solvers.highs import new_highs, run_highs
-from edgeopt.solvers.kernels.subsets import cached_to_masks, column_losses, masks_to_cached
+from edgeopt.solvers.kernels.subsets import cached_to_masks, masks_to_cached
 
 if TYPE_CHECKING:
     import highspy
@@ -49,7 +49,7 @@ class Finish:
     @classmethod
     def of(cls, facility: Facility, prices: Prices, columns: NearColumns) -> "Finish":
         """Return the finish from a dual point and the columns near it."""
-        loss = column_losses(columns.first, columns.mask, columns.value, facility.size, prices.price, prices.value)
+        loss = columns.losses(facility.size, prices)
         return cls(facility, prices, columns, np.maximum(loss, 0.0))
 
     def solve(

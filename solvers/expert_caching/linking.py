@@ -8,7 +8,6 @@ from edgeopt.solve import Run
 from edgeopt.solvers.expert_caching.facility import Facility
 from edgeopt.solvers.expert_caching.pricing import NearColumns, Prices
 from edgeopt.solvers.kernels.linking import cheapest_columns, fill_servers, switching_costs
-from edgeopt.solvers.kernels.subsets import column_losses
 
 MOMENTUM = 0.7
 AIM = 0.3  # share of what is left that a step aims above the best
@@ -61,9 +60,7 @@ class Linking:
         """List the pairs (expert, server) on which the columns left of the expert disagree, by server and then by size."""
         facility, columns = self.facility, self.columns
         num_servers, expert = facility.num_servers, columns.expert
-        loss = column_losses(
-            columns.first, columns.mask, columns.value, facility.size, self.prices.price, self.prices.value
-        )
+        loss = columns.losses(facility.size, self.prices)
         self._loss = np.maximum(loss, 0.0)
         self._held = ((columns.mask[:, None] >> np.arange(num_servers)) & 1).astype(bool)
         always = np.logical_and.reduceat(self._held, columns.first[:-1])

@@ -13,6 +13,7 @@ from edgeopt.solvers.kernels.location import ascent_bounds, improve_subsets, val
 from edgeopt.solvers.kernels.subsets import (
     best_columns,
     best_subsets,
+    column_losses,
     keep_columns,
     masks_to_cached,
     near_columns,
@@ -68,6 +69,10 @@ class NearColumns:
     def expert(self) -> NDArray[np.int64]:
         """int64 [C], the expert of each column."""
         return np.repeat(np.arange(self.first.size - 1), np.diff(self.first))
+
+    def losses(self, size: NDArray[np.float64], at: Prices) -> NDArray[np.float64]:
+        """Return float64 [C]: by how much each column falls short of its expert's best at these prices."""
+        return column_losses(self.first, self.mask, self.value, size, subset_prices(at.price), at.value)
 
     def kept(self, keep: NDArray[np.bool_]) -> "NearColumns":
         """Return the columns chosen by a mask [C]."""
@@ -136,7 +141,7 @@ class SubsetPricing:
             value, mask = best_subsets(self._table, size, subset_prices(price))
         else:
             columns = self._columns
-            value, best = best_columns(columns.first, columns.mask, columns.value, size, price)
+            value, best = best_columns(columns.first, columns.mask, columns.value, size, subset_prices(price))
             mask = columns.mask[best]
         bound = float(value.sum() + price @ self.facility.capacity)
         return Prices(price, bound, value, masks_to_cached(mask, self.facility.num_servers))
@@ -153,10 +158,10 @@ class SubsetPricing:
 
     def near(self, at: Prices, allowed: float) -> NearColumns:
         """Return every column whose loss at these prices is at most `allowed`."""
-        size = self.facility.size
+        size, prices = self.facility.size, subset_prices(at.price)
         if (columns := self._columns) is None:
-            return NearColumns(*near_columns(self._table, size, subset_prices(at.price), at.value, allowed))
-        return NearColumns(*keep_columns(columns.first, columns.mask, columns.value, size, at.price, at.value, allowed))
+            return NearColumns(*near_columns(self._table, size, prices, at.value, allowed))
+        return NearColumns(*keep_columns(columns.first, columns.mask, columns.value, size, prices, at.value, allowed))
 
 
 class AscentPricing:

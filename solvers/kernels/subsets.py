@@ -103,15 +103,15 @@ def near_columns(
 
 @kernel
 def keep_columns(
-    first: Ints, mask: Ints, value: Floats, size: Floats, price: Floats, best: Floats, allowed: float
+    first: Ints, mask: Ints, value: Floats, size: Floats, prices: Floats, best: Floats, allowed: float
 ) -> tuple[Ints, Ints, Floats]:
-    """Return the columns that fall short of their expert's best at these prices by at most `allowed`."""
+    """Return the columns that fall short of their expert's best at the prices of subsets [2^N] by at most `allowed`."""
     kept_first = np.zeros_like(first)
     kept = np.empty(mask.size, np.int64)
     count = 0
     for e in range(size.size):
         for c in range(first[e], first[e + 1]):
-            if best[e] - (value[c] - size[e] * mask_price(mask[c], price)) <= allowed:
+            if best[e] - (value[c] - size[e] * prices[mask[c]]) <= allowed:
                 kept[count] = c
                 count += 1
         kept_first[e + 1] = count
@@ -119,36 +119,24 @@ def keep_columns(
 
 
 @kernel
-def mask_price(mask: int, price: Floats) -> float:
-    """Return the sum of the prices of the servers in a mask."""
-    total, n = 0.0, 0
-    while mask:
-        if mask & 1:
-            total += price[n]
-        mask >>= 1
-        n += 1
-    return total
-
-
-@kernel
-def column_losses(first: Ints, mask: Ints, value: Floats, size: Floats, price: Floats, best: Floats) -> Floats:
-    """Return [C]: by how much each column falls short of its expert's best value [E] at these prices."""
+def column_losses(first: Ints, mask: Ints, value: Floats, size: Floats, prices: Floats, best: Floats) -> Floats:
+    """Return [C]: by how much each column falls short of its expert's best value [E] at the prices of subsets [2^N]."""
     loss = np.empty(mask.size)
     for e in range(size.size):
         for c in range(first[e], first[e + 1]):
-            loss[c] = best[e] - (value[c] - size[e] * mask_price(mask[c], price))
+            loss[c] = best[e] - (value[c] - size[e] * prices[mask[c]])
     return loss
 
 
 @kernel
-def best_columns(first: Ints, mask: Ints, value: Floats, size: Floats, price: Floats) -> tuple[Floats, Ints]:
-    """Return for each expert the largest value less price over its columns, and the column that gives it."""
+def best_columns(first: Ints, mask: Ints, value: Floats, size: Floats, prices: Floats) -> tuple[Floats, Ints]:
+    """Return for each expert the largest value less price over its columns, prices of subsets [2^N], and the column that gives it."""
     num_experts = size.size
     best, choice = np.empty(num_experts), np.empty(num_experts, np.int64)
     for e in range(num_experts):
         best[e], choice[e] = -np.inf, first[e]
         for c in range(first[e], first[e + 1]):
-            net = value[c] - size[e] * mask_price(mask[c], price)
+            net = value[c] - size[e] * prices[mask[c]]
             if net > best[e]:
                 best[e], choice[e] = net, c
     return best, choice

@@ -50,7 +50,7 @@ def test_tables_of_subsets(seed: int, num_servers: int, shape: tuple[int, int, i
     values, prices = module.subset_values(weight, gain, model), module.subset_prices(price)
     for mask in range(1 << num_servers):
         held = members(mask)
-        assert prices[mask] == sum(price[n] for n in held) == module.mask_price(mask, price)
+        assert prices[mask] == sum(price[n] for n in held)
         for e in range(num_experts):
             best = [max((gain[model[e], u, n] for n in held), default=0.0) for u in range(num_users)]
             assert values[e, mask] == np.dot(weight[e], best)
@@ -100,9 +100,10 @@ def test_columns_at_other_prices(seed: int, num_servers: int, allowed: float) ->
     prices = module.subset_prices(price)
     first, mask, value = module.near_columns(table, size, prices, module.best_subsets(table, size, prices)[0], 1.0)
     fresh = np.random.default_rng(seed + 1).integers(0, 5, num_servers) / 4
-    best, choice = module.best_columns(first, mask, value, size, fresh)
-    loss = module.column_losses(first, mask, value, size, fresh, best)
-    kept_first, kept_mask, kept_value = module.keep_columns(first, mask, value, size, fresh, best, allowed)
+    of_set = module.subset_prices(fresh)
+    best, choice = module.best_columns(first, mask, value, size, of_set)
+    loss = module.column_losses(first, mask, value, size, of_set, best)
+    kept_first, kept_mask, kept_value = module.keep_columns(first, mask, value, size, of_set, best, allowed)
     for e in range(size.size):
         here = range(first[e], first[e + 1])
         nets = [net(table, size, fresh, e, mask[c]) for c in here]
@@ -226,12 +227,11 @@ def test_compiled_equals_uncompiled() -> None:
     for kernel, arguments in (
         (module.subset_values, (weight, gain, model)),
         (module.subset_prices, (price,)),
-        (module.mask_price, (5, price)),
         (module.best_subsets, (table, size, prices)),
         (module.near_columns, (table, size, prices, best, 0.5)),
-        (module.keep_columns, (*columns, size, price, best, 0.2)),
-        (module.column_losses, (*columns, size, price, best)),
-        (module.best_columns, (*columns, size, price)),
+        (module.keep_columns, (*columns, size, prices, best, 0.2)),
+        (module.column_losses, (*columns, size, prices, best)),
+        (module.best_columns, (*columns, size, prices)),
         (module.cached_to_masks, (cached,)),
         (module.masks_to_cached, (module.cached_to_masks(cached), 3)),
     ):
