@@ -14,7 +14,7 @@ with :math:`w_l(c)` the size of the c smallest experts. This sees what neither t
 whose near servers hold a third of the experts finds far less than a third of its sets there, and a server holds no more than fits. The
 maximum over the counts is found by branch and bound (`kernels.densest.best_counts`).
 
-*Curves.* For few experts, all subsets are tried. Beyond, :math:`D_L` is a densest-subgraph problem with sets for edges. For 0/1
+*Curves.* For up to 16 experts all subsets are tried. Beyond, :math:`D_L` is a densest-subgraph problem with sets for edges. For 0/1
 choices y, a set of m experts of which j are chosen is complete only if each of its pairs is, and :math:`[j = m]` is nowhere above
 :math:`(j - t)(j - t - 1) / ((m - t)(m - t - 1))`, which is not negative at whole numbers. Any mixture of these gives a quadratic form
 in y. For 0/1 choices of exactly k experts, :math:`(1 - y_e)(1 - y_h) \ge 0` may be added with any weight, a pair's
@@ -28,6 +28,7 @@ The combination with sets of servers and the majorants for sets are ours.
 """
 
 import itertools
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -36,7 +37,7 @@ from numpy.typing import NDArray
 from edgeopt.solvers.expert_caching.groups import Groups
 from edgeopt.solvers.expert_caching.layer_bound import Layer
 from edgeopt.solvers.kernels.densest import best_counts, densest_steps
-from edgeopt.solvers.kernels.distinct import sets_inside
+from edgeopt.solvers.kernels.distinct import densest_subsets, sets_inside
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -45,11 +46,15 @@ Stop = Callable[[], bool]
 STEPS, OWN_STEPS = 200, 30  # of a curve of all users together, and of those of single users
 SCORES, OWN_SCORES = 300.0, 100.0  # sum of the rates of all steps, halved by the cosine
 LENGTH = 0.5  # first step of the multipliers, in the mean weight of a pair of experts
+MAX_EXACT, MAX_TABLE = (
+    16,
+    1 << 26,
+)  # all subsets of so many experts are tried, if the table of what is inside has so many entries
 NEAR = 40  # a curve is sharpened if that was not done within this share of the layer's experts
 CHUNK = 500_000  # sets that are visited between two looks at the clock
 BATCH = 1 << 22  # pairs of experts, over all lists, that are looked at together: 130 MB
 ANCHORS = 4  # numbers of experts for which the curves of single users are found
-TOLERANCE, MAX_NODES = 1e-4, 20_000  # of branch and bound over counts, relative to the largest value
+TOLERANCE, MAX_NODES = 1e-4, 50_000  # of branch and bound over counts, relative to the largest value
 
 
 class Counts:
@@ -68,15 +73,15 @@ class Counts:
         self.most = np.minimum(fits, layer.num_experts).astype(np.int64)
         self._list_sets(groups)
         self.sharpened = {layer.num_experts}
-        self.exact = layer.is_enumerated or not self.mask.size
-        self.curve = np.zeros((self.mask.size, layer.num_experts + 1))
-        if not self.exact:
+        num_kinds = self.scale.shape[1]
+        self.exact = num_kinds == 0 or (layer.num_experts <= MAX_EXACT and num_kinds << layer.num_experts <= MAX_TABLE)
+        if num_kinds == 0:
+            self.curve = np.zeros((0, layer.num_experts + 1))
+        elif self.exact:
+            inside = sets_inside(self.member, self.weight, self.first, layer.num_experts)
+            self.curve = densest_subsets(self.scale, inside, layer.num_experts)
+        else:
             self._bound_curves()
-        elif self.mask.size:
-            inside = self.scale @ sets_inside(self.member, self.weight, self.first, layer.num_experts)
-            members = np.bitwise_count(np.arange(inside.shape[1]))
-            for k in range(1, layer.num_experts + 1):
-                self.curve[:, k] = inside[:, members <= k].max(axis=1)
 
     def _list_sets(self, groups: Groups) -> None:
         """List the sets of each kind of user and level, and what each kind counts for each set of servers."""
@@ -133,10 +138,13 @@ class Counts:
         reached = np.take_along_axis(self.curve, np.minimum(size, fits[:, None]), axis=1)
         return np.asarray(reached.sum(axis=0) - price.min() * self.layer.weight)
 
-    def bound(self, k: int, price: Floats) -> tuple[float, Floats]:
-        """Return what the layer is worth at most with exactly k > 0 distinct experts, and the storage that takes [N]."""
+    def bound(self, k: int, price: Floats, known: float = math.inf) -> tuple[float, Floats]:
+        """Return what the layer is worth at most with exactly k > 0 distinct experts, and the storage that takes [N].
+
+        Where that is not below the bound that is `known`, the search is not brought to its end.
+        """
         value, count = best_counts(
-            self.curve, self.mask, k, price, self.layer.weight, self.most,
+            self.curve, self.mask, k, price, self.layer.weight, self.most, known,
             TOLERANCE * float(self.curve[:, -1].sum()), MAX_NODES,
         )  # fmt: skip
         return value, self.layer.weight[count]

@@ -133,7 +133,7 @@ class DistinctBound:
             for number, k in fresh:
                 counts, at = self.counts[number], self.first[number] + k
                 counts.sharpen(k)
-                bound, used = counts.bound(k, price)
+                bound, used = counts.bound(k, price, profile[at])
                 storage[number, k] = used if bound < profile[at] else None
                 profile[at] = min(profile[at], bound)
 

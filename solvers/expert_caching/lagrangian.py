@@ -82,7 +82,7 @@ class Lagrangian:
         part that looks at the clock; deterministic runs count nodes instead.
     finish_columns : most columns to branch and bound over.
     search_work : rows and sets to visit in the local search for ``max`` and ``mix``.
-    bound_steps : steps of the bound of ``max`` and ``mix``, half of them before the local search.
+    bound_steps : steps of the bound of ``max`` and ``mix`` by distinct experts, half of them before the local search.
     """
 
     max_steps: int = 400
@@ -224,14 +224,14 @@ class Lagrangian:
         except Stopped:
             return
         run.offer(Placement(_round_down(run, facility, prices.choice)))
-        if bound is not None:
+        search = MaxConvolution(surrogates=(), search_work=self.search_work)
+        search.start(run, groups, run.options)
+        if bound is not None and not run.stopped():
             bound.descend(run, self.bound_steps // 2)
-        if not run.stopped():
-            MaxConvolution(surrogates=(), search_work=self.search_work).search(run, groups, run.options)
+            bound.close(run, CLOSE_STEPS)
+        search.search(run, groups)
         if bound is not None:
             bound.descend(run, self.bound_steps - self.bound_steps // 2)
-            if not run.stopped():
-                bound.close(run, CLOSE_STEPS)
         elif not run.stopped():
             bound_max(run, groups, iterations=self.bound_steps)
 

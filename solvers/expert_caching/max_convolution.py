@@ -109,7 +109,8 @@ class MaxConvolution:
             run.offer(empty_placement(problem))
             with run.building():
                 groups = Groups(problem)
-            self.search(run, groups, options)
+            self.start(run, groups, options)
+            self.search(run, groups)
             offer_something(run, problem)
             if not problem.is_modular_per_set and self.bound_steps and not run.stopped():
                 if DistinctBound.supports(groups):
@@ -120,8 +121,8 @@ class MaxConvolution:
                     bound_max(run, groups, iterations=self.bound_steps)
         return run.result()
 
-    def search(self, run: Run[Placement], groups: Groups, options: SolveOptions) -> None:
-        """Offer the placements of all starts, and what local search makes of the best of them."""
+    def start(self, run: Run[Placement], groups: Groups, options: SolveOptions) -> None:
+        """Offer the placements of all starts, each swept until no server gains."""
         problem = groups.problem
         joint = not problem.is_modular_per_set
         plain = not self.surrogates and not self.search_work
@@ -144,6 +145,10 @@ class MaxConvolution:
         if options.initial_solution is not None:  # warm start: sweep from the given placement too
             self.sweep(run, groups, np.array(options.initial_solution.cached))
         certify(run, problem)
+
+    def search(self, run: Run[Placement], groups: Groups) -> None:
+        """Offer what local search makes of the best placement so far."""
+        joint = not groups.problem.is_modular_per_set
         if joint and self.search_work and run.solution is not None and not run.stopped():
             work, rounds = self.search_work, int(self.search_rounds)
             cached = improve(run, groups, run.solution.cached, work=work, rounds=rounds)

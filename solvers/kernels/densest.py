@@ -135,85 +135,111 @@ def chord_slope(curve: Floats, low: int, high: int) -> float:
 
 
 @kernel
+def held(mask: int, count: Ints) -> int:
+    """Return the sum of the counts of the servers in a mask."""
+    total = 0
+    for n in range(count.size):
+        if mask >> n & 1:
+            total += count[n]
+    return total
+
+
+@kernel
 def best_counts(
-    curve: Floats, mask: Ints, k: int, price: Floats, weight: Floats, most: Ints,
-    tolerance: float, max_nodes: int,
+    curve: Floats, mask: Ints, k: int, price: Floats, weight: Floats, most: Ints, known: float, tolerance: float,
+    max_nodes: int,
 ) -> tuple[float, Ints]:  # fmt: skip
     """Return an upper bound on, and counts c [N] that nearly attain, the largest sum of curves less prices.
 
     Maximise ``sum_p curve[p, min(k, c(mask p))] - sum_n price[n] weight[c[n]]`` over ``0 <= c <= most``, ``sum c >= k``: branch and
     bound over boxes. Over a box each curve lies below a chord, and each cost above its first slope, so that the bound is a
-    linear programme with one row. The bound is at most `tolerance` above the maximum,
-    unless `max_nodes` boxes were not enough.
+    linear programme with one row. The bound is at most `tolerance` above the maximum, unless `max_nodes` boxes were not enough. The search
+    ends as soon as some counts are worth what is `known` as a bound: then it has nothing to add.
     """
     num_servers, num_masks = most.size, mask.size
-    stack_low = np.zeros((max_nodes + 2, num_servers), np.int64)
-    stack_high = np.zeros((max_nodes + 2, num_servers), np.int64)
-    stack_bound = np.full(max_nodes + 2, np.inf)
+    room = 64 * num_servers + 2  # a range is halved at most so often, and each time one half waits
+    stack_low, stack_high = np.zeros((room, num_servers), np.int64), np.zeros((room, num_servers), np.int64)
+    stack_bound = np.full(room, np.inf)
     stack_high[0] = np.minimum(most, k)
     depth, nodes = 1, 0
     top, found = -np.inf, np.minimum(most, k)
-    count, rise = np.zeros(num_servers, np.int64), np.zeros(num_servers)
-    while depth > 0 and nodes < max_nodes:
+    count, rise, error = np.zeros(num_servers, np.int64), np.zeros(num_servers), np.zeros(num_servers)
+    fewest, start, slope = np.zeros(num_masks, np.int64), np.zeros(num_masks, np.int64), np.zeros(num_masks)
+    while depth > 0 and nodes < max_nodes and top + tolerance < known:
         nodes += 1
         depth -= 1
         if stack_bound[depth] <= top + tolerance:
             continue
         low, high = stack_low[depth].copy(), stack_high[depth].copy()
-        value = 0.0
-        for n in range(num_servers):
-            value -= price[n] * weight[low[n]]
-            rise[n] = -price[n] * (weight[low[n] + 1] - weight[low[n]]) if high[n] > low[n] else 0.0
         for p in range(num_masks):
-            fewest, largest, others = 0, 0, 0
+            fewest[p], largest, others = 0, 0, 0
             for n in range(num_servers):
                 if mask[p] >> n & 1:
-                    fewest += low[n]
+                    fewest[p] += low[n]
                     largest += high[n]
                 else:
                     others += high[n]
-            a = min(max(fewest, k - others), k)  # of k copies the other servers hold no more than fit
-            b = min(largest, k)
-            slope = chord_slope(curve[p], a, b)
-            value += curve[p, a] - slope * (a - fewest)
+            start[p] = min(max(fewest[p], k - others), k)  # of k copies the other servers hold no more than fit
+            slope[p] = chord_slope(curve[p], start[p], min(largest, k))
+        value, flatter = np.inf, True
+        while flatter:
+            bound = 0.0
             for n in range(num_servers):
-                if mask[p] >> n & 1:
-                    rise[n] += slope
-        short = k
-        for n in range(num_servers):
-            count[n] = high[n] if rise[n] > 0.0 else low[n]
-            value += rise[n] * (count[n] - low[n])
-            short -= count[n]
-        while short > 0:
-            at = -1
+                bound -= price[n] * weight[low[n]]
+                rise[n] = -price[n] * (weight[low[n] + 1] - weight[low[n]]) if high[n] > low[n] else 0.0
+            for p in range(num_masks):
+                bound += curve[p, start[p]] - slope[p] * (start[p] - fewest[p])
+                for n in range(num_servers):
+                    if mask[p] >> n & 1:
+                        rise[n] += slope[p]
+            short = k
             for n in range(num_servers):
-                if count[n] < high[n] and (at < 0 or rise[n] > rise[at]):
-                    at = n
-            if at < 0:
-                break
-            more = min(short, high[at] - count[at])
-            count[at] += more
-            value += rise[at] * more
-            short -= more
+                count[n] = high[n] if rise[n] > 0.0 else low[n]
+                bound += rise[n] * (count[n] - low[n])
+                short -= count[n]
+            while short > 0:
+                at = -1
+                for n in range(num_servers):
+                    if count[n] < high[n] and (at < 0 or rise[n] > rise[at]):
+                        at = n
+                if at < 0:
+                    break
+                more = min(short, high[at] - count[at])
+                count[at] += more
+                bound += rise[at] * more
+                short -= more
+            value = min(value, bound)
+            flatter = False
+            for p in range(num_masks):  # where the chord is beyond the end of its curve, take the end for all counts
+                if slope[p] > 0.0 and held(mask[p], count) > k:
+                    start[p], slope[p], flatter = k, 0.0, True
+            flatter &= short <= 0 and value > top + tolerance
         if short > 0 or value <= top + tolerance:
             continue
         exact = 0.0
         for n in range(num_servers):
             exact -= price[n] * weight[count[n]]
+            error[n] = 0.0
         for p in range(num_masks):
-            a = 0
+            at = held(mask[p], count)
+            here = curve[p, min(at, k)]
+            exact += here
+            above = curve[p, start[p]] + slope[p] * (at - start[p]) - here
             for n in range(num_servers):
                 if mask[p] >> n & 1:
-                    a += count[n]
-            exact += curve[p, min(a, k)]
+                    error[n] += above
         if exact > top:
             top = exact
             found[:] = count
-        wide = 0
-        for n in range(num_servers):
-            if high[n] - low[n] > high[wide] - low[wide]:
+        if value <= top + tolerance:
+            continue
+        wide = -1
+        for n in range(num_servers):  # where the chords are farthest off
+            if high[n] > low[n] and (
+                wide < 0 or error[n] * (high[n] - low[n]) > error[wide] * (high[wide] - low[wide])
+            ):
                 wide = n
-        if high[wide] == low[wide] or value <= top + tolerance:
+        if wide < 0:
             continue
         middle = (low[wide] + high[wide]) // 2
         for upper in range(2):

@@ -137,3 +137,23 @@ def sets_inside(member: NDArray[np.int32], weight: Floats, first: Ints, num_expe
                 if mask >> e & 1:
                     table[b, mask] += table[b, mask ^ (1 << e)]
     return table
+
+
+@parallel_kernel
+def densest_subsets(scale: Floats, inside: Floats, num_experts: int) -> Floats:
+    """Return [P, E + 1]: the largest of ``scale @ inside`` over the sets of at most so many experts; scale [P, B], inside [B, 2^E]."""
+    curve = np.zeros((scale.shape[0], num_experts + 1))
+    for p in prange(scale.shape[0]):
+        total = np.zeros(1 << num_experts)
+        for b in range(scale.shape[1]):
+            if scale[p, b] > 0.0:
+                total += scale[p, b] * inside[b]
+        for mask in range(1 << num_experts):
+            size, rest = 0, mask
+            while rest:
+                rest &= rest - 1
+                size += 1
+            curve[p, size] = max(curve[p, size], total[mask])
+        for k in range(num_experts):
+            curve[p, k + 1] = max(curve[p, k + 1], curve[p, k])
+    return curve

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from edgeopt.problems import ExpertCaching, Placement
 from edgeopt.solve import Run, SolveOptions
-from edgeopt.solvers.expert_caching import Lagrangian, MaxConvolution, layer_bound
+from edgeopt.solvers.expert_caching import Lagrangian, MaxConvolution, count_bound, layer_bound
 from edgeopt.solvers.expert_caching.count_bound import Counts, Curves
 from edgeopt.solvers.expert_caching.distinct_bound import DistinctBound
 from edgeopt.solvers.expert_caching.groups import Groups
 from edgeopt.solvers.expert_caching.max_convolution import pooled_placement
 from edgeopt.solvers.kernels.densest import best_counts
-from edgeopt.solvers.kernels.distinct import sets_inside
+from edgeopt.solvers.kernels.distinct import densest_subsets, sets_inside
 from tests.solvers.expert_caching.instances import Instance, brute_force, random_problem
 
 
@@ -80,6 +80,9 @@ def test_sets_inside_are_added_up(seed: int) -> None:
         own = slice(int(curves.first[part]), int(curves.first[part + 1]))
         inside = np.isin(curves.member[own], [*chosen, -1]).all(axis=1)
         assert table[part, mask] == pytest.approx(curves.weight[own][inside].sum())
+    curve = densest_subsets(np.eye(2), table, 5)
+    for part, k in product(range(2), range(6)):
+        assert curve[part, k] == pytest.approx(densest(curves, k, part))
 
 
 @given(st.integers(0, 10_000), st.sampled_from([1, 5, 1000]))
@@ -101,9 +104,10 @@ def test_counts_are_bounded(seed: int, max_nodes: int) -> None:
         held = [sum(c for n, c in enumerate(count) if m >> n & 1) for m in mask.tolist()]
         value = sum(own[min(k, c)] for own, c in zip(curve, held, strict=True))
         best = max(best, value - float(price @ weight[list(count)]))
-    bound, found = best_counts(curve, mask, k, price, weight, most, 1e-3, max_nodes)
-    assert bound >= best - 1e-9 or best == -np.inf
-    if max_nodes == 1000 and best > -np.inf:
+    known = rng.choice([np.inf, best + 0.5, best - 0.5])
+    bound, found = best_counts(curve, mask, k, price, weight, most, known, 1e-3, max_nodes)
+    assert bound >= min(best, known) - 1e-9 or best == -np.inf
+    if max_nodes == 1000 and known > best > -np.inf:
         assert bound <= best + 1e-3 + 1e-9
         assert (found <= most).all()
         assert found.sum() >= k
@@ -120,6 +124,7 @@ def test_no_placement_is_worth_more_than_its_counts(seed: int, latency: str, enu
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layer_bound, "MAX_ENUMERATED", 10 if enumerated else 0)
+        patch.setattr(count_bound, "MAX_EXACT", 16 if enumerated else 0)
         groups = Groups(problem)
         bound = DistinctBound(groups)
         counts = [Counts(groups, layer, bound.capacity, never) for layer in bound.layers]
@@ -152,6 +157,7 @@ def test_no_placement_beats_the_closed_bound(seed: int, latency: str, enumerated
     optimum, best = brute_force(problem)
     with pytest.MonkeyPatch.context() as patch, Run(Lagrangian(), problem, SolveOptions()) as run:
         patch.setattr(layer_bound, "MAX_ENUMERATED", 10 if enumerated else 0)
+        patch.setattr(count_bound, "MAX_EXACT", 16 if enumerated else 0)
         run.offer(best)
         bound = DistinctBound(Groups(problem))
         bound.descend(run, 5)
@@ -177,7 +183,7 @@ def test_limits_end_the_search_for_curves(tiny: Instance) -> None:
     """Once a limit is reached no more steps are taken, and what is there is still a bound."""
     groups = Groups(tiny.problem)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layer_bound, "MAX_ENUMERATED", 0)
+        patch.setattr(count_bound, "MAX_EXACT", 0)
         bound = DistinctBound(groups)
         counts = [Counts(groups, layer, bound.capacity, lambda: True) for layer in bound.layers]
         for own in counts:
