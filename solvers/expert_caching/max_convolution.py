@@ -110,7 +110,6 @@ class MaxConvolution:
             with run.building():
                 groups = Groups(problem)
             self.start(run, groups, options)
-            self.search(run, groups)
             offer_something(run, problem)
             if not problem.is_modular_per_set and self.bound_steps and not run.stopped():
                 if DistinctBound.supports(groups):
@@ -119,6 +118,7 @@ class MaxConvolution:
                     bound.descend(run, self.bound_steps)
                 else:
                     bound_max(run, groups, iterations=self.bound_steps)
+            self.search(run, groups)
         return run.result()
 
     def start(self, run: Run[Placement], groups: Groups, options: SolveOptions) -> None:
@@ -128,20 +128,20 @@ class MaxConvolution:
         plain = not self.surrogates and not self.search_work
         if not plain:
             offer_popular(run, problem)
+        if joint and not plain and not run.stopped():
+            cached = pooled_placement(groups)
+            run.offer(Placement(cached))
+            self.sweep(run, groups, cached)
         shape = (problem.num_servers, problem.num_experts)
         for lam in (0.0, *(self.surrogates if joint else ())):
             if run.stopped():
-                return
+                break
             cached = np.zeros(shape, bool)
             self._respond(run, groups if lam == 0 else Groups(problem, lam), cached)
             run.offer(Placement(cached))
             self.sweep(run, groups, cached)
-        if joint and not plain:
+        if joint and not plain and not run.stopped():
             self.sweep(run, groups, np.array(popular_placement(problem).cached))
-            if not run.stopped():
-                cached = pooled_placement(groups)
-                run.offer(Placement(cached))
-                self.sweep(run, groups, cached)
         if options.initial_solution is not None:  # warm start: sweep from the given placement too
             self.sweep(run, groups, np.array(options.initial_solution.cached))
         certify(run, problem)
