@@ -92,25 +92,24 @@ def densest_steps(
                 joint[e, e] = -np.inf  # comes last
             sums, order = np.empty((num_experts, num_experts)), np.empty((num_experts, num_experts), np.int64)
             for e in range(num_experts):
-                order[e] = np.argsort(-joint[e], kind="mergesort")
+                order[e] = np.argsort(-joint[e])
                 total = linear[e]
                 for j in range(num_experts):
                     sums[e, j] = total  # with j partners
                     total += joint[e, order[e, j]]
-            head = np.empty(0, np.int64)
+            chosen, is_head = np.zeros((num_experts, num_experts)), np.zeros(num_experts)
             for j in range(num_experts):
-                ranked = np.argsort(-sums[:, j], kind="mergesort")
-                bound = constant + sums[ranked[: j + 1], j].sum()
+                ranked, bound = np.argsort(-sums[:, j]), constant
+                for i in range(j + 1):
+                    bound += sums[ranked[i], j]
                 best[b, j + 1] = min(best[b, j + 1], bound)
                 if j + 1 == k:
-                    head = ranked[:k]
-            fall = 0.5 * (1.0 + math.cos(math.pi * step / steps))
-            chosen = np.zeros((num_experts, num_experts))
-            is_head = np.zeros(num_experts)
-            for i in range(head.size):
-                is_head[head[i]] = 1.0
+                    for i in range(k):
+                        is_head[ranked[i]] = 1.0
+            for e in range(num_experts):
                 for j in range(k - 1):
-                    chosen[head[i], order[head[i], j]] = 1.0
+                    chosen[e, order[e, j]] = is_head[e]
+            fall = 0.5 * (1.0 + math.cos(math.pi * step / steps))
             seen[b] += rate * fall
             now = length[b] * fall
             for e in range(num_experts):
