@@ -74,7 +74,11 @@ def kernel_greedy(facility: Facility, picks: int) -> Bools:
     gain = np.ascontiguousarray(facility.gain.transpose(0, 2, 1))
     heap, left = build_heap(key), np.full(facility.num_servers, np.inf)
     size = np.ones(facility.num_experts)
-    lazy_greedy(heap, heap.size, key, cached, left, facility.weight, gain, facility.model, size, best, False, picks)
+    seen, copies = np.full(key.size, -1), np.zeros(size.size, np.int64)
+    lazy_greedy(
+        heap, heap.size, key, seen, copies, cached, left, facility.weight, gain, facility.model, size, best, False,
+        picks, 1,
+    )  # fmt: skip
     return cached
 
 

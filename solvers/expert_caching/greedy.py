@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+from numba import config
 from numpy.typing import NDArray
 
 from edgeopt.problem import Problem
@@ -24,6 +25,7 @@ from edgeopt.solvers.kernels.facility import build_heap, lazy_greedy, marginals
 
 PICKS_PER_STEP = 20_000  # between two looks at the clock, and
 WORK_PER_STEP = 1 << 36  # picks x experts x users: fewer picks where each takes longer
+BATCH, MANY_USERS = 64, 500  # values that all threads compute at once, where each takes so many users
 CHUNK = 1 << 27  # experts x users x servers, of first values, between two looks at the clock
 
 _HALF = Ratio(
@@ -160,12 +162,28 @@ def greedy_placement(
     gain = np.ascontiguousarray(facility.gain.transpose(0, 2, 1))
     heap = build_heap(key)
     remaining = heap.size
+    seen, copies = np.full(key.size, -1), np.zeros(size.size, np.int64)  # no value has been seen by the kernel
+    batch = BATCH if weight.shape[1] >= MANY_USERS and config.NUMBA_NUM_THREADS > 1 else 1
     picks = min(PICKS_PER_STEP, max(1, WORK_PER_STEP // max(1, weight.size)))
     is_due = has_nothing(run)
     while remaining and (is_due or not run.stopped()):
         is_due = False
         remaining = lazy_greedy(
-            heap, remaining, key, cached, left, weight, gain, facility.model, size, best, per_byte, picks
+            heap,
+            remaining,
+            key,
+            seen,
+            copies,
+            cached,
+            left,
+            weight,
+            gain,
+            facility.model,
+            size,
+            best,
+            per_byte,
+            picks,
+            batch,
         )
         run.step()
     return cached

@@ -92,6 +92,15 @@ def _sift_down(heap: Ints, size: int, key: Floats, at: int) -> None:
 
 
 @kernel
+def _sift_up(heap: Ints, key: Floats, at: int) -> None:
+    item = heap[at]
+    while at > 0 and _before(key, item, heap[(at - 1) // 2]):
+        heap[at] = heap[(at - 1) // 2]
+        at = (at - 1) // 2
+    heap[at] = item
+
+
+@kernel
 def build_heap(key: Floats) -> Ints:
     """Return the heap of all items with a positive key, largest first."""
     heap = np.flatnonzero(key > 0.0)
@@ -101,64 +110,92 @@ def build_heap(key: Floats) -> Ints:
 
 
 @kernel
-def lazy_greedy(
-    heap: Ints,
-    size: int,
+def _marginal(w: Floats, reach: Floats, b: Floats) -> float:
+    """Return what users of weights w [U] gain by a server's reach [U] above b [U]."""
+    num_users = w.size
+    s0, s1, s2, s3 = 0.0, 0.0, 0.0, 0.0  # four sums, so that additions overlap
+    u = 0
+    while u + 3 < num_users:
+        s0 += w[u] * max(0.0, reach[u] - b[u])
+        s1 += w[u + 1] * max(0.0, reach[u + 1] - b[u + 1])
+        s2 += w[u + 2] * max(0.0, reach[u + 2] - b[u + 2])
+        s3 += w[u + 3] * max(0.0, reach[u + 3] - b[u + 3])
+        u += 4
+    while u < num_users:
+        s0 += w[u] * max(0.0, reach[u] - b[u])
+        u += 1
+    return (s0 + s1) + (s2 + s3)
+
+
+@parallel_kernel
+def _marginals_of(
+    items: Ints, weight: Floats, gain_by_server: Floats, model: Ints, bytes_of: Floats, best: Floats, per_byte: bool,
     key: Floats,
-    cached: Bools,
-    left: Floats,
-    weight: Floats,
-    gain_by_server: Floats,
-    model: Ints,
-    bytes_of: Floats,
-    best: Floats,
-    per_byte: bool,
-    picks: int,
-) -> int:
+) -> None:  # fmt: skip
+    """Bring the keys of some items, numbered n * E + e, up to date."""
+    num_experts = weight.shape[0]
+    for i in prange(items.size):
+        n, e = items[i] // num_experts, items[i] % num_experts
+        value = _marginal(weight[e], gain_by_server[model[e], n], best[e])
+        key[items[i]] = value / bytes_of[e] if per_byte else value
+
+
+@kernel
+def lazy_greedy(
+    heap: Ints, size: int, key: Floats, seen: Ints, copies: Ints, cached: Bools, left: Floats, weight: Floats,
+    gain_by_server: Floats, model: Ints, bytes_of: Floats, best: Floats, per_byte: bool, picks: int, batch: int,
+) -> int:  # fmt: skip
     """Take up to `picks` items by largest marginal value (per byte), in place; return the size the heap is left with.
 
     Items are numbered n * E + e; key [N * E] holds their marginal values when last computed, which by submodularity
     can only be too large, so an item whose fresh value still leads the heap is the true maximum (Minoux 1978).
+    seen [N * E] is how many copies of its expert there were then; it is fresh if there are no more now, copies [E].
     gain_by_server is [M, N, U] so that one item's users lie side by side.
+
+    Up to `batch` items that lead the heap and are not fresh are computed at once, by all threads: what is picked is the
+    same, and few of them would not have been looked at anyway.
     """
-    num_experts, num_users = weight.shape
+    num_experts = weight.shape[0]
+    items = np.empty(batch, np.int64)
     while size > 0 and picks > 0:
         item = heap[0]
         n, e = item // num_experts, item % num_experts
-        if bytes_of[e] > left[n]:  # storage only shrinks: it will never fit again
+        if bytes_of[e] > left[n] or key[item] <= 0.0:  # storage only shrinks: it will never fit again
             size -= 1
             heap[0] = heap[size]
             _sift_down(heap, size, key, 0)
             continue
-        reach, w, b = gain_by_server[model[e], n], weight[e], best[e]
-        s0, s1, s2, s3 = 0.0, 0.0, 0.0, 0.0  # four sums, so that additions overlap
-        u = 0
-        while u + 3 < num_users:
-            s0 += w[u] * max(0.0, reach[u] - b[u])
-            s1 += w[u + 1] * max(0.0, reach[u + 1] - b[u + 1])
-            s2 += w[u + 2] * max(0.0, reach[u + 2] - b[u + 2])
-            s3 += w[u + 3] * max(0.0, reach[u + 3] - b[u + 3])
-            u += 4
-        while u < num_users:
-            s0 += w[u] * max(0.0, reach[u] - b[u])
-            u += 1
-        value = (s0 + s1) + (s2 + s3)
-        fresh = value / bytes_of[e] if per_byte else value
-        stale = fresh < key[item]
-        key[item] = fresh
-        if fresh <= 0.0:
-            size -= 1
-            heap[0] = heap[size]
-            _sift_down(heap, size, key, 0)
-            continue
-        if stale:
-            _sift_down(heap, size, key, 0)
-            if heap[0] != item:
+        if seen[item] < copies[e]:
+            if batch == 1:
+                value = _marginal(weight[e], gain_by_server[model[e], n], best[e])
+                key[item], seen[item] = value / bytes_of[e] if per_byte else value, copies[e]
+                _sift_down(heap, size, key, 0)
                 continue
+            count = 0
+            while size > 0 and count < batch:
+                item = heap[0]
+                n, e = item // num_experts, item % num_experts
+                fits = bytes_of[e] <= left[n]
+                if fits and seen[item] == copies[e]:
+                    break
+                size -= 1
+                heap[0] = heap[size]
+                _sift_down(heap, size, key, 0)
+                if fits:
+                    items[count], seen[item] = item, copies[e]
+                    count += 1
+            _marginals_of(items[:count], weight, gain_by_server, model, bytes_of, best, per_byte, key)
+            for i in range(count):
+                heap[size] = items[i]
+                _sift_up(heap, key, size)
+                size += 1
+            continue
+        reach, b = gain_by_server[model[e], n], best[e]
         cached[n, e] = True
         left[n] -= bytes_of[e]
-        for v in range(num_users):
+        for v in range(b.size):
             b[v] = max(b[v], reach[v])
+        copies[e] += 1
         picks -= 1
         size -= 1
         heap[0] = heap[size]

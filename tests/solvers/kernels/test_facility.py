@@ -99,7 +99,9 @@ def plain_greedy(weight: Any, gain: Any, model: Any, size: Any, capacity: Any, p
         cached[found] = True
 
 
-def run_lazy(weight: Any, gain: Any, model: Any, size: Any, capacity: Any, per_byte: bool, picks: int) -> Any:
+def run_lazy(
+    weight: Any, gain: Any, model: Any, size: Any, capacity: Any, per_byte: bool, picks: int, batch: int = 1
+) -> Any:
     """Return (placement, storage left, best gains) of the lazy kernel, called for `picks` picks at a time."""
     cached = np.zeros((capacity.size, size.size), bool)
     best, left = np.zeros_like(weight), capacity.copy()
@@ -108,26 +110,42 @@ def run_lazy(weight: Any, gain: Any, model: Any, size: Any, capacity: Any, per_b
     heap = module.build_heap(key)
     by_server = np.ascontiguousarray(gain.transpose(0, 2, 1))
     remaining = heap.size
+    seen, copies = np.full(key.size, -1), np.zeros(size.size, np.int64)
     while remaining:
-        copies = cached.sum()
+        before = cached.sum()
         remaining = module.lazy_greedy(
-            heap, remaining, key, cached, left, weight, by_server, model, size, best, per_byte, picks
+            heap,
+            remaining,
+            key,
+            seen,
+            copies,
+            cached,
+            left,
+            weight,
+            by_server,
+            model,
+            size,
+            best,
+            per_byte,
+            picks,
+            batch,
         )
-        assert cached.sum() - copies <= picks
+        assert cached.sum() - before <= picks
+        assert np.array_equal(copies, cached.sum(axis=0))
     return cached, left, best
 
 
 @few
-@given(seeds, shapes, st.booleans(), st.sampled_from([1, 2, 1000]))
+@given(seeds, shapes, st.booleans(), st.sampled_from([1, 2, 1000]), st.sampled_from([1, 2, 64]))
 def test_lazy_greedy_equals_plain_greedy(
-    seed: int, shape: tuple[int, int, int, int], per_byte: bool, picks: int
+    seed: int, shape: tuple[int, int, int, int], per_byte: bool, picks: int, batch: int
 ) -> None:
-    """Lazy picks are the plain ones, ties included, however the picks are cut up; what it keeps track of is right."""
+    """Lazy picks are the plain ones, ties included, however the picks are cut up and values batched; what it keeps track of is right."""
     weight, gain, model = arrays(seed, shape)
     rng = np.random.default_rng(seed)
     size = rng.choice([1.0, 2.0, 4.0], shape[0])
     capacity = rng.integers(0, 6, shape[2]).astype(float)
-    cached, left, best = run_lazy(weight, gain, model, size, capacity, per_byte, picks)
+    cached, left, best = run_lazy(weight, gain, model, size, capacity, per_byte, picks, batch)
     assert np.array_equal(cached, plain_greedy(weight, gain, model, size, capacity, per_byte))
     assert np.array_equal(left, capacity - cached @ size)
     assert np.array_equal(best, module.best_of(cached, gain, model))
@@ -222,6 +240,9 @@ def test_compiled_equals_uncompiled(shape: tuple[int, int, int, int]) -> None:
         held, reached = np.zeros((num_servers, num_experts), bool), np.zeros_like(weight)
         by_server = np.ascontiguousarray(gain.transpose(0, 2, 1))
         size = np.linspace(0.5, 1.5, num_experts)
-        remaining = kernel(heap, heap.size, key, held, left, weight, by_server, model, size, reached, True, 3)
+        seen, copies = np.full(key.size, -1), np.zeros(num_experts, np.int64)
+        remaining = kernel(
+            heap, heap.size, key, seen, copies, held, left, weight, by_server, model, size, reached, True, 3, 2
+        )
         states.append((heap[:remaining], key, held, left, reached))
     assert all(np.array_equal(x, z) for x, z in zip(*states, strict=True))
