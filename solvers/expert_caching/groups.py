@@ -115,10 +115,11 @@ class Groups:
             level_server.append(np.where(useful & (order < num_servers), order, -1))
             row_profile.append(profiles[m] + problem.profile[rows, m])
             user.append(rows)
-            held = device[rows, problem.first_expert[m] : problem.first_expert[m + 1]].T
+            experts = slice(int(problem.first_expert[m]), int(problem.first_expert[m + 1]))
+            held = np.take(device[:, experts].T, rows, axis=1)
             final.append(held.ravel())
             base.append(np.where(held, rank[:, num_servers + 1], cloud_level).ravel())
-            uses.append(model.uses[problem.profile[rows, m]].T.ravel())
+            uses.append(np.take(model.uses.T, problem.profile[rows, m], axis=1).ravel())
             slots.extend(slots[-1] + rows.size * np.arange(1, model.num_experts + 1))
             counts.append(counts[-1] + rows.size)
         self.step = np.ascontiguousarray(np.concatenate(step))
