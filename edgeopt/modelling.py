@@ -1,8 +1,10 @@
 """`GenericModel`: a problem as a cvxpy programme under its own names, for constraints that the problem does not know."""
 
+import functools
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
@@ -69,9 +71,39 @@ def cvxpy_module() -> Any:
     return cvxpy
 
 
+def silent(highs: Any) -> Any:
+    """Return a class of `highspy.Highs` without output, that of its constructor included: HiGHS 1.16 introduces itself there."""
+
+    class Silent(highs):  # type: ignore[misc]
+        def enableCallbacks(self) -> None:
+            self.setOptionValue("output_flag", False)
+            super().enableCallbacks()
+
+    return Silent
+
+
+@functools.cache
+def _loud_and_silent() -> tuple[Any, Any]:
+    import highspy
+
+    return highspy.Highs, silent(highspy.Highs)
+
+
+@contextmanager
+def _silent_highs() -> Iterator[None]:
+    """Have cvxpy make a HiGHS without output, whatever it is asked to solve."""
+    import highspy
+
+    loud, highspy.Highs = _loud_and_silent()
+    try:
+        yield
+    finally:
+        highspy.Highs = loud
+
+
 def solve_quietly(programme: "cp.Problem", **options: Any) -> None:
-    """Solve a programme without cvxpy's warning that a solution may be inaccurate: its status says so, for whoever asks."""
-    with warnings.catch_warnings():
+    """Solve a programme without output and without cvxpy's warning that a solution may be inaccurate: its status says so."""
+    with warnings.catch_warnings(), _silent_highs():
         warnings.filterwarnings("ignore", message="Solution may be inaccurate")
         programme.solve(**options)
 

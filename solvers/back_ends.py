@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from edgeopt.errors import SolverError
+from edgeopt.modelling import silent
 
 _CURE = "import highspy (or solve once with HiGHS) before ortools is imported"
 
@@ -29,7 +30,7 @@ def highs_module() -> Any:
         import highspy
     except ImportError as error:
         raise SolverError(f"HiGHS cannot be loaded: {error}; {_CURE}") from error
-    found, wanted = _quiet(highspy)().version(), importlib.metadata.version("highspy")
+    found, wanted = silent(highspy.Highs)().version(), importlib.metadata.version("highspy")
     if found.split(".")[:2] != wanted.split(".")[:2]:
         raise SolverError(f"highspy {wanted} would run on HiGHS {found} of another package; {_CURE}")
     return highspy
@@ -38,18 +39,7 @@ def highs_module() -> Any:
 @functools.cache
 def highs_class() -> Any:
     """Return the class `highspy.Highs`, silent from the start. Make every HiGHS by it."""
-    return _quiet(highs_module())
-
-
-def _quiet(highspy: Any) -> Any:
-    class Quiet(highspy.Highs):  # type: ignore[misc]
-        """HiGHS without output, that of its constructor included: HiGHS 1.16 introduces itself there."""
-
-        def enableCallbacks(self) -> None:
-            self.setOptionValue("output_flag", False)
-            super().enableCallbacks()
-
-    return Quiet
+    return silent(highs_module().Highs)
 
 
 def cp_model_module() -> Any:

@@ -306,3 +306,13 @@ def test_whatever_is_loaded_first(first: str):
         assert "import highspy (or solve once with HiGHS) before ortools is imported" in done.stderr
     else:
         assert done.returncode == 0, done.stderr
+
+
+def test_models_in_cvxpy_are_solved_without_output() -> None:
+    """HiGHS introduces itself to standard output wherever it is made, also by cvxpy; not here, and it is itself again afterwards."""
+    code = (
+        "import edgeopt, highspy; loud = highspy.Highs; from edgeopt.evaluation.instances import load_instance;"
+        " result = edgeopt.solve(load_instance('facility-tiny'), 'generic'); assert highspy.Highs is loud; print(result.status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
+    assert (done.stdout, done.stderr, done.returncode) == ("optimal\n", "", 0)
