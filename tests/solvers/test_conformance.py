@@ -245,7 +245,7 @@ def test_instances_have_their_derived_optimum(kind: Kind, tiny: Any):
     assert tiny.problem.objective(tiny.best) == pytest.approx(tiny.optimum, **rounding)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @on_every_pair
 def test_result_and_guarantee(kind: Kind, solver: Any, tiny: Any):
     """Feasible, objective as the problem computes it, a valid bound, and the run finishes by itself.
@@ -265,7 +265,7 @@ def test_result_and_guarantee(kind: Kind, solver: Any, tiny: Any):
         assert result.objective >= guarantee.alpha * tiny.optimum - 1e-9
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @on_few_pairs
 def test_same_seed_same_solution(kind: Kind, solver: Any, tiny: Any):
     """Two deterministic runs with one seed give the same solution and the same bound."""
@@ -299,7 +299,7 @@ def test_warm_start_is_never_worse(kind: Kind, solver: Any, tiny: Any):
     assert sign * result.objective >= sign * tiny.problem.objective(start)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @on_few_pairs
 @pytest.mark.parametrize("event", ["best", "iteration"])
 @pytest.mark.parametrize("interrupt", [False, True], ids=["stop", "Ctrl-C"])

@@ -132,7 +132,7 @@ def supported(kind: str, solver: Any) -> list[Any]:
     return [one for one in INSTANCES[kind] if solver.supports(one.problem) is None]
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(6)
 @every_solver
 def test_powers_of_two_change_no_bit(kind: str, solver: Any) -> None:
     """One unit after another by 2**50 or 2**-50: decisions, status, objective and bound are the same to the last bit."""

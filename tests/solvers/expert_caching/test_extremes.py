@@ -36,7 +36,7 @@ def test_no_storage_no_saving(solver, name: str):
         assert result.feasible
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(6)
 @every_solver
 @pytest.mark.parametrize("tiny", TINY, ids=lambda tiny: tiny.name)
 def test_all_storage_saves_all(solver, tiny: Tiny):
