@@ -24,7 +24,7 @@ from edgeopt.solve import Run, SolveOptions, solve
 from edgeopt.solvers import get_solver
 from edgeopt.solvers.expert_caching.facility import Facility
 from edgeopt.solvers.expert_caching.greedy import greedy_placement
-from edgeopt.solvers.kernels.facility import best_of, build_heap, lazy_greedy, marginals
+from edgeopt.solvers.kernels.facility import Picking, best_of, lazy_greedy, marginals
 
 GOAL_MS = 10.0
 GOAL_SUBMODLIB = 50.0  # times faster than its lazy greedy
@@ -68,18 +68,11 @@ def numpy_greedy(facility: Facility, *, per_byte: bool, picks: int | None = None
 
 def kernel_greedy(facility: Facility, picks: int) -> Bools:
     """Return the placement [N, E] of the lazy kernel for one budget of `picks` experts of size one."""
-    cached = np.zeros((facility.num_servers, facility.num_experts), bool)
-    best = np.zeros_like(facility.weight)
-    key = np.ascontiguousarray(marginals(facility.weight, facility.gain, facility.model, best).T).ravel()
-    gain = np.ascontiguousarray(facility.gain.transpose(0, 2, 1))
-    heap, left = build_heap(key), np.full(facility.num_servers, np.inf)
-    size = np.ones(facility.num_experts)
-    seen, copies = np.full(key.size, -1), np.zeros(size.size, np.int64)
-    lazy_greedy(
-        heap, heap.size, key, seen, copies, cached, left, facility.weight, gain, facility.model, size, best, False,
-        picks, 1,
-    )  # fmt: skip
-    return cached
+    values = marginals(facility.weight, facility.gain, facility.model, np.zeros_like(facility.weight)).T
+    picking = Picking.of(values, np.full(facility.num_servers, np.inf), facility.weight.shape[1])
+    gain, size = np.ascontiguousarray(facility.gain.transpose(0, 2, 1)), np.ones(facility.num_experts)
+    lazy_greedy(picking, picking.heap.size, facility.weight, gain, facility.model, size, False, picks, 1)
+    return picking.cached
 
 
 def value_of(facility: Facility, cached: Bools) -> float:

@@ -43,13 +43,10 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Stop = Callable[[], bool]
 
-STEPS, OWN_STEPS = 200, 30  # of a curve of all users together, and of those of single users
+STEPS, OWN_STEPS = 200, 30  # of a curve that is sharpened for one size, and of all curves before
 SCORES, OWN_SCORES = 300.0, 100.0  # sum of the rates of all steps, halved by the cosine
 LENGTH = 0.5  # first step of the multipliers, in the mean weight of a pair of experts
-MAX_EXACT, MAX_TABLE = (
-    16,
-    1 << 26,
-)  # all subsets of so many experts are tried, if the table of what is inside has so many entries
+MAX_EXACT, MAX_TABLE = 16, 1 << 26  # all subsets of so many experts are tried, in a table of so many entries
 NEAR = 40  # a curve is sharpened if that was not done within this share of the layer's experts
 CHUNK = 500_000  # sets that are visited between two looks at the clock
 BATCH = 1 << 22  # pairs of experts, over all lists, that are looked at together: 130 MB
@@ -110,16 +107,15 @@ class Counts:
         """Bound what each kind of user can be served by k experts, and all users of the heaviest set of servers together."""
         num_experts = self.layer.num_experts
         own = Curves(self.member, self.weight, self.first, num_experts)
-        for k in np.linspace(0, num_experts, ANCHORS + 1)[1:-1].astype(int):
-            own.sharpen(int(k), OWN_STEPS, OWN_SCORES, self.stop)
-        self.curve = self.scale @ own.curve
-        self.heaviest = int(self.curve[:, -1].argmax())
+        self.heaviest = int((self.scale @ own.curve[:, -1]).argmax())
         weight = self.weight * np.repeat(self.scale[self.heaviest], np.diff(self.first))
         member, place = np.unique(self.member[weight > 0], axis=0, return_inverse=True)
         total = np.asarray(np.bincount(place.ravel(), weights=weight[weight > 0]), np.float64)
         self.together = Curves(member, total, np.array([0, total.size]), num_experts)
-        for k in np.linspace(0, num_experts, ANCHORS + 1)[1:-1].astype(int):
-            self.together.sharpen(int(k), OWN_STEPS, OWN_SCORES, self.stop)
+        for k in np.linspace(0, num_experts, ANCHORS + 1)[1:-1].astype(int).tolist():
+            for curves in (own, self.together):
+                curves.sharpen(k, OWN_STEPS, OWN_SCORES, self.stop)
+        self.curve = self.scale @ own.curve
         self.curve[self.heaviest] = np.minimum(self.curve[self.heaviest], self.together.curve[0])
 
     def sharpen(self, k: int) -> None:
@@ -185,6 +181,5 @@ class Curves:
                     self.length[lists], *state, curve,
                 )  # fmt: skip
             self.curve[lists] = curve
-        self.curve[:] = np.minimum.accumulate(self.curve[:, ::-1], axis=1)[
-            :, ::-1
-        ]  # at most k serve no more than k + 1
+        # at most k serve no more than k + 1
+        self.curve[:] = np.minimum.accumulate(self.curve[:, ::-1], axis=1)[:, ::-1]

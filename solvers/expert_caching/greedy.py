@@ -21,7 +21,7 @@ from edgeopt.solvers.expert_caching.common import (
 )
 from edgeopt.solvers.expert_caching.facility import Facility
 from edgeopt.solvers.expert_caching.popularity import offer_popular
-from edgeopt.solvers.kernels.facility import build_heap, lazy_greedy, marginals
+from edgeopt.solvers.kernels.facility import Picking, lazy_greedy, marginals
 
 PICKS_PER_STEP = 20_000  # between two looks at the clock, and
 WORK_PER_STEP = 1 << 36  # picks x experts x users: fewer picks where each takes longer
@@ -142,62 +142,35 @@ def greedy_placement(
     that the first values alone take longer than there is, each server takes the best of those at hand.
     """
     weight, size = facility.weight, facility.size
-    cached = np.zeros((facility.num_servers, facility.num_experts), bool)
-    left = np.array(facility.capacity)
-    best = np.zeros_like(weight)
-    values, stopped = np.zeros(cached.shape), False
-    chunk = max(1, CHUNK // max(1, weight.shape[1] * left.size))
+    num_users, num_servers = weight.shape[1], facility.num_servers
+    values, stopped = np.zeros((num_servers, size.size)), False
+    chunk = max(1, CHUNK // max(1, num_users * num_servers))
     for start in range(0, size.size, chunk):
         if stopped := start > 0 and run.stopped():
             break
         some = slice(start, start + chunk)
-        values[:, some] = marginals(weight[some], facility.gain, facility.model[some], best[some]).T
-    key = np.ascontiguousarray(values / size if per_byte else values)
+        nothing = np.zeros_like(weight[some])
+        values[:, some] = marginals(weight[some], facility.gain, facility.model[some], nothing).T
+    key = values / size if per_byte else values
     if stopped:
         assert isinstance(run.problem, ExpertCaching)  # greedy solvers support no other
         return fill_in_order(np.argsort(-key, axis=1, kind="stable"), run.problem)
-    key = key.ravel()
+    picking = Picking.of(key, facility.capacity, num_users)
     if not lazy:
-        return _plain_greedy(run, facility, key, cached, left, best, per_byte)
+        return _plain_greedy(run, facility, picking, per_byte)
     gain = np.ascontiguousarray(facility.gain.transpose(0, 2, 1))
-    heap = build_heap(key)
-    remaining = heap.size
-    seen, copies = np.full(key.size, -1), np.zeros(size.size, np.int64)  # no value has been seen by the kernel
-    batch = BATCH if weight.shape[1] >= MANY_USERS and config.NUMBA_NUM_THREADS > 1 else 1
+    batch = BATCH if num_users >= MANY_USERS and config.NUMBA_NUM_THREADS > 1 else 1
     picks = min(PICKS_PER_STEP, max(1, WORK_PER_STEP // max(1, weight.size)))
-    is_due = has_nothing(run)
+    remaining, is_due = picking.heap.size, has_nothing(run)
     while remaining and (is_due or not run.stopped()):
         is_due = False
-        remaining = lazy_greedy(
-            heap,
-            remaining,
-            key,
-            seen,
-            copies,
-            cached,
-            left,
-            weight,
-            gain,
-            facility.model,
-            size,
-            best,
-            per_byte,
-            picks,
-            batch,
-        )
+        remaining = lazy_greedy(picking, remaining, weight, gain, facility.model, size, per_byte, picks, batch)
         run.step()
-    return cached
+    return picking.cached
 
 
-def _plain_greedy(
-    run: Run[Placement],
-    facility: Facility,
-    key: NDArray[np.float64],
-    cached: NDArray[np.bool_],
-    left: NDArray[np.float64],
-    best: NDArray[np.float64],
-    per_byte: bool,
-) -> NDArray[np.bool_]:
+def _plain_greedy(run: Run[Placement], facility: Facility, picking: Picking, per_byte: bool) -> NDArray[np.bool_]:
+    cached, left, best, key = picking.cached, picking.left, picking.best, picking.key
     num_experts = facility.num_experts
     key = np.where(np.tile(facility.size, facility.num_servers) <= np.repeat(left, num_experts), key, 0.0)
     while key.max() > 0 and run.step():

@@ -3,7 +3,7 @@
 import copy
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -129,7 +129,7 @@ class MaxConvolution:
         if not plain:
             offer_popular(run, problem)
         if joint and not plain and not run.stopped():
-            cached = pooled_placement(groups)
+            cached = pooled_placement(groups, run.stopped)
             run.offer(Placement(cached))
             self.sweep(run, groups, cached)
         shape = (problem.num_servers, problem.num_experts)
@@ -213,12 +213,12 @@ def best_response(
     return total, chosen, now if fits else -math.inf
 
 
-def pooled_placement(groups: Groups) -> Bools:
+def pooled_placement(groups: Groups, stopped: Callable[[], bool] = lambda: False) -> Bools:
     """Return the placement [N, E] of what one server with all storage, as near to each user as its nearest, would hold.
 
     Which layers to cache whole is a matter of the sum of all storages, which server by server nobody sees: `best_response` for
     that one server. Then the experts go, those first for which most depends on it, to the server that saves most by each
-    of them alone. Ours; nothing is proved of it.
+    of them alone. Ours; nothing is proved of it. Nothing is placed if a limit is reached meanwhile.
     """
     pooled = copy.copy(groups)
     pooled.server_level = np.ascontiguousarray(groups.server_level.min(axis=1, keepdims=True))
@@ -226,7 +226,11 @@ def pooled_placement(groups: Groups) -> Bools:
     shape = (groups.capacity_units.size, groups.units.size)
     _, chosen, _ = best_response(pooled, np.zeros((1, shape[1]), bool), 0)
     level, _ = groups.levels(np.zeros(shape, bool))
-    value = np.array([groups.single_values(n, level) for n in range(shape[0])])
+    value = np.zeros(shape)
+    for n in range(shape[0]):
+        if stopped():
+            return np.zeros(shape, bool)
+        value[n] = groups.single_values(n, level)
     ranked = np.sort(value, axis=0)
     regret = ranked[-1] - ranked[-2] if shape[0] > 1 else ranked[-1]
     experts = np.flatnonzero(chosen)

@@ -4,6 +4,8 @@ Arrays, unless said otherwise: weight [E, U], gain [M, U, N], model [E], best [E
 for each expert), values and prices per expert and server [E, N].
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import prange
 from numpy.typing import NDArray
@@ -140,21 +142,53 @@ def _marginals_of(
         key[items[i]] = value / bytes_of[e] if per_byte else value
 
 
+class Picking(NamedTuple):
+    """A greedy under way, changed in place. Items are numbered n * E + e.
+
+    Parameters
+    ----------
+    heap : int64, the items left, of which the first `size` of `lazy_greedy` count.
+    key : float64 [N * E], marginal values (per byte) when last computed.
+    seen : int64 [N * E], how many copies of its expert there were then, -1 before the kernel has computed any.
+    copies : int64 [E].
+    cached : bool [N, E].
+    left : float64 [N], free storage.
+    best : float64 [E, U].
+    """
+
+    heap: Ints
+    key: Floats
+    seen: Ints
+    copies: Ints
+    cached: Bools
+    left: Floats
+    best: Floats
+
+    @classmethod
+    def of(cls, value: Floats, capacity: Floats, num_users: int) -> "Picking":
+        """Return the start from first marginal values (per byte) [N, E] of an empty placement."""
+        key, num_experts = np.ascontiguousarray(value).ravel(), value.shape[1]
+        return cls(
+            build_heap(key), key, np.full(key.size, -1), np.zeros(num_experts, np.int64), np.zeros(value.shape, np.bool_),
+            np.array(capacity), np.zeros((num_experts, num_users)),
+        )  # fmt: skip
+
+
 @kernel
 def lazy_greedy(
-    heap: Ints, size: int, key: Floats, seen: Ints, copies: Ints, cached: Bools, left: Floats, weight: Floats,
-    gain_by_server: Floats, model: Ints, bytes_of: Floats, best: Floats, per_byte: bool, picks: int, batch: int,
+    picking: Picking, size: int, weight: Floats, gain_by_server: Floats, model: Ints, bytes_of: Floats, per_byte: bool,
+    picks: int, batch: int,
 ) -> int:  # fmt: skip
     """Take up to `picks` items by largest marginal value (per byte), in place; return the size the heap is left with.
 
-    Items are numbered n * E + e; key [N * E] holds their marginal values when last computed, which by submodularity
-    can only be too large, so an item whose fresh value still leads the heap is the true maximum (Minoux 1978).
-    seen [N * E] is how many copies of its expert there were then; it is fresh if there are no more now, copies [E].
+    Marginal values that were computed before can by submodularity only be too large, so an item whose fresh value still
+    leads the heap is the true maximum (Minoux 1978). It is fresh if its expert has no more copies than when it was computed.
     gain_by_server is [M, N, U] so that one item's users lie side by side.
 
     Up to `batch` items that lead the heap and are not fresh are computed at once, by all threads: what is picked is the
     same, and few of them would not have been looked at anyway.
     """
+    heap, key, seen, copies, cached, left, best = picking
     num_experts = weight.shape[0]
     items = np.empty(batch, np.int64)
     while size > 0 and picks > 0:

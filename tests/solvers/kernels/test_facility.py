@@ -103,36 +103,16 @@ def run_lazy(
     weight: Any, gain: Any, model: Any, size: Any, capacity: Any, per_byte: bool, picks: int, batch: int = 1
 ) -> Any:
     """Return (placement, storage left, best gains) of the lazy kernel, called for `picks` picks at a time."""
-    cached = np.zeros((capacity.size, size.size), bool)
-    best, left = np.zeros_like(weight), capacity.copy()
-    values = module.marginals(weight, gain, model, best).T
-    key = np.ascontiguousarray(values / size if per_byte else values).ravel()
-    heap = module.build_heap(key)
+    values = module.marginals(weight, gain, model, np.zeros_like(weight)).T
+    picking = module.Picking.of(values / size if per_byte else values, capacity, weight.shape[1])
     by_server = np.ascontiguousarray(gain.transpose(0, 2, 1))
-    remaining = heap.size
-    seen, copies = np.full(key.size, -1), np.zeros(size.size, np.int64)
+    remaining = picking.heap.size
     while remaining:
-        before = cached.sum()
-        remaining = module.lazy_greedy(
-            heap,
-            remaining,
-            key,
-            seen,
-            copies,
-            cached,
-            left,
-            weight,
-            by_server,
-            model,
-            size,
-            best,
-            per_byte,
-            picks,
-            batch,
-        )
-        assert cached.sum() - before <= picks
-        assert np.array_equal(copies, cached.sum(axis=0))
-    return cached, left, best
+        before = picking.cached.sum()
+        remaining = module.lazy_greedy(picking, remaining, weight, by_server, model, size, per_byte, picks, batch)
+        assert picking.cached.sum() - before <= picks
+        assert np.array_equal(picking.copies, picking.cached.sum(axis=0))
+    return picking.cached, picking.left, picking.best
 
 
 @few
@@ -235,14 +215,9 @@ def test_compiled_equals_uncompiled(shape: tuple[int, int, int, int]) -> None:
         assert np.array_equal(kernel(*arguments), python(kernel)(*arguments)), kernel
     states = []
     for kernel in (module.lazy_greedy, python(module.lazy_greedy)):
-        key = np.ascontiguousarray(module.marginals(weight, gain, model, np.zeros_like(weight)).T).ravel()
-        heap, left = module.build_heap(key), np.full(num_servers, 2.5)
-        held, reached = np.zeros((num_servers, num_experts), bool), np.zeros_like(weight)
-        by_server = np.ascontiguousarray(gain.transpose(0, 2, 1))
-        size = np.linspace(0.5, 1.5, num_experts)
-        seen, copies = np.full(key.size, -1), np.zeros(num_experts, np.int64)
-        remaining = kernel(
-            heap, heap.size, key, seen, copies, held, left, weight, by_server, model, size, reached, True, 3, 2
-        )
-        states.append((heap[:remaining], key, held, left, reached))
+        values = module.marginals(weight, gain, model, np.zeros_like(weight)).T
+        picking = module.Picking.of(values, np.full(num_servers, 2.5), weight.shape[1])
+        by_server, size = np.ascontiguousarray(gain.transpose(0, 2, 1)), np.linspace(0.5, 1.5, num_experts)
+        remaining = kernel(picking, picking.heap.size, weight, by_server, model, size, True, 3, 2)
+        states.append((picking.heap[:remaining], *picking[1:]))
     assert all(np.array_equal(x, z) for x, z in zip(*states, strict=True))
