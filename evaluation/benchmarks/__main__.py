@@ -15,7 +15,7 @@ from edgeopt.evaluation.benchmarks.common import Row
 
 NAMES = (
     "greedy", "kernels", "top_k", "scale", "caching", "model_download", "split_training", "client_selection",
-    "expert_balancing",
+    "expert_balancing", "certificates",
     "federated_rounds", "codecs", "split_systems", "experts", "unequal_ranks", "steering", "selection_quality",
     "selection_training", "time_limits", "rounds", "rounds_choice", "teams", "warm_start", "fountain", "fusion", "vault", "sider",
     "peers",

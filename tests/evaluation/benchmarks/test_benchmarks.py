@@ -13,7 +13,7 @@ import pytest
 
 from edgeopt.evaluation import load_instance
 from edgeopt.evaluation.benchmarks import __main__ as everything
-from edgeopt.evaluation.benchmarks import caching, common, greedy, peers, scale, time_limits, top_k
+from edgeopt.evaluation.benchmarks import caching, certificates, common, greedy, peers, scale, time_limits, top_k
 from edgeopt.problems import Placement, bundled_trace
 from edgeopt.result import Record, SolveHistory
 from edgeopt.solve import solve
@@ -160,6 +160,19 @@ def test_greedy_runs(capsys: pytest.CaptureFixture[str]):
         assert row["equal"]
     assert greedy.main(["--quick"]) == 0
     assert "one budget" in capsys.readouterr().out
+
+
+def test_certificates_run(capsys: pytest.CaptureFixture[str]):
+    """Every bound is above the placement, the one with counts at most that without; the goal is about `lagrangian`."""
+    assert certificates.main(["--quick", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert_well_formed(report, "certificates")
+    (row,) = report["rows"]
+    assert row["bounds"]["counts"]["bound"] <= row["bounds"]["distinct"]["bound"]
+    assert min(bound["gap"] for bound in row["bounds"].values()) >= 0
+    assert report["goals"][0]["reached"] == row["target_s"]
+    certificates.show(report, common.console())
+    assert "counts: gap" in " ".join(capsys.readouterr().out.split())
 
 
 def test_time_limits_runs(capsys: pytest.CaptureFixture[str]):
