@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import sys
 from zlib import crc32
 
 import pytest
@@ -30,6 +31,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if (sampled := item.get_closest_marker("sampled")) and crc32(item.name.encode()) % sampled.args[0]:
             item.add_marker("slow")
+
+
+@pytest.hookimpl(tryfirst=True)  # before fixtures
+def pytest_runtest_setup():
+    """Let torch draw the same numbers for a test whatever ran before it; numpy's generators are seeded where they are made."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 def pytest_collection_finish():
