@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 from typing import Any, Protocol
 
 import numpy as np
@@ -147,8 +146,8 @@ class JointPlan:
     shares is a bound from above at all smaller ones, and attained at all larger ones; where a bound moves along a line with a
     share, as a Lagrangian dual does, it holds along all of it. The master is solved exactly over the bounds from above and over the
     values from below, by dynamic programming over what is left of the resources: the one bounds the joint optimum, the other is
-    attained. What the first picks and is not yet known is evaluated, until the gap is closed; then all that is left is the
-    solvers' own. Every table is finite, so that this ends.
+    attained. What the first picks and is not yet known is evaluated, in halves of each resource first, then in quarters, and so on,
+    until the gap is closed; then all that is left is the solvers' own. Every table is finite, so that this ends.
 
     Parameters
     ----------
@@ -266,17 +265,25 @@ class JointPlan:
         with interrupts_noted() as noted:
             for k, one in enumerate(self.contenders):
                 self.evaluate(k, tuple(self.blocks[name] for name in one.resources))
+            halvings, finest = 1, dict.fromkeys(self.blocks, 1)
             while True:
-                bound, wanted = self._best(self._high)
-                value, given = self._best(self._low)
+                strides = {name: max(1, count >> halvings) for name, count in self.blocks.items()}
+                bound, wanted = self._best(self._high, finest)
+                value, given = self._best(self._low, finest)
                 rounds.append(Round(evaluations=self.evaluations, value=value, bound=bound))
-                fresh = [(k, n) for k, n in enumerate(wanted) if 0 not in n and n not in self._known[k]]
                 late = time.perf_counter() - started >= time_limit or interrupted()
                 full = most is not None and self.evaluations >= most
-                if not fresh or late or full or relative_gap(value, bound) <= gap:
+                if late or full or relative_gap(value, bound) <= gap:
                     break
-                for k, n in fresh:
-                    self.evaluate(k, n)
+                if strides != finest:  # shares in coarse steps first: soon good ones, and bounds at all finer ones
+                    _, wanted = self._best(self._high, strides)
+                if fresh := [(k, n) for k, n in enumerate(wanted) if 0 not in n and n not in self._known[k]]:
+                    for k, n in fresh:
+                        self.evaluate(k, n)
+                elif strides == finest:
+                    break
+                else:
+                    halvings += 1
             return self._result(given, bound, tuple(rounds), interrupted=bool(noted.pressed))
 
     def at(self, blocks: Mapping[str, Mapping[str, int]]) -> JointResult:
@@ -329,33 +336,49 @@ class JointPlan:
                 left[resource] -= n
         return self.at(given)
 
-    def _best(self, tables: Sequence[Floats]) -> tuple[float, list[tuple[int, ...]]]:
-        """Return the largest weighted sum over whole blocks, and who gets how many."""
+    def _best(self, tables: Sequence[Floats], strides: Mapping[str, int]) -> tuple[float, list[tuple[int, ...]]]:
+        """Return the largest weighted sum over multiples of so many blocks, and who gets how many blocks.
+
+        Contenders come by rising size of their tables, and the last one gets what the others leave: its table, which is
+        most of the work, is looked at once instead of once for each state.
+        """
         names = list(self.blocks)
-        shape = tuple(self.blocks[name] + 1 for name in names)
-        best, picks = np.zeros(shape), []
-        for one, table in zip(self.contenders, tables, strict=True):
+        shape = tuple(count // strides[name] + 1 for name, count in self.blocks.items())
+        worths = [
+            one.weight * table[tuple(slice(None, None, strides[name]) for name in one.resources)]
+            for one, table in zip(self.contenders, tables, strict=True)
+        ]
+        *others, last = sorted(range(len(worths)), key=lambda k: worths[k].size)
+        best, picks = np.zeros(shape), {}
+        for k in others:
             fresh, pick = np.full(shape, -np.inf), np.zeros(shape, np.int64)
-            for flat, n in enumerate(product(*(range(size) for size in table.shape))):
-                by_name = dict(zip(one.resources, n, strict=True))
-                taken = tuple(by_name.get(name, 0) for name in names)
+            for flat, n in enumerate(np.ndindex(worths[k].shape)):
+                taken = self._by_resource(k, n)
                 to = tuple(slice(t, None) for t in taken)
-                value = (
-                    best[tuple(slice(0, size - t) for size, t in zip(shape, taken, strict=True))]
-                    + one.weight * table[n]
-                )
+                value = best[tuple(slice(0, size - t) for size, t in zip(shape, taken, strict=True))] + worths[k][n]
                 better = value > fresh[to]
                 fresh[to] = np.where(better, value, fresh[to])
                 pick[to] = np.where(better, flat, pick[to])
-            best = fresh
-            picks.append(pick)
-        state, chosen = tuple(size - 1 for size in shape), []
-        for one, table, pick in zip(reversed(self.contenders), reversed(tables), reversed(picks), strict=True):
-            n = tuple(int(i) for i in np.unravel_index(int(pick[state]), table.shape))
-            by_name = dict(zip(one.resources, n, strict=True))
-            state = tuple(left - by_name.get(name, 0) for left, name in zip(state, names, strict=True))
-            chosen.append(n)
-        return float(best[tuple(size - 1 for size in shape)]), chosen[::-1]
+            best, picks[k] = fresh, pick
+        resources = self.contenders[last].resources
+        left = best[tuple(slice(None, None, -1) if name in resources else -1 for name in names)]
+        in_order = [name for name in names if name in resources]
+        total = left.transpose([in_order.index(name) for name in resources]) + worths[last]
+        n = tuple(map(int, np.unravel_index(int(total.argmax()), total.shape)))
+        chosen, state = {last: n}, tuple(size - 1 for size in shape)
+        for k, before in zip(reversed(others), [last, *reversed(others)], strict=False):
+            state = tuple(all_ - t for all_, t in zip(state, self._by_resource(before, chosen[before]), strict=True))
+            chosen[k] = tuple(map(int, np.unravel_index(int(picks[k][state]), worths[k].shape)))
+        given = [
+            tuple(count * strides[name] for count, name in zip(chosen[k], one.resources, strict=True))
+            for k, one in enumerate(self.contenders)
+        ]
+        return float(total.max()), given
+
+    def _by_resource(self, contender: int, counts: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the counts of a contender, of its resources, as counts of all resources."""
+        own = dict(zip(self.contenders[contender].resources, counts, strict=True))
+        return tuple(own.get(name, 0) for name in self.blocks)
 
     def _result(
         self, given: Sequence[tuple[int, ...]], bound: float, rounds: tuple[Round, ...], *, interrupted: bool = False

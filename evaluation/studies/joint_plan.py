@@ -64,8 +64,8 @@ class Setting:
     energy: float = 0.8
     samples: int = 20
     max_batch: int = 32
-    blocks: int = 8
-    gap: float = 0.04
+    blocks: int = 16
+    gap: float = 0.01
     solve_s: float = 1.0
 
 

@@ -50,15 +50,17 @@ class Table:
         return Valued(low=low, high=high, slope={self.resources[0]: steep}, base=base + steep)
 
 
-def random_plan(seed: int, *, width: float = 0.0, lines: bool = False) -> tuple[JointPlan, list[Table]]:
+def random_plan(
+    seed: int, *, width: float = 0.0, lines: bool = False, blocks: range = range(1, 5)
+) -> tuple[JointPlan, list[Table]]:
     rng = np.random.default_rng(seed)
-    blocks = {"x": int(rng.integers(1, 5)), "y": int(rng.integers(1, 5))}
+    counts = {"x": int(rng.choice(blocks)), "y": int(rng.choice(blocks))}
     tables, contenders = [], []
     for name, resources in TAKES:
-        table = Table(rng, tuple(blocks[r] for r in resources), resources, width=width, lines=lines)
+        table = Table(rng, tuple(counts[r] for r in resources), resources, width=width, lines=lines)
         tables.append(table)
         contenders.append(Contender(name=name, resources=resources, value=table, weight=float(rng.integers(1, 4))))
-    return JointPlan(contenders, blocks), tables
+    return JointPlan(contenders, counts), tables
 
 
 def brute_force(plan: JointPlan, tables: list[Any]) -> float:
@@ -95,6 +97,32 @@ def test_the_optimum_over_every_share(seed: int, lines: bool):
     assert all(a.bound >= b.bound - 1e-12 for a, b in itertools.pairwise(result.rounds))
     assert all(a.value <= b.value + 1e-12 for a, b in itertools.pairwise(result.rounds))
     assert all(one.value - 1e-9 <= optimum <= one.bound + 1e-9 for one in result.rounds)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_fine_shares(seed: int):
+    """Coarse steps come first, also where they do not divide the blocks: the optimum all the same."""
+    plan, tables = random_plan(300 + seed, blocks=range(6, 12))
+    result = plan.solve()
+    optimum = brute_force(plan, [table.value for table in tables])
+    check_blocks(plan, result)
+    assert (result.value, result.bound) == (pytest.approx(optimum), pytest.approx(optimum))
+    assert result.evaluations < sum(table.value.size for table in tables) / 2
+
+
+def test_coarse_steps_spare_values():
+    """A smooth trade of two hundred blocks is known to a hundredth after a few of its values, and a plan that is stopped early is a good one."""
+
+    def root(shares: Shares) -> Valued:
+        value = shares["x"] ** 0.5
+        return Valued(low=value, high=value)
+
+    contenders = [Contender(name=name, resources=("x",), value=root, weight=w) for name, w in (("a", 1.0), ("b", 2.0))]
+    plan = JointPlan(contenders, {"x": 200})
+    assert plan.solve(most=8).value > 0.95 * 5**0.5
+    result = plan.solve(gap=0.01)
+    assert result.gap <= 0.01
+    assert result.evaluations <= 100
 
 
 @pytest.mark.parametrize("lines", [False, True])
