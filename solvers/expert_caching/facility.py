@@ -86,6 +86,10 @@ class Facility:
         """Whether a knapsack in whole storage units is the knapsack in bytes."""
         return storage_units(problem.expert_bytes, problem.storage_limit)[2]
 
+    def gain_by_server(self) -> NDArray[np.float64]:
+        """Return the gains with a server's users side by side, [M, N, U], as some kernels want them; a copy."""
+        return np.ascontiguousarray(self.gain.transpose(0, 2, 1))
+
     @property
     def num_servers(self) -> int:
         """Servers, N."""

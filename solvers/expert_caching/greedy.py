@@ -158,7 +158,7 @@ def greedy_placement(
     picking = Picking.of(key, facility.capacity, num_users)
     if not lazy:
         return _plain_greedy(run, facility, picking, per_byte)
-    gain = np.ascontiguousarray(facility.gain.transpose(0, 2, 1))
+    gain = facility.gain_by_server()
     batch = BATCH if num_users >= MANY_USERS and config.NUMBA_NUM_THREADS > 1 else 1
     picks = min(PICKS_PER_STEP, max(1, WORK_PER_STEP // max(1, weight.size)))
     remaining, is_due = picking.heap.size, has_nothing(run)

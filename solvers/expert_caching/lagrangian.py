@@ -44,6 +44,10 @@ NEAREST = 4000  # columns that it then looks at
 FIRST_ROUND = 0.25  # of the proposals of a round: a first good placement soon, so that bounds can work
 LINK_STEPS, LINK_COLUMNS = 200, 60_000  # steps of the linking dual before the second round, and most columns for it
 CLOSE_STEPS = 20  # of prices with the bound by counts
+EARLY, PASSES = (
+    (2, 4),
+    3,
+)  # steps from sampled prices that are rounded; passes over the servers, each quicker than a step there
 FINISH_FIRST = 1500  # columns up to which branch and bound comes before exchange
 
 
@@ -129,15 +133,15 @@ class Lagrangian:
         """Bring bound and incumbent together; return whether the incumbent is proved optimal, and what HiGHS had to say."""
         with run.building():
             pricing, price = _prepare(facility, start, run.stopped)
-        first, sampled = price, False
+        first, sampled, passes = price, False, PASSES if isinstance(pricing, AscentPricing) else 1
 
         def on_step(step: int, _: Prices, best: Prices) -> float | None:
             run.tighten(best.bound)
-            if step % pricing.round_every == 0 or (step == 2 and sampled):
-                run.offer(Placement(_round_down(run, facility, best.choice)))
+            if step % pricing.round_every == 0 or (sampled and step in EARLY):
+                run.offer(Placement(_round_down(run, facility, best.choice, 1 if step == EARLY[0] else passes)))
                 pricing.restrict(best, _gap(run, best))
-                if step == 2 and isinstance(pricing, AscentPricing):
-                    pricing.sharpen(best, run.tighten)
+            if sampled and step == EARLY[-1] and isinstance(pricing, AscentPricing):
+                pricing.sharpen(best, run.tighten)
             return _value(run) if run.step() else None
 
         try:
@@ -246,10 +250,14 @@ def _prepare(
     return pricing, start_prices(facility, start)
 
 
-def _round_down(run: Run[Placement], facility: Facility, choice: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return a placement [N, E] within all storages: each server's exact best response to a dual point's subsets."""
+def _round_down(
+    run: Run[Placement], facility: Facility, choice: NDArray[np.bool_], passes: int = 1
+) -> NDArray[np.bool_]:
+    """Return a placement [N, E] within all storages: each server's exact best response to a dual point's subsets, so many times."""
     cached = choice.copy()
-    respond(run, facility, cached, range(facility.num_servers))
+    for _ in range(passes):
+        if not respond(run, facility, cached, range(facility.num_servers)) or run.stopped():
+            break
     return cached
 
 

@@ -23,7 +23,7 @@ from edgeopt.solvers.kernels.subsets import (
 
 MAX_TABLE = 1 << 26  # entries of a table of subsets: half a gigabyte
 MOVES = 3  # changes of an expert's subset per dual step
-SHARP_STEPS = 10  # steps on the thresholds of each expert when its bound is sharpened
+SHARP_STEPS = 40  # steps on the thresholds of each expert when its bound is sharpened
 CHUNK = 1 << 24  # experts x users x servers between two looks at the clock: some tens of milliseconds
 
 
@@ -111,7 +111,7 @@ def pricing_for(facility: Facility, stopped: Callable[[], bool] = lambda: False)
 def start_prices(facility: Facility, cached: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Return prices [N] to start from: each server's price of storage given what the others hold in a placement."""
     held = np.ascontiguousarray(cached.T)
-    values = values_given_others(facility.weight, facility.gain, facility.model, held)
+    values = values_given_others(facility.weight, facility.gain, facility.gain_by_server(), facility.model, held)
     return np.array(
         [
             fractional_knapsack(values[:, n], facility.size, float(facility.capacity[n]))[1]
@@ -170,11 +170,12 @@ class AscentPricing:
     The bound is valid whatever the subsets are; good subsets make it tight. O(E U N) time and no table.
     """
 
-    round_every = 6
+    round_every = 8
 
     def __init__(self, facility: Facility, stopped: Callable[[], bool] = lambda: False) -> None:
         self.facility = facility
         self._stopped = stopped
+        self._by_server = facility.gain_by_server()
         self._order = np.argsort(-facility.gain, axis=2, kind="stable")
         self._held = np.zeros((facility.num_experts, facility.num_servers), bool)
 
@@ -189,24 +190,36 @@ class AscentPricing:
         for some in self._chunks():
             if self._stopped():
                 raise Stopped
-            weight, model, size = facility.weight[some], facility.model[some], facility.size[some]
-            improve_subsets(weight, facility.gain, model, size, price, held[some], MOVES)
-            value[some] = ascent_bounds(weight, facility.gain, self._order, model, size, price, held[some], 0)
+            improve_subsets(
+                facility.weight[some], facility.gain, self._by_server, facility.model[some], facility.size[some], price,
+                held[some], MOVES,
+            )  # fmt: skip
+            value[some] = self._ascent(some, price, held[some], 0)
         bound = float(value.sum() + price @ facility.capacity)
         return Prices(price, bound, value, held.T.copy())
 
     def sharpen(self, at: Prices, tell: Callable[[float], object]) -> None:
-        """Tell the bound at a point's prices once each expert's bound is improved, as far as no limit is reached."""
-        facility, value, held = self.facility, at.value.copy(), at.choice.T
-        for some in self._chunks():
+        """Tell the bound at a point's prices as each expert's bound is improved, the most valuable first, until a limit is reached."""
+        value, by_value = at.value.copy(), np.argsort(-at.value, kind="stable")
+        outside = float(at.price @ self.facility.capacity)
+        for chunk in self._chunks():
             if self._stopped():
                 break
-            sharp = ascent_bounds(
-                facility.weight[some], facility.gain, self._order, facility.model[some], facility.size[some],
-                at.price, np.ascontiguousarray(held[some]), SHARP_STEPS,
-            )  # fmt: skip
-            value[some] = np.minimum(value[some], sharp)
-        tell(float(value.sum() + at.price @ facility.capacity))
+            some = by_value[chunk]
+            value[some] = np.minimum(
+                value[some], self._ascent(some, at.price, at.choice[:, some].T.copy(), SHARP_STEPS)
+            )
+            tell(float(value.sum()) + outside)
+
+    def _ascent(
+        self, some: slice | NDArray[np.int64], price: NDArray[np.float64], held: NDArray[np.bool_], steps: int
+    ) -> NDArray[np.float64]:
+        """Return the bounds of some experts from their subsets."""
+        facility = self.facility
+        return ascent_bounds(
+            facility.weight[some], facility.gain, self._by_server, self._order, facility.model[some], facility.size[some],
+            price, held, steps,
+        )  # fmt: skip
 
     def _chunks(self) -> Iterator[slice]:
         """Yield slices of experts, each some tens of milliseconds of work."""

@@ -86,12 +86,12 @@ def respond(run: Run[Placement], facility: Facility, cached: NDArray[np.bool_], 
     A server that holds more than fits is brought under its storage, so one pass over all servers repairs a placement, also
     when a limit is reached on the way.
     """
-    changed = False
+    changed, by_server = False, facility.gain_by_server()
     for n in servers:
         fits = facility.units @ cached[n] <= facility.capacity_units[n]
         if fits and run.stopped():
             continue
-        values, _ = best_without(cached, n, facility.gain, facility.model, facility.weight)
+        values, _ = best_without(cached, n, by_server, facility.model, facility.weight)
         value, chosen = knapsack(values, facility.units, int(facility.capacity_units[n]))
         if not fits or value > values[cached[n]].sum() * (1 + 1e-12):
             cached[n] = chosen

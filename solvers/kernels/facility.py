@@ -51,22 +51,25 @@ def best_of(cached: Bools, gain: Floats, model: Ints) -> Floats:
 
 
 @parallel_kernel
-def best_without(cached: Bools, server: int, gain: Floats, model: Ints, weight: Floats) -> tuple[Floats, Floats]:
-    """Return the values [E] of caching each expert at one server given the others, and the others' total value [E]."""
+def best_without(cached: Bools, server: int, by_server: Floats, model: Ints, weight: Floats) -> tuple[Floats, Floats]:
+    """Return the values [E] of caching each expert at one server given the others, and the others' total value [E].
+
+    by_server is [M, N, U] so that one server's users lie side by side.
+    """
     num_servers, num_experts = cached.shape
-    num_users = gain.shape[1]
+    num_users = by_server.shape[2]
     values, base = np.zeros(num_experts), np.zeros(num_experts)
     for e in prange(num_experts):
-        reach = gain[model[e]]
+        reach = by_server[model[e]]
         others = np.zeros(num_users)
         for n in range(num_servers):
             if cached[n, e] and n != server:
                 for u in range(num_users):
-                    others[u] = max(others[u], reach[u, n])
+                    others[u] = max(others[u], reach[n, u])
         value, total = 0.0, 0.0
         for u in range(num_users):
             total += weight[e, u] * others[u]
-            value += weight[e, u] * max(0.0, reach[u, server] - others[u])
+            value += weight[e, u] * max(0.0, reach[server, u] - others[u])
         values[e], base[e] = value, total
     return values, base
 

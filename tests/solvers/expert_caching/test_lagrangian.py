@@ -235,6 +235,26 @@ def test_prices_of_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.gap < 0.02
 
 
+@few
+@given(seeds, SIZES)
+def test_bounds_are_sharpened_one_expert_after_the_other(seed: int, sizes: tuple[float, ...]) -> None:
+    """Every bound told on the way holds, none is above the one before, and nothing is told at a limit."""
+    problem = small(seed, sizes)
+    optimum, _ = brute_force(problem)
+    price = 0.03 * np.random.default_rng(seed).random(problem.num_servers)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pricing, "CHUNK", 1)
+        ascent = AscentPricing(Facility.of(problem).in_units())
+        at, told = ascent.evaluate(price), []
+        ascent.sharpen(at, told.append)
+        assert len(told) == problem.num_experts
+        assert all(a >= b - 1e-12 for a, b in itertools.pairwise([at.bound, *told]))
+        assert told[-1] >= optimum - 1e-12
+        stopped = AscentPricing(ascent.facility, lambda: True)
+        stopped.sharpen(at, told.append)
+        assert len(told) == problem.num_experts
+
+
 @pytest.mark.parametrize("no_table_first", [False, True])
 def test_degenerate_shapes(no_table_first: bool) -> None:
     """One server, one expert or one user: the optimum, by hand, whichever pricing."""

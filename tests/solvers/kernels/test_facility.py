@@ -43,6 +43,11 @@ def expert_value(weight: Any, gain: Any, servers: Any) -> float:
     return float(sum(w * max((gain[u, n] for n in servers), default=0.0) for u, w in enumerate(weight)))
 
 
+def transposed(gain: Any) -> Any:
+    """Return the gains with a server's users side by side, [M, N, U]."""
+    return np.ascontiguousarray(gain.transpose(0, 2, 1))
+
+
 def ranking(gain: Any) -> tuple[Any, Any]:
     """Return (order, rank) [M, U, N] of the servers by falling gain."""
     order = np.argsort(-gain, axis=2, kind="stable")
@@ -71,9 +76,9 @@ def test_marginals_are_differences(seed: int, shape: tuple[int, int, int, int]) 
 def test_best_without_is_the_value_given_the_others(seed: int, shape: tuple[int, int, int, int]) -> None:
     """For every server: the others' value per expert, and what this server adds to it, whether it holds it or not."""
     weight, gain, model = arrays(seed, shape)
-    cached = np.random.default_rng(seed).random((shape[2], shape[0])) < 0.5
+    cached, by_server = np.random.default_rng(seed).random((shape[2], shape[0])) < 0.5, transposed(gain)
     for n in range(shape[2]):
-        values, base = module.best_without(cached, n, gain, model, weight)
+        values, base = module.best_without(cached, n, by_server, model, weight)
         for e in range(shape[0]):
             others = [m for m in np.flatnonzero(cached[:, e]) if m != n]
             assert base[e] == expert_value(weight[e], gain[model[e]], others)
@@ -105,7 +110,7 @@ def run_lazy(
     """Return (placement, storage left, best gains) of the lazy kernel, called for `picks` picks at a time."""
     values = module.marginals(weight, gain, model, np.zeros_like(weight)).T
     picking = module.Picking.of(values / size if per_byte else values, capacity, weight.shape[1])
-    by_server = np.ascontiguousarray(gain.transpose(0, 2, 1))
+    by_server = transposed(gain)
     remaining = picking.heap.size
     while remaining:
         before = picking.cached.sum()
@@ -203,12 +208,12 @@ def test_compiled_equals_uncompiled(shape: tuple[int, int, int, int]) -> None:
     rng = np.random.default_rng(12)
     num_experts, _, num_servers, _ = shape
     cached, y = rng.random((num_servers, num_experts)) < 0.4, rng.random((num_servers, num_experts))
-    order, rank = ranking(gain)
+    (order, rank), by_server = ranking(gain), transposed(gain)
     best = module.best_of(cached, gain, model)
     for kernel, arguments in (
         (module.best_of, (cached, gain, model)),
         (module.marginals, (weight, gain, model, best)),
-        (module.best_without, (cached, num_servers - 1, gain, model, weight)),
+        (module.best_without, (cached, num_servers - 1, by_server, model, weight)),
         (module.server_gradient, (0, y, weight, gain, model, order, rank)),
         (module.build_heap, (rng.random(17) - 0.3,)),
     ):
@@ -217,7 +222,7 @@ def test_compiled_equals_uncompiled(shape: tuple[int, int, int, int]) -> None:
     for kernel in (module.lazy_greedy, python(module.lazy_greedy)):
         values = module.marginals(weight, gain, model, np.zeros_like(weight)).T
         picking = module.Picking.of(values, np.full(num_servers, 2.5), weight.shape[1])
-        by_server, size = np.ascontiguousarray(gain.transpose(0, 2, 1)), np.linspace(0.5, 1.5, num_experts)
+        size = np.linspace(0.5, 1.5, num_experts)
         remaining = kernel(picking, picking.heap.size, weight, by_server, model, size, True, 3, 2)
         states.append((picking.heap[:remaining], *picking[1:]))
     assert all(np.array_equal(x, z) for x, z in zip(*states, strict=True))

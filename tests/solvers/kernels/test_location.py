@@ -41,6 +41,11 @@ class Case:
         self.held = rng.random((num_experts, num_servers)) < rng.random()
         self.order = np.argsort(-self.gain, axis=2, kind="stable")
 
+    @property
+    def by_server(self) -> Any:
+        """The gains with a server's users side by side."""
+        return np.ascontiguousarray(self.gain.transpose(0, 2, 1))
+
     def gross(self, e: int, servers: Any) -> float:
         """Return the value of expert e at these servers."""
         gain = self.gain[self.model[e]]
@@ -61,12 +66,14 @@ class Case:
     def bounds(self, steps: int = 0) -> Any:
         """Return the bounds of dual ascent, after so many subgradient steps."""
         return module.ascent_bounds(
-            self.weight, self.gain, self.order, self.model, self.size, self.price, self.held, steps
+            self.weight, self.gain, self.by_server, self.order, self.model, self.size, self.price, self.held, steps
         )
 
     def improve(self, moves: int) -> Any:
         """Improve the subsets in place."""
-        module.improve_subsets(self.weight, self.gain, self.model, self.size, self.price, self.held, moves)
+        module.improve_subsets(
+            self.weight, self.gain, self.by_server, self.model, self.size, self.price, self.held, moves
+        )
 
 
 @few
@@ -74,7 +81,7 @@ class Case:
 def test_values_given_others(seed: int, shape: Shape) -> None:
     """A server's value is what its expert adds to the others', or would be missed by if it is held."""
     case = Case(seed, shape, real=False)
-    values = module.values_given_others(case.weight, case.gain, case.model, case.held)
+    values = module.values_given_others(case.weight, case.gain, case.by_server, case.model, case.held)
     for e, n in np.ndindex(*values.shape):
         others = [m for m in np.flatnonzero(case.held[e]) if m != n]
         assert values[e, n] == case.gross(e, [*others, n]) - case.gross(e, others)
@@ -152,7 +159,9 @@ def test_improving_ends_locally_optimal(seed: int, shape: Shape, real: bool) -> 
 def test_improving_takes_the_lowest_server_at_a_tie() -> None:
     """Of equal servers the first one is opened, and no second one."""
     held = np.zeros((1, 3), bool)
-    module.improve_subsets(np.ones((1, 2)), np.ones((1, 2, 3)), np.zeros(1, np.int64), np.ones(1), np.ones(3), held, 9)
+    module.improve_subsets(
+        np.ones((1, 2)), np.ones((1, 2, 3)), np.ones((1, 3, 2)), np.zeros(1, np.int64), np.ones(1), np.ones(3), held, 9
+    )
     assert held.tolist() == [[True, False, False]]
 
 
@@ -183,16 +192,15 @@ def test_compiled_equals_uncompiled(shape: Shape) -> None:
     """Compiled kernels give the same bits as the Python they are written in."""
     for seed in range(3):
         case = Case(seed, shape, real=True)
-        reach, held = case.gain[case.model[0]], case.held[0]
-        served = module._served(held, reach)
+        reach, by_server, held = case.gain[case.model[0]], case.by_server[case.model[0]], case.held[0]
+        served = module._served(held, by_server)
         for kernel, arguments in (
-            (module._served, (held, reach)),
-            (module._values, (case.weight[0], reach, *served, held)),
-            (module._swap_corrections, (case.weight[0], reach, *served)),
-            (module.values_given_others, (case.weight, case.gain, case.model, case.held)),
+            (module._served, (held, by_server)),
+            (module._changes, (case.weight[0], reach, *served, held)),
+            (module.values_given_others, (case.weight, case.gain, case.by_server, case.model, case.held)),
             (
                 module.ascent_bounds,
-                (case.weight, case.gain, case.order, case.model, case.size, case.price, case.held, 9),
+                (case.weight, case.gain, case.by_server, case.order, case.model, case.size, case.price, case.held, 9),
             ),
         ):
             compiled, plain = kernel(*arguments), python(kernel)(*arguments)
@@ -201,6 +209,6 @@ def test_compiled_equals_uncompiled(shape: Shape) -> None:
         subsets = []
         for kernel in (module.improve_subsets, python(module.improve_subsets)):
             changed = case.held.copy()
-            kernel(case.weight, case.gain, case.model, case.size, case.price, changed, 5)
+            kernel(case.weight, case.gain, case.by_server, case.model, case.size, case.price, changed, 5)
             subsets.append(changed)
         assert np.array_equal(*subsets)
