@@ -9,6 +9,8 @@ from edgeopt.jit import parallel_kernel
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+BLOCK = 64  # experts, and users, whose gains are at hand at once
+
 
 @parallel_kernel
 def best_gain(holders_ptr: Ints, holders: Ints, gain: Floats) -> Floats:
@@ -31,25 +33,33 @@ def best_gain(holders_ptr: Ints, holders: Ints, gain: Floats) -> Floats:
 
 @parallel_kernel
 def modular_saving(
-    holders_ptr: Ints, holders: Ints, gain: Floats, uses: Floats, profile: Ints, device: NDArray[np.bool_]
+    holders_ptr: Ints, holders: Ints, by_server: Floats, uses: Floats, profile: Ints, device: NDArray[np.bool_]
 ) -> Floats:
     """Return [U]: the sum of ``uses[profile[u], e]`` times what `best_gain` says, over the experts that the device lacks.
 
-    Without a table of users and experts, which would take longer to write than the sums. device is [U, E].
+    Without a table of users and experts, which would take longer to write than the sums. by_server is the gain [N, U], so that one
+    server's users lie side by side; device is [U, E].
     """
-    num_experts, num_users = holders_ptr.size - 1, gain.shape[0]
+    num_experts, num_users = holders_ptr.size - 1, by_server.shape[1]
     total = np.zeros(num_users)
-    for u in prange(num_users):
-        own, row = gain[u], uses[profile[u]]
-        saved = 0.0
-        for e in range(num_experts):
-            if holders_ptr[e] == holders_ptr[e + 1] or device[u, e]:
-                continue
-            value = 0.0
-            for k in range(holders_ptr[e], holders_ptr[e + 1]):
-                value = max(value, own[holders[k]])
-            saved += row[e] * value
-        total[u] = saved
+    for block in prange((num_users + BLOCK - 1) // BLOCK):
+        users = np.arange(block * BLOCK, min((block + 1) * BLOCK, num_users))
+        own = by_server[:, users[0] : users[-1] + 1].copy()
+        best = np.zeros((BLOCK, users.size))
+        for first in range(0, num_experts, BLOCK):
+            experts = min(BLOCK, num_experts - first)
+            for i in range(experts):
+                most = best[i]
+                most[:] = 0.0
+                for k in range(holders_ptr[first + i], holders_ptr[first + i + 1]):
+                    here = own[holders[k]]
+                    for j in range(users.size):
+                        most[j] = max(most[j], here[j])
+            for j, u in enumerate(users):
+                row, saved = uses[profile[u]], total[u]
+                for i in range(experts):
+                    saved += 0.0 if device[u, first + i] else row[first + i] * best[i, j]
+                total[u] = saved
     return total
 
 

@@ -360,10 +360,10 @@ class ExpertCaching(Problem):
     def _modular_saving(self, m: int, solution: Placement, device: NDArray[np.bool_]) -> NDArray[np.float64]:
         from edgeopt.problems.expert_caching.kernels import modular_saving  # late, as above
 
-        gain, profile = np.ascontiguousarray(self.gain_s[m]), self.profile[:, m].astype(np.int64)
+        by_server, profile = np.ascontiguousarray(self.gain_s[m].T), self.profile[:, m].astype(np.int64)
         uses = np.ascontiguousarray(self.models[m].uses)
         saved: NDArray[np.float64] = modular_saving(
-            *self._holders(m, solution), gain, uses, profile, np.ascontiguousarray(device)
+            *self._holders(m, solution), by_server, uses, profile, np.ascontiguousarray(device)
         )
         return saved
 

@@ -6,12 +6,12 @@ from typing import Literal
 from edgeopt.errors import EdgeOptError, quoted
 from edgeopt.problems import ExpertCaching, Placement
 from edgeopt.solve import Run
-from edgeopt.solvers.expert_caching.common import certify
+from edgeopt.solvers.expert_caching.common import Stopped, certify
 from edgeopt.solvers.expert_caching.distinct_bound import DistinctBound
 from edgeopt.solvers.expert_caching.dual import minimise_dual
 from edgeopt.solvers.expert_caching.facility import Facility
 from edgeopt.solvers.expert_caching.groups import Groups
-from edgeopt.solvers.expert_caching.pricing import AscentPricing, Prices, Stopped, pricing_for, start_prices
+from edgeopt.solvers.expert_caching.pricing import AscentPricing, Prices, pricing_for, start_prices
 from edgeopt.stop import Limit
 
 Certificate = Literal["marginal", "dual"]

@@ -13,6 +13,10 @@ from edgeopt.stop import Limit
 QUICK = 1 << 28  # servers x experts x users whose values take a tenth of a second or less
 
 
+class Stopped(Exception):
+    """Leaves work that takes longer than a limit allows."""
+
+
 def supports_expert_caching(problem: Problem) -> str | None:
     """Return None for an `ExpertCaching` problem, else what was expected."""
     return None if isinstance(problem, ExpertCaching) else f"expected an expert-caching problem, got {problem.kind}"

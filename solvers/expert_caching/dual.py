@@ -6,8 +6,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.solvers.expert_caching.common import Stopped
 from edgeopt.solvers.expert_caching.facility import Facility
-from edgeopt.solvers.expert_caching.pricing import AscentPricing, Prices, Pricing, Stopped
+from edgeopt.solvers.expert_caching.pricing import AscentPricing, Prices, Pricing
 
 FIRST_STEP = 0.05  # length of a step, relative to the prices at the start
 NEAR_STEP = 0.01  # the same from prices of a sample

@@ -14,17 +14,16 @@ from edgeopt.solve import Run, SolveOptions
 from edgeopt.solvers.expert_caching.certificates import Certificate, certify_by, check_certificate
 from edgeopt.solvers.expert_caching.common import (
     empty_placement,
-    fill_in_order,
     has_equal_sizes,
     has_nothing,
     supports_expert_caching,
 )
 from edgeopt.solvers.expert_caching.facility import Facility
 from edgeopt.solvers.expert_caching.popularity import offer_popular
-from edgeopt.solvers.kernels.facility import Picking, lazy_greedy, marginals
+from edgeopt.solvers.kernels.facility import Picking, fill_in_turns, lazy_greedy, marginals
 
 PICKS_PER_STEP = 20_000  # between two looks at the clock, and
-WORK_PER_STEP = 1 << 36  # picks x experts x users: fewer picks where each takes longer
+WORK_PER_STEP = 1 << 34  # picks x experts x users: fewer picks where each takes longer
 BATCH, MANY_USERS = 64, 500  # values that all threads compute at once, where each takes so many users
 CHUNK = 1 << 27  # experts x users x servers, of first values, between two looks at the clock
 
@@ -136,36 +135,37 @@ def offer_something(run: Run[Placement], problem: ExpertCaching, facility: Facil
 def greedy_placement(
     run: Run[Placement], facility: Facility, *, per_byte: bool, lazy: bool = True
 ) -> NDArray[np.bool_]:
-    """Return the greedy placement [N, E]; what has been placed so far if the run is stopped.
+    """Return the greedy placement [N, E]; if the run is stopped, what has been placed so far, with the rest filled in turns.
 
-    That is one step in any case if nothing has been found before: the first picks take a few milliseconds. Of a problem so large
-    that the first values alone take longer than there is, each server takes the best of those at hand.
+    First picks give the experts that are used most to all servers, so that filling everything in turns, which is offered then, is
+    often better. Of a problem so large that the first values alone take longer than there is, experts without a value come last.
     """
     weight, size = facility.weight, facility.size
     num_users, num_servers = weight.shape[1], facility.num_servers
-    values, stopped = np.zeros((num_servers, size.size)), False
+    values = np.zeros((num_servers, size.size))
     chunk = max(1, CHUNK // max(1, num_users * num_servers))
     for start in range(0, size.size, chunk):
-        if stopped := start > 0 and run.stopped():
+        if start > 0 and run.stopped():
             break
         some = slice(start, start + chunk)
         nothing = np.zeros_like(weight[some])
         values[:, some] = marginals(weight[some], facility.gain, facility.model[some], nothing).T
     key = values / size if per_byte else values
-    if stopped:
-        assert isinstance(run.problem, ExpertCaching)  # greedy solvers support no other
-        return fill_in_order(np.argsort(-key, axis=1, kind="stable"), run.problem)
-    picking = Picking.of(key, facility.capacity, num_users)
+    picking = Picking.of(key.copy(), facility.capacity, num_users)
     if not lazy:
         return _plain_greedy(run, facility, picking, per_byte)
     gain = facility.gain_by_server()
     batch = BATCH if num_users >= MANY_USERS and config.NUMBA_NUM_THREADS > 1 else 1
     picks = min(PICKS_PER_STEP, max(1, WORK_PER_STEP // max(1, weight.size)))
-    remaining, is_due = picking.heap.size, has_nothing(run)
-    while remaining and (is_due or not run.stopped()):
-        is_due = False
+    remaining = picking.heap.size
+    while remaining and not run.stopped():
         remaining = lazy_greedy(picking, remaining, weight, gain, facility.model, size, per_byte, picks, batch)
         run.step()
+    if remaining:
+        turns = Picking.of(key, facility.capacity, 0)
+        for state in (turns, picking):
+            fill_in_turns(state.cached, state.left, state.copies, values / size, size)
+        run.offer(Placement(turns.cached))
     return picking.cached
 
 

@@ -1,5 +1,6 @@
 """Experts that are activated together: the exact value of a placement, layer by layer, for ``max`` and ``mix``."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.problems import ExpertCaching
+from edgeopt.solvers.expert_caching.common import Stopped
 from edgeopt.solvers.expert_caching.facility import storage_units
 from edgeopt.solvers.kernels.groups import (
     Inverted,
@@ -69,22 +71,25 @@ class Groups:
     problem : the problem.
     surrogate : lam in ``F + lam F_sum / K``, where F_sum is the saving if the latencies of a set were summed: it
         rewards the first expert of a set, which alone gains nothing under ``max``.
+    stopped : looked at after each model; if it says so, `Stopped` is raised.
     """
 
-    def __init__(self, problem: ExpertCaching, surrogate: float = 0.0) -> None:
+    def __init__(
+        self, problem: ExpertCaching, surrogate: float = 0.0, stopped: Callable[[], bool] = lambda: False
+    ) -> None:
         self.problem, self.surrogate = problem, surrogate
         self.units, self.capacity_units, self.exact_units = storage_units(problem.expert_bytes, problem.storage_limit)
         self.model = problem.expert_model.astype(np.int64)
         self.group = problem.expert_group.astype(np.int64)
         self.group_first = np.searchsorted(self.group, np.arange(int(self.group[-1]) + 2)).astype(np.int64)
         self.first_expert = problem.first_expert.astype(np.int64)
-        self._rows()
+        self._rows(stopped)
         self._sets()
         self.rows = Rows(
             self.model, self.slot_of, self.row_first, self.server_level, self.base, self.final, self.step
         )  # fmt: skip
 
-    def _rows(self) -> None:
+    def _rows(self, stopped: Callable[[], bool]) -> None:
         problem = self.problem
         num_servers, num_levels = problem.num_servers, problem.num_servers + 2
         profiles = np.cumsum([0, *(model.num_profiles for model in problem.models)])
@@ -94,6 +99,8 @@ class Groups:
         self.bias = np.zeros(len(problem.models))
         self.joint = np.zeros(len(problem.models), bool)
         for m, model in enumerate(problem.models):
+            if m > 0 and stopped():
+                raise Stopped
             gain = problem.gain_s[m]
             rows = np.flatnonzero((weight * problem.request[:, m] > 0) & (gain > 0).any(axis=1))
             rows = rows[np.argsort(problem.profile[rows, m], kind="stable")]

@@ -13,7 +13,7 @@ from edgeopt.problems import ExpertCaching, Placement
 from edgeopt.result import Guarantee, Heuristic, Result
 from edgeopt.rng import stream
 from edgeopt.solve import Run, SolveOptions
-from edgeopt.solvers.expert_caching.common import empty_placement, supports_expert_caching
+from edgeopt.solvers.expert_caching.common import Stopped, empty_placement, supports_expert_caching
 from edgeopt.solvers.expert_caching.distinct_bound import DistinctBound
 from edgeopt.solvers.expert_caching.dual import FIRST_STEP, NEAR_STEP, minimise_dual, sampled_prices
 from edgeopt.solvers.expert_caching.exchange import exchange_round
@@ -29,7 +29,6 @@ from edgeopt.solvers.expert_caching.pricing import (
     NearColumns,
     Prices,
     Pricing,
-    Stopped,
     pricing_for,
     start_prices,
 )

@@ -1,5 +1,6 @@
 """`max-convolution`: one server after another by (max,+) convolution of its groups' profiles, then local search."""
 
+import contextlib
 import copy
 import itertools
 import math
@@ -16,7 +17,7 @@ from edgeopt.problem import Problem
 from edgeopt.problems import ExpertCaching, Placement
 from edgeopt.result import Guarantee, Heuristic, Ratio, Result
 from edgeopt.solve import Run, SolveOptions
-from edgeopt.solvers.expert_caching.common import certify, empty_placement, supports_expert_caching
+from edgeopt.solvers.expert_caching.common import Stopped, certify, empty_placement, supports_expert_caching
 from edgeopt.solvers.expert_caching.distinct_bound import DistinctBound
 from edgeopt.solvers.expert_caching.facility import Facility
 from edgeopt.solvers.expert_caching.greedy import offer_something
@@ -107,19 +108,24 @@ class MaxConvolution:
         """Solve server by server, then search."""
         with Run[Placement](self, problem, options) as run:
             run.offer(empty_placement(problem))
-            with run.building():
-                groups = Groups(problem)
-            self.start(run, groups, options)
+            with contextlib.suppress(Stopped):
+                self._solve(run, problem, options)
             offer_something(run, problem)
-            if not problem.is_modular_per_set and self.bound_steps and not run.stopped():
-                if DistinctBound.supports(groups):
-                    with run.building():
-                        bound = DistinctBound(groups)
-                    bound.descend(run, self.bound_steps)
-                else:
-                    bound_max(run, groups, iterations=self.bound_steps)
-            self.search(run, groups)
         return run.result()
+
+    def _solve(self, run: Run[Placement], problem: ExpertCaching, options: SolveOptions) -> None:
+        """Search and bound; raises `Stopped` where a limit is reached before anything is built."""
+        with run.building():
+            groups = Groups(problem, stopped=run.stopped)
+        self.start(run, groups, options)
+        if not problem.is_modular_per_set and self.bound_steps and not run.stopped():
+            if DistinctBound.supports(groups):
+                with run.building():
+                    bound = DistinctBound(groups)
+                bound.descend(run, self.bound_steps)
+            else:
+                bound_max(run, groups, iterations=self.bound_steps)
+        self.search(run, groups)
 
     def start(self, run: Run[Placement], groups: Groups, options: SolveOptions) -> None:
         """Offer the placements of all starts, each swept until no server gains."""

@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.solvers.expert_caching.common import Stopped
 from edgeopt.solvers.expert_caching.facility import Facility
 from edgeopt.solvers.kernels.knapsack import fractional_knapsack
 from edgeopt.solvers.kernels.location import ascent_bounds, improve_subsets, values_given_others
@@ -25,10 +26,6 @@ MAX_TABLE = 1 << 26  # entries of a table of subsets: half a gigabyte
 MOVES = 3  # changes of an expert's subset per dual step
 SHARP_STEPS = 40  # steps on the thresholds of each expert when its bound is sharpened
 CHUNK = 1 << 24  # experts x users x servers between two looks at the clock: some tens of milliseconds
-
-
-class Stopped(Exception):
-    """Leaves an evaluation that takes longer than a limit allows."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -16,7 +16,7 @@ from edgeopt.solvers.expert_caching.common import empty_placement, supports_expe
 from edgeopt.solvers.expert_caching.facility import Facility
 from edgeopt.solvers.expert_caching.greedy import offer_something
 from edgeopt.solvers.expert_caching.popularity import offer_popular
-from edgeopt.solvers.kernels.facility import best_without
+from edgeopt.solvers.kernels.facility import values_at
 from edgeopt.solvers.kernels.knapsack import knapsack
 
 
@@ -91,7 +91,7 @@ def respond(run: Run[Placement], facility: Facility, cached: NDArray[np.bool_], 
         fits = facility.units @ cached[n] <= facility.capacity_units[n]
         if fits and run.stopped():
             continue
-        values, _ = best_without(cached, n, by_server, facility.model, facility.weight)
+        values = values_at(n, cached, facility.weight, by_server, facility.model)
         value, chosen = knapsack(values, facility.units, int(facility.capacity_units[n]))
         if not fits or value > values[cached[n]].sum() * (1 + 1e-12):
             cached[n] = chosen

@@ -50,30 +50,6 @@ def best_of(cached: Bools, gain: Floats, model: Ints) -> Floats:
     return best
 
 
-@parallel_kernel
-def best_without(cached: Bools, server: int, by_server: Floats, model: Ints, weight: Floats) -> tuple[Floats, Floats]:
-    """Return the values [E] of caching each expert at one server given the others, and the others' total value [E].
-
-    by_server is [M, N, U] so that one server's users lie side by side.
-    """
-    num_servers, num_experts = cached.shape
-    num_users = by_server.shape[2]
-    values, base = np.zeros(num_experts), np.zeros(num_experts)
-    for e in prange(num_experts):
-        reach = by_server[model[e]]
-        others = np.zeros(num_users)
-        for n in range(num_servers):
-            if cached[n, e] and n != server:
-                for u in range(num_users):
-                    others[u] = max(others[u], reach[n, u])
-        value, total = 0.0, 0.0
-        for u in range(num_users):
-            total += weight[e, u] * others[u]
-            value += weight[e, u] * max(0.0, reach[server, u] - others[u])
-        values[e], base[e] = value, total
-    return values, base
-
-
 @kernel
 def _before(key: Floats, i: int, j: int) -> bool:
     """Whether item i comes before item j: larger key first, lower index at a tie."""
@@ -130,6 +106,25 @@ def _marginal(w: Floats, reach: Floats, b: Floats) -> float:
         s0 += w[u] * max(0.0, reach[u] - b[u])
         u += 1
     return (s0 + s1) + (s2 + s3)
+
+
+@parallel_kernel
+def values_at(server: int, cached: Bools, weight: Floats, by_server: Floats, model: Ints) -> Floats:
+    """Return [E]: the value of each expert at one server given what the others hold under a placement [N, E].
+
+    by_server is [M, N, U] so that one server's users lie side by side.
+    """
+    num_servers, num_experts = cached.shape
+    values = np.zeros(num_experts)
+    for e in prange(num_experts):
+        reach = by_server[model[e]]
+        others = np.zeros(reach.shape[1])
+        for n in range(num_servers):
+            if cached[n, e] and n != server:
+                for u in range(others.size):
+                    others[u] = max(others[u], reach[n, u])
+        values[e] = _marginal(weight[e], reach[server], others)
+    return values
 
 
 @parallel_kernel
@@ -238,6 +233,37 @@ def lazy_greedy(
         heap[0] = heap[size]
         _sift_down(heap, size, key, 0)
     return size
+
+
+@kernel
+def fill_in_turns(cached: Bools, left: Floats, copies: Ints, value: Floats, bytes_of: Floats) -> None:
+    """Fill the storage that is left, in place: first experts without a copy get one, then those with one a second, and so on.
+
+    In each turn the experts come by their largest value [N, E], and each takes the server of its largest value that has room and
+    does not hold it. Values of second copies are not looked at: O(N E) per turn.
+    """
+    num_servers, num_experts = cached.shape
+    largest = np.zeros(num_experts)
+    for n in range(num_servers):
+        for e in range(num_experts):
+            largest[e] = max(largest[e], value[n, e])
+    order = np.argsort(-largest)
+    least, room = bytes_of.min(), left.max()
+    for turn in range(num_servers):
+        for e in order:
+            if copies[e] > turn or bytes_of[e] > room:
+                continue
+            at = -1
+            for n in range(num_servers):
+                if bytes_of[e] <= left[n] and not cached[n, e] and (at < 0 or value[n, e] > value[at, e]):
+                    at = n
+            if at >= 0:
+                cached[at, e] = True
+                left[at] -= bytes_of[e]
+                copies[e] += 1
+        room = left.max()
+        if room < least:
+            break
 
 
 @parallel_kernel

@@ -102,13 +102,35 @@ def test_ties_go_to_the_lowest_server_and_expert() -> None:
 
 
 def test_stopping_keeps_what_is_placed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stop between two steps returns the picks made so far: a feasible prefix of the full run."""
+    """A stop between two steps returns no less than the picks made so far, with nothing left out that fits."""
     monkeypatch.setattr("edgeopt.solvers.expert_caching.greedy.PICKS_PER_STEP", 2)
     problem = random_problem(np.random.default_rng(4), num_servers=3, num_users=6, experts=(8,))
     full, part = edgeopt.solve(problem, "greedy"), edgeopt.solve(problem, "greedy", stop=MaxIterations(2))
     assert part.limit is Limit.ITERATION
-    assert part.solution.num_copies == 4 < full.solution.num_copies
-    assert (part.solution.cached <= full.solution.cached).all()
+    picked = np.zeros(full.solution.cached.shape, bool)
+    for _ in range(4):
+        more = [(problem.objective(Placement(picked | at)), at) for at in fitting(problem, picked)]
+        picked |= max(more, key=lambda one: one[0])[1]
+    assert (picked <= full.solution.cached).all()
+    assert part.objective >= problem.objective(Placement(picked)) - 1e-12
+    assert not fitting(problem, part.solution.cached)
+
+
+def fitting(problem: ExpertCaching, cached: np.ndarray) -> list[np.ndarray]:
+    """Return bool [N, E] for each copy that there is room for."""
+    left = problem.storage_limit - cached @ problem.expert_bytes
+    at = np.argwhere(~cached & (problem.expert_bytes <= left[:, None]))
+    return [np.isin(np.arange(cached.size), e + n * cached.shape[1]).reshape(cached.shape) for n, e in at]
+
+
+@pytest.mark.parametrize("name", ["greedy", "density-greedy", "lagrangian"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_limit_leaves_no_less_than_chance(name: str, seed: int) -> None:
+    """First picks give a few experts to all servers; what a run without time ends with beats a random placement all the same."""
+    problem = ExpertCaching.random(num_servers=8, num_users=60, num_layers=4, experts_per_layer=40, seed=seed)
+    stopped = edgeopt.solve(problem, name, time_limit=0)
+    assert stopped.limit is Limit.TIME
+    assert stopped.objective > edgeopt.solve(problem, "random", seed=seed).objective
 
 
 def test_half_of_the_optimum_despite_rounding() -> None:

@@ -73,16 +73,48 @@ def test_marginals_are_differences(seed: int, shape: tuple[int, int, int, int]) 
 
 @few
 @given(seeds, shapes)
-def test_best_without_is_the_value_given_the_others(seed: int, shape: tuple[int, int, int, int]) -> None:
-    """For every server: the others' value per expert, and what this server adds to it, whether it holds it or not."""
+def test_values_at_a_server(seed: int, shape: tuple[int, int, int, int]) -> None:
+    """For every server: what it adds to the others' value of each expert, whether it holds it or not."""
     weight, gain, model = arrays(seed, shape)
     cached, by_server = np.random.default_rng(seed).random((shape[2], shape[0])) < 0.5, transposed(gain)
     for n in range(shape[2]):
-        values, base = module.best_without(cached, n, by_server, model, weight)
+        values = module.values_at(n, cached, weight, by_server, model)
         for e in range(shape[0]):
             others = [m for m in np.flatnonzero(cached[:, e]) if m != n]
-            assert base[e] == expert_value(weight[e], gain[model[e]], others)
-            assert base[e] + values[e] == expert_value(weight[e], gain[model[e]], [*others, n])
+            base = expert_value(weight[e], gain[model[e]], others)
+            assert base + values[e] == expert_value(weight[e], gain[model[e]], [*others, n])
+
+
+@few
+@given(seeds, shapes)
+def test_filling_in_turns(seed: int, shape: tuple[int, int, int, int]) -> None:
+    """Nothing that fits is left out, nothing exceeds a storage, and no expert gets a second copy before one that would fit has any."""
+    num_experts, _, num_servers, _ = shape
+    rng = np.random.default_rng(seed)
+    value, size = (
+        rng.integers(0, 4, (num_servers, num_experts)).astype(float),
+        rng.integers(1, 4, num_experts).astype(float),
+    )
+    capacity = rng.integers(0, 8, num_servers).astype(float)
+    cached, left, copies = np.zeros(value.shape, bool), capacity.copy(), np.zeros(num_experts, np.int64)
+    module.fill_in_turns(cached, left, copies, value, size)
+    assert np.array_equal(left, capacity - cached @ size)
+    assert (left >= 0).all()
+    assert np.array_equal(copies, cached.sum(axis=0))
+    assert not ((size <= left[:, None]) & ~cached).any()
+    if (size == 1).all() and num_experts:
+        assert copies.max() <= 1 or copies.min() >= 1 or capacity.sum() < num_experts
+    again = [cached.copy(), left.copy(), copies.copy()]
+    module.fill_in_turns(*again, value, size)
+    assert np.array_equal(again[0], cached)
+
+
+def test_turns_are_taken_by_value() -> None:
+    """First copies go to the servers of the largest values, the most valuable expert first; second copies to what is left."""
+    value, size = np.array([[5.0, 4.0, 1.0], [3.0, 2.0, 0.5]]), np.ones(3)
+    cached, left, copies = np.zeros((2, 3), bool), np.array([2.0, 2.0]), np.zeros(3, np.int64)
+    module.fill_in_turns(cached, left, copies, value, size)
+    assert cached.tolist() == [[True, True, False], [True, False, True]]
 
 
 def plain_greedy(weight: Any, gain: Any, model: Any, size: Any, capacity: Any, per_byte: bool) -> Any:
@@ -213,7 +245,7 @@ def test_compiled_equals_uncompiled(shape: tuple[int, int, int, int]) -> None:
     for kernel, arguments in (
         (module.best_of, (cached, gain, model)),
         (module.marginals, (weight, gain, model, best)),
-        (module.best_without, (cached, num_servers - 1, by_server, model, weight)),
+        (module.values_at, (num_servers - 1, cached, weight, by_server, model)),
         (module.server_gradient, (0, y, weight, gain, model, order, rank)),
         (module.build_heap, (rng.random(17) - 0.3,)),
     ):
@@ -225,4 +257,7 @@ def test_compiled_equals_uncompiled(shape: tuple[int, int, int, int]) -> None:
         size = np.linspace(0.5, 1.5, num_experts)
         remaining = kernel(picking, picking.heap.size, weight, by_server, model, size, True, 3, 2)
         states.append((picking.heap[:remaining], *picking[1:]))
+        filled = [picking.cached.copy(), picking.left.copy(), picking.copies.copy()]
+        (module.fill_in_turns if len(states) == 1 else python(module.fill_in_turns))(*filled, values, size)
+        states[-1] += tuple(filled)
     assert all(np.array_equal(x, z) for x, z in zip(*states, strict=True))
