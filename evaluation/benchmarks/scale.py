@@ -1,8 +1,8 @@
 """Measure a large instance: ``python -m edgeopt.evaluation.benchmarks.scale``.
 
 50 servers, 2,000 users, 4 models, 20,000 experts: seconds to build it, peak memory of the process, seconds of the
-greedy solvers, and the gap that `lagrangian` certifies in a minute. Run it in a process of its own: peak memory is that
-since the process started.
+greedy solvers, the gap that `lagrangian` certifies in a minute, and by how much every solver is over a limit of a second, by an
+outside clock. Run it in a process of its own: peak memory is that since the process started.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from rich.console import Console
 from edgeopt.evaluation.benchmarks import common
 from edgeopt.evaluation.benchmarks.common import Row, percent, seconds
 from edgeopt.problems import ExpertCaching
+from edgeopt.solvers import solvers_of
 
 SIZE: Row = {"num_servers": 50, "num_users": 2000, "num_models": 4, "num_layers": 10, "experts_per_layer": 500}
 QUICK: Row = {"num_servers": 16, "num_users": 40, "num_models": 2, "num_layers": 2, "experts_per_layer": 20}
@@ -23,7 +24,9 @@ GREEDY = ("greedy", "density-greedy")
 SOLVER = "lagrangian"
 CHECKPOINTS = (1 / 6, 1 / 2, 1.0)  # of the time limit
 GOAL_GIB = 4.0
-GOAL_GAP = 0.01
+GOAL_GAP = 0.003
+SHORT, QUICK_SHORT = 1.0, 0.05  # limits, in seconds, that every solver is to keep
+GOAL_OVER_S = 0.2
 
 
 def peak_gib() -> float:
@@ -62,6 +65,7 @@ def measure(options: argparse.Namespace) -> Row:
             row["gap_at"] = [common.gap_at(timed[-1].result.history, part * limit) for part in CHECKPOINTS]
         memory[name] = row["peak_gib"]
         rows.append(row)
+    short = _short_runs(problem, small, QUICK_SHORT if options.quick else SHORT, options.seed)
     last = rows[-1]
     gap = last["gap_at"][-1] if "gap_at" in last else None
     valid = common.consistent((row["objective"] for row in rows), (row["bound"] for row in rows))
@@ -72,6 +76,7 @@ def measure(options: argparse.Namespace) -> Row:
         "build_s": build_s,
         "memory_gib": memory,
         "rows": rows,
+        "short": short,
         "valid": valid and all(row["status"] != "error" for row in rows),
         "goals": [
             common.goal("scale: peak memory", GOAL_GIB, memory[SOLVER], "GiB"),
@@ -79,8 +84,34 @@ def measure(options: argparse.Namespace) -> Row:
                 f"scale: certified gap of {SOLVER} at {limit:g} s", 100 * GOAL_GAP,
                 None if gap is None else 100 * gap, "%", note=last["message"],
             ),
+            common.goal(
+                f"scale: most seconds over a limit of {short[0]['time_limit']:g} s", GOAL_OVER_S, short[0]["over_s"], "s",
+                note=short[0]["solver"],
+            ),
         ],
     }  # fmt: skip
+
+
+def _short_runs(problem: ExpertCaching, small: ExpertCaching, limit: float, seed: int) -> list[Row]:
+    """Return how far every solver is over a short limit, the furthest first; those that refuse the size are left out."""
+    rows: list[Row] = []
+    for solver in solvers_of(problem.kind):
+        if solver.supports(problem) is not None:
+            continue
+        common.say(f"{solver.name}, up to {limit:g} s")
+        common.warm(small, solver)
+        common.timed_solve(small, solver, time_limit=0.0)  # compiles what only runs that are stopped call
+        timed = common.timed_solve(problem, solver, time_limit=limit, seed=seed)
+        if timed.result is not None:
+            rows.append(
+                {
+                    "solver": solver.name,
+                    "time_limit": limit,
+                    "over_s": timed.seconds - limit,
+                    "objective": timed.result.objective,
+                }
+            )
+    return sorted(rows, key=lambda row: -row["over_s"])
 
 
 def show(report: Row, console: Console) -> None:
@@ -99,6 +130,11 @@ def show(report: Row, console: Console) -> None:
              *(percent(gap) for gap in row.get("gap_at", [None] * len(CHECKPOINTS))), row["message"] or row["status"]]
             for row in report["rows"]
         ],
+    )  # fmt: skip
+
+    common.show_table(
+        console, f"a limit of {report['short'][0]['time_limit']:g} s", ("solver", "over it", "objective"),
+        [[row["solver"], seconds(row["over_s"]), f"{row['objective']:.6g}"] for row in report["short"]],
     )  # fmt: skip
 
 

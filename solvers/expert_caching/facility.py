@@ -25,7 +25,7 @@ class Facility:
     ----------
     weight : float64 [E, U], expected uses of expert e by user u per token, zero where the device holds it.
     gain : float64 [M, U, N], seconds server n saves user u on one expert of model m, >= 0.
-    model : int64 [E].
+    model : int64 [E], ascending.
     size, capacity : float64 [E] and [N], bytes.
     units, capacity_units : int64 [E] and [N], the same in whole storage units. Sizes are rounded up and capacities
         down, so what fits in units fits in bytes.
@@ -54,13 +54,15 @@ class Facility:
         weight = np.empty((problem.num_experts, problem.num_users))
         for m, model in enumerate(problem.models):
             experts = slice(problem.first_expert[m], problem.first_expert[m + 1])
-            if problem.is_modular_per_set or not bound:
-                uses = model.uses[problem.profile[:, m]]
-                if not problem.is_modular_per_set:
-                    uses = uses * _surrogate_scale(problem, model.top_k)
+            if bound and not problem.is_modular_per_set:
+                weight[experts] = _bounding_uses(problem, m, device[:, experts]).T
             else:
-                uses = _bounding_uses(problem, m, device[:, experts])
-            np.multiply(uses.T, problem.user_weight * problem.request[:, m], out=weight[experts])
+                scale = 1.0 if problem.is_modular_per_set else _surrogate_scale(problem, model.top_k)
+                by_expert = np.ascontiguousarray(scale * model.uses.T)
+                np.take(
+                    by_expert, problem.profile[:, m], axis=1, out=weight[experts], mode="clip"
+                )  # no copy on the way
+            weight[experts] *= problem.user_weight * problem.request[:, m]
         weight[device.T] = 0.0
         units, capacity_units, exact = storage_units(problem.expert_bytes, problem.storage_limit)
         return cls(
@@ -85,6 +87,12 @@ class Facility:
     def units_are_exact(problem: ExpertCaching) -> bool:
         """Whether a knapsack in whole storage units is the knapsack in bytes."""
         return storage_units(problem.expert_bytes, problem.storage_limit)[2]
+
+    def first_values(self) -> NDArray[np.float64]:
+        """Return float64 [N, E]: the value of each expert at each server while nothing is cached anywhere, up to rounding."""
+        ends = np.searchsorted(self.model, np.arange(len(self.gain) + 1))
+        parts = [gain.T @ self.weight[a:b].T for gain, a, b in zip(self.gain, ends[:-1], ends[1:], strict=True)]
+        return np.concatenate(parts, axis=1)
 
     def gain_by_server(self) -> NDArray[np.float64]:
         """Return the gains with a server's users side by side, [M, N, U], as some kernels want them; a copy."""

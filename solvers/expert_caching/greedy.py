@@ -20,12 +20,12 @@ from edgeopt.solvers.expert_caching.common import (
 )
 from edgeopt.solvers.expert_caching.facility import Facility
 from edgeopt.solvers.expert_caching.popularity import offer_popular
-from edgeopt.solvers.kernels.facility import Picking, fill_in_turns, lazy_greedy, marginals
+from edgeopt.solvers.kernels.facility import Picking, fill_in_turns, lazy_greedy, marginals, shares_left
 
 PICKS_PER_STEP = 20_000  # between two looks at the clock, and
 WORK_PER_STEP = 1 << 34  # picks x experts x users: fewer picks where each takes longer
 BATCH, MANY_USERS = 64, 500  # values that all threads compute at once, where each takes so many users
-CHUNK = 1 << 27  # experts x users x servers, of first values, between two looks at the clock
+ROUNDING = 1e-12  # relative, that first values are raised by: none is below what the kernel works out before a pick
 
 _HALF = Ratio(
     0.5,
@@ -137,23 +137,16 @@ def greedy_placement(
 ) -> NDArray[np.bool_]:
     """Return the greedy placement [N, E]; if the run is stopped, what has been placed so far, with the rest filled in turns.
 
-    First picks give the experts that are used most to all servers, so that filling everything in turns, which is offered then, is
-    often better. Of a problem so large that the first values alone take longer than there is, experts without a value come last.
+    First picks give the experts that are used most to all servers, so that all is filled in turns if they take less than half of the
+    storage.
     """
     weight, size = facility.weight, facility.size
-    num_users, num_servers = weight.shape[1], facility.num_servers
-    values = np.zeros((num_servers, size.size))
-    chunk = max(1, CHUNK // max(1, num_users * num_servers))
-    for start in range(0, size.size, chunk):
-        if start > 0 and run.stopped():
-            break
-        some = slice(start, start + chunk)
-        nothing = np.zeros_like(weight[some])
-        values[:, some] = marginals(weight[some], facility.gain, facility.model[some], nothing).T
+    num_users = weight.shape[1]
+    if not lazy:
+        return _plain_greedy(run, facility, per_byte)
+    values = (1 + ROUNDING) * facility.first_values()
     key = values / size if per_byte else values
     picking = Picking.of(key.copy(), facility.capacity, num_users)
-    if not lazy:
-        return _plain_greedy(run, facility, picking, per_byte)
     gain = facility.gain_by_server()
     batch = BATCH if num_users >= MANY_USERS and config.NUMBA_NUM_THREADS > 1 else 1
     picks = min(PICKS_PER_STEP, max(1, WORK_PER_STEP // max(1, weight.size)))
@@ -161,18 +154,31 @@ def greedy_placement(
     while remaining and not run.stopped():
         remaining = lazy_greedy(picking, remaining, weight, gain, facility.model, size, per_byte, picks, batch)
         run.step()
-    if remaining:
-        turns = Picking.of(key, facility.capacity, 0)
-        for state in (turns, picking):
-            fill_in_turns(state.cached, state.left, state.copies, values / size, size)
-        run.offer(Placement(turns.cached))
-    return picking.cached
+    if not remaining:
+        return picking.cached
+    many = picking.left.sum() <= 0.5 * facility.capacity.sum()
+    return filled_in_turns(facility, values, picking.cached if many else None)
 
 
-def _plain_greedy(run: Run[Placement], facility: Facility, picking: Picking, per_byte: bool) -> NDArray[np.bool_]:
-    cached, left, best, key = picking.cached, picking.left, picking.best, picking.key
+def filled_in_turns(
+    facility: Facility, values: NDArray[np.float64], cached: NDArray[np.bool_] | None = None
+) -> NDArray[np.bool_]:
+    """Return a placement [N, E] by first values [N, E]: every expert gets a copy before any gets a second, and so on, in no time.
+
+    What is cached already stays.
+    """
+    cached = np.zeros(values.shape, bool) if cached is None else cached.copy()
+    left, per_byte = facility.capacity - cached @ facility.size, values / facility.size
+    fill_in_turns(cached, left, cached.sum(axis=0), per_byte, facility.size, facility.model, shares_left(facility.gain))
+    return cached
+
+
+def _plain_greedy(run: Run[Placement], facility: Facility, per_byte: bool) -> NDArray[np.bool_]:
     num_experts = facility.num_experts
-    key = np.where(np.tile(facility.size, facility.num_servers) <= np.repeat(left, num_experts), key, 0.0)
+    cached, left = np.zeros((facility.num_servers, num_experts), bool), facility.capacity.copy()
+    best = np.zeros_like(facility.weight)
+    values = marginals(facility.weight, facility.gain, facility.model, best).T
+    key = np.where(facility.size <= left[:, None], values / facility.size if per_byte else values, 0.0).ravel()
     while key.max() > 0 and run.step():
         n, e = divmod(int(key.argmax()), num_experts)
         cached[n, e] = True
@@ -187,8 +193,8 @@ def _plain_greedy(run: Run[Placement], facility: Facility, picking: Picking, per
 def _best_singletons(facility: Facility) -> NDArray[np.bool_]:
     """Return the placement that caches at each server in turn the single expert that adds the most."""
     cached = np.zeros((facility.num_servers, facility.num_experts), bool)
-    best = np.zeros_like(facility.weight)
-    values = marginals(facility.weight, facility.gain, facility.model, best)
+    best = np.zeros(facility.weight.shape)  # pages that are not touched cost nothing, unlike those of zeros_like
+    values = facility.first_values().T
     for n in range(facility.num_servers):
         own = np.where(facility.size <= facility.capacity[n], values[:, n], 0.0)
         e = int(own.argmax())

@@ -13,13 +13,13 @@ from edgeopt.problems import ExpertCaching, Placement
 from edgeopt.result import Guarantee, Heuristic, Result
 from edgeopt.rng import stream
 from edgeopt.solve import Run, SolveOptions
-from edgeopt.solvers.expert_caching.common import Stopped, empty_placement, supports_expert_caching
+from edgeopt.solvers.expert_caching.common import QUICK, Stopped, empty_placement, supports_expert_caching
 from edgeopt.solvers.expert_caching.distinct_bound import DistinctBound
 from edgeopt.solvers.expert_caching.dual import FIRST_STEP, NEAR_STEP, minimise_dual, sampled_prices
 from edgeopt.solvers.expert_caching.exchange import exchange_round
 from edgeopt.solvers.expert_caching.facility import Facility
 from edgeopt.solvers.expert_caching.finish import Finish
-from edgeopt.solvers.expert_caching.greedy import greedy_placement
+from edgeopt.solvers.expert_caching.greedy import filled_in_turns, greedy_placement
 from edgeopt.solvers.expert_caching.groups import Groups
 from edgeopt.solvers.expert_caching.linking import Linking
 from edgeopt.solvers.expert_caching.max_bound import bound_max
@@ -118,6 +118,8 @@ class Lagrangian:
             run.offer(empty_placement(problem))
             with run.building():
                 facility = Facility.of(problem).in_units()
+            if facility.weight.size * facility.num_servers > QUICK:  # greedy takes seconds then
+                run.offer(Placement(filled_in_turns(facility, facility.first_values())))
             start = greedy_placement(run, facility, per_byte=True)
             run.offer(Placement(start))
             if run.stopped():

@@ -236,17 +236,40 @@ def lazy_greedy(
 
 
 @kernel
-def fill_in_turns(cached: Bools, left: Floats, copies: Ints, value: Floats, bytes_of: Floats) -> None:
+def shares_left(gain: Floats) -> Floats:
+    """Return [M, N, N]: which share of what server n gives to all users alike is left once they have server r, in row r, column n."""
+    num_models, num_users, num_servers = gain.shape
+    left = np.zeros((num_models, num_servers, num_servers))
+    for m in range(num_models):
+        for u in range(num_users):
+            for r in range(num_servers):
+                for n in range(num_servers):
+                    left[m, r, n] += max(0.0, gain[m, u, n] - gain[m, u, r])
+        for n in range(num_servers):
+            total = gain[m, :, n].sum()
+            for r in range(num_servers):
+                left[m, r, n] = min(1.0, left[m, r, n] / total) if total > 0.0 else 0.0
+    return left
+
+
+@kernel
+def fill_in_turns(
+    cached: Bools, left: Floats, copies: Ints, value: Floats, bytes_of: Floats, model: Ints, share: Floats
+) -> None:
     """Fill the storage that is left, in place: first experts without a copy get one, then those with one a second, and so on.
 
-    In each turn the experts come by their largest value [N, E], and each takes the server of its largest value that has room and
-    does not hold it. Values of second copies are not looked at: O(N E) per turn.
+    In each turn the experts come by their largest first value [N, E], and each takes the server of its largest value that has room.
+    What further copies are worth is guessed: first values times the least share [M, N, N] that a copy elsewhere leaves, see
+    `shares_left`. O(N E) per turn.
     """
     num_servers, num_experts = cached.shape
+    guess = value.T.copy()
     largest = np.zeros(num_experts)
-    for n in range(num_servers):
-        for e in range(num_experts):
-            largest[e] = max(largest[e], value[n, e])
+    for e in range(num_experts):
+        largest[e] = guess[e].max()
+        for r in range(num_servers):
+            if cached[r, e]:
+                guess[e] = np.minimum(guess[e], value[:, e] * share[model[e], r])
     order = np.argsort(-largest)
     least, room = bytes_of.min(), left.max()
     for turn in range(num_servers):
@@ -255,12 +278,13 @@ def fill_in_turns(cached: Bools, left: Floats, copies: Ints, value: Floats, byte
                 continue
             at = -1
             for n in range(num_servers):
-                if bytes_of[e] <= left[n] and not cached[n, e] and (at < 0 or value[n, e] > value[at, e]):
+                if bytes_of[e] <= left[n] and not cached[n, e] and (at < 0 or guess[e, n] > guess[e, at]):
                     at = n
             if at >= 0:
                 cached[at, e] = True
                 left[at] -= bytes_of[e]
                 copies[e] += 1
+                guess[e] = np.minimum(guess[e], value[:, e] * share[model[e], at])
         room = left.max()
         if room < least:
             break

@@ -12,6 +12,7 @@ from edgeopt.solve import Run, SolveOptions
 from edgeopt.solvers.expert_caching import common, greedy
 from edgeopt.solvers.expert_caching.facility import Facility
 from edgeopt.solvers.expert_caching.greedy import DensityGreedy, Greedy, greedy_placement
+from edgeopt.solvers.kernels.facility import marginals
 from edgeopt.stop import Limit, MaxIterations
 from tests.solvers.expert_caching.instances import brute_force, greedy_gadget, random_problem
 
@@ -144,17 +145,14 @@ def test_half_of_the_optimum_despite_rounding() -> None:
     assert edgeopt.solve(problem, Greedy()).objective >= 0.5 * optimum
 
 
-def test_first_values_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Expert by expert they are what they are at once; a limit on the way leaves what the values at hand fill the servers with."""
-    problem = ExpertCaching.random(num_servers=4, num_users=10, num_layers=2, experts_per_layer=8, seed=2)
-    whole = edgeopt.solve(problem, Greedy())
-    monkeypatch.setattr(greedy, "CHUNK", 1)
-    assert edgeopt.solve(problem, Greedy()).solution == whole.solution
-    for solver in (Greedy(), DensityGreedy()):
-        stopped = edgeopt.solve(problem, solver, time_limit=0)
-        assert stopped.limit is Limit.TIME
-        assert stopped.feasible
-        assert 0 < stopped.objective <= whole.bound
+@few
+@given(seeds)
+def test_first_values(seed: int) -> None:
+    """By matrix products they are those of the kernel, up to rounding."""
+    facility = Facility.of(random_problem(np.random.default_rng(seed), num_servers=3, num_users=6, experts=(8, 5)))
+    values = marginals(facility.weight, facility.gain, facility.model, np.zeros_like(facility.weight)).T
+    np.testing.assert_allclose(facility.first_values(), values, rtol=1e-13)
+    assert ((1 + greedy.ROUNDING) * facility.first_values() >= values).all()
 
 
 def test_no_certificate_where_it_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
