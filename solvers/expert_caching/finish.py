@@ -16,6 +16,7 @@ from edgeopt.solvers.ending import End
 from edgeopt.solvers.expert_caching.exact import offer_feasible
 from edgeopt.solvers.expert_caching.facility import Facility
 from edgeopt.solvers.expert_caching.pricing import NearColumns, Prices
+from edgeopt.solvers.expert_caching.successive import respond
 from edgeopt.solvers.highs import new_highs, run_highs
 from edgeopt.solvers.kernels.subsets import cached_to_masks, masks_to_cached
 
@@ -27,6 +28,7 @@ TOLERANCE = 1e-6  # of HiGHS on its scaled objective
 DETERMINISTIC_NODES = 1000  # of branch and bound when the clock must not matter
 SCALE = 1000.0  # what the gap to close is scaled to
 ROUGH = 5.0  # on that scale: near enough to the best of some columns
+SUB_PROGRAMMES = tuple(f"mip_heuristic_run_{name}" for name in ("rens", "rins", "root_reduced_cost"))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,19 +62,22 @@ class Finish:
         Also return a sentence on what came in between, empty if nothing did.
 
         `allowed` is the gap between the bound of these prices and the incumbent. With ``exact=False`` the columns are only
-        some of those within it: better placements are offered, and nothing is proved.
+        some of those within it: better placements are offered, and nothing is proved. Only the counts are whole then: columns are
+        nearly always whole with them, and are rounded and repaired where they are not.
         """
         with run.building():
             scale = SCALE / allowed
-            lp, constant = self._model(scale)
+            lp, constant = self._model(scale, whole_columns=exact)
             fixed = run.options.deterministic
             options: dict[str, Any] = {
-                "threads": 1 if fixed else threads,
+                "threads": 1 if fixed or not exact else threads,
                 "random_seed": run.seed % 2**31,
                 "mip_rel_gap": 0.0,
                 "mip_abs_gap": 2 * TOLERANCE if exact else ROUGH,
                 "time_limit": run.remaining if fixed else min(seconds, run.remaining),
             }
+            if not exact:  # programmes over parts of the columns take half of the time, and find no more
+                options |= dict.fromkeys(SUB_PROGRAMMES, False)
             if fixed:
                 options["mip_max_nodes"] = DETERMINISTIC_NODES
             highs = new_highs(lp, options)
@@ -100,7 +105,7 @@ class Finish:
             return np.array(self.facility.size), np.arange(self.facility.num_experts)
         return sizes, group.astype(np.int64)
 
-    def _model(self, scale: float) -> tuple["highspy.HighsLp", float]:
+    def _model(self, scale: float, *, whole_columns: bool) -> tuple["highspy.HighsLp", float]:
         """Return the programme, and the constant of its objective."""
         facility, columns = self.facility, self.columns
         sizes, group = self.groups
@@ -131,7 +136,8 @@ class Finish:
         lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
         lp.a_matrix_.num_row_, lp.a_matrix_.num_col_ = num_rows, lp.num_col_
         lp.a_matrix_.start_, lp.a_matrix_.index_, lp.a_matrix_.value_ = matrix.indptr, matrix.indices, matrix.data
-        lp.integrality_ = [highspy.HighsVarType.kInteger] * lp.num_col_
+        whole, real = highspy.HighsVarType.kInteger, highspy.HighsVarType.kContinuous
+        lp.integrality_ = [whole if whole_columns else real] * num_columns + [whole] * counts.size
         return lp, float(self.prices.price @ facility.capacity)
 
     def _start(self, run: Run[Placement], highs: "highspy.Highs") -> None:
@@ -170,12 +176,23 @@ class _Reporter:
 
     def solution(self, values: Any) -> None:
         """Post a solution."""
-        columns = self._finish.columns
-        chosen = np.array(values, np.float64)[: columns.mask.size] > 0.5
-        if chosen.sum() != columns.first.size - 1:
+        columns, facility = self._finish.columns, self._finish.facility
+        chosen = np.array(values, np.float64)[: columns.mask.size]
+        most = np.lexsort((-chosen, columns.expert))[
+            columns.first[:-1]
+        ]  # the column of each expert that has the largest share
+        if self._exact and chosen[most].min() <= 0.5:
             return
-        cached = masks_to_cached(columns.mask[chosen], self._finish.facility.num_servers)
-        self._mailbox.post(lambda: offer_feasible(self._run, Placement(cached)))
+        cached = masks_to_cached(columns.mask[most], facility.num_servers)
+        if chosen[most].min() > 0.5:
+            self._mailbox.post(lambda: offer_feasible(self._run, Placement(cached)))
+        else:
+            self._mailbox.post(lambda: self._repair(cached))
+
+    def _repair(self, cached: NDArray[np.bool_]) -> None:
+        """Bring a rounded placement within all storages, and offer it."""
+        respond(self._run, self._finish.facility, cached, range(cached.shape[0]))
+        offer_feasible(self._run, Placement(cached))
 
     def _tighten(self, bound: float) -> None:
         """Report the bound: the optimum is within it, or the incumbent is optimal."""

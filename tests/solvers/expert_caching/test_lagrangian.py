@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import queue
 from collections.abc import Callable
 
 import numpy as np
@@ -15,6 +16,7 @@ from edgeopt.problems import ExpertCaching, Placement
 from edgeopt.progress import Callback
 from edgeopt.result import Result, Status
 from edgeopt.solve import Run, SolveOptions
+from edgeopt.solvers.background import Mailbox
 from edgeopt.solvers.expert_caching import exchange, finish, lagrangian, pricing
 from edgeopt.solvers.expert_caching.dual import minimise_dual, sampled_prices
 from edgeopt.solvers.expert_caching.facility import Facility
@@ -230,6 +232,7 @@ def test_prices_of_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
         ascent = AscentPricing(facility)
         bounds.append([ascent.evaluate(at).bound for _ in range(4)][-1])
     assert bounds[1] < bounds[0]
+    monkeypatch.setattr(pricing, "MAX_TABLE", 0)  # as of more servers
     result = edgeopt.solve(problem, Lagrangian(max_steps=20))
     check(result, problem)
     assert result.gap < 0.02
@@ -354,6 +357,43 @@ def test_finish_keeps_to_its_seconds() -> None:
         last = Finish.of(facility, prices, table.near(prices, 0.02 * prices.bound))
         assert last.solve(run, 0.02 * prices.bound, 0.2) == (False, "")  # a proof takes far longer
     assert run.bound <= prices.bound
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_finish_that_proves_nothing_finds_the_optimum(seed: int) -> None:
+    """With whole counts alone the columns come out whole, or are repaired: the enumerated optimum, and no bound."""
+    problem = small(seed)
+    facility, prices, table = relaxed(problem)
+    with Run[Placement](Lagrangian(), problem, SolveOptions()) as run:
+        run.offer(Placement(np.zeros((problem.num_servers, problem.num_experts), bool)))
+        run.tighten(prices.bound)
+        last = Finish.of(facility, prices, table.near(prices, prices.bound))
+        assert last.solve(run, 1e-6 * prices.bound, math.inf, exact=False) == (False, "")
+    assert run.objective == pytest.approx(brute_force(problem)[0], rel=1e-6)
+    assert run.bound == prices.bound
+
+
+@given(seeds, st.booleans())
+@few
+def test_solutions_of_the_back_end_are_repaired(seed: int, exact: bool) -> None:
+    """Whatever shares it returns, what is offered is a placement within all storages; a proof takes none that is not whole."""
+    rng = np.random.default_rng(seed)
+    problem = small(seed % 5)
+    facility, prices, table = relaxed(problem)
+    with Run[Placement](Lagrangian(), problem, SolveOptions()) as run:
+        run.offer(Placement(np.zeros((problem.num_servers, problem.num_experts), bool)))
+        last, mailbox = Finish.of(facility, prices, table.near(prices, prices.bound)), Mailbox()
+        reporter = finish._Reporter(run, last, 1.0, 0.0, exact).at(mailbox)
+        reporter.solution(np.append(rng.random(last.columns.mask.size) / 4, np.zeros(50)))
+        if exact:
+            with pytest.raises(queue.Empty):
+                mailbox.take(0.0)
+        else:
+            action = mailbox.take(0.0)
+            assert action is not None
+            action()
+            assert run.objective > 0
+            assert problem.is_feasible(run.solution)
 
 
 def test_without_finish() -> None:
