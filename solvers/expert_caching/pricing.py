@@ -24,7 +24,7 @@ from edgeopt.solvers.kernels.subsets import (
 
 MAX_TABLE = 1 << 26  # entries of a table of subsets: half a gigabyte
 MOVES = 3  # changes of an expert's subset per dual step
-SHARP_STEPS = 40  # steps on the thresholds of each expert when its bound is sharpened
+SHARP_STEPS = 36  # steps on the thresholds of an expert when its bound is sharpened, in the mean
 CHUNK = 1 << 24  # experts x users x servers between two looks at the clock: some tens of milliseconds
 
 
@@ -196,16 +196,20 @@ class AscentPricing:
         return Prices(price, bound, value, held.T.copy())
 
     def sharpen(self, at: Prices, tell: Callable[[float], object]) -> None:
-        """Tell the bound at a point's prices as each expert's bound is improved, the most valuable first, until a limit is reached."""
+        """Tell the bound at a point's prices as each expert's bound is improved, the most valuable first, until a limit is reached.
+
+        Steps are as many as the root of an expert's value: in half of the experts lies four fifths of what there is to gain.
+        """
         value, by_value = at.value.copy(), np.argsort(-at.value, kind="stable")
+        root = np.sqrt(np.maximum(at.value, 0.0))
+        steps = SHARP_STEPS * root / (root.mean() or 1.0)
         outside = float(at.price @ self.facility.capacity)
         for chunk in self._chunks():
             if self._stopped():
                 break
             some = by_value[chunk]
-            value[some] = np.minimum(
-                value[some], self._ascent(some, at.price, at.choice[:, some].T.copy(), SHARP_STEPS)
-            )
+            sharp = self._ascent(some, at.price, at.choice[:, some].T.copy(), int(np.ceil(steps[some].mean())))
+            value[some] = np.minimum(value[some], sharp)
             tell(float(value.sum()) + outside)
 
     def _ascent(

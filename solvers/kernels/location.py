@@ -166,15 +166,11 @@ def ascent_bounds(
         for u in range(num_users):
             if w[u] <= 0.0:
                 continue
-            active = 0
-            while active < num_servers and reach[u, ranking[u, active]] >= threshold[u]:
+            active, slack = 0, np.inf
+            while slack > 0.0 and active < num_servers and reach[u, ranking[u, active]] >= threshold[u]:
+                slack = min(slack, cost[ranking[u, active]] - collected[ranking[u, active]])
                 active += 1
-            while threshold[u] > 0.0:
-                slack = np.inf
-                for k in range(active):
-                    slack = min(slack, cost[ranking[u, k]] - collected[ranking[u, k]])
-                if slack <= 0.0:
-                    break
+            while slack > 0.0 and threshold[u] > 0.0:
                 floor = reach[u, ranking[u, active]] if active < num_servers else 0.0
                 step = min(slack / w[u], threshold[u] - floor)
                 threshold[u] -= step
@@ -183,6 +179,9 @@ def ascent_bounds(
                 if active == num_servers or threshold[u] > floor:
                     break
                 active += 1
+                slack = np.inf
+                for k in range(active):
+                    slack = min(slack, cost[ranking[u, k]] - collected[ranking[u, k]])
         bounds[e] = _descend(w, reach, by_server[model[e]], cost, best, held[e], threshold, steps)
     return bounds
 
