@@ -178,9 +178,7 @@ class _Reporter:
         """Post a solution."""
         columns, facility = self._finish.columns, self._finish.facility
         chosen = np.array(values, np.float64)[: columns.mask.size]
-        most = np.lexsort((-chosen, columns.expert))[
-            columns.first[:-1]
-        ]  # the column of each expert that has the largest share
+        most = np.lexsort((-chosen, columns.expert))[columns.first[:-1]]  # each expert's column of the largest share
         if self._exact and chosen[most].min() <= 0.5:
             return
         cached = masks_to_cached(columns.mask[most], facility.num_servers)

@@ -42,6 +42,7 @@ class Greedy:
     no more: on two servers the first pick can block the only server of another user. None otherwise; for ``max`` the
     values are those of the sum surrogate, and the placement of `Popularity` is kept where it is better. O(N E U) time
     and as much again for the picks in the worst case, in practice a few evaluations per pick. One iteration is up to 20,000 picks.
+    A run that is stopped fills what is left in turns: every expert gets a copy before any gets a second.
 
     Parameters
     ----------

@@ -43,10 +43,8 @@ NEAREST = 4000  # columns that it then looks at
 FIRST_ROUND = 0.25  # of the proposals of a round: a first good placement soon, so that bounds can work
 LINK_STEPS, LINK_COLUMNS = 200, 60_000  # steps of the linking dual before the second round, and most columns for it
 CLOSE_STEPS = 20  # of prices with the bound by counts
-EARLY, PASSES = (
-    (2, 4),
-    3,
-)  # steps from sampled prices that are rounded; passes over the servers, each quicker than a step there
+EARLY = (2, 4)  # steps from prices of a sample that are rounded too; bounds are sharpened at the last
+PASSES = 3  # over the servers, of a rounding without a table of subsets: a pass is quicker than a step there
 FINISH_FIRST = 1500  # columns up to which branch and bound comes before exchange
 
 
