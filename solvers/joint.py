@@ -298,7 +298,7 @@ class JointPlan:
             if used > count:
                 raise EdgeOptError(f"blocks: {used} of {name} are given out, there are {count}")
         values = [self.evaluate(k, n) for k, n in enumerate(given)]
-        bound = sum(one.weight * value.high for one, value in zip(self.contenders, values, strict=True))
+        bound = sum(one.weight * value.high for one, value in zip(self.contenders, values, strict=True) if one.weight)
         return self._result(given, bound, ())
 
     def equal_shares(self) -> JointResult:
@@ -344,10 +344,10 @@ class JointPlan:
         """
         names = list(self.blocks)
         shape = tuple(count // strides[name] + 1 for name, count in self.blocks.items())
-        worths = [
-            one.weight * table[tuple(slice(None, None, strides[name]) for name in one.resources)]
-            for one, table in zip(self.contenders, tables, strict=True)
-        ]
+        worths = []
+        for one, table in zip(self.contenders, tables, strict=True):
+            coarse = table[tuple(slice(None, None, strides[name]) for name in one.resources)]
+            worths.append(one.weight * coarse if one.weight else np.zeros(coarse.shape))  # bounds may be infinite
         *others, last = sorted(range(len(worths)), key=lambda k: worths[k].size)
         best, picks = np.zeros(shape), {}
         for k in others:

@@ -70,7 +70,7 @@ def kernel_greedy(facility: Facility, picks: int) -> Bools:
     """Return the placement [N, E] of the lazy kernel for one budget of `picks` experts of size one."""
     values = marginals(facility.weight, facility.gain, facility.model, np.zeros_like(facility.weight)).T
     picking = Picking.of(values, np.full(facility.num_servers, np.inf), facility.weight.shape[1])
-    gain, size = np.ascontiguousarray(facility.gain.transpose(0, 2, 1)), np.ones(facility.num_experts)
+    gain, size = facility.gain_by_server(), np.ones(facility.num_experts)
     lazy_greedy(picking, picking.heap.size, facility.weight, gain, facility.model, size, False, picks, 1)
     return picking.cached
 

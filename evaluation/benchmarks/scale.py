@@ -103,14 +103,8 @@ def _short_runs(problem: ExpertCaching, small: ExpertCaching, limit: float, seed
         common.timed_solve(small, solver, time_limit=0.0)  # compiles what only runs that are stopped call
         timed = common.timed_solve(problem, solver, time_limit=limit, seed=seed)
         if timed.result is not None:
-            rows.append(
-                {
-                    "solver": solver.name,
-                    "time_limit": limit,
-                    "over_s": timed.seconds - limit,
-                    "objective": timed.result.objective,
-                }
-            )
+            row: Row = {"solver": solver.name, "time_limit": limit, "over_s": timed.seconds - limit}
+            rows.append(row | {"objective": timed.result.objective})
     return sorted(rows, key=lambda row: -row["over_s"])
 
 

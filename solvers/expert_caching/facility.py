@@ -59,9 +59,8 @@ class Facility:
             else:
                 scale = 1.0 if problem.is_modular_per_set else _surrogate_scale(problem, model.top_k)
                 by_expert = np.ascontiguousarray(scale * model.uses.T)
-                np.take(
-                    by_expert, problem.profile[:, m], axis=1, out=weight[experts], mode="clip"
-                )  # no copy on the way
+                # straight into place: other modes than "clip" take a copy first
+                np.take(by_expert, problem.profile[:, m], axis=1, out=weight[experts], mode="clip")
             weight[experts] *= problem.user_weight * problem.request[:, m]
         weight[device.T] = 0.0
         units, capacity_units, exact = storage_units(problem.expert_bytes, problem.storage_limit)

@@ -72,15 +72,8 @@ def values_given_others(weight: Floats, gain: Floats, by_server: Floats, model: 
 
 @parallel_kernel
 def improve_subsets(
-    weight: Floats,
-    gain: Floats,
-    by_server: Floats,
-    model: Ints,
-    size: Floats,
-    price: Floats,
-    held: Bools,
-    max_moves: int,
-) -> None:
+    weight: Floats, gain: Floats, by_server: Floats, model: Ints, size: Floats, price: Floats, held: Bools, max_moves: int,
+) -> None:  # fmt: skip
     """Improve every expert's subset by its best addition, removal or swap, up to `max_moves` times, in place."""
     num_experts, num_servers = held.shape
     for e in prange(num_experts):
@@ -187,30 +180,9 @@ def ascent_bounds(
 
 
 @kernel
-def _proved(weight: Floats, gain: Floats, cost: Floats, threshold: Floats) -> float:
-    """Return the bound that thresholds [U] prove."""
-    total, collected = 0.0, np.zeros(cost.size)
-    for u in range(weight.size):
-        total += weight[u] * threshold[u]
-        if weight[u] > 0.0:
-            for n in range(cost.size):
-                collected[n] += weight[u] * max(0.0, gain[u, n] - threshold[u])
-    for n in range(cost.size):
-        total += max(0.0, collected[n] - cost[n])
-    return total
-
-
-@kernel
 def _descend(
-    weight: Floats,
-    gain: Floats,
-    by_server: Floats,
-    cost: Floats,
-    best: Floats,
-    held: Bools,
-    threshold: Floats,
-    steps: int,
-) -> float:
+    weight: Floats, gain: Floats, by_server: Floats, cost: Floats, best: Floats, held: Bools, threshold: Floats, steps: int,
+) -> float:  # fmt: skip
     """Return the least bound that thresholds [U] prove on the way of so many subgradient steps, which change them.
 
     A step has Polyak's length towards the value of `held`, less each time four steps in a row found nothing. The bound is

@@ -179,6 +179,17 @@ def test_a_value_without_a_bound():
     assert result.to_json()["bound"] is None
 
 
+def test_what_counts_nothing_gets_nothing():
+    """A contender of weight 0, with however large a bound, leaves the others everything."""
+    endless = Contender(name="a", resources=("x",), value=lambda _: Valued(low=1.0, high=math.inf), weight=0.0)
+    plain = Contender(name="b", resources=("x",), value=lambda shares: Valued(low=shares["x"], high=shares["x"]))
+    for contenders in ([endless, plain], [plain, endless], [endless]):
+        plan = JointPlan(contenders, {"x": 3})
+        result, equal = plan.solve(), plan.equal_shares()
+        assert result.value == result.bound == float(plain in contenders)
+        assert equal.value == equal.bound
+
+
 def test_values_that_contradict_themselves():
     """Ends in the wrong order, and more of a resource that is worth less."""
     plan = JointPlan([Contender(name="a", resources=("x",), value=lambda _: Valued(low=2.0, high=1.0))], {"x": 3})

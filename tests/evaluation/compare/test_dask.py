@@ -33,7 +33,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     quiet = {"env": environment, "cwd": folder, "stdout": log, "stderr": log}
     processes = [subprocess.Popen(scheduler, **quiet)]
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while not file.exists():
             assert processes[0].poll() is None, (folder / "log").read_text()
             assert time.monotonic() < deadline

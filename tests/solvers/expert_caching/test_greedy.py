@@ -102,7 +102,7 @@ def test_ties_go_to_the_lowest_server_and_expert() -> None:
         assert np.argwhere(cached).tolist() == [[0, 0], [1, 1]]
 
 
-def test_stopping_keeps_what_is_placed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopping_is_no_worse_than_the_picks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stop between two steps returns no less than the picks made so far, with nothing left out that fits."""
     monkeypatch.setattr("edgeopt.solvers.expert_caching.greedy.PICKS_PER_STEP", 2)
     problem = random_problem(np.random.default_rng(4), num_servers=3, num_users=6, experts=(8,))
