@@ -65,7 +65,7 @@ def descend(load: Floats, slots: Ints, present: Ints, cost: float, floor: float,
     """
     devices, width, experts = slots.size, placed.shape[1], load.size
     counts, replicas = np.zeros((devices, experts), np.int64), np.zeros(experts, np.int64)
-    total, new = np.zeros(devices), np.zeros(devices)
+    total, everyone = np.zeros(devices), np.arange(-1, experts)
     for d in range(devices):
         for s in range(width):
             if placed[d, s] >= 0:
@@ -103,31 +103,33 @@ def descend(load: Floats, slots: Ints, present: Ints, cost: float, floor: float,
                         more += int(counts[top, b] >= present[top, b]) - int(counts[d, b] > present[d, b])
                     if value + cost * more < least:
                         least, step = value + cost * more, (0, s, d, t, b)
+        there = np.flatnonzero(counts[top])
         for d in range(devices):
             for t in range(slots[d]):
                 b = placed[d, t]
                 if b >= 0 and replicas[b] < 2:
                     continue
-                for a in range(-1, experts):
-                    if a == b or (d != top and (a < 0 or counts[top, a] == 0)):
+                lost = load[b] / (replicas[b] - 1) if b >= 0 else 0.0
+                for a in everyone if d == top else there:
+                    if a == b:
                         continue
+                    won = load[a] / (replicas[a] + 1) if a >= 0 else 0.0
                     value = 0.0
-                    for k in range(devices):  # what each device has then
-                        new[k] = total[k]
+                    for i in range(-1, devices):  # what each device has then, first the one that is to get less
+                        k = i if i >= 0 else top
+                        new = total[k]
                         if a >= 0:
-                            new[k] += counts[k, a] * (load[a] / (replicas[a] + 1) - share[a])
+                            new += counts[k, a] * (won - share[a])
                         if b >= 0:
-                            new[k] += counts[k, b] * (load[b] / (replicas[b] - 1) - share[b])
+                            new += counts[k, b] * (lost - share[b])
                         if k == d:
-                            if a >= 0:
-                                new[k] += load[a] / (replicas[a] + 1)
-                            if b >= 0:
-                                new[k] -= load[b] / (replicas[b] - 1)
-                        if new[k] != total[k]:
-                            value = max(value, new[k])
-                            if value >= limit:
+                            new += won
+                            new -= lost
+                        if i < 0 or new != total[k]:
+                            value = max(value, new)
+                            if value >= limit or value - cost >= least:  # a step spares one move at most
                                 break
-                    if value >= limit or not new[top] < limit:
+                    if value >= limit:
                         continue
                     more = 0
                     if a >= 0:
@@ -135,7 +137,7 @@ def descend(load: Floats, slots: Ints, present: Ints, cost: float, floor: float,
                     if b >= 0:
                         more -= int(counts[d, b] > present[d, b])
                     if value + cost * more < least:
-                        least, step = value + cost * more, (1, -1, d, t, a)
+                        least, step = value + cost * more, (1, -1, d, t, int(a))
         what, s, d, t, a = step
         if what < 0:
             break
